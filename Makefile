@@ -1,0 +1,42 @@
+# `make demo` and `make test` do all the set-up on a fresh machine; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: install demo test slow check format bench clean
+
+install: $(READY)
+
+# torch, torchvision and timm are resolved together: the small CPU wheels of torch do not fit torchvision.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+demo: $(READY)
+	$(BIN)/adc-edge demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	mkdir -p out/bench
+	for name in compression wire; do $(BIN)/python benchmarks/$$name.py --json out/bench/$$name.json || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info out runs

@@ -1,0 +1,1 @@
+"""In the cloud: the server, head training, many devices."""

@@ -1,0 +1,1 @@
+"""On the device: engines, the trunk training shim, the loop behind `serve`."""
