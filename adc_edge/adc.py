@@ -1,0 +1,92 @@
+"""Attention-based Double Compression (ADC), as pure functions of tensors (paper, section "ADC").
+
+Nothing here knows of timm, of sockets or of files. Every function traces to ONNX with dynamic B, T and S, which is
+why loops are unrolled, masks are arithmetic and no shape depends on a value.
+
+Shapes:
+    B images, N tokens (the P prefix tokens first, CLS at 0), D channels, H heads,
+    T clusters, S kept patch tokens, k = P + S kept tokens in all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LLOYD_ITERATIONS = 10
+
+
+def cls_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """The CLS row of a block's softmax attention, averaged over the heads (paper, step 1).
+
+    Args:
+        query: CLS queries, ``[B, H, 1, d]``.
+        keys: keys of all tokens, ``[B, H, N, d]``.
+        scale: factor on the logits, usually ``d ** -0.5``.
+
+    Returns:
+        Scores ``[B, N]``; each row sums to one. Detached: no gradient flows through the choice.
+    """
+    logits = (query.detach() * scale) @ keys.detach().transpose(-2, -1)  # [B, H, 1, N]
+    return logits.softmax(dim=-1).squeeze(2).mean(dim=1)
+
+
+def membership(assignment: Tensor, clusters: Tensor) -> Tensor:
+    """One-hot rows of who belongs where: ``[B]`` and the cluster ids ``[T]`` -> float ``[T, B]``."""
+    return (assignment.unsqueeze(0) == clusters.unsqueeze(1)).to(torch.float32)
+
+
+def kmeans(scores: Tensor, seeds: Tensor, iterations: int = LLOYD_ITERATIONS) -> tuple[Tensor, Tensor]:
+    """Lloyd's k-means on the score rows, started from rows of the batch (paper, step 2).
+
+    Rows are centred and scaled first: the expanded distance on raw rows, which lie close together, flips assignments
+    in FP32. An emptied cluster keeps its old centroid.
+
+    Args:
+        scores: ``[B, N]``.
+        seeds: distinct rows that start the clusters, int64 ``[T]``.
+        iterations: Lloyd iterations, unrolled.
+
+    Returns:
+        ``assignment`` int64 ``[B]`` with values in ``[0, T)``, and ``counts`` int64 ``[T]``.
+    """
+    rows = scores - scores.mean(dim=0, keepdim=True)
+    rows = rows / rows.abs().flatten().amax(dim=0).clamp_min(torch.finfo(rows.dtype).tiny)
+    clusters = torch.arange(seeds.shape[0], device=scores.device)
+    centroids = rows[seeds]  # [T, N]
+    for step in range(iterations):
+        distances = centroids.square().sum(dim=1) - 2.0 * (rows @ centroids.T)  # [B, T], less |row|^2
+        assignment = distances.argmin(dim=1)
+        members = membership(assignment, clusters)  # [T, B]
+        counts = members.sum(dim=1, keepdim=True)
+        if step + 1 < iterations:
+            centroids = torch.where(counts > 0, (members @ rows) / counts.clamp_min(1.0), centroids)
+    return assignment, counts.squeeze(1).to(torch.int64)
+
+
+def cluster_mean(values: Tensor, assignment: Tensor, clusters: Tensor) -> Tensor:
+    """Mean of each cluster's members: ``[B, ...]`` -> ``[T, ...]``; an empty cluster gives zeros (paper, step 2)."""
+    members = membership(assignment, clusters)
+    weights = members / members.sum(dim=1, keepdim=True).clamp_min(1.0)  # [T, B]
+    return (weights @ values.flatten(1)).reshape(-1, *values.shape[1:])
+
+
+def select_tokens(centroids: Tensor, kept: int, prefix: int) -> Tensor:
+    """The prefix tokens and the ``kept`` patch tokens with the largest centroid scores (paper, step 3).
+
+    Args:
+        centroids: mean scores of each cluster, ``[T, N]``.
+        kept: S, patch tokens to keep, ``1 <= S <= N - P``.
+        prefix: P.
+
+    Returns:
+        Token indices int64 ``[T, P + S]``, the prefix first.
+    """
+    best = centroids[:, prefix:].topk(kept, dim=1, sorted=True).indices + prefix  # TensorRT refuses sorted=False
+    first = torch.arange(prefix, device=centroids.device).expand(centroids.shape[0], -1)
+    return torch.cat((first, best), dim=1)
+
+
+def gather_tokens(x: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of ``x`` ``[B, N, D]`` at ``tokens`` ``[B, k]`` -> ``[B, k, D]``."""
+    return x.gather(1, tokens.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,69 @@
+"""How much of a batch is sent: the true ratio ξ = (T/B)·(k/N) (paper, section "ADC")."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from adc_edge.errors import SettingError
+
+_EPSILON = 1e-9  # 0.29 * 100 is 28.999… in binary; floor must not lose a cluster to that
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """What a step sends: T clusters of k tokens, out of B images of N tokens."""
+
+    images: int
+    tokens: int
+    clusters: int
+    kept: int
+
+    @property
+    def xi(self) -> float:
+        """ξ, what is really sent of the batch."""
+        return self.clusters * self.kept / (self.images * self.tokens)
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """A target: either one ξ, or T/B and k/N apart (the paper's grid)."""
+
+    xi: float | None = None
+    batch: float | None = None
+    token: float | None = None
+
+    def check(self) -> Ratio:
+        """Return self, or raise SettingError unless it is ξ alone or both parts, each in (0, 1]."""
+        given = [v for v in (self.xi, self.batch, self.token) if v is not None]
+        apart = self.batch is not None and self.token is not None and self.xi is None
+        alone = self.xi is not None and self.batch is None and self.token is None
+        if not (apart or alone) or not all(0.0 < v <= 1.0 for v in given):
+            raise SettingError(
+                f"ratio ξ={self.xi}, batch-ratio={self.batch}, token-ratio={self.token}",
+                "either --ratio, or --batch-ratio and --token-ratio together, each in (0, 1]",
+                "for example --ratio 0.1, or --batch-ratio 0.25 --token-ratio 0.4",
+            )
+        return self
+
+    def shape(self, images: int, tokens: int, prefix: int) -> Shape:
+        """T and k for a batch of ``images`` with ``tokens`` tokens each, ``prefix`` of them always kept.
+
+        Two parts are floored as in the paper. One ξ uses T/B = √ξ and lets k make up for T's rounding, so that what
+        is sent is as near to ξ as whole tokens allow. At least one patch token is kept.
+
+        Raises:
+            SettingError: if the batch is smaller than the two clusters that k-means needs.
+        """
+        if images < 2:
+            raise SettingError(
+                f"a batch of {images} image(s)", "at least 2, the smallest number of clusters", "raise --batch-size"
+            )
+        if self.xi is None:
+            assert self.batch is not None
+            assert self.token is not None
+            clusters = max(2, math.floor(self.batch * images + _EPSILON))
+            kept = math.floor(self.token * tokens + _EPSILON)
+        else:
+            clusters = max(2, min(images, round(math.sqrt(self.xi) * images)))
+            kept = round(self.xi * tokens * images / clusters)
+        return Shape(images, tokens, clusters, min(tokens, max(prefix + 1, kept)))
