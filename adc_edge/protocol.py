@@ -1,0 +1,265 @@
+"""The messages between a device and its trainer: MessagePack headers as frozen typed structs.
+
+A message is one header and, for some, a body of raw tensors; `framing.py` cuts the body into chunks. Headers are
+plain MessagePack maps with a ``kind``, so that any language can read them and an older peer can at least read the
+``version`` of a newer one. Every number is checked by ``Limits`` before a byte is allocated for it.
+
+Letters: B images, T clusters, k kept tokens, D channels, L label triples.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar, get_args
+
+import msgspec
+
+from adc_edge.errors import ProtocolError
+from adc_edge.precision import Precision, encoded_bytes
+
+VERSION = 1
+CHUNK_BYTES = 64 * 1024  # small enough to live through heartbeats on a 0.1 Mbit/s link
+HEADER_BYTES = 4096
+TRIPLE_BYTES = 12  # cluster, class, count: three little-endian int32
+LABEL_BYTES = 4  # one little-endian int32
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+
+RefusalCode = Literal[
+    "version", "bundle", "unknown-device", "superseded", "malformed", "size", "shape", "labels", "order", "nan", "busy"
+]
+REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
+    """Root of all messages."""
+
+
+class Hello(Message, frozen=True):
+    """Device: opens or resumes a session. ``next_step`` is the first step it has no gradient for."""
+
+    version: int
+    bundle: Text  # SHA-256 of manifest.json
+    session: Id
+    device: Text  # a label for logs, no identity
+    next_step: Count
+    steps: Count = 0  # planned in all, 0 if unknown: the head's schedule may need it
+
+
+class Step(Message, frozen=True):
+    """Device: one micro-batch. Body: activations [T, k, D] in ``precision``, then triples int32 [L, 3]."""
+
+    session: Id
+    step: Count
+    micro_batch: Count
+    micro_batches: Positive
+    transfer: Id
+    body_bytes: Count
+    images: Positive
+    clusters: Positive
+    kept: Positive
+    triples: Positive
+    precision: Precision
+    gradient: bool  # False: the trunk is frozen, send no gradient
+
+
+class Evaluate(Message, frozen=True):
+    """Device: test images, nothing merged or dropped. Body: activations [B, N, D], then labels int32 [B]."""
+
+    session: Id
+    step: Count
+    part: Count
+    transfer: Id
+    body_bytes: Count
+    images: Positive
+    precision: Precision
+
+
+class Ping(Message, frozen=True):
+    """Device: measures the link, outside any session. The body is ballast; the reply carries ``reply_bytes``."""
+
+    nonce: Id
+    reply_bytes: Annotated[int, msgspec.Meta(ge=0, le=CHUNK_BYTES)]
+    body_bytes: Annotated[int, msgspec.Meta(ge=0, le=CHUNK_BYTES)] = 0
+    transfer: Id = 0
+
+
+class Bye(Message, frozen=True):
+    """Device: the session is over; the trainer answers ByeAck."""
+
+    session: Id
+
+
+class Chunk(Message, frozen=True):
+    """Either: the next piece of the body of message ``transfer``, from ``offset``."""
+
+    session: Id
+    transfer: Id
+    offset: Count
+
+
+class Welcome(Message, frozen=True):
+    """Trainer: the session is open. ``applied`` steps of it have been applied."""
+
+    session: Id
+    applied: Count
+    trainer: Text  # its version, for logs
+
+
+class Refused(Message, frozen=True):
+    """Trainer: no, by name, and how to mend it."""
+
+    code: RefusalCode
+    received: Text
+    expected: Text
+    remedy: Text
+
+
+class Gradient(Message, frozen=True):
+    """Trainer: answer to a Step. Body: gradient [T, k, D] in ``precision``, or nothing for a frozen trunk."""
+
+    session: Id
+    step: Count
+    micro_batch: Count
+    transfer: Id
+    body_bytes: Count
+    precision: Precision
+    loss: float
+    accuracy: float  # share of the micro-batch's label mass on the predicted classes
+    seconds_cloud: float
+    down_mbit_s: float | None = None  # as the trainer's kernel sees its own sending
+
+
+class Evaluated(Message, frozen=True):
+    """Trainer: answer to an Evaluate."""
+
+    session: Id
+    step: Count
+    part: Count
+    images: Count
+    correct: Count
+    loss_sum: float
+    seconds_cloud: float
+
+
+class Pong(Message, frozen=True):
+    """Trainer: answer to a Ping, with the ballast that was asked for."""
+
+    nonce: Id
+    body_bytes: Count = 0
+    transfer: Id = 0
+
+
+class ByeAck(Message, frozen=True):
+    """Trainer: the goodbye arrived."""
+
+    session: Id
+
+
+FromDevice = Hello | Step | Evaluate | Ping | Bye | Chunk
+FromTrainer = Welcome | Refused | Gradient | Evaluated | Pong | ByeAck | Chunk
+WithBody = Step | Evaluate | Ping | Gradient | Pong
+
+_ENCODER = msgspec.msgpack.Encoder()
+_FROM_DEVICE: msgspec.msgpack.Decoder[FromDevice] = msgspec.msgpack.Decoder(FromDevice)
+_FROM_TRAINER: msgspec.msgpack.Decoder[FromTrainer] = msgspec.msgpack.Decoder(FromTrainer)
+
+M = TypeVar("M")
+
+
+class _Version(msgspec.Struct):
+    kind: str
+    version: int = VERSION
+
+
+_VERSION = msgspec.msgpack.Decoder(_Version)
+
+
+def pack(message: Message) -> bytes:
+    """Header of a message, as MessagePack."""
+    return _ENCODER.encode(message)
+
+
+def unpack_from_device(header: bytes) -> FromDevice:
+    """Read a device's header; another protocol version is told apart from a malformed message.
+
+    Raises:
+        ProtocolError: code ``version`` or ``malformed``.
+    """
+    # A newer Hello may have other fields, so its version is read before the rest is typed.
+    seen = _unpack(_VERSION, header)
+    if seen.kind == "hello" and seen.version != VERSION:
+        raise ProtocolError(
+            f"protocol version {seen.version}",
+            f"version {VERSION}",
+            "install the same adc-edge on the device and the trainer",
+            "version",
+        )
+    return _unpack(_FROM_DEVICE, header)
+
+
+def unpack_from_trainer(header: bytes) -> FromTrainer:
+    """Read a trainer's header.
+
+    Raises:
+        ProtocolError: code ``malformed``.
+    """
+    return _unpack(_FROM_TRAINER, header)
+
+
+def _unpack(decoder: msgspec.msgpack.Decoder[M], header: bytes) -> M:
+    if len(header) > HEADER_BYTES:
+        raise ProtocolError(f"a header of {len(header)} bytes", f"at most {HEADER_BYTES}", "use one version", "size")
+    try:
+        return decoder.decode(header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(
+            f"a header that is no message ({error})", "an adc-edge message", "use one version"
+        ) from None
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a body may hold, from the bundle; checked before anything is allocated.
+
+    Letters as in the module: N tokens of an image, P of them prefix, C classes.
+    """
+
+    tokens: int
+    prefix: int
+    dim: int
+    classes: int
+    max_images: int = 1024
+
+    def step_bytes(self, step: Step) -> int:
+        """Exact size of a Step's body.
+
+        Raises:
+            ProtocolError: code ``shape`` or ``size``.
+        """
+        self._within("images", step.images, 1, self.max_images)
+        self._within("clusters", step.clusters, 1, step.images)
+        self._within("kept tokens", step.kept, self.prefix, self.tokens)
+        self._within("label triples", step.triples, step.clusters, step.images)
+        self._within("micro-batch", step.micro_batch, 0, step.micro_batches - 1)
+        size = encoded_bytes((step.clusters, step.kept, self.dim), step.precision) + TRIPLE_BYTES * step.triples
+        return self._exactly(step.body_bytes, size)
+
+    def evaluate_bytes(self, part: Evaluate) -> int:
+        """Exact size of an Evaluate's body; raises as ``step_bytes``."""
+        self._within("images", part.images, 1, self.max_images)
+        size = encoded_bytes((part.images, self.tokens, self.dim), part.precision) + LABEL_BYTES * part.images
+        return self._exactly(part.body_bytes, size)
+
+    def _within(self, what: str, value: int, low: int, high: int) -> None:
+        if not low <= value <= high:
+            raise ProtocolError(
+                f"{value} {what}", f"{low} to {high}", "use the trainer's bundle, or raise its --max-images", "shape"
+            )
+
+    @staticmethod
+    def _exactly(value: int, expected: int) -> int:
+        if value != expected:
+            raise ProtocolError(f"a body of {value} bytes", f"{expected} for its shapes", "use one version", "size")
+        return expected

@@ -1,0 +1,110 @@
+"""What the kernel knows of a ZeroMQ socket's TCP connections: exact bytes, round trip, rate (Linux).
+
+Bytes are counted where they leave: framing, handshakes, heartbeats and encryption included, retransmissions not. A
+socket without TCP beneath (ipc, another system) has no such count, and callers get None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from typing import NamedTuple
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+_TCP_INFO = getattr(socket, "TCP_INFO", None)
+_SIZE = 232  # of struct tcp_info up to tcpi_snd_wnd, Linux 5.4
+_RATE_SIZE = 216  # kernels from 4.19 on fill it up to tcpi_bytes_retrans
+
+
+class TcpInfo(NamedTuple):
+    """The part of Linux's struct tcp_info that is used here."""
+
+    sent_bytes: int  # first transmissions only
+    received_bytes: int
+    rtt_ms: float  # smoothed
+    min_rtt_ms: float
+    delivery_mbit_s: float
+    last_received_ms: int  # since the last data arrived
+
+
+def tcp_info(fd: int) -> TcpInfo | None:
+    """Read TCP_INFO of an open descriptor; None where it is no TCP socket or the system has no such call."""
+    if _TCP_INFO is None:
+        return None
+    try:
+        with socket.socket(fileno=os.dup(fd)) as connection:
+            raw = connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _SIZE)
+    except OSError:
+        return None
+    if len(raw) < _RATE_SIZE:
+        return None
+    (received,) = struct.unpack_from("=Q", raw, 128)
+    (rate,) = struct.unpack_from("=Q", raw, 160)
+    sent, again = struct.unpack_from("=QQ", raw, 200)
+    (last_received,) = struct.unpack_from("=I", raw, 52)
+    (rtt,) = struct.unpack_from("=I", raw, 68)
+    (min_rtt,) = struct.unpack_from("=I", raw, 148)
+    return TcpInfo(sent - again, received, rtt / 1e3, min_rtt / 1e3, rate * 8 / 1e6, last_received)
+
+
+class SocketMeter:
+    """Watches one ZeroMQ socket: counts the bytes of every connection it makes, and notices when one ends.
+
+    Call ``close`` before the socket's context ends: an open monitor makes ``Context.term`` hang.
+    """
+
+    def __init__(self, zmq_socket: zmq.Socket[bytes]) -> None:
+        self._socket = zmq_socket
+        self._monitor = zmq_socket.get_monitor_socket()
+        self._fd: int | None = None
+        self._past = (0, 0)
+        self._closed = False
+        self.lost = False  # a connection has ended
+        self.failure: str | None = None  # why a handshake failed
+
+    def poll(self) -> None:
+        """Take note of what happened to the connections since the last call; never waits."""
+        while not self._closed and self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)
+            kind = zmq.Event(event["event"])
+            if kind == zmq.Event.CONNECTED:
+                self._release()
+                with contextlib.suppress(OSError):  # already gone again
+                    self._fd = os.dup(event["value"])
+            elif kind in (zmq.Event.DISCONNECTED, zmq.Event.CLOSED):  # CLOSED: refused before it stood
+                self._release()
+                self.lost = True
+            elif kind in (zmq.Event.HANDSHAKE_FAILED_AUTH, zmq.Event.HANDSHAKE_FAILED_PROTOCOL):
+                self.failure = kind.name
+
+    def now(self) -> TcpInfo | None:
+        """The live connection as the kernel sees it; None without one."""
+        return None if self._fd is None else tcp_info(self._fd)
+
+    def totals(self) -> tuple[int, int]:
+        """Bytes sent and received over all connections so far."""
+        self.poll()
+        live = self.now()
+        sent, received = (live.sent_bytes, live.received_bytes) if live else (0, 0)
+        return self._past[0] + sent, self._past[1] + received
+
+    def close(self) -> None:
+        """Stop watching; ``totals`` keeps its last value."""
+        self.poll()
+        self._release()
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._closed = True
+
+    def _release(self) -> None:
+        if self._fd is None:
+            return
+        live = tcp_info(self._fd)
+        if live:
+            self._past = (self._past[0] + live.sent_bytes, self._past[1] + live.received_bytes)
+        os.close(self._fd)
+        self._fd = None
