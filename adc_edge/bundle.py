@@ -1,0 +1,119 @@
+"""The exported directory that both sides load: manifest, ONNX, weights. Nothing in it is ever unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from adc_edge.errors import BundleError
+from adc_edge.files import sha256
+from adc_edge.precision import Precision
+from adc_edge.protocol import Limits
+from adc_edge.ratio import Ratio
+from adc_edge.spec import TrunkSpec
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+CLIENT = "client.onnx"
+TRUNK = "trunk.safetensors"
+HEAD = "head.safetensors"
+
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model's own: resize the short side to ``size``, crop its centre, scale to 0..1, normalise."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is in a bundle. ``tokens`` is N, ``dim`` D and ``prefix`` P of the paper; ``depth`` counts all blocks."""
+
+    format: int
+    model: str
+    model_args: dict[str, Any]
+    classes: int
+    split: int
+    depth: int
+    tokens: int
+    prefix: int
+    dim: int
+    trunk: TrunkSpec
+    preprocessing: Preprocessing
+    ratio: Ratio
+    batch_size: int
+    precision: Precision
+    opset: int
+    files: dict[str, str]
+    versions: dict[str, str]
+
+    def limits(self, max_images: int = 1024) -> Limits:
+        """What a message about this model may hold."""
+        return Limits(self.tokens, self.prefix, self.dim, self.classes, max_images)
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """A loaded and verified bundle; ``digest`` names it on the wire."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def load(cls, path: Path, need: tuple[str, ...]) -> Bundle:
+        """Read the manifest and check the digest of each file in ``need``.
+
+        Raises:
+            BundleError: no bundle there, an unknown format, or a file that is missing or changed.
+        """
+        text = _read(path / MANIFEST)
+        manifest = parse_manifest(text, str(path / MANIFEST))
+        for name in need:
+            _check(path / name, manifest.files.get(name))
+        return cls(path, manifest, sha256(path / MANIFEST))
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
+    """Read a manifest; raises BundleError on another format version or unreadable text."""
+    try:
+        found = msgspec.json.decode(text, type=_Format).format
+        if found != FORMAT:
+            raise BundleError(
+                f"{where} has bundle format {found}", f"format {FORMAT}", "export it again with this adc-edge"
+            )
+        return msgspec.json.decode(text, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{where}: {error}", "a manifest as `adc-edge export` writes it", "export it again") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"no bundle at {path.parent} ({error.strerror}: {path.name})",
+            "a directory made by `adc-edge export`",
+            "adc-edge export --model deit_tiny_patch16_224 --split 6 -o DIR",
+        ) from None
+
+
+def _check(path: Path, expected: str | None) -> None:
+    if expected is None or not path.is_file():
+        raise BundleError(f"{path} is missing", "every file that the manifest lists", "copy or export the bundle again")
+    if sha256(path) != expected:
+        raise BundleError(
+            f"{path} was changed or damaged: its SHA-256 differs from the manifest",
+            f"SHA-256 {expected}",
+            "copy or export the bundle again",
+        )

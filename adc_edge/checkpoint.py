@@ -1,0 +1,97 @@
+"""A run's state on disk: one safetensors file a checkpoint, written whole, checked when read, the last two kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from adc_edge.errors import CheckpointError
+from adc_edge.files import write_atomic
+
+KEPT = 2
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Checkpoint(NamedTuple):
+    """State at the beginning of ``step``: ``meta`` is JSON, ``arrays`` are the tensors by name."""
+
+    step: int
+    arrays: dict[str, npt.NDArray[Any]]
+    meta: dict[str, Any]
+
+
+def save_checkpoint(directory: Path, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> Path:
+    """Write ``checkpoint-STEP.safetensors`` and drop all but the newest two."""
+    whole = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    text = json.dumps(meta, sort_keys=True)
+    header = {"step": str(step), "meta": text, "sha256": _digest(step, whole, text)}
+    path = directory / f"checkpoint-{step:08d}.safetensors"
+    write_atomic(path, save(whole, metadata=header))
+    for old in _all(directory)[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint back.
+
+    Raises:
+        CheckpointError: torn, damaged, or no checkpoint at all.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        step = int(header["step"])
+        intact = header["sha256"] == _digest(step, arrays, header["meta"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+    if not intact:
+        raise _damaged(path, "its SHA-256 differs")
+    return Checkpoint(step, arrays, json.loads(header["meta"]))
+
+
+def latest_checkpoint(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint that reads back whole; None where there never was one.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is whole.
+    """
+    failure: CheckpointError | None = None
+    for path in reversed(_all(directory)):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            failure = failure or error
+    if failure:
+        raise failure
+    return None
+
+
+def _all(directory: Path) -> list[Path]:
+    return sorted(directory.glob("checkpoint-*.safetensors"))
+
+
+def _digest(step: int, arrays: Arrays, meta: str) -> str:
+    digest = hashlib.sha256(f"{step}\n{meta}\n".encode())
+    for name in sorted(arrays):
+        value = arrays[name]
+        digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
+        digest.update(np.asarray(value, order="C").tobytes())
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be used: {why}",
+        "a checkpoint as adc-edge wrote it",
+        "delete it, or start over in another --run",
+    )
