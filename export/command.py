@@ -1,0 +1,78 @@
+"""`adc-edge export` and `adc-edge merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adc_edge.options import PRECISION, parse_model_args, ratio_options
+
+
+@click.command()
+@click.option("--model", required=True, help="A timm VisionTransformer, e.g. deit_tiny_patch16_224.")
+@click.option("--split", required=True, type=int, help="Cut after this block (1 to L-1).")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle directory to make.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Weights file (safetensors).")
+@click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights.")
+@click.option(
+    "--num-classes",
+    type=click.IntRange(min=1),
+    help="Classes; another number than the weights' starts a new classifier.",
+)
+@click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels; position embeddings are resampled.")
+@click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
+@ratio_options
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=2), help="Images a step.")
+@click.option("--precision", type=PRECISION, default="fp16", show_default=True, help="Default on the wire.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+def export(
+    model: str,
+    split: int,
+    output: Path,
+    ratio: float | None,
+    batch_ratio: float | None,
+    token_ratio: float | None,
+    img_size: int | None,
+    num_classes: int | None,
+    model_arg: tuple[str, ...],
+    **rest: Any,
+) -> None:
+    """Cut a ViT and export trunk + ADC to ONNX, as a bundle that `serve` and `trainer` load."""
+    from rich.console import Console
+
+    from adc_edge.export.build import Settings, export_bundle
+    from adc_edge.export.report import parity_table
+    from adc_edge.ratio import Ratio
+
+    arguments = parse_model_args(model_arg) | ({} if img_size is None else {"img_size": img_size})
+    chosen = Ratio(ratio, batch_ratio, token_ratio)
+    chosen = Ratio(xi=0.1) if chosen == Ratio() else chosen
+    console = Console()
+    settings = Settings(model, split, output, chosen, classes=num_classes, model_args=arguments, **rest)
+    rows = export_bundle(settings, console.print)
+    console.print(parity_table(rows))
+    console.print(f"wrote    {output}\n\nnext:")
+    console.print(f"  adc-edge trainer --bundle {output}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"  adc-edge serve --bundle {output} --trainer tcp://127.0.0.1:5700 --data digits --epochs 1",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@click.command()
+@click.option("--run-device", required=True, type=click.Path(path_type=Path), help="The device's --run directory.")
+@click.option("--run-trainer", required=True, type=click.Path(path_type=Path), help="The trainer's --run directory.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (safetensors).")
+def merge(run_device: Path, run_trainer: Path, output: Path) -> None:
+    """Join both halves of a finished training into one ordinary timm checkpoint."""
+    from adc_edge.export.merge import merge_runs
+
+    manifest = merge_runs(run_device, run_trainer, output)
+    arguments = "".join(f", {key}={value!r}" for key, value in manifest.model_args.items())
+    click.echo(f"wrote {output}\n\nnext:")
+    click.echo(f"  vit = timm.create_model({manifest.model!r}, num_classes={manifest.classes}{arguments})")
+    click.echo(f"  vit.load_state_dict(safetensors.torch.load_file({str(output)!r}), strict=True)")
