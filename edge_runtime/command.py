@@ -1,0 +1,121 @@
+"""`adc-edge serve`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adc_edge.options import PRECISION, bundle_option, insecure_option, optimizer_options, ratio_options
+
+_OPTIMIZER = ("lr", "weight_decay", "momentum", "clip_norm", "schedule", "warmup_steps", "schedule_steps")
+
+
+@click.command()
+@bundle_option
+@click.option("--trainer", required=True, metavar="tcp://HOST:PORT", help="Where `adc-edge trainer` listens.")
+@click.option(
+    "--data",
+    default="digits",
+    show_default=True,
+    metavar="SRC",
+    help="digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT or food101:ROOT.",
+)
+@click.option("--steps", type=click.IntRange(min=0), help="Optimizer steps.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data, instead of --steps; default 1.")
+@click.option(
+    "--trunk", type=click.Choice(["train", "frozen"]), default="train", show_default=True, help="frozen needs no torch."
+)
+@click.option("--engine", type=click.Choice(["onnxruntime", "torch"]), default="onnxruntime", show_default=True)
+@ratio_options
+@click.option("--precision", type=PRECISION, help="On the wire, both ways; default: the bundle's.")
+@click.option("--batch-size", type=click.IntRange(min=2), help="Images a step; default: the bundle's.")
+@click.option(
+    "--augment", default="none", show_default=True, metavar="LIST", help="flip, jitter, randaugment; comma-separated."
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of order, augmentation and k-means."
+)
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Threads that decode images.")
+@click.option(
+    "--threads",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Of the engine and torch; 0: their choice.",
+)
+@optimizer_options
+@click.option(
+    "--eval-every",
+    "evaluate_every",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Evaluate every N steps, besides at the end.",
+)
+@click.option(
+    "--eval-images",
+    "evaluate_images",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Test images at most; 0: all.",
+)
+@click.option("--eval-precision", "evaluate_precision", type=PRECISION, default="fp16", show_default=True)
+@click.option(
+    "--checkpoint-every",
+    default=100,
+    show_default=True,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Steps; 0: only at the end.",
+)
+@click.option(
+    "--drift-every",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Log max |engine - PyTorch| every N steps.",
+)
+@click.option("--run", type=click.Path(path_type=Path), help="Directory to keep the run in, and to resume from.")
+@click.option("--report", type=click.Path(path_type=Path), help="JSON file for the result.")
+@click.option(
+    "--wait",
+    "wait_s",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds to try to reach the trainer at the start; inf: for ever.",
+)
+@click.option("--name", default="", help="Label of this device in the trainer's log; default: the host's name.")
+@insecure_option
+def serve(
+    ratio: float | None,
+    batch_ratio: float | None,
+    token_ratio: float | None,
+    optimizer: str,
+    wait_s: float,
+    **rest: Any,
+) -> None:
+    """Train from this device: run trunk + ADC on its data, send activations, apply the gradients that come back."""
+    from rich.console import Console
+
+    from adc_edge.edge_runtime.display import report_table
+    from adc_edge.edge_runtime.runner import Serve, ServeSettings
+    from adc_edge.ratio import Ratio
+
+    learning = {"name": optimizer} | {key: rest.pop(key) for key in _OPTIMIZER}
+    console = Console()
+    settings = ServeSettings(
+        ratio=Ratio(ratio, batch_ratio, token_ratio),
+        optimizer=learning,
+        wait_s=None if math.isinf(wait_s) else wait_s,
+        **rest,
+    )
+    report = Serve(settings, console).run()
+    console.print(report_table(report))
+    if settings.run is not None:
+        console.print(f"run kept in {settings.run}", highlight=False)

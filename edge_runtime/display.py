@@ -1,0 +1,110 @@
+"""What `serve` shows: a live line on a terminal, a plain line every few seconds elsewhere, a table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from adc_edge.edge_runtime.tally import Evaluation, Tally
+
+_PLAIN_EVERY_S = 5.0
+
+
+class Display:
+    """Progress of a run of ``total`` steps."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=total, completed=done)
+        self._total, self._plain_at = total, 0.0
+
+    def __enter__(self) -> Display:
+        """Start showing."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last line on the screen."""
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """One line above the progress."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def step(self, step: int, tally: Tally) -> None:
+        """``step`` has been done."""
+        line = (
+            f"loss {tally.loss:.3f}  train {tally.accuracy_train:.1%}  "
+            f"up {decimal(tally.bytes_up)}  down {decimal(tally.bytes_down)}  "
+            f"{1e3 * tally.seconds / tally.steps:.0f} ms/step"
+        )
+        self._progress.update(self._task, completed=step + 1, description=line)
+        if not self._console.is_terminal and time.monotonic() - self._plain_at > _PLAIN_EVERY_S:
+            self._plain_at = time.monotonic()
+            self.note(f"step {step + 1}/{self._total}  {line}")
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """A test split has been evaluated."""
+        self.note(
+            f"step {evaluation.step}/{self._total}  test accuracy {evaluation.accuracy:.1%}, "
+            f"loss {evaluation.loss:.3f} on {evaluation.images} images"
+        )
+
+
+def report_table(report: Mapping[str, Any]) -> Table:
+    """The report of a run, as a person reads it."""
+    steps = max(1, report["steps"])
+    sent = report["bytes_up"] + report["bytes_down"]
+    table = Table(title="What the run did and what it cost", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_row("test accuracy", _percent(report["accuracy"]))
+    table.add_row("steps, images", f"{report['steps']}, {report['images']}")
+    table.add_row("ξ sent, precision", f"{report['xi']:.3f}, {report['precision']}")
+    table.add_row("bytes up", decimal(report["bytes_up"]))
+    table.add_row("bytes down", decimal(report["bytes_down"]))
+    table.add_row("uncompressed fp32 would be", decimal(report["bytes_uncompressed_fp32"]))
+    table.add_row("sent of that", f"1/{report['bytes_uncompressed_fp32'] / sent:.1f}" if sent else "-")
+    table.add_row("evaluation, apart", decimal(report["bytes_evaluation_up"] + report["bytes_evaluation_down"]))
+    table.add_section()
+    table.add_row("time per step", f"{1e3 * report['seconds'] / steps:.1f} ms")
+    for name in ("data", "forward", "recompute", "link", "cloud", "backward"):
+        table.add_row(f"  {name}", f"{1e3 * report[f'seconds_{name}'] / steps:.1f} ms")
+    table.add_section()
+    if report["rtt_ms"] is None:
+        table.add_row("link", "not measured (needs Linux)")
+    else:
+        table.add_row("link up, down", " / ".join(_rate(report[k]) for k in ("up_mbit_s", "down_mbit_s")) + " Mbit/s")
+        times = " / ".join(f"{report[k]:.2f}" for k in ("rtt_ms", "rtt_p95_ms", "rtt_p99_ms"))
+        table.add_row("RTT p50, p95, p99", f"{times} ms")
+    table.add_row("outages", str(report["outages"]))
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1%}"
+
+
+def _rate(value: float | None) -> str:
+    """Mbit/s; the kernel's figure for loopback says only that it is no limit."""
+    if value is None:
+        return "?"
+    return "> 10000" if value > 10_000 else f"{value:.1f}"

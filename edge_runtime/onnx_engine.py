@@ -1,0 +1,85 @@
+"""Trunk + ADC under ONNX Runtime, from the bundle's client.onnx."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import onnxruntime as ort
+
+from adc_edge.edge_runtime.engine import Int64, Sent, Weights, check_input, without_empty
+from adc_edge.errors import SettingError
+from adc_edge.precision import Float32
+from adc_edge.spec import TrunkSpec
+
+_OUTPUTS = ["activations", "assignment", "tokens", "counts"]
+
+
+class OnnxEngine:
+    """ONNX Runtime on the CPU.
+
+    Weights are fed with each run, as they lie in memory: no session is rebuilt and nothing is copied.
+
+    Args:
+        path: of client.onnx.
+        spec: the trunk's architecture.
+        threads: of the session; 0 lets ONNX Runtime choose.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, spec: TrunkSpec, threads: int = 0) -> None:
+        self._path, self._spec, self._threads = path, spec, threads
+        self._session: ort.InferenceSession | None = None
+        self._weights: Weights = {}
+
+    def __enter__(self) -> OnnxEngine:
+        """Make the session."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        # Between two steps the shim and the network want the cores that spinning threads would burn.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drop the session."""
+        self._session = None
+
+    def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
+        """Run the graph; raises SettingError on inputs that do not fit it."""
+        check_input(self._spec, images, seeds, slots)
+        assert self._session is not None, "enter the engine first"
+        feeds = {"images": images, "seeds": seeds, "slots": np.zeros(slots, np.int64), **self._weights}
+        return without_empty(*self._session.run(_OUTPUTS, feeds))
+
+    def whole(self, images: Float32) -> Float32:
+        """The same graph with a cluster for each image and every token kept, put back in their order."""
+        everyone = np.arange(len(images), dtype=np.int64)
+        sent = self.compress(images, everyone, self._spec.patches)
+        if not np.array_equal(sent.assignment, everyone):  # images alike to the last bit of their attention
+            return np.concatenate([self.whole(images[i : i + 1]) for i in everyone])
+        z = np.empty_like(sent.activations)
+        np.put_along_axis(z, sent.tokens[:, :, None], sent.activations, axis=1)
+        return z
+
+    def refresh(self, weights: Weights) -> None:
+        """Feed these weights from now on; float32, contiguous, timm's names and layouts.
+
+        Raises:
+            SettingError: a name or shape that the graph does not have.
+        """
+        assert self._session is not None, "enter the engine first"
+        known = {i.name: i.shape for i in self._session.get_overridable_initializers()}
+        wrong = [n for n, w in weights.items() if known.get(n) != list(w.shape) or w.dtype != np.float32]
+        if wrong:
+            raise SettingError(
+                f"weights that the graph does not have: {wrong[:4]}",
+                "the trunk's float32 weights",
+                "use the bundle's trunk",
+            )
+        self._weights = {name: np.ascontiguousarray(value) for name, value in weights.items()}

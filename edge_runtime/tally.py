@@ -1,0 +1,113 @@
+"""What a run has cost so far: steps, bytes at the socket, seconds by phase; and the report made of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from adc_edge.ratio import Shape
+
+SAMPLES = 1000
+
+
+class StepRecord(msgspec.Struct, frozen=True):
+    """One step. Times in seconds; bytes as the kernel counted them since the step before."""
+
+    step: int
+    loss: float
+    accuracy: float
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    seconds_data: float
+    seconds_forward: float
+    seconds_recompute: float
+    seconds_link: float
+    seconds_cloud: float
+    seconds_backward: float
+    drift: float | None = None
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """The test split, nothing merged or dropped."""
+
+    step: int
+    images: int
+    accuracy: float
+    loss: float
+
+
+class Tally(msgspec.Struct):
+    """Sums over a run; survives a resume inside the checkpoint."""
+
+    steps: int = 0
+    images: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    bytes_evaluation_up: int = 0
+    bytes_evaluation_down: int = 0
+    seconds: float = 0.0
+    seconds_data: float = 0.0
+    seconds_forward: float = 0.0
+    seconds_recompute: float = 0.0
+    seconds_link: float = 0.0
+    seconds_cloud: float = 0.0
+    seconds_backward: float = 0.0
+    seconds_evaluation: float = 0.0
+    loss: float | None = None  # running mean over about the last 20 steps
+    loss_first: float | None = None
+    accuracy_train: float | None = None
+    outages: int = 0
+    rtt_samples_ms: list[float] = msgspec.field(default_factory=list)
+    up_samples_mbit_s: list[float] = msgspec.field(default_factory=list)
+    down_samples_mbit_s: list[float] = msgspec.field(default_factory=list)
+    evaluations: list[Evaluation] = msgspec.field(default_factory=list)
+
+    def add(self, record: StepRecord, images: int) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.images += images
+        for name in ("bytes_up", "bytes_down", "seconds", "seconds_data", "seconds_forward", "seconds_recompute"):
+            setattr(self, name, getattr(self, name) + getattr(record, name))
+        for name in ("seconds_link", "seconds_cloud", "seconds_backward"):
+            setattr(self, name, getattr(self, name) + getattr(record, name))
+        self.loss_first = record.loss if self.loss_first is None else self.loss_first
+        self.loss = _smooth(self.loss, record.loss)
+        self.accuracy_train = _smooth(self.accuracy_train, record.accuracy)
+
+    def link(self, rtt_ms: float, up_mbit_s: float, down_mbit_s: float | None) -> None:
+        """Keep what the kernels at both ends said of the link at the end of a step; the last SAMPLES of each."""
+        values = (
+            (self.rtt_samples_ms, rtt_ms),
+            (self.up_samples_mbit_s, up_mbit_s),
+            (self.down_samples_mbit_s, down_mbit_s),
+        )
+        for samples, value in values:
+            if value is not None:
+                samples.append(value)
+                del samples[:-SAMPLES]
+
+    def report(self, shape: Shape, dim: int, precision: str, frozen: bool, **more: Any) -> dict[str, Any]:
+        """All of it as one JSON object, with what uncompressed fp32 activations (and gradients) would have weighed."""
+        one_way = self.steps * shape.images * shape.tokens * dim * 4
+        values = {name: value for name, value in msgspec.to_builtins(self).items() if "_samples_" not in name}
+        for name, share in (("rtt_ms", 50), ("rtt_p95_ms", 95), ("rtt_p99_ms", 99)):
+            values[name] = _percentile(self.rtt_samples_ms, share)
+        values["up_mbit_s"] = _percentile(self.up_samples_mbit_s, 50)
+        values["down_mbit_s"] = _percentile(self.down_samples_mbit_s, 50)
+        values["accuracy"] = self.evaluations[-1].accuracy if self.evaluations else None
+        values["xi"], values["precision"] = shape.xi, precision
+        values["bytes_total_up"] = self.bytes_up + self.bytes_evaluation_up
+        values["bytes_total_down"] = self.bytes_down + self.bytes_evaluation_down
+        values["bytes_uncompressed_fp32"] = one_way * (1 if frozen else 2)
+        return values | more
+
+
+def _percentile(samples: list[float], share: float) -> float | None:
+    return float(np.percentile(samples, share)) if samples else None
+
+
+def _smooth(old: float | None, new: float, keep: float = 0.95) -> float:
+    return new if old is None else keep * old + (1 - keep) * new
