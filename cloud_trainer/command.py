@@ -1,0 +1,82 @@
+"""`adc-edge trainer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adc_edge.options import bundle_option, insecure_option, optimizer_options
+
+
+@click.command()
+@bundle_option
+@click.option(
+    "--bind",
+    default="tcp://127.0.0.1:5700",
+    show_default=True,
+    metavar="tcp://HOST:PORT",
+    help="Where to listen; port * lets the system choose.",
+)
+@click.option("--run", type=click.Path(path_type=Path), help="Directory to keep the run in, and to resume from.")
+@click.option(
+    "--checkpoint-every",
+    default=100,
+    show_default=True,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Steps; 0: only at the end.",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--amp",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="bf16 autocast, where CUDA has it.",
+)
+@click.option(
+    "--max-images", default=1024, show_default=True, type=click.IntRange(min=2), help="Images of one message."
+)
+@click.option(
+    "--devices",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="End once N devices are done; 0: serve until Ctrl-C.",
+)
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--threads", default=0, show_default=True, type=click.IntRange(min=0), help="Of torch; 0: its choice.")
+@optimizer_options
+@insecure_option
+def trainer(
+    optimizer: str,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    clip_norm: float,
+    schedule: str,
+    warmup_steps: int,
+    schedule_steps: int,
+    **rest: Any,
+) -> None:
+    """Train the head for the devices that connect."""
+    import msgspec
+    from rich.console import Console
+
+    from adc_edge.cloud_trainer.runner import Trainer, TrainerSettings
+    from adc_edge.optim import OptimizerSettings
+
+    learning = {
+        "name": optimizer,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "clip_norm": clip_norm,
+        "schedule": schedule,
+        "warmup_steps": warmup_steps,
+        "schedule_steps": schedule_steps,
+    }
+    Trainer(TrainerSettings(optimizer=msgspec.convert(learning, OptimizerSettings), **rest), Console()).run()
