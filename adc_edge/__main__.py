@@ -1,0 +1,5 @@
+"""``python -m adc_edge``."""
+
+from adc_edge.cli import main
+
+main()

@@ -1,0 +1,71 @@
+"""The lazy command group: a command's module is imported when it is called, so `--help` imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import click
+
+from adc_edge import __version__
+from adc_edge.errors import AdcEdgeError
+
+# OpenMP's threads spin while they wait by default, and starve whatever shares the cores (engine, decoding, a trainer on
+# the same machine): a recompute took 3.1 times as long. It is read when torch loads, so it is set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Each module imports click at its head and everything heavy inside the command.
+COMMANDS = {
+    "demo": "adc_edge.demo",
+    "export": "adc_edge.export.command",
+    "link": "adc_edge.calibration.command",
+    "merge": "adc_edge.export.command",
+    "serve": "adc_edge.edge_runtime.command",
+    "trainer": "adc_edge.cloud_trainer.command",
+}
+
+
+class _Failure(click.ClickException):
+    """An error of ours as click shows it: no traceback, our exit code."""
+
+    def __init__(self, error: AdcEdgeError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return self.error.exit_code
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except AdcEdgeError as error:
+            raise _Failure(error) from error
+        except ImportError as error:
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            raise click.ClickException(
+                f"this needs {error.name}, which is not installed\n  remedy:   pip install 'adc-edge[{extra}]'"
+            ) from error
+
+
+_EXTRAS = {"torch": "train", "timm": "host", "onnx": "export", "onnxscript": "export", "torchvision": "host"}
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="adc-edge")
+def main() -> None:
+    """Train a Vision Transformer across a slow link, with attention-based double compression."""

@@ -1,0 +1,74 @@
+"""Command-line options that several parts share. Imports click alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from adc_edge.errors import SettingError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PRECISION = click.Choice(["fp32", "fp16", "int8"])
+_RATIO = click.FloatRange(0.0, 1.0, min_open=True)
+
+
+def ratio_options(command: F) -> F:
+    """``--ratio`` or ``--batch-ratio`` with ``--token-ratio``."""
+    command = click.option("--token-ratio", type=_RATIO, help="k/N: share of the tokens kept.")(command)
+    command = click.option("--batch-ratio", type=_RATIO, help="T/B: clusters for each image.")(command)
+    return click.option("--ratio", type=_RATIO, help="ξ = (T/B)(k/N): share of the activations sent.")(command)
+
+
+def bundle_option(command: F) -> F:
+    """``--bundle DIR``."""
+    return click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Made by `export`.")(command)
+
+
+def insecure_option(command: F) -> F:
+    """``--insecure``: anything but loopback."""
+    return click.option("--insecure", is_flag=True, help="Allow an address that is not loopback, in the clear.")(
+        command
+    )
+
+
+def optimizer_options(command: F) -> F:
+    """How this half learns."""
+    for option in reversed(
+        [
+            click.option(
+                "--optimizer", type=click.Choice(["adamw", "adam", "sgd"]), default="adamw", show_default=True
+            ),
+            click.option("--lr", type=click.FloatRange(min=0), default=1e-4, show_default=True, help="Learning rate."),
+            click.option("--weight-decay", type=click.FloatRange(min=0), default=0.0, show_default=True),
+            click.option("--momentum", type=click.FloatRange(0, 1), default=0.9, show_default=True, help="For sgd."),
+            click.option(
+                "--clip-norm", type=click.FloatRange(min=0), default=0.0, help="Clip this half's gradient; 0: no."
+            ),
+            click.option(
+                "--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True
+            ),
+            click.option("--warmup-steps", type=click.IntRange(min=0), default=0, show_default=True),
+            click.option("--schedule-steps", type=click.IntRange(min=0), default=0, help="Length of the cosine."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``("depth=4", "qkv_bias=false")`` -> a dict; values are read as JSON where they are JSON."""
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SettingError(f"--model-arg {pair!r}", "NAME=VALUE", "for example --model-arg depth=4")
+        try:
+            result[key] = json.loads(text)
+        except json.JSONDecodeError:
+            result[key] = text
+    return result
