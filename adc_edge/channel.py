@@ -7,10 +7,8 @@ by (session, step, micro-batch) whether it has answered already.
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import zmq
 from tenacity import (
@@ -22,11 +20,11 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from adc_edge.errors import LinkError, ProtocolError, RefusedError, SettingError
+from adc_edge.endpoint import tune
+from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.framing import Assembler, Body, cut
 from adc_edge.protocol import (
     CHUNK_BYTES,
-    HEADER_BYTES,
     Bye,
     ByeAck,
     FromTrainer,
@@ -54,39 +52,6 @@ class LinkLost(Exception):
 
 class Stopped(Exception):
     """The caller asked to stop while the channel was waiting."""
-
-
-def tune(socket: zmq.Socket[bytes]) -> None:
-    """Options that both ends use (measured choices: heartbeats, short reconnects, bounded frames)."""
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
-    socket.setsockopt(zmq.MAXMSGSIZE, CHUNK_BYTES + HEADER_BYTES)
-
-
-def check_endpoint(endpoint: str, insecure: bool) -> str:
-    """Return ``endpoint`` if it is ``tcp://HOST:PORT`` and safe to use, else raise SettingError.
-
-    Traffic is not encrypted, so anything but loopback must be asked for with ``--insecure``.
-    """
-    url = urlsplit(endpoint)
-    if url.scheme != "tcp" or not url.hostname or not endpoint.rpartition(":")[2]:
-        raise SettingError(f"address {endpoint!r}", "tcp://HOST:PORT", "for example tcp://127.0.0.1:5700")
-    if not insecure and not _is_loopback(url.hostname):
-        raise SettingError(
-            f"address {endpoint!r} is not loopback",
-            "a loopback address, since traffic is neither encrypted nor authenticated",
-            "carry it through a VPN or an SSH tunnel (ssh -L 5700:127.0.0.1:5700 …), or type --insecure",
-        )
-    return endpoint
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class DeviceChannel:

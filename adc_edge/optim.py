@@ -1,12 +1,10 @@
-"""The optimizer of either side: AdamW, Adam or SGD, with clipping and a schedule that is a function of the step."""
+"""The optimizer of either side: AdamW, Adam or SGD, with clipping and the schedule of `learning.py`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,32 +12,9 @@ from torch import nn
 
 from adc_edge.checkpoint import Arrays
 from adc_edge.errors import CheckpointError
+from adc_edge.learning import OptimizerSettings, learning_rate
 
 _UNDECAYED = {"cls_token", "dist_token", "reg_token", "pos_embed"}  # timm's convention, with all 1-d parameters
-
-
-class OptimizerSettings(msgspec.Struct, frozen=True):
-    """How one half learns. ``clip_norm`` 0 means no clipping; it sees this half's gradients alone."""
-
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    clip_norm: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0
-    schedule_steps: int = 0  # length of the cosine; 0: as many steps as the device plans
-
-
-def learning_rate(settings: OptimizerSettings, step: int, planned_steps: int) -> float:
-    """Learning rate of ``step``: linear warm-up, then constant or a half cosine down to zero."""
-    if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / settings.warmup_steps
-    total = settings.schedule_steps or planned_steps
-    if settings.schedule == "constant" or total <= settings.warmup_steps:
-        return settings.lr
-    done = min(1.0, (step - settings.warmup_steps) / (total - settings.warmup_steps))
-    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 class Optimizer:

@@ -30,7 +30,8 @@ def link(trainer: str, seconds: float, json_file: Path | None, wait_s: float, in
     from rich.table import Table
 
     from adc_edge.calibration.link import measure
-    from adc_edge.channel import DeviceChannel, check_endpoint
+    from adc_edge.channel import DeviceChannel
+    from adc_edge.endpoint import check_endpoint
     from adc_edge.files import write_atomic
 
     console = Console()

@@ -51,32 +51,11 @@ from adc_edge.options import bundle_option, insecure_option, optimizer_options
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(min=0), help="Of torch; 0: its choice.")
 @optimizer_options
 @insecure_option
-def trainer(
-    optimizer: str,
-    lr: float,
-    weight_decay: float,
-    momentum: float,
-    clip_norm: float,
-    schedule: str,
-    warmup_steps: int,
-    schedule_steps: int,
-    **rest: Any,
-) -> None:
+def trainer(**options: Any) -> None:
     """Train the head for the devices that connect."""
-    import msgspec
     from rich.console import Console
 
     from adc_edge.cloud_trainer.runner import Trainer, TrainerSettings
-    from adc_edge.optim import OptimizerSettings
+    from adc_edge.learning import take_settings
 
-    learning = {
-        "name": optimizer,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "momentum": momentum,
-        "clip_norm": clip_norm,
-        "schedule": schedule,
-        "warmup_steps": warmup_steps,
-        "schedule_steps": schedule_steps,
-    }
-    Trainer(TrainerSettings(optimizer=msgspec.convert(learning, OptimizerSettings), **rest), Console()).run()
+    Trainer(TrainerSettings(optimizer=take_settings(options), **options), Console()).run()

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import save
 
 from adc_edge.errors import ProtocolError
-from adc_edge.optim import Optimizer, OptimizerSettings
+from adc_edge.learning import OptimizerSettings
+from adc_edge.optim import Optimizer
 from adc_edge.precision import Float32
 from adc_edge.split import Head
 

@@ -12,12 +12,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from adc_edge.bundle import HEAD, MANIFEST, Bundle
-from adc_edge.channel import check_endpoint
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
+from adc_edge.endpoint import check_endpoint
 from adc_edge.errors import BundleError, CheckpointError, SettingError
-from adc_edge.optim import OptimizerSettings
+from adc_edge.learning import OptimizerSettings
 from adc_edge.run_dir import RunDir
 from adc_edge.signals import StopFlag
 from adc_edge.split import head_from_manifest

@@ -10,9 +10,9 @@ import zmq
 
 from adc_edge import __version__
 from adc_edge.bundle import Bundle
-from adc_edge.channel import tune
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.sessions import Peer, Session, Sessions
+from adc_edge.endpoint import tune
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.framing import Assembler, Body, cut
 from adc_edge.labels import soft_labels

@@ -10,8 +10,6 @@ import click
 
 from adc_edge.options import PRECISION, bundle_option, insecure_option, optimizer_options, ratio_options
 
-_OPTIMIZER = ("lr", "weight_decay", "momentum", "clip_norm", "schedule", "warmup_steps", "schedule_steps")
-
 
 @click.command()
 @bundle_option
@@ -96,7 +94,6 @@ def serve(
     ratio: float | None,
     batch_ratio: float | None,
     token_ratio: float | None,
-    optimizer: str,
     wait_s: float,
     **rest: Any,
 ) -> None:
@@ -105,13 +102,13 @@ def serve(
 
     from adc_edge.edge_runtime.display import report_table
     from adc_edge.edge_runtime.runner import Serve, ServeSettings
+    from adc_edge.learning import take_settings
     from adc_edge.ratio import Ratio
 
-    learning = {"name": optimizer} | {key: rest.pop(key) for key in _OPTIMIZER}
     console = Console()
     settings = ServeSettings(
         ratio=Ratio(ratio, batch_ratio, token_ratio),
-        optimizer=learning,
+        optimizer=take_settings(rest),
         wait_s=None if math.isinf(wait_s) else wait_s,
         **rest,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,14 +16,16 @@ from rich.console import Console
 
 from adc_edge import augment, data
 from adc_edge.bundle import CLIENT, MANIFEST, TRUNK, Bundle
-from adc_edge.channel import DeviceChannel, Stopped, check_endpoint
+from adc_edge.channel import DeviceChannel, Stopped
 from adc_edge.edge_runtime.display import Display
 from adc_edge.edge_runtime.engine import Engine
 from adc_edge.edge_runtime.loop import DeviceLoop, StepSettings
 from adc_edge.edge_runtime.onnx_engine import OnnxEngine
 from adc_edge.edge_runtime.tally import Tally
+from adc_edge.endpoint import check_endpoint
 from adc_edge.errors import CheckpointError, SettingError
 from adc_edge.files import write_atomic
+from adc_edge.learning import OptimizerSettings
 from adc_edge.loader import Loader
 from adc_edge.precision import Precision
 from adc_edge.protocol import VERSION, Hello
@@ -52,7 +55,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
     seed: int = 0
     workers: int = 2
     threads: int = 0
-    optimizer: dict[str, Any] = msgspec.field(default_factory=dict)
+    optimizer: OptimizerSettings = OptimizerSettings()
     evaluate_every: int = 0
     evaluate_images: int = 1000
     evaluate_precision: Precision = "fp16"
@@ -158,11 +161,12 @@ class Serve:
             self._checkpoint(run_dir, loop.shim)
 
     def _evaluate(self, loop: DeviceLoop, test: Loader, run_dir: RunDir, display: Display) -> None:
-        settings = self.settings
+        settings, start = self.settings, time.monotonic()
         result, up, down = loop.evaluate(self.step, test, settings.evaluate_images, settings.evaluate_precision)
         self.tally.evaluations.append(result)
         self.tally.bytes_evaluation_up += up
         self.tally.bytes_evaluation_down += down
+        self.tally.seconds_evaluation += time.monotonic() - start
         run_dir.metric(kind="evaluation", **msgspec.to_builtins(result), bytes_up=up, bytes_down=down)
         display.evaluated(result)
 
@@ -212,12 +216,11 @@ class Serve:
         import torch
 
         from adc_edge.edge_runtime.shim import Shim
-        from adc_edge.optim import OptimizerSettings
 
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
-        how = msgspec.convert(self.settings.optimizer, OptimizerSettings)
-        return Shim(self.manifest.trunk, self.bundle.path / TRUNK, how if self.settings.trunk == "train" else None)
+        learning = self.settings.optimizer if self.settings.trunk == "train" else None
+        return Shim(self.manifest.trunk, self.bundle.path / TRUNK, learning)
 
     def _resume(self, run_dir: RunDir, shim: Shim | None) -> None:
         kept = run_dir.latest()

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from adc_edge.edge_runtime.engine import Int64, Sent, Weights, check_input, without_empty
-from adc_edge.optim import Optimizer, OptimizerSettings
+from adc_edge.learning import OptimizerSettings
+from adc_edge.optim import Optimizer
 from adc_edge.precision import Float32
 from adc_edge.spec import TrunkSpec
 from adc_edge.trunk import Trunk

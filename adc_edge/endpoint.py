@@ -1,0 +1,51 @@
+"""What both ends of the wire agree on about sockets and addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import SplitResult, urlsplit
+
+import zmq
+
+from adc_edge.errors import SettingError
+from adc_edge.protocol import CHUNK_BYTES, HEADER_BYTES
+
+
+def tune(socket: zmq.Socket[bytes]) -> None:
+    """Options that both ends use (measured choices: heartbeats, short reconnects, bounded frames)."""
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+    socket.setsockopt(zmq.MAXMSGSIZE, CHUNK_BYTES + HEADER_BYTES)
+
+
+def check_endpoint(endpoint: str, insecure: bool) -> str:
+    """Return ``endpoint`` if it is ``tcp://HOST:PORT`` and safe to use, else raise SettingError.
+
+    Traffic is not encrypted, so anything but loopback must be asked for with ``--insecure``.
+    """
+    url = urlsplit(endpoint)
+    if url.scheme != "tcp" or not url.hostname or not _has_port(url):
+        raise SettingError(f"address {endpoint!r}", "tcp://HOST:PORT", "for example tcp://127.0.0.1:5700")
+    if not insecure and not _is_loopback(url.hostname):
+        raise SettingError(
+            f"address {endpoint!r} is not loopback",
+            "a loopback address, since traffic is neither encrypted nor authenticated",
+            "carry it through a VPN or an SSH tunnel (ssh -L 5700:127.0.0.1:5700 …), or type --insecure",
+        )
+    return endpoint
+
+
+def _has_port(url: SplitResult) -> bool:
+    try:
+        return url.port is not None
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
