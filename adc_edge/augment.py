@@ -7,6 +7,7 @@ them to it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -32,8 +33,8 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Callable[[
 # Each takes a strength in [-1, 1] (the sign drawn at random) and scales it as RandAugment does.
 OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "identity": lambda image, s: image,
-    "shear_x": lambda image, s: _affine(image, (1, -0.3 * s, 0, 0, 1, 0)),
-    "shear_y": lambda image, s: _affine(image, (1, 0, 0, -0.3 * s, 1, 0)),
+    "shear_x": lambda image, s: _affine(image, (1, 0.3 * s, 0, 0, 1, 0)),
+    "shear_y": lambda image, s: _affine(image, (1, 0, 0, 0.3 * s, 1, 0)),
     "translate_x": lambda image, s: _affine(image, (1, 0, -int(150 / 331 * image.width * s), 0, 1, 0)),
     "translate_y": lambda image, s: _affine(image, (1, 0, 0, 0, 1, -int(150 / 331 * image.height * s))),
     "rotate": lambda image, s: image.rotate(30 * s),
@@ -42,7 +43,7 @@ OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "contrast": _enhance(ImageEnhance.Contrast),
     "sharpness": _enhance(ImageEnhance.Sharpness),
     "posterize": lambda image, s: ImageOps.posterize(image, 8 - round(4 * abs(s))),
-    "solarize": lambda image, s: ImageOps.solarize(image, round(255 - 255 * abs(s))),
+    "solarize": lambda image, s: ImageOps.solarize(image, math.ceil(255 - 255 * abs(s))),
     "autocontrast": lambda image, s: ImageOps.autocontrast(image),
     "equalize": lambda image, s: ImageOps.equalize(image),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -50,7 +51,8 @@ class ArraySplit:
 
     def image(self, index: int) -> Image.Image:
         """The image at ``index``."""
-        return Image.fromarray(self._images[index].squeeze())
+        pixels = self._images[index]
+        return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 class FileSplit:
@@ -123,18 +125,24 @@ def _digits(_: str) -> Dataset:
 def _npz(where: str) -> Dataset:
     keys = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(where, allow_pickle=False) as file:
-            x_train, y_train, x_test, y_test = (file[key] for key in keys)
-            names = [str(name) for name in file["classes"]] if "classes" in file else None
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        with open(where, "rb") as raw:
+            if not zipfile.is_zipfile(raw):
+                raise ValueError("no .npz archive")
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                x_train, y_train, x_test, y_test = (file[key] for key in keys)
+                names = [str(name) for name in file["classes"]] if "classes" in file else None
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise DataError(
             f"npz:{where}: {error}", f"an .npz with {', '.join(keys)}", "write it with numpy.savez"
         ) from None
     for name, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
+        pictures = images.dtype == np.uint8 and images.ndim >= 3 and images.shape[3:] in ((), (1,), (3,), (4,))
+        if not pictures or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
             raise DataError(
-                f"npz:{where}: x_{name} is {images.dtype} {list(images.shape)}, y_{name} {list(labels.shape)}",
-                "uint8 images [n, H, W] or [n, H, W, C] and one integer label each",
+                f"npz:{where}: x_{name} is {images.dtype} {list(images.shape)}, "
+                f"y_{name} {labels.dtype} {list(labels.shape)}",
+                "uint8 images [n, H, W] or [n, H, W, C], C 1, 3 or 4, and one integer label each",
                 "convert the arrays before saving",
             )
     y_train, y_test = y_train.astype(np.int64), y_test.astype(np.int64)
@@ -149,7 +157,16 @@ def _folder(where: str) -> Dataset:
     held_out = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
     if (root / "train").is_dir() and held_out is not None:
         classes = _class_names(root / "train")
+        foreign = sorted(set(_class_names(held_out)) - set(classes))
+        if foreign:
+            raise DataError(
+                f"{held_out} has the classes {', '.join(foreign)}",
+                f"no class that {root / 'train'} lacks",
+                "move or rename their directories",
+            )
         return Dataset(_files(root / "train", classes), _files(held_out, classes), classes)
+    if _class_names(root) == ["train"]:  # without a test directory: the split, not a class
+        root /= "train"
     classes = _class_names(root)
     everything = _files(root, classes)
     if not everything.paths:
@@ -163,7 +180,7 @@ def _folder(where: str) -> Dataset:
 
 
 def _class_names(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir())
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _files(root: Path, classes: Sequence[str]) -> FileSplit:
@@ -187,7 +204,7 @@ def _torchvision(kind: str, labels: str) -> Callable[[str], Dataset]:
         both = [{"split": "train"}, {"split": "test"}] if kind == "Food101" else [{"train": True}, {"train": False}]
         try:
             train, test = (make(where, download=False, **which) for which in both)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, ValueError) as error:  # absent; Food-101 also without or with other meta files
             raise DataError(
                 f"{kind} at {where!r}: {error}", "the dataset, unpacked", "download it there first"
             ) from None

@@ -166,6 +166,6 @@ class Loader:
             return None
         try:
             return prepare(self._split.image(index), self._how)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # all that Pillow raises
+        except Exception:  # on a broken file Pillow raises OSError, SyntaxError, ValueError, TypeError, struct.error, …
             self.broken.add(index)
             return None
