@@ -93,13 +93,13 @@ def _values(view: memoryview, shape: tuple[int, ...], precision: Precision) -> F
         return np.frombuffer(view, "<f4").reshape(shape).astype(np.float32)
     exponent = np.frombuffer(view, _EXPONENT, count=1)[0]
     body = view[_EXPONENT.itemsize :]
-    if precision == "fp16":
-        unit = np.frombuffer(body, "<f2").reshape(shape).astype(np.float32)
-    else:
-        rows = int(np.prod(shape[:-1], dtype=np.int64))
-        scales = np.frombuffer(body, _SCALE, count=rows).reshape(*shape[:-1], 1).astype(np.float32)
-        values = np.frombuffer(body, np.int8, offset=_SCALE.itemsize * rows).reshape(shape)
-        unit = values.astype(np.float32) * scales
-    with np.errstate(over="ignore"):  # a hostile exponent becomes inf, which the caller refuses
+    with np.errstate(over="ignore", invalid="ignore"):  # a hostile exponent or scale gives inf or NaN: refused above
+        if precision == "fp16":
+            unit = np.frombuffer(body, "<f2").reshape(shape).astype(np.float32)
+        else:
+            rows = int(np.prod(shape[:-1], dtype=np.int64))
+            scales = np.frombuffer(body, _SCALE, count=rows).reshape(*shape[:-1], 1).astype(np.float32)
+            values = np.frombuffer(body, np.int8, offset=_SCALE.itemsize * rows).reshape(shape)
+            unit = values.astype(np.float32) * scales
         x: Float32 = np.ldexp(unit, exponent).astype(np.float32, copy=False)
     return x

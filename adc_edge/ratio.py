@@ -8,6 +8,7 @@ import msgspec
 
 from adc_edge.errors import SettingError
 
+_NEAR = 0.01  # of ξ: near enough, beside what labels and framing add
 _EPSILON = 1e-9  # 0.29 * 100 is 28.999… in binary; floor must not lose a cluster to that
 
 
@@ -48,8 +49,8 @@ class Ratio(msgspec.Struct, frozen=True):
     def shape(self, images: int, tokens: int, prefix: int) -> Shape:
         """T and k for a batch of ``images`` with ``tokens`` tokens each, ``prefix`` of them always kept.
 
-        Two parts are floored as in the paper. One ξ uses T/B = √ξ and lets k make up for T's rounding, so that what
-        is sent is as near to ξ as whole tokens allow. At least one patch token is kept.
+        Two parts are floored as in the paper. One ξ uses the T nearest to √ξ·B with which some k sends ξ to 1 %, or
+        the T near it that comes closest. At least one patch token is kept.
 
         Raises:
             SettingError: if the batch is smaller than the two clusters that k-means needs.
@@ -64,6 +65,17 @@ class Ratio(msgspec.Struct, frozen=True):
             clusters = max(2, math.floor(self.batch * images + _EPSILON))
             kept = math.floor(self.token * tokens + _EPSILON)
         else:
-            clusters = max(2, min(images, round(math.sqrt(self.xi) * images)))
-            kept = round(self.xi * tokens * images / clusters)
+            clusters, kept = _nearest(self.xi, images, tokens, prefix + 1)
         return Shape(images, tokens, clusters, min(tokens, max(prefix + 1, kept)))
+
+
+def _nearest(xi: float, images: int, tokens: int, least: int) -> tuple[int, int]:
+    """T and k >= ``least``; where √ξ asks for fewer tokens than that, T makes up for it."""
+    total = xi * images * tokens
+    ideal = min(math.sqrt(xi) * images, total / least)
+    low = max(2, math.floor(0.8 * ideal))
+    high = max(low, min(images, math.ceil(1.25 * ideal)))
+    candidates = sorted(range(low, high + 1), key=lambda clusters: abs(clusters - ideal))
+    pairs = [(clusters, min(tokens, max(least, round(total / clusters)))) for clusters in candidates]
+    off = [abs(clusters * kept - total) for clusters, kept in pairs]
+    return pairs[next((i for i, error in enumerate(off) if error <= _NEAR * total), off.index(min(off)))]

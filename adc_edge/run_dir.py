@@ -23,6 +23,10 @@ SETTINGS = "settings.json"
 METRICS = "metrics.jsonl"
 
 
+class _Settings(msgspec.Struct):
+    fixed: dict[str, Any]
+
+
 class RunDir:
     """A run's directory; with ``path`` None it keeps nothing.
 
@@ -52,7 +56,12 @@ class RunDir:
     def _match(path: Path, fixed: Mapping[str, Any]) -> None:
         if not path.exists():
             return
-        old = json.loads(path.read_bytes())["fixed"]
+        try:
+            old = msgspec.json.decode(path.read_bytes(), type=_Settings).fixed
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{path}: {error}", "settings as adc-edge wrote them", "use another --run directory"
+            ) from None
         changed = [
             f"{k} was {old.get(k)!r}, is {fixed.get(k)!r}" for k in {**old, **fixed} if old.get(k) != fixed.get(k)
         ]
