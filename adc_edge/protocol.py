@@ -28,7 +28,7 @@ Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 
 RefusalCode = Literal[
-    "version", "bundle", "unknown-device", "superseded", "malformed", "size", "shape", "labels", "order", "nan", "busy"
+    "version", "bundle", "unknown-device", "superseded", "malformed", "size", "shape", "labels", "order", "nan"
 ]
 REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
 

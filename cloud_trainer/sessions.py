@@ -77,11 +77,7 @@ class Sessions:
         return self.peers[route]
 
     def open(self, hello: Hello, route: bytes) -> tuple[Session, str | None]:
-        """Open or resume the session of a Hello; with a warning if the sides do not stand alike.
-
-        Raises:
-            ProtocolError: code ``busy``: too many sessions.
-        """
+        """Open or resume the session of a Hello; with a warning if the sides do not stand alike."""
         session = self._sessions.get(hello.session)
         if session is not None:
             old = self.peers.get(session.route)
@@ -89,14 +85,13 @@ class Sessions:
                 old.session = None
             warning = session.resume(hello, route)
         else:
-            if len(self._sessions) >= MAX_SESSIONS:
-                raise ProtocolError(
-                    f"a session beyond {MAX_SESSIONS}", "a free session", "wait until a device is done", "busy"
-                )
+            if len(self._sessions) >= MAX_SESSIONS:  # the one heard of longest ago says hello again if it lives
+                self.close(next(iter(self._sessions.values())))
             before = self._before.pop(hello.session, hello.next_step)
             session = self._sessions[hello.session] = Session(hello, route)
             stood = f"the checkpoint stood at step {before}, the device at {hello.next_step}"
             warning = None if before == hello.next_step else stood
+        self._sessions.move_to_end(session.id)
         self.peers[route].session = session
         return session, warning
 
