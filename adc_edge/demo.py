@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 import subprocess
+import time
 from pathlib import Path
+from types import TracebackType
 
 import click
 
@@ -36,39 +39,42 @@ def demo(report: Path | None, steps: int, keep: Path | None) -> None:
     with contextlib.ExitStack() as stack:
         where = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adc-edge-demo-")))
         where.mkdir(parents=True, exist_ok=True)
-        code = _run(where, report, steps)
+        told = [] if report is None else ["--report", str(report)]
+        kept = [] if keep is None else ["--run", str(keep / "device")]
+        try:
+            code = _run(where, ["--steps", str(steps), *told, *kept])
+        except KeyboardInterrupt:
+            code = 130
     raise SystemExit(code)
 
 
-def _run(where: Path, report: Path | None, steps: int) -> int:
-    bundle, device, trainer = where / "bundle", where / "device", where / "trainer"
-    code = _Process("export", *shlex.split(_EXPORT), "-o", str(bundle), "--force").wait()
+def _run(where: Path, serving: list[str]) -> int:
+    """Export, then trainer and device side by side; the exit code of the first that fails."""
+    bundle, trainer, log = where / "bundle", where / "trainer", where / "trainer.log"
+    with _Process("export", *shlex.split(_EXPORT), "-o", str(bundle), "--force") as export:
+        code = export.wait()
     if code:
         return code
-    log, endpoint = where / "trainer.log", trainer / "endpoint"
+    endpoint = trainer / "endpoint"
     endpoint.unlink(missing_ok=True)
     learning = shlex.split(_LEARNING)
     listen = ["--bundle", str(bundle), "--bind", "tcp://127.0.0.1:*", "--run", str(trainer), "--devices", "1"]
-    cloud = _Process("trainer", *listen, *learning, log=log)
-    try:
+    with _Process("trainer", *listen, *learning, log=log) as cloud:
         if not cloud.wait_for(endpoint, _READY_S):
             click.echo(log.read_text(), err=True)
             return 1
-        connect = ["--bundle", str(bundle), "--trainer", endpoint.read_text(), "--data", "digits", "--run", str(device)]
-        length = ["--steps", str(steps), "--eval-every", str(_EVALUATE_EVERY)]
-        told = [] if report is None else ["--report", str(report)]
-        return _Process("serve", *connect, *length, *told, *learning).wait()
-    finally:
-        cloud.stop()
+        connect = ["--bundle", str(bundle), "--trainer", endpoint.read_text(), "--data", "digits"]
+        with _Process("serve", *connect, *serving, "--eval-every", str(_EVALUATE_EVERY), *learning) as edge:
+            return edge.wait()
 
 
 class _Process:
-    """One adc-edge command as a process of its own; a Ctrl-C here is passed on and waited for."""
+    """One adc-edge command as a process of its own, which ends when the block does."""
 
     def __init__(self, *arguments: str, log: Path | None = None) -> None:
         import sys
 
-        click.secho("$ adc-edge " + " ".join(arguments), dim=True)
+        click.secho("$ adc-edge " + shlex.join(arguments), dim=True)
         output = None if log is None else log.open("w")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "adc_edge", *arguments],
@@ -79,33 +85,34 @@ class _Process:
         if output is not None:
             output.close()
 
-    def wait(self) -> int:
-        """Its exit code; Ctrl-C stops it cleanly, a second one at once."""
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let it end by itself for a moment, then ask, then insist; a second Ctrl-C insists at once."""
         try:
-            return self._process.wait()
-        except KeyboardInterrupt:
-            click.echo("\nstopping…")
-            self.stop()
-            return 130
+            if kind is None:
+                self._ends_within(2.0)
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGINT)
+                self._ends_within(_STOP_S)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    def wait(self) -> int:
+        """Its exit code."""
+        return self._process.wait()
 
     def wait_for(self, path: Path, seconds: float) -> bool:
         """Whether ``path`` appears while the process lives."""
-        import time
-
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self._process.poll() is None:
-            if path.exists():
-                return True
+        while time.monotonic() < deadline and self._process.poll() is None and not path.exists():
             time.sleep(0.05)
         return path.exists()
 
-    def stop(self) -> int:
-        """Let it end by itself for a moment, then ask, then insist; returns its exit code."""
-        import signal
-
-        for number, patience_s in ((None, 2.0), (signal.SIGINT, _STOP_S), (signal.SIGKILL, _STOP_S)):
-            if number is not None:
-                self._process.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self._process.wait(patience_s)
-        return self._process.wait()
+    def _ends_within(self, seconds: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import msgspec
 import timm
+import torch
 from safetensors.torch import save
 
 from adc_edge import __version__
@@ -39,6 +40,7 @@ class Settings(msgspec.Struct, frozen=True):
     pretrained: bool = False
     classes: int | None = None
     model_args: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    seed: int = 0
     force: bool = False
 
 
@@ -52,6 +54,7 @@ def export_bundle(settings: Settings, say: Callable[[str], None] = lambda text: 
     """
     _check_output(settings.output, settings.force)
     settings.ratio.check()
+    torch.manual_seed(settings.seed)  # of what is not in the weights: a new classifier, or all of it
     vit = create_vit(settings.model, settings.model_args, settings.classes, settings.weights, settings.pretrained)
     trunk, head = cut(vit, settings.split)
     settings.ratio.shape(settings.batch_size, trunk.spec.tokens, trunk.spec.prefix)
