@@ -1,0 +1,89 @@
+"""Head training against plain PyTorch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, load_file
+
+from adc_edge.bundle import Bundle
+from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.errors import ProtocolError
+from adc_edge.learning import OptimizerSettings
+from adc_edge.precision import Float32
+from adc_edge.split import head_from_manifest
+
+
+def batch(seed: int) -> tuple[Float32, Float32]:
+    rng = np.random.default_rng(seed)
+    soft = rng.random((4, 10)).astype(np.float32) ** 4
+    return rng.standard_normal((4, 7, 32)).astype(np.float32), soft / soft.sum(1, keepdims=True)
+
+
+def test_a_step_is_soft_label_cross_entropy_averaged_over_clusters(bundle: Bundle, training: HeadTraining) -> None:
+    head = head_from_manifest(bundle.manifest)
+    head.vit.load_state_dict(load_file(bundle.path / "head.safetensors"))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.0)
+    for seed in range(4):
+        activations, soft = batch(seed)
+        learned = training.learn(activations, soft, gradient=True, planned_steps=0)
+        z = torch.from_numpy(activations).requires_grad_()
+        log_p = torch.log_softmax(head(z), dim=1)
+        loss = -(torch.from_numpy(soft) * log_p).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        assert learned.loss == pytest.approx(loss.item(), abs=1e-6)
+        assert z.grad is not None
+        assert learned.gradient is not None
+        np.testing.assert_allclose(learned.gradient, z.grad.numpy(), atol=1e-7)
+    for ours, theirs in zip(training.head.parameters(), head.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_a_frozen_trunk_gets_no_gradient(training: HeadTraining) -> None:
+    assert training.learn(*batch(0), gradient=False, planned_steps=0).gradient is None
+
+
+def test_judging_counts_correct_predictions_and_changes_nothing(training: HeadTraining) -> None:
+    activations, _ = batch(0)
+    before = training.safetensors()
+    training.head.eval()
+    predicted = training.head(torch.from_numpy(activations)).argmax(1).numpy().astype(np.int32)
+    wrong = predicted.copy()
+    wrong[0] = (wrong[0] + 1) % 10
+    assert training.judge(activations, predicted).correct == 4
+    judged = training.judge(activations, wrong)
+    assert judged.correct == 3
+    logits = training.head(torch.from_numpy(activations))
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(wrong).long(), reduction="sum")
+    assert judged.loss_sum == pytest.approx(loss.item(), rel=1e-5)
+    assert training.safetensors() == before
+
+
+def test_a_loss_that_is_not_finite_is_refused_and_leaves_the_head(training: HeadTraining) -> None:
+    before = training.safetensors()
+    activations, soft = batch(0)
+    with torch.no_grad():
+        training.head.vit.head.bias[0] = torch.inf
+    broken = training.safetensors()
+    with pytest.raises(ProtocolError) as caught:
+        training.learn(activations, soft, gradient=True, planned_steps=0)
+    assert caught.value.code == "nan"
+    assert training.safetensors() == broken != before
+    assert training.steps == 0
+
+
+def test_a_checkpoint_continues_bit_for_bit(bundle: Bundle, training: HeadTraining) -> None:
+    for seed in range(3):
+        training.learn(*batch(seed), gradient=True, planned_steps=6)
+    kept = {name: value.copy() for name, value in training.arrays().items()}
+    resumed = HeadTraining(head_from_manifest(bundle.manifest), OptimizerSettings(lr=1e-3))
+    resumed.restore(kept, steps=3)
+    for seed in range(3, 6):
+        ours = training.learn(*batch(seed), gradient=True, planned_steps=6)
+        theirs = resumed.learn(*batch(seed), gradient=True, planned_steps=6)
+        assert ours.loss == theirs.loss
+    assert training.safetensors() == resumed.safetensors()
+    assert load(training.safetensors()).keys() == load_file(bundle.path / "head.safetensors").keys()

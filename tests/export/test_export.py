@@ -1,0 +1,127 @@
+"""The bundle: one ONNX file for every batch size and ratio, whose weights can be refreshed by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adc_edge.bundle import Bundle
+from adc_edge.errors import ParityError, SettingError
+from adc_edge.export.build import Settings, export_bundle
+from adc_edge.export.graph import client_graph
+from adc_edge.export.parity import check_parity
+from adc_edge.ratio import Ratio
+from adc_edge.split import create_vit, cut
+from adc_edge.trunk import Trunk
+
+TINY = {"patch_size": 8, "img_size": 16, "embed_dim": 32, "num_heads": 2, "depth": 3}
+
+
+def test_a_bundle_holds_what_the_design_says(bundle_dir: Path) -> None:
+    bundle = Bundle.load(bundle_dir, ("client.onnx", "trunk.safetensors", "head.safetensors"))
+    manifest = bundle.manifest
+    assert (manifest.tokens, manifest.prefix, manifest.dim, manifest.classes) == (17, 1, 32, 10)
+    assert {p.name for p in bundle_dir.iterdir()} == {*manifest.files, "manifest.json"}
+    assert manifest.versions.keys() >= {"adc-edge", "torch", "timm", "onnx", "onnxruntime"}
+    assert manifest.preprocessing.size == (16, 16)
+
+
+def test_the_graph_has_the_contracts_inputs_outputs_and_weights(bundle_dir: Path) -> None:
+    model = onnx.load(bundle_dir / "client.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version == 20
+    weights = load_file(bundle_dir / "trunk.safetensors")
+    inputs = [i.name for i in model.graph.input]
+    assert inputs[:3] == ["images", "seeds", "slots"]
+    assert set(inputs[3:]) == set(weights)
+    initializers = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    for name, value in weights.items():  # timm's names, timm's layout
+        np.testing.assert_array_equal(initializers[name], value.numpy())
+    assert [o.name for o in model.graph.output] == ["activations", "assignment", "tokens", "counts"]
+    assert "/" + "work" not in model.SerializeToString().decode("latin-1")  # no paths of the exporting machine
+
+
+def test_one_session_serves_every_batch_size_and_ratio(bundle_dir: Path) -> None:
+    session = ort.InferenceSession(bundle_dir / "client.onnx", providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    for images, clusters, slots in [(1, 1, 16), (2, 1, 1), (2, 2, 3), (7, 3, 16), (64, 20, 5), (3, 3, 16)]:
+        x = rng.standard_normal((images, 3, 16, 16)).astype(np.float32)
+        feeds = {"images": x, "seeds": np.arange(clusters), "slots": np.zeros(slots, np.int64)}
+        activations, assignment, tokens, counts = session.run(None, feeds)
+        assert activations.shape == (clusters, 1 + slots, 32)
+        assert assignment.shape == (images,)
+        assert tokens.shape == (clusters, 1 + slots)
+        assert counts.sum() == images
+
+
+def test_every_weight_is_reachable_by_name_all_perturbed_twice(bundle_dir: Path) -> None:
+    bundle = Bundle.load(bundle_dir, ("client.onnx", "trunk.safetensors"))
+    trunk = Trunk(bundle.manifest.trunk)
+    trunk.load_state_dict(load_file(bundle_dir / "trunk.safetensors"))
+    session = ort.InferenceSession(bundle_dir / "client.onnx", providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).standard_normal((6, 3, 16, 16)).astype(np.float32)
+    inputs = {"images": x, "seeds": np.arange(3), "slots": np.zeros(5, np.int64)}
+    before = session.run(["activations"], inputs)[0]
+    for turn in range(2):
+        with torch.no_grad():
+            for parameter in trunk.parameters():
+                parameter.add_(torch.randn(parameter.shape), alpha=0.05)
+        fed = {name: p.detach().numpy() for name, p in trunk.named_parameters()}
+        activations, assignment, tokens, counts = session.run(None, inputs | fed)
+        expected = trunk.replay(torch.from_numpy(x), torch.from_numpy(assignment), torch.from_numpy(tokens)).detach()
+        used = counts > 0
+        np.testing.assert_allclose(activations[used], expected.numpy()[used], atol=1e-4, err_msg=f"turn {turn}")
+        assert np.abs(activations - before).max() > 0.01
+        # Each one alone matters: leaving any of them out gives the old value back in part.
+        for name in fed:
+            partly = session.run(["activations"], inputs | {k: v for k, v in fed.items() if k != name})[0]
+            assert np.abs(partly - activations).max() > 0, name
+
+
+def test_parity_notices_a_graph_that_computes_something_else() -> None:
+    trunk, _ = cut(create_vit("vit_tiny_patch16_224", TINY, 5), 2)
+    model = client_graph(trunk)
+    assert all(row.passed for row in check_parity(model.SerializeToString(), trunk))
+    for initializer in model.graph.initializer:
+        if initializer.name == "blocks.1.mlp.fc2.bias":
+            moved = onnx.numpy_helper.to_array(initializer) + 0.01
+            initializer.CopyFrom(onnx.numpy_helper.from_array(moved.astype(np.float32), initializer.name))
+    with pytest.raises(ParityError, match="differs from PyTorch"):
+        check_parity(model.SerializeToString(), trunk)
+
+
+def test_parity_notices_a_weight_that_a_refresh_does_not_reach() -> None:
+    trunk, _ = cut(create_vit("vit_tiny_patch16_224", TINY, 5), 1)
+    model = client_graph(trunk)
+    for node in model.graph.node:  # a node that reads a frozen copy instead of the overridable weight
+        for index, name in enumerate(node.input):
+            if name == "blocks.0.norm1.weight":
+                node.input[index] = "frozen"
+    copy = next(i for i in model.graph.initializer if i.name == "blocks.0.norm1.weight")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(copy), "frozen"))
+    with pytest.raises(ParityError, match="refresh"):
+        check_parity(model.SerializeToString(), trunk)
+
+
+def test_an_export_that_fails_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ParityError("it differs", "that it does not", "mend it")
+
+    monkeypatch.setattr("adc_edge.export.build.check_parity", fail)
+    with pytest.raises(ParityError):
+        export_bundle(Settings("vit_tiny_patch16_224", 1, tmp_path / "b", Ratio(xi=0.5), model_args=TINY))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    settings = Settings("vit_tiny_patch16_224", 1, tmp_path, Ratio(xi=0.5), model_args=TINY, force=True)
+    with pytest.raises(SettingError, match="no bundle"):
+        export_bundle(settings)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"

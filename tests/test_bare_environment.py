@@ -1,0 +1,92 @@
+"""A device that only runs: a virtual environment with the light dependencies, no torch, no timm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import venv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TOP = {"torch", "timm", "onnx", "torchvision", "onnxscript"}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its Python, with adc-edge installed as a wheel."""
+    path = tmp_path_factory.mktemp("bare")
+    venv.create(path, with_pip=True)
+    python = path / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", str(ROOT)], check=True, timeout=280)
+    return python
+
+
+def run(python: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [python, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=200, cwd=python.parent
+    )
+
+
+@pytest.mark.slow
+def test_it_holds_no_torch_and_every_help_is_printed(bare: Path) -> None:
+    installed = {p["name"].lower() for p in json.loads(run(bare, "-m", "pip", "list", "--format", "json").stdout)}
+    assert not installed & TOP
+    for command in ("", "demo", "export", "link", "merge", "serve", "trainer"):
+        result = run(bare, "-m", "adc_edge", *command.split(), "--help")
+        assert result.returncode == 0, result.stderr
+        assert "Usage:" in result.stdout
+
+
+@pytest.mark.slow
+def test_every_module_imports_or_lacks_just_an_extra(bare: Path) -> None:
+    code = f"""
+import importlib, pkgutil, adc_edge
+for module in pkgutil.walk_packages(adc_edge.__path__, "adc_edge."):
+    if module.name.endswith("__main__"):
+        continue
+    try:
+        importlib.import_module(module.name)
+    except ImportError as error:
+        assert error.name and error.name.partition(".")[0] in {TOP!r}, (module.name, error)
+        print(module.name)
+"""
+    result = run(bare, "-c", code)
+    assert result.returncode == 0, result.stderr
+    lacking = set(result.stdout.split())
+    assert {"adc_edge.trunk", "adc_edge.export.graph", "adc_edge.cloud_trainer.head"} <= lacking
+    assert not {m for m in lacking if m.startswith("adc_edge.calibration")}
+    assert lacking & {f"adc_edge.edge_runtime.{m}" for m in ("runner", "loop", "onnx_engine", "shim")} == {
+        "adc_edge.edge_runtime.shim"
+    }
+
+
+@pytest.mark.slow
+def test_a_frozen_device_trains_the_head_from_it(bare: Path, bundle_dir: Path, tmp_path: Path, command: Any) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 10
+    images = (rng.random((400, 16, 16, 3)) * 60 + labels[:, None, None, None] * 19).astype(np.uint8)
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images[:50], y_test=labels[:50])
+    cloud = tmp_path / "cloud"
+    with command("trainer", "--bundle", bundle_dir, "--bind", "tcp://127.0.0.1:*", "--run", cloud, "--lr", "3e-3"):
+        while not (cloud / "endpoint").exists():
+            pass
+        serve = (
+            "-X", "importtime", "-m", "adc_edge", "serve", "--bundle", bundle_dir, "--trainer",
+            (cloud / "endpoint").read_text(), "--data", f"npz:{tmp_path / 'd.npz'}", "--trunk", "frozen",
+            "--epochs", "4", "--report", tmp_path / "run.json",
+        )  # fmt: skip
+        result = run(bare, *serve)
+        assert result.returncode == 0, result.stderr[-2000:]
+        digits = run(bare, "-m", "adc_edge", "serve", "--bundle", bundle_dir, "--trainer", "tcp://127.0.0.1:9")
+        training = run(bare, *serve[2:11])  # without --trunk frozen
+    report = json.loads((tmp_path / "run.json").read_text())
+    assert report["steps"] == 100
+    assert report["loss"] < report["loss_first"]
+    assert digits.returncode == 2
+    assert "scikit-learn" in digits.stderr
+    assert training.returncode == 1
+    assert "pip install 'adc-edge[train]'" in training.stderr

@@ -1,0 +1,107 @@
+"""The command line: light, and clear about mistakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from adc_edge.cli import COMMANDS, main
+
+
+def run(*arguments: str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda c: c[0] if c else "adc-edge")
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys; from adc_edge.cli import main\n"
+        f"try: main({[*command, '--help']!r})\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'timm', 'onnx', 'onnxruntime', 'numpy', 'zmq', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Usage:" in result.stdout
+
+
+@pytest.mark.parametrize("command", [*COMMANDS])
+def test_every_option_is_explained_or_speaks_for_itself(command: str) -> None:
+    assert run(command, "--help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("serve --bundle {tmp}/absent --trainer tcp://127.0.0.1:1", ["no bundle at", "adc-edge export"]),
+        ("trainer --bundle {tmp}/absent", ["no bundle at", "adc-edge export"]),
+        ("serve --bundle {bundle} --trainer 127.0.0.1:1", ["tcp://HOST:PORT"]),
+        ("serve --bundle {bundle} --trainer tcp://192.0.2.1:5700", ["not loopback", "--insecure"]),
+        ("trainer --bundle {bundle} --bind tcp://0.0.0.0:5700", ["not loopback", "--insecure"]),
+        ("serve --bundle {bundle} --trainer tcp://127.0.0.1:1 --data nothing", ["digits, folder:PATH"]),
+        ("serve --bundle {bundle} --trainer tcp://127.0.0.1:1 --data folder:{tmp}", ["holds no image"]),
+        ("serve --bundle {bundle} --trainer tcp://127.0.0.1:1 --augment blur", ["blur", "flip"]),
+        ("serve --bundle {bundle} --trainer tcp://127.0.0.1:1 --batch-size 5000", ["1437", "--batch-size"]),
+        ("serve --bundle {bundle} --trainer tcp://127.0.0.1:1 --batch-ratio 0.5", ["--token-ratio"]),
+        ("serve --bundle {bundle} --trainer tcp://127.0.0.1:1 --steps 1 --epochs 1", ["--steps and --epochs"]),
+        ("export --model vit_tiny_patch16_224 --split 12 -o {tmp}/out", ["--split 12", "1 to 11"]),
+        ("export --model vit_tiny_patch16_224 --split 3 --model-arg depth -o {tmp}/out", ["NAME=VALUE"]),
+        (
+            "export --model vit_tiny_patch16_224 --split 3 --ratio 0.1 --batch-ratio 0.5 -o {tmp}/out",
+            ["either --ratio"],
+        ),
+        ("export --model vit_tiny_patch16_224 --split 3 -o {bundle}", ["holds a bundle already", "--force"]),
+        ("merge --run-device {tmp} --run-trainer {tmp} -o {tmp}/model.safetensors", ["no run directory"]),
+    ],
+)
+def test_a_mistake_gives_one_clear_error_and_the_remedy(
+    arguments: str, words: list[str], bundle_dir: Path, tmp_path: Path
+) -> None:
+    code, output = run(*arguments.format(bundle=bundle_dir, tmp=tmp_path).split())
+    assert code == (1 if arguments.startswith("merge") else 2), output
+    for word in [*words, "expected:", "remedy:"]:
+        assert word in output
+    assert "Traceback" not in output
+    assert not any(tmp_path.iterdir())  # nothing half-written
+
+
+def test_labels_outside_the_classes_are_refused_with_the_class_count_to_export(
+    bundle_dir: Path, tmp_path: Path
+) -> None:
+    import numpy as np
+
+    images, labels = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 12
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    code, output = run(
+        "serve", "--bundle", bundle_dir, "--trainer", "tcp://127.0.0.1:1", "--data", f"npz:{tmp_path}/d.npz"
+    )
+    assert code == 2
+    assert "labels from 0 to 11" in output
+    assert "--num-classes 12" in output
+
+
+def test_a_trainer_that_is_not_there_is_named_with_the_time_that_was_tried(bundle_dir: Path) -> None:
+    code, output = run("serve", "--bundle", bundle_dir, "--trainer", "tcp://127.0.0.1:9", "--wait", "1")
+    assert code == 1
+    assert "no trainer at tcp://127.0.0.1:9 after" in output
+    assert "--wait inf" in output
+
+
+def test_a_changed_bundle_file_is_noticed(bundle_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle_dir, copy)
+    data = bytearray((copy / "client.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "client.onnx").write_bytes(data)
+    code, output = run("serve", "--bundle", copy, "--trainer", "tcp://127.0.0.1:9")
+    assert code == 2
+    assert "changed or damaged" in output

@@ -1,0 +1,322 @@
+"""The main job, between real processes on loopback: export, trainer, serve, merge."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from adc_edge import adc, data
+from adc_edge.bundle import Bundle
+from adc_edge.edge_runtime.runner import Serve, ServeSettings
+from adc_edge.learning import OptimizerSettings
+from adc_edge.loader import Loader
+from adc_edge.split import Head, create_vit, cut
+
+FIELDS = [
+    "steps",
+    "images",
+    "bytes_up",
+    "bytes_down",
+    "accuracy",
+    "loss",
+    "seconds",
+    "seconds_forward",
+    "seconds_link",
+    "seconds_cloud",
+    "seconds_backward",
+    "rtt_ms",
+    "up_mbit_s",
+    "down_mbit_s",
+    "xi",
+    "precision",
+]
+ONE_THREAD = ["--threads", "1"]
+
+
+def endpoint_of(run: Path) -> str:
+    deadline = time.monotonic() + 60
+    while not (run / "endpoint").exists():
+        assert time.monotonic() < deadline, "the trainer never listened"
+        time.sleep(0.05)
+    return (run / "endpoint").read_text()
+
+
+@pytest.fixture
+def trainer(bundle_dir: Path, tmp_path: Path, command: Any) -> Callable[..., Any]:
+    """Start `adc-edge trainer` as a process: ``with trainer(run, *options) as (process, endpoint)``."""
+
+    @contextmanager
+    def start(run: Path, *options: str, bind: str = "tcp://127.0.0.1:*") -> Iterator[tuple[Any, str]]:
+        (run / "endpoint").unlink(missing_ok=True)
+        with command("trainer", "--bundle", bundle_dir, "--bind", bind, "--run", run, *ONE_THREAD, *options) as process:
+            yield process, endpoint_of(run)
+
+    return start
+
+
+def settings(bundle: Path, endpoint: str, **more: Any) -> ServeSettings:
+    return ServeSettings(bundle, endpoint, **({"threads": 1, "evaluate_images": 64} | more))
+
+
+def serve(chosen: ServeSettings) -> dict[str, Any]:
+    return Serve(chosen, Console(quiet=True), stop=lambda: False).run()
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+def in_process(bundle: Bundle, steps: int, optimizer: OptimizerSettings) -> list[float]:
+    """The same training as one plain PyTorch loop: uncut order of operations, nothing lazy, no wire."""
+    manifest = bundle.manifest
+    vit = create_vit(manifest.model, manifest.model_args, manifest.classes)
+    vit.load_state_dict(load_file(bundle.path / "trunk.safetensors") | load_file(bundle.path / "head.safetensors"))
+    trunk, _ = cut(vit, manifest.split)
+    head = Head(vit, manifest.split)
+    learn = torch.optim.AdamW([*trunk.parameters(), *head.parameters()], lr=optimizer.lr, weight_decay=0.0)
+    loader = Loader(data.load("digits").train, manifest.preprocessing, manifest.batch_size)
+    shape = manifest.ratio.shape(manifest.batch_size, manifest.tokens, manifest.prefix)
+    result = []
+    for step in range(steps):
+        batch = loader.batch(step)
+        images = torch.from_numpy(batch.images)
+        with torch.no_grad():
+            x = trunk.embed(images)
+            for block in trunk.blocks[:-1]:
+                x = block(x)
+            q, k, _ = trunk.blocks[-1].attn.all_three(trunk.blocks[-1].norm1(x))  # type: ignore[operator, union-attr]
+            scores = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)[:, :, 0].mean(1)
+        assignment, counts = adc.kmeans(scores, torch.from_numpy(loader.seeds(step, shape.clusters)))
+        used = [t for t in range(shape.clusters) if counts[t] > 0]
+        z = trunk(images)
+        one_hot = torch.nn.functional.one_hot(torch.from_numpy(batch.labels), manifest.classes).float()
+        members = [assignment == t for t in used]
+        merged = torch.stack([z[m].mean(0) for m in members])
+        soft = torch.stack([one_hot[m].mean(0) for m in members])
+        centroids = torch.stack([scores[m].mean(0) for m in members])
+        tokens = adc.select_tokens(centroids, shape.kept - manifest.prefix, manifest.prefix)
+        loss = torch.nn.functional.cross_entropy(head(adc.gather_tokens(merged, tokens)), soft)
+        learn.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        learn.step()
+        result.append(loss.item())
+    loader.close()
+    return result
+
+
+def test_training_equals_an_in_process_pytorch_loop(
+    bundle_dir: Path, bundle: Bundle, tmp_path: Path, trainer: Any
+) -> None:
+    learning = OptimizerSettings(lr=1e-3)
+    with trainer(tmp_path / "cloud", "--lr", "1e-3") as (_, endpoint):
+        serve(
+            settings(
+                bundle_dir,
+                endpoint,
+                steps=20,
+                engine="torch",
+                optimizer=learning,
+                run=tmp_path / "device",
+            )
+        )
+    np.testing.assert_allclose(losses(tmp_path / "device"), in_process(bundle, 20, learning), atol=1e-5)
+
+
+def test_both_engines_train_alike(bundle_dir: Path, tmp_path: Path, trainer: Any) -> None:
+    for engine in ("onnxruntime", "torch"):
+        with trainer(tmp_path / f"cloud-{engine}", "--optimizer", "sgd", "--lr", "0.01") as (_, endpoint):
+            serve(
+                settings(
+                    bundle_dir,
+                    endpoint,
+                    steps=10,
+                    engine=engine,
+                    drift_every=1,
+                    optimizer=OptimizerSettings("sgd", lr=0.01),
+                    run=tmp_path / engine,
+                )
+            )
+    np.testing.assert_allclose(losses(tmp_path / "onnxruntime"), losses(tmp_path / "torch"), atol=1e-4)
+    lines = [json.loads(line) for line in (tmp_path / "onnxruntime" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["drift"] < 1e-4 for line in lines if line["kind"] == "step")
+
+
+def test_the_commands_train_report_and_merge_into_a_timm_checkpoint(
+    bundle_dir: Path, bundle: Bundle, tmp_path: Path, trainer: Any, command: Any, proxy_type: Any
+) -> None:
+    device, cloud, report_file = tmp_path / "device", tmp_path / "cloud", tmp_path / "run.json"
+    options = ["--lr", "3e-3", "--devices", "1"]
+    with trainer(cloud, *options) as (process, endpoint), proxy_type(endpoint) as proxy:
+        with command(
+            "serve", "--bundle", bundle_dir, "--trainer", proxy.endpoint, "--steps", "150", "--run", device,
+            "--report", report_file, "--lr", "3e-3", "--eval-every", "75", "--eval-images", "0", "--precision", "fp16",
+            "--eval-precision", "fp32", *ONE_THREAD,
+        ) as edge:  # fmt: skip
+            code, output = edge.finish()
+        assert code == 0, output
+        code, log = process.finish()
+        assert code == 0, log
+        assert "is done after 150 steps" in log
+    report = json.loads(report_file.read_text())
+    assert set(FIELDS) <= set(report)
+    assert (report["steps"], report["images"], report["precision"]) == (150, 150 * 16, "fp16")
+    assert report["loss"] < report["loss_first"]
+    assert report["evaluations"][0]["accuracy"] < report["accuracy"]
+    assert report["bytes_total_up"] == pytest.approx(proxy.up, rel=0.005)
+    assert report["bytes_total_down"] == pytest.approx(proxy.down, rel=0.005)
+    booked = report["xi"] * 150 * 16 * 17 * 32 * 2
+    assert report["bytes_down"] == pytest.approx(booked, rel=0.1)  # small messages: headers weigh 10 %
+
+    model = tmp_path / "model.safetensors"
+    with command("merge", "--run-device", device, "--run-trainer", cloud, "-o", model) as merging:
+        code, output = merging.finish()
+    assert code == 0, output
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=10, **bundle.manifest.model_args)
+    vit.load_state_dict(load_file(model), strict=True)
+    test = Loader(data.load("digits").test, bundle.manifest.preprocessing, 16)
+    with torch.no_grad():
+        right = [
+            (vit.eval()(torch.from_numpy(b.images)).argmax(1).numpy() == b.labels).sum()
+            for b in map(test.plain, test.sample(0))
+        ]
+    test.close()
+    assert sum(right) / 360 == pytest.approx(report["accuracy"], abs=1e-9)
+
+
+def test_a_run_that_was_interrupted_resumes_and_ends_like_an_undisturbed_one(
+    bundle_dir: Path, tmp_path: Path, trainer: Any, command: Any, eventually: Any
+) -> None:
+    def start(name: str, endpoint: str) -> Any:
+        return command(
+            "serve", "--bundle", bundle_dir, "--trainer", endpoint, "--steps", "60", "--run", tmp_path / name,
+            "--eval-images", "32", *ONE_THREAD,
+        )  # fmt: skip
+
+    with trainer(tmp_path / "cloud-a", "--devices", "1") as (cloud, endpoint):
+        with start("a", endpoint) as edge:
+            assert edge.finish()[0] == 0
+        assert cloud.finish()[0] == 0
+    with trainer(tmp_path / "cloud-b", "--devices", "2") as (cloud, endpoint):
+        with start("b", endpoint) as edge:
+            metrics = tmp_path / "b" / "metrics.jsonl"
+            eventually(lambda: metrics.exists() and metrics.read_text().count("\n") >= 5)
+            edge.process.send_signal(signal.SIGINT)
+            code, output = edge.finish(30)
+            assert code == 0, output
+            assert "Traceback" not in output
+        assert len(losses(tmp_path / "b")) < 60
+        with start("b", endpoint) as edge:
+            code, output = edge.finish()
+            assert code == 0, output
+            assert "resuming" in output
+        assert cloud.finish()[0] == 0
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    for half, name in (("a", "trunk"), ("cloud-a", "head")):
+        other = half.replace("a", "b") if half == "a" else "cloud-b"
+        ours, theirs = ((tmp_path / d / f"{name}.safetensors").read_bytes() for d in (half, other))
+        assert ours == theirs, name
+
+
+def test_a_trainer_stopped_in_mid_run_is_waited_for_and_the_run_goes_on(
+    bundle_dir: Path, tmp_path: Path, trainer: Any, command: Any, eventually: Any
+) -> None:
+    metrics = tmp_path / "device" / "metrics.jsonl"
+    with trainer(tmp_path / "cloud") as (cloud, endpoint):
+        edge = command(
+            "serve", "--bundle", bundle_dir, "--trainer", endpoint, "--steps", "40", "--run", tmp_path / "device",
+            "--eval-images", "32", *ONE_THREAD,
+        )  # fmt: skip
+        eventually(lambda: metrics.exists() and metrics.read_text().count("\n") >= 5)
+        cloud.process.send_signal(signal.SIGTERM)
+        code, log = cloud.finish(30)
+        assert code == 0, log
+        done = len(losses(tmp_path / "device"))
+    time.sleep(1)
+    assert len(losses(tmp_path / "device")) <= done + 1  # it waits
+    with edge, trainer(tmp_path / "cloud", bind=endpoint) as (cloud, _):
+        code, output = edge.finish()
+        assert code == 0, output
+        assert "waiting for the trainer" in output
+        assert "the trainer is back" in output
+        cloud.process.send_signal(signal.SIGTERM)
+        assert "resuming" in cloud.finish(30)[1]
+    assert len(losses(tmp_path / "device")) == 40
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cloud" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(40))  # none lost, none twice, over both lives of the trainer
+
+
+def test_a_frozen_trunk_sends_and_receives_no_gradient_and_stays(
+    bundle_dir: Path, tmp_path: Path, trainer: Any
+) -> None:
+    with trainer(tmp_path / "cloud", "--lr", "3e-3") as (_, endpoint):
+        report = serve(settings(bundle_dir, endpoint, steps=60, trunk="frozen", run=tmp_path / "device"))
+    assert report["loss"] < report["loss_first"]
+    assert report["bytes_down"] < 0.2 * report["bytes_up"]
+    assert (tmp_path / "device" / "trunk.safetensors").read_bytes() == (bundle_dir / "trunk.safetensors").read_bytes()
+
+
+def test_low_precision_sends_fewer_bytes_and_learns_alike(bundle_dir: Path, tmp_path: Path, trainer: Any) -> None:
+    sent, loss = {}, {}
+    for precision in ("fp32", "int8"):
+        run = tmp_path / precision
+        with trainer(tmp_path / f"cloud-{precision}", "--optimizer", "sgd", "--lr", "0.05") as (_, endpoint):
+            report = serve(
+                settings(
+                    bundle_dir,
+                    endpoint,
+                    steps=40,
+                    precision=precision,
+                    optimizer=OptimizerSettings("sgd", lr=0.05),
+                    run=run,
+                )
+            )
+        sent[precision] = report["bytes_up"] + report["bytes_down"]
+        loss[precision] = losses(run)
+    assert sent["int8"] < 0.35 * sent["fp32"]
+    assert loss["int8"][0] == pytest.approx(loss["fp32"][0], rel=0.01)
+    assert loss["int8"] == pytest.approx(loss["fp32"], rel=0.1)
+    assert loss["int8"] != loss["fp32"]
+
+
+def test_a_run_directory_of_another_run_is_refused(
+    bundle_dir: Path, tmp_path: Path, trainer: Any, command: Any
+) -> None:
+    with trainer(tmp_path / "cloud") as (_, endpoint):
+        serve(settings(bundle_dir, endpoint, steps=2, run=tmp_path / "device"))
+        with command(
+            "serve", "--bundle", bundle_dir, "--trainer", endpoint, "--seed", "9", "--run", tmp_path / "device"
+        ) as edge:
+            code, output = edge.finish()
+    assert code == 1
+    assert "seed was 0, is 9" in output
+
+
+def test_broken_images_are_skipped_and_counted(bundle_dir: Path, tmp_path: Path, trainer: Any) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label in "01":
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            for index in range(12):
+                Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)).save(folder / f"{index}.png")
+        (tmp_path / "photos" / split / "0" / "broken.png").write_bytes(b"\x89PNG but no more")
+    with trainer(tmp_path / "cloud") as (_, endpoint):
+        report = serve(settings(bundle_dir, endpoint, data=f"folder:{tmp_path / 'photos'}", epochs=2))
+    assert report["broken_images"] == 2
+    assert report["steps"] == 2
+    assert report["evaluations"][-1]["images"] == 24

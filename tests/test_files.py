@@ -1,0 +1,119 @@
+"""Files and directories that are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from adc_edge.files import new_directory, sha256, write_atomic
+
+
+@contextmanager
+def disk_that_fills_up(after_bytes: int) -> Iterator[None]:
+    """The kernel refuses to let a file grow beyond this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_is_written_with_the_directories_above_it(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    write_atomic(path, b"one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    with disk_that_fills_up(1000), pytest.raises(OSError, match="File too large"):
+        write_atomic(path, b"x" * 5000)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_first_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with disk_that_fills_up(1000), pytest.raises(OSError, match="File too large"):
+        write_atomic(tmp_path / "file", b"x" * 5000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_is_not_overwritten_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "name").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_atomic(tmp_path / "name", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["name"]
+
+
+def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    contents = {b"a" * 300_000, b"b" * 300_000}
+    write_atomic(path, b"a" * 300_000)
+    done = threading.Event()
+
+    def write() -> None:
+        for _ in range(10):
+            for content in contents:
+                write_atomic(path, content)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    while not done.is_set():
+        seen.add(path.read_bytes())
+    writer.join()
+    assert seen <= contents
+
+
+def test_a_new_directory_appears_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "bundle"
+    with new_directory(target) as directory:
+        (directory / "file").write_text("new")
+        assert not target.exists()
+    assert (target / "file").read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o755
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_new_directory_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    for name in ("first", "second"):
+        with new_directory(target) as directory:
+            (directory / name).touch()
+    assert [path.name for path in target.iterdir()] == ["second"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_new_directory_vanishes_on_an_error_and_the_old_one_stays(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "bundle"
+    with new_directory(target) as directory:
+        (directory / "old").touch()
+
+    def fail() -> None:
+        with new_directory(target) as directory:
+            (directory / "half").touch()
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == [target]
+    assert [path.name for path in target.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1])
+def test_sha256_is_that_of_the_whole_file(tmp_path: Path, size: int) -> None:
+    content = bytes(range(256)) * (size // 256 + 1)
+    (tmp_path / "file").write_bytes(content[:size])
+    assert sha256(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()

@@ -1,0 +1,43 @@
+"""DeiT-Tiny with real weights on real CIFAR-10 images, where a machine has them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.slow
+def test_deit_tiny_learns_cifar10_over_the_wire(shared_data: Path, tmp_path: Path, command: Any) -> None:
+    bundle, report_file = tmp_path / "out", tmp_path / "run.json"
+    with command(
+        "export", "--model", "deit_tiny_patch16_224", "--weights", shared_data / "deit_tiny_patch16_224.safetensors",
+        "--split", "6", "--num-classes", "10", "--img-size", "112", "--ratio", "0.4", "--batch-size", "64",
+        "-o", bundle,
+    ) as export:  # fmt: skip
+        code, output = export.finish()
+        assert code == 0, output
+    cloud = tmp_path / "cloud"
+    with command(
+        "trainer", "--bundle", bundle, "--bind", "tcp://127.0.0.1:*", "--run", cloud, "--lr", "1e-4", "--devices", "1",
+        "--threads", "1",
+    ) as trainer:  # fmt: skip
+        while not (cloud / "endpoint").exists():
+            assert trainer.process.poll() is None
+        with command(
+            "serve", "--bundle", bundle, "--trainer", (cloud / "endpoint").read_text(), "--data",
+            f"npz:{shared_data / 'cifar10_subset.npz'}", "--report", report_file, "--lr", "1e-4", "--steps", "60",
+            "--eval-every", "20", "--eval-images", "200", "--threads", "1",
+        ) as edge:  # fmt: skip
+            code, output = edge.finish(280)
+            assert code == 0, output
+    report = json.loads(report_file.read_text())
+    accuracy = [evaluation["accuracy"] for evaluation in report["evaluations"]]
+    assert report["loss"] < 0.8 * report["loss_first"]
+    assert accuracy[-1] > 0.5
+    assert accuracy[-1] > accuracy[0]
+    booked = report["xi"] * report["images"] * 50 * 192 * 2  # fp16, one way
+    assert report["bytes_up"] == pytest.approx(booked, rel=0.02)
+    assert report["bytes_down"] == pytest.approx(booked, rel=0.02)
