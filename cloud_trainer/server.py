@@ -38,6 +38,7 @@ from adc_edge.protocol import (
 from adc_edge.tcp import tcp_info
 
 _TICK_MS = 100
+_LINGER_MS = 1_000
 
 
 class Server:
@@ -94,8 +95,8 @@ class Server:
                 self._receive()
 
     def close(self) -> None:
-        """Close the socket."""
-        self._socket.close(0)
+        """Close the socket; what was just sent, a goodbye's answer say, has a moment to leave."""
+        self._socket.close(_LINGER_MS)
         self._context.term()
 
     def _receive(self) -> None:
@@ -206,9 +207,9 @@ class Server:
         self._send(session.route, Evaluated(session.id, message.step, message.part, message.images, *judged))
 
     def _bye(self, session: Session) -> None:
-        self._send(session.route, ByeAck(session.id))
         self.sessions.close(session)
         self.goodbyes += 1
+        self._send(session.route, ByeAck(session.id))
         self._say(f"device {session.device!r} is done after {session.applied} steps")
 
     def _refuse(self, route: bytes, peer: Peer, error: ProtocolError) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from rich.console import Console
+from rich.filesize import decimal
 
 from adc_edge import augment, data
 from adc_edge.bundle import CLIENT, MANIFEST, TRUNK, Bundle
@@ -27,7 +28,7 @@ from adc_edge.errors import CheckpointError, SettingError
 from adc_edge.files import write_atomic
 from adc_edge.learning import OptimizerSettings
 from adc_edge.loader import Loader
-from adc_edge.precision import Precision
+from adc_edge.precision import Precision, encoded_bytes
 from adc_edge.protocol import VERSION, Hello
 from adc_edge.ratio import Ratio, Shape
 from adc_edge.run_dir import RunDir
@@ -133,7 +134,7 @@ class Serve:
             return self._finish(run_dir, shim, {"broken_images": len(train.broken) + len(test.broken)}, total)
 
     def _train(self, loop: DeviceLoop, test: Loader, run_dir: RunDir, display: Display, total: int) -> None:
-        settings, channel = self.settings, loop.channel
+        settings, channel, outages = self.settings, loop.channel, self.tally.outages
         try:
             channel.open(settings.wait_s)
             display.note(
@@ -141,10 +142,11 @@ class Serve:
                 f"B={self.batch_size}, T={self.shape.clusters}, k={self.shape.kept} of {self.manifest.tokens}, "
                 f"ξ={self.shape.xi:.3f}, {self.precision}, trunk {settings.trunk}, engine {loop.engine.name}"
             )
+            display.note(self._evaluation_note(test))
             while self.step < total and not self.stop():
                 record = loop.step(self.step)
                 self.tally.add(record, self.batch_size)
-                self.tally.outages = channel.outages
+                self.tally.outages = outages + channel.outages
                 self._note_link(loop)
                 run_dir.metric(kind="step", **msgspec.to_builtins(record))
                 display.step(self.step, self.tally)
@@ -154,11 +156,20 @@ class Serve:
                     self._evaluate(loop, test, run_dir, display)
                 if settings.checkpoint_every and self.step % settings.checkpoint_every == 0:
                     self._checkpoint(run_dir, loop.shim)
-            channel.farewell(self.session)
+            if self.step >= total:  # else it means to come back
+                channel.farewell(self.session)
         except Stopped:
             display.note("stopped while waiting for the trainer; the step in flight is dropped")
         finally:
             self._checkpoint(run_dir, loop.shim)
+
+    def _evaluation_note(self, test: Loader) -> str:
+        """What each evaluation will cost: whole activations weigh more than a step's, which matters on a slow link."""
+        settings = self.settings
+        images = sum(len(indices) for indices in test.sample(settings.evaluate_images))
+        size = encoded_bytes((images, self.manifest.tokens, self.manifest.dim), settings.evaluate_precision)
+        often = f"every {settings.evaluate_every} steps and " if settings.evaluate_every else ""
+        return f"evaluating {images} test images {often}at the end: {decimal(size)} up each time (--eval-images)"
 
     def _evaluate(self, loop: DeviceLoop, test: Loader, run_dir: RunDir, display: Display) -> None:
         settings, start = self.settings, time.monotonic()
