@@ -36,7 +36,7 @@ from adc_edge.protocol import (
     Welcome,
     unpack_from_trainer,
 )
-from adc_edge.tcp import SocketMeter, TcpInfo
+from adc_edge.tcp import KERNEL_COUNTS, SocketMeter, TcpInfo, frame_bytes
 
 CONNECT_MS = 3_000
 WELCOME_MS = 60_000  # a trainer that computes another device's step answers late, and its heartbeats go on
@@ -80,7 +80,7 @@ class DeviceChannel:
         self._socket: zmq.Socket[bytes] | None = None
         self._meter: SocketMeter | None = None
         self._inbox: Assembler[FromTrainer] | None = None
-        self._past = (0, 0)
+        self._past = self._framed = (0, 0)
         self._pending: tuple[Message, Body] | None = None
         self.outages = 0
 
@@ -173,7 +173,9 @@ class DeviceChannel:
             return answer
 
     def totals(self) -> tuple[int, int]:
-        """Bytes sent and received on all connections so far, as the kernel counts them."""
+        """Bytes sent and received on all connections so far: as the kernel counts them, or else as frames add up."""
+        if not KERNEL_COUNTS:
+            return self._framed
         up, down = self._meter.totals() if self._meter else (0, 0)
         return self._past[0] + up, self._past[1] + down
 
@@ -233,6 +235,7 @@ class DeviceChannel:
         for header, piece in cut(message, body):
             self._writable()
             self._socket.send_multipart([header, piece])
+            self._framed = (self._framed[0] + frame_bytes(header, piece), self._framed[1])
 
     def _writable(self) -> None:
         assert self._socket is not None
@@ -249,7 +252,9 @@ class DeviceChannel:
             self._watch()
             if deadline is not None and time.monotonic() > deadline:
                 raise LinkLost("no answer in time")
-        return self._socket.recv_multipart()
+        frames = self._socket.recv_multipart()
+        self._framed = (self._framed[0], self._framed[1] + frame_bytes(*frames))
+        return frames
 
     def _watch(self) -> None:
         if self._stop():

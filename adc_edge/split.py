@@ -75,7 +75,9 @@ def create_vit(
         raise ModelError(
             f"timm cannot make {model!r}: {type(error).__name__}: {error}",
             "a model name, arguments and weights that timm takes",
-            "list names with python -c \"import timm; print(timm.list_models('*vit*'))\"",
+            "without a network name a weights file with --weights"
+            if pretrained
+            else "list names with python -c \"import timm; print(timm.list_models('*vit*'))\"",
         ) from error
     if not isinstance(vit, VisionTransformer):
         raise ModelError(f"{model} is a {type(vit).__name__}", _SUPPORTED, "for example --model deit_tiny_patch16_224")

@@ -1,7 +1,7 @@
 """What the kernel knows of a ZeroMQ socket's TCP connections: exact bytes, round trip, rate (Linux).
 
-Bytes are counted where they leave: framing, handshakes, heartbeats and encryption included, retransmissions not. A
-socket without TCP beneath (ipc, another system) has no such count, and callers get None.
+Bytes are counted where they leave: framing, handshakes, heartbeats and encryption included, retransmissions not. Other
+systems have no such count (KERNEL_COUNTS is False); there ``frame_bytes`` adds up the frames themselves.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import contextlib
 import os
 import socket
 import struct
+import sys
 from typing import NamedTuple
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-_TCP_INFO = getattr(socket, "TCP_INFO", None)
+_TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
+KERNEL_COUNTS = _TCP_INFO is not None
 _SIZE = 232  # of struct tcp_info up to tcpi_snd_wnd, Linux 5.4
 _RATE_SIZE = 216  # kernels from 4.19 on fill it up to tcpi_bytes_retrans
 
@@ -49,6 +51,11 @@ def tcp_info(fd: int) -> TcpInfo | None:
     (rtt,) = struct.unpack_from("=I", raw, 68)
     (min_rtt,) = struct.unpack_from("=I", raw, 148)
     return TcpInfo(sent - again, received, rtt / 1e3, min_rtt / 1e3, rate * 8 / 1e6, last_received)
+
+
+def frame_bytes(*frames: bytes | memoryview) -> int:
+    """What frames weigh under ZMTP 3.1 without encryption: a flag, a length of 1 or 8 bytes, the frame."""
+    return sum(len(frame) + (2 if len(frame) < 256 else 9) for frame in frames)
 
 
 class SocketMeter:

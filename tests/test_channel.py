@@ -282,6 +282,17 @@ def test_bytes_are_what_a_proxy_between_both_counts(bundle: Bundle, server: Serv
         assert device.channel.totals() == (up, down)
 
 
+def test_where_the_kernel_counts_nothing_the_frames_add_up_to_nearly_the_same(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.shape = (8, 17, device.bundle.manifest.dim)
+    for step in range(10):
+        device.step(step)
+    kernel = device.channel.totals()
+    monkeypatch.setattr("adc_edge.channel.KERNEL_COUNTS", False)
+    assert device.channel.totals() == pytest.approx(kernel, rel=0.01)
+
+
 def test_pings_need_no_session(server: Server) -> None:
     channel = DeviceChannel(server.endpoint)
     channel.open(10)
