@@ -23,7 +23,7 @@ _EXPORT = (
 )
 # One thread a process: device and trainer share the cores here.
 _LEARNING = "--lr 2e-3 --schedule cosine --warmup-steps 20 --weight-decay 0.05 --clip-norm 1 --threads 1"
-_STEPS, _EVALUATE_EVERY = 400, 100
+_STEPS, _EVALUATE_EVERY = 500, 100
 _READY_S = 60.0
 _STOP_S = 10.0
 
@@ -36,6 +36,8 @@ def demo(report: Path | None, steps: int, keep: Path | None) -> None:
     """Export a small ViT, train it on digits over ZeroMQ on loopback, and show what it cost."""
     import tempfile
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a script's background job ignores Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         where = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adc-edge-demo-")))
         where.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,7 @@ class _Process:
             if kind is None:
                 self._ends_within(2.0)
             if self._process.poll() is None:
-                self._process.send_signal(signal.SIGINT)
+                self._process.terminate()
                 self._ends_within(_STOP_S)
         finally:
             self._process.kill()

@@ -18,7 +18,13 @@ def demo(*arguments: str | Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=ignore_ctrl_c,
     )
+
+
+def ignore_ctrl_c() -> None:
+    """As a job in the background of a script starts."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @pytest.mark.slow
@@ -46,7 +52,10 @@ def test_ctrl_c_at_any_time_ends_every_process_cleanly(tmp_path: Path, after_s: 
     process = demo("--keep", tmp_path / "kept")
     time.sleep(after_s)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=40)
+    try:
+        output, _ = process.communicate(timeout=40)
+    finally:
+        process.terminate()
     assert process.returncode in (130, 0), output
     assert "Traceback" not in output
     left = subprocess.run(["pgrep", "-f", str(tmp_path / "kept")], capture_output=True, text=True, check=False).stdout
