@@ -78,7 +78,7 @@ def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path) -> None:
 
 
 def test_a_new_directory_appears_when_it_is_complete(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "bundle"
+    target = tmp_path / "very" / "deep" / "bundle"
     with new_directory(target) as directory:
         (directory / "file").write_text("new")
         assert not target.exists()

@@ -64,7 +64,8 @@ def test_a_class_outside_the_bundle_is_refused_with_the_remedy(label: int) -> No
         ("counts that wrap around", ((0, 2, 2**31 - 1), (0, 4, 2**31 - 1), (1, 0, 8))),
         ("a cluster without a label", ((0, 2, 3), (0, 4, 3))),
         ("a cluster too many", ((0, 2, 3), (1, 4, 1), (2, 0, 2))),
-        ("a negative cluster", ((0, 2, 3), (1, 4, 1), (-1, 0, 2))),
+        ("a cluster out of range", ((0, 2, 4), (2, 0, 2))),
+        ("a negative cluster", ((-1, 2, 4), (0, 0, 2))),
     ],
 )
 def test_counts_that_do_not_describe_the_batch_are_refused(why: str, triples: tuple[tuple[int, int, int], ...]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import struct
 import threading
+import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 from torchvision import transforms
@@ -26,10 +29,13 @@ GREY = Preprocessing((8, 8), (0.5,), (0.25,), "bilinear")
 ALL = parse("flip,jitter,randaugment")
 
 
+def random_images(count: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(1).integers(0, 256, (count, 12, 12, 3), dtype=np.uint8)
+
+
 def numbered(count: int) -> ArraySplit:
     """Noise, each image labelled with its own index."""
-    images = np.random.default_rng(1).integers(0, 256, (count, 12, 12, 3), dtype=np.uint8)
-    return ArraySplit(images, np.arange(count, dtype=np.int64))
+    return ArraySplit(random_images(count), np.arange(count, dtype=np.int64))
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -68,6 +74,32 @@ def test_each_image_travels_with_its_own_label() -> None:
     assert batch.images.dtype == np.float32
     for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
         np.testing.assert_array_equal(image, normalise(prepare(split.image(label), COLOUR), COLOUR))
+
+
+class Watched(ArraySplit):
+    """Counts how often each image is read."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(random_images(count), np.arange(count, dtype=np.int64))
+        self.reads = Counter[int]()
+
+    def image(self, index: int) -> Image.Image:
+        self.reads[index] += 1
+        return super().image(index)
+
+
+def test_the_next_batch_is_decoded_meanwhile_and_no_image_twice() -> None:
+    split = Watched(40)
+    with closing(Loader(split, COLOUR, 4)) as loader:
+        loader.batch(0)
+        deadline = time.monotonic() + 60
+        while split.reads.total() < 8:
+            assert time.monotonic() < deadline, "nobody decodes ahead"
+            time.sleep(0.001)
+        for step in range(1, 9):
+            loader.batch(step)
+    assert split.reads.total() <= 40
+    assert set(split.reads.values()) == {1}
 
 
 # augmentation

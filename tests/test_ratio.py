@@ -61,8 +61,8 @@ def test_there_are_always_two_clusters_a_patch_token_and_never_more_than_there_i
 
 def test_ratio_one_sends_everything() -> None:
     everything = Shape(images=32, tokens=197, clusters=32, kept=197)
-    assert Ratio(xi=1.0).shape(32, 197, 1) == everything
-    assert Ratio(batch=1.0, token=1.0).shape(32, 197, 1) == everything
+    assert Ratio(xi=1.0).check().shape(32, 197, 1) == everything
+    assert Ratio(batch=1.0, token=1.0).check().shape(32, 197, 1) == everything
 
 
 @pytest.mark.parametrize("ratio", [Ratio(xi=0.5), Ratio(batch=0.5, token=0.5)])
