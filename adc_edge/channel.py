@@ -7,11 +7,14 @@ by (session, step, micro-batch) whether it has answered already.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Callable
 
 import zmq
 from tenacity import (
+    RetryCallState,
     RetryError,
     Retrying,
     retry_if_exception_type,
@@ -41,6 +44,8 @@ from adc_edge.tcp import KERNEL_COUNTS, SocketMeter, TcpInfo, frame_bytes
 CONNECT_MS = 3_000
 WELCOME_MS = 60_000  # a trainer that computes another device's step answers late, and its heartbeats go on
 FAREWELL_MS = 3_000
+_SAY_EVERY_S = 30.0
+_UNREADABLE = 3  # answers in a row after which the two sides do not speak one language
 _TICK_MS = 100  # how soon a signal or a dead link is noticed while waiting
 
 Answer = tuple[FromTrainer, memoryview]
@@ -82,6 +87,7 @@ class DeviceChannel:
         self._inbox: Assembler[FromTrainer] | None = None
         self._past = self._framed = (0, 0)
         self._pending: tuple[Message, Body] | None = None
+        self._unreadable = 0
         self.outages = 0
 
     def open(self, wait_s: float | None) -> None:
@@ -92,14 +98,21 @@ class DeviceChannel:
             RefusedError: it answered no.
             Stopped: ``stop`` said so.
         """
-        start = time.monotonic()
+        start, said = time.monotonic(), -math.inf
+
+        def say_now_and_then(_: RetryCallState) -> None:
+            nonlocal said
+            if time.monotonic() - said > _SAY_EVERY_S:
+                said = time.monotonic()
+                self._notify(f"waiting for the trainer at {self.endpoint}")
+
         try:
             for attempt in Retrying(
                 retry=retry_if_exception_type(LinkLost),
                 wait=wait_random_exponential(multiplier=0.2, max=5),
                 stop=stop_never if wait_s is None else stop_after_delay(wait_s),
                 sleep=self._sleep,
-                before_sleep=lambda _: self._notify(f"waiting for the trainer at {self.endpoint}"),
+                before_sleep=say_now_and_then,
             ):
                 with attempt:
                     self._connect()
@@ -116,7 +129,7 @@ class DeviceChannel:
         assert self._pending is None, "one request at a time"
         self._pending = (message, body)
         try:
-            self._send(message, body)
+            self.send(message, body)
         except LinkLost:
             self._disconnect()  # `result` resumes
 
@@ -129,29 +142,37 @@ class DeviceChannel:
         Raises:
             LinkError: after ``outage_s``.
             RefusedError: the trainer refused the request.
+            ProtocolError: answers that cannot be read, three in a row.
             Stopped: ``stop`` said so.
         """
         assert self._pending is not None
         message, body = self._pending
-        while True:
-            try:
-                answer = self.receive()
-                self._pending = None
-                return answer
-            except LinkLost as lost:
-                self._notify(f"link lost ({lost}); waiting for the trainer at {self.endpoint}")
-                self.outages += 1
-                self._disconnect()
-                self.open(outage_s)
-                self._notify("the trainer is back")
+        try:
+            while True:
                 try:
-                    self._send(message, body)
-                except LinkLost:
-                    continue
+                    return self.receive()
+                except LinkLost as lost:
+                    self._resume(lost, outage_s, message, body)
+        finally:
+            self._pending = None
+
+    def _resume(self, lost: LinkLost, outage_s: float | None, message: Message, body: Body) -> None:
+        self._notify(f"link lost ({lost}); waiting for the trainer at {self.endpoint}")
+        self.outages += 1
+        self._disconnect()
+        self.open(outage_s)
+        self._notify("the trainer is back")
+        with contextlib.suppress(LinkLost):  # then `receive` finds it lost again
+            self.send(message, body)
 
     def send(self, message: Message, body: Body = b"") -> None:
         """Send without expecting to resume (``adc-edge link``); raises LinkLost."""
-        self._send(message, body)
+        if self._socket is None:
+            raise LinkLost("not connected")
+        for header, piece in cut(message, body):
+            self._writable()
+            self._socket.send_multipart([header, piece])
+            self._framed = (self._framed[0] + frame_bytes(header, piece), self._framed[1])
 
     def receive(self, timeout_ms: float | None = None) -> Answer:
         """The next whole message; raises LinkLost, RefusedError, Stopped, or LinkLost after ``timeout_ms``."""
@@ -162,9 +183,14 @@ class DeviceChannel:
             try:
                 answer = self._inbox.feed(frames[0], frames[1]) if len(frames) == 2 else None
             except ProtocolError as error:
+                self._unreadable += 1
+                if self._unreadable >= _UNREADABLE:
+                    raise
                 raise LinkLost(f"unreadable answer: {error.received}") from error
             if answer is None:
                 continue
+            if not isinstance(answer[0], Welcome):
+                self._unreadable = 0
             if isinstance(answer[0], Refused):
                 refused = answer[0]
                 if refused.code == "unknown-device":  # a trainer that was restarted: say hello again
@@ -188,7 +214,7 @@ class DeviceChannel:
         if self._socket is None:
             return
         try:
-            self._send(Bye(session))
+            self.send(Bye(session))
             deadline = time.monotonic() + FAREWELL_MS / 1e3
             while not isinstance(self.receive((deadline - time.monotonic()) * 1e3)[0], ByeAck):
                 pass
@@ -210,11 +236,14 @@ class DeviceChannel:
         self._socket.setsockopt(zmq.SNDHWM, 0)  # one request in flight bounds the queue
         self._meter = SocketMeter(self._socket)
         self._inbox = Assembler(unpack_from_trainer, self._body_bytes)
-        self._socket.connect(self.endpoint)
+        try:
+            self._socket.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            raise LinkLost(error.strerror) from None
         if self._hello is None:
             self._writable()
             return
-        self._send(self._hello())
+        self.send(self._hello())
         answer, _ = self.receive(WELCOME_MS)
         if not isinstance(answer, Welcome):
             raise LinkLost(f"a {type(answer).__name__} instead of a Welcome")
@@ -228,14 +257,6 @@ class DeviceChannel:
                 )
             return expected
         return min(message.body_bytes, CHUNK_BYTES) if isinstance(message, Pong) else 0
-
-    def _send(self, message: Message, body: Body = b"") -> None:
-        if self._socket is None:
-            raise LinkLost("not connected")
-        for header, piece in cut(message, body):
-            self._writable()
-            self._socket.send_multipart([header, piece])
-            self._framed = (self._framed[0] + frame_bytes(header, piece), self._framed[1])
 
     def _writable(self) -> None:
         assert self._socket is not None
@@ -261,10 +282,8 @@ class DeviceChannel:
             raise Stopped
         assert self._meter is not None
         self._meter.poll()
-        if self._meter.failure:
-            raise LinkLost(self._meter.failure)
-        if self._meter.lost:
-            raise LinkLost("connection closed")
+        if self._meter.failure or self._meter.lost:
+            raise LinkLost(self._meter.failure or "connection closed")
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -102,7 +102,7 @@ class Server:
     def _receive(self) -> None:
         frames = self._socket.recv_multipart(copy=False)
         route = frames[0].bytes
-        peer = self.sessions.peer(route, Assembler(unpack_from_device, self._body_bytes))
+        peer = self.sessions.peer(route, lambda: Assembler(unpack_from_device, self._body_bytes))
         try:
             if len(frames) != 3:
                 raise ProtocolError(f"{len(frames) - 1} frames", "a header and a piece", "use one version")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from adc_edge.errors import ProtocolError
 from adc_edge.framing import Assembler
@@ -67,10 +68,10 @@ class Sessions:
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
         self._before = dict(applied or {})  # from a checkpoint: sessions that have not come back yet
 
-    def peer(self, route: bytes, inbox: Assembler[FromDevice]) -> Peer:
+    def peer(self, route: bytes, new_inbox: Callable[[], Assembler[FromDevice]]) -> Peer:
         """The connection behind a routing id; the longest silent one makes room beyond MAX_PEERS."""
         if route not in self.peers:
-            self.peers[route] = Peer(inbox)
+            self.peers[route] = Peer(new_inbox())
             if len(self.peers) > MAX_PEERS:
                 self.peers.popitem(last=False)
         self.peers.move_to_end(route)

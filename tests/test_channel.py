@@ -18,7 +18,7 @@ from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.endpoint import check_endpoint
-from adc_edge.errors import LinkError, RefusedError, SettingError
+from adc_edge.errors import LinkError, ProtocolError, RefusedError, SettingError
 from adc_edge.framing import cut
 from adc_edge.labels import label_triples
 from adc_edge.precision import encode, encoded_bytes
@@ -136,7 +136,6 @@ def test_an_oversize_step_is_refused_and_the_next_one_served(device: Device) -> 
     )
     with pytest.raises(RefusedError, match="shape"):
         device.channel.result()
-    device.channel._pending = None
     device.step(0)
 
 
@@ -170,6 +169,21 @@ def test_garbage_from_strangers_does_not_disturb_a_device_at_work(device: Device
             with socket.create_connection((host, int(port))) as plain:
                 plain.sendall(rng.bytes(100))
             device.step(step)
+
+
+def test_answers_that_cannot_be_read_end_the_run_instead_of_going_round_for_ever(device: Device) -> None:
+    device.channel._gradient_bytes = lambda gradient: 1
+    device.channel.submit(*device.message(0))
+    with pytest.raises(ProtocolError, match="a gradient of"):
+        device.channel.result()
+    assert device.channel.outages == 2
+
+
+def test_a_host_that_does_not_exist_is_one_clear_error(bundle: Bundle) -> None:
+    device = Device(bundle, "tcp://no-such-host.invalid:5700")
+    with pytest.raises(LinkError, match=r"no-such-host\.invalid"):
+        device.channel.open(1)
+    device.channel.close()
 
 
 def test_two_devices_are_served_side_by_side(bundle: Bundle, server: Server, training: HeadTraining) -> None:

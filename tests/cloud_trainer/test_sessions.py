@@ -20,7 +20,7 @@ def answer(step: int) -> tuple[Gradient, bytes]:
 
 
 def connect(sessions: Sessions, route: bytes, said: Hello) -> tuple[Session, str | None]:
-    sessions.peer(route, Assembler(unpack_from_device, lambda message: 0))
+    sessions.peer(route, lambda: Assembler(unpack_from_device, lambda message: 0))
     return sessions.open(said, route)
 
 
