@@ -43,7 +43,6 @@ from adc_edge.tcp import KERNEL_COUNTS, SocketMeter, TcpInfo, frame_bytes
 
 CONNECT_MS = 3_000
 WELCOME_MS = 60_000  # a trainer that computes another device's step answers late, and its heartbeats go on
-FAREWELL_MS = 3_000
 _SAY_EVERY_S = 30.0
 _UNREADABLE = 3  # answers in a row after which the two sides do not speak one language
 _TICK_MS = 100  # how soon a signal or a dead link is noticed while waiting
@@ -211,11 +210,9 @@ class DeviceChannel:
 
     def farewell(self, session: int) -> None:
         """Tell the trainer that the session is over, and wait briefly until it knows."""
-        if self._socket is None:
-            return
         try:
             self.send(Bye(session))
-            deadline = time.monotonic() + FAREWELL_MS / 1e3
+            deadline = time.monotonic() + CONNECT_MS / 1e3
             while not isinstance(self.receive((deadline - time.monotonic()) * 1e3)[0], ByeAck):
                 pass
         except (LinkLost, RefusedError, Stopped):
