@@ -166,7 +166,7 @@ class Proxy:
 
     def _pump(self, source: socket.socket, sink: socket.socket, way: str) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(1024):
+            while data := source.recv(4096):
                 setattr(self, way, getattr(self, way) + len(data))
                 if way == "up" and self._cut_at is not None and self.up > self._cut_at:
                     self._cut_at, self.cuts = None, self.cuts + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +20,13 @@ from safetensors.torch import load_file
 
 from adc_edge import adc, data
 from adc_edge.bundle import Bundle
+from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.server import Server
+from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.edge_runtime.runner import Serve, ServeSettings
 from adc_edge.learning import OptimizerSettings
 from adc_edge.loader import Loader
-from adc_edge.split import Head, create_vit, cut
+from adc_edge.split import Head, create_vit, cut, head_from_manifest
 
 FIELDS = [
     "steps",
@@ -62,6 +66,28 @@ def trainer(bundle_dir: Path, tmp_path: Path, command: Any) -> Callable[..., Any
         (run / "endpoint").unlink(missing_ok=True)
         with command("trainer", "--bundle", bundle_dir, "--bind", bind, "--run", run, *ONE_THREAD, *options) as process:
             yield process, endpoint_of(run)
+
+    return start
+
+
+@pytest.fixture
+def cloud(bundle: Bundle) -> Callable[[OptimizerSettings], Any]:
+    """The trainer's socket and head in a thread, where a process is not the point: ``with cloud(how) as endpoint``."""
+
+    @contextmanager
+    def start(optimizer: OptimizerSettings) -> Iterator[str]:
+        head = head_from_manifest(bundle.manifest)
+        head.vit.load_state_dict(load_file(bundle.path / "head.safetensors"))
+        server = Server(bundle, HeadTraining(head, optimizer), "tcp://127.0.0.1:*", Sessions())
+        over = threading.Event()
+        thread = threading.Thread(target=server.serve, args=(over.is_set,))
+        thread.start()
+        try:
+            yield server.endpoint
+        finally:
+            over.set()
+            thread.join()
+            server.close()
 
     return start
 
@@ -135,9 +161,9 @@ def test_training_equals_an_in_process_pytorch_loop(
     np.testing.assert_allclose(losses(tmp_path / "device"), in_process(bundle, 20, learning), atol=1e-5)
 
 
-def test_both_engines_train_alike(bundle_dir: Path, tmp_path: Path, trainer: Any) -> None:
+def test_both_engines_train_alike(bundle_dir: Path, tmp_path: Path, cloud: Any) -> None:
     for engine in ("onnxruntime", "torch"):
-        with trainer(tmp_path / f"cloud-{engine}", "--optimizer", "sgd", "--lr", "0.01") as (_, endpoint):
+        with cloud(OptimizerSettings("sgd", lr=0.01)) as endpoint:
             serve(
                 settings(
                     bundle_dir,
@@ -259,21 +285,19 @@ def test_a_trainer_stopped_in_mid_run_is_waited_for_and_the_run_goes_on(
     assert steps == list(range(40))  # none lost, none twice, over both lives of the trainer
 
 
-def test_a_frozen_trunk_sends_and_receives_no_gradient_and_stays(
-    bundle_dir: Path, tmp_path: Path, trainer: Any
-) -> None:
-    with trainer(tmp_path / "cloud", "--lr", "3e-3") as (_, endpoint):
+def test_a_frozen_trunk_sends_and_receives_no_gradient_and_stays(bundle_dir: Path, tmp_path: Path, cloud: Any) -> None:
+    with cloud(OptimizerSettings(lr=3e-3)) as endpoint:
         report = serve(settings(bundle_dir, endpoint, steps=60, trunk="frozen", run=tmp_path / "device"))
     assert report["loss"] < report["loss_first"]
     assert report["bytes_down"] < 0.2 * report["bytes_up"]
     assert (tmp_path / "device" / "trunk.safetensors").read_bytes() == (bundle_dir / "trunk.safetensors").read_bytes()
 
 
-def test_low_precision_sends_fewer_bytes_and_learns_alike(bundle_dir: Path, tmp_path: Path, trainer: Any) -> None:
+def test_low_precision_sends_fewer_bytes_and_learns_alike(bundle_dir: Path, tmp_path: Path, cloud: Any) -> None:
     sent, loss = {}, {}
     for precision in ("fp32", "int8"):
         run = tmp_path / precision
-        with trainer(tmp_path / f"cloud-{precision}", "--optimizer", "sgd", "--lr", "0.05") as (_, endpoint):
+        with cloud(OptimizerSettings("sgd", lr=0.05)) as endpoint:
             report = serve(
                 settings(
                     bundle_dir,
@@ -292,10 +316,8 @@ def test_low_precision_sends_fewer_bytes_and_learns_alike(bundle_dir: Path, tmp_
     assert loss["int8"] != loss["fp32"]
 
 
-def test_a_run_directory_of_another_run_is_refused(
-    bundle_dir: Path, tmp_path: Path, trainer: Any, command: Any
-) -> None:
-    with trainer(tmp_path / "cloud") as (_, endpoint):
+def test_a_run_directory_of_another_run_is_refused(bundle_dir: Path, tmp_path: Path, cloud: Any, command: Any) -> None:
+    with cloud(OptimizerSettings()) as endpoint:
         serve(settings(bundle_dir, endpoint, steps=2, run=tmp_path / "device"))
         with command(
             "serve", "--bundle", bundle_dir, "--trainer", endpoint, "--seed", "9", "--run", tmp_path / "device"
@@ -305,7 +327,7 @@ def test_a_run_directory_of_another_run_is_refused(
     assert "seed was 0, is 9" in output
 
 
-def test_broken_images_are_skipped_and_counted(bundle_dir: Path, tmp_path: Path, trainer: Any) -> None:
+def test_broken_images_are_skipped_and_counted(bundle_dir: Path, tmp_path: Path, cloud: Any) -> None:
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -316,7 +338,7 @@ def test_broken_images_are_skipped_and_counted(bundle_dir: Path, tmp_path: Path,
             for index in range(12):
                 Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)).save(folder / f"{index}.png")
         (tmp_path / "photos" / split / "0" / "broken.png").write_bytes(b"\x89PNG but no more")
-    with trainer(tmp_path / "cloud") as (_, endpoint):
+    with cloud(OptimizerSettings()) as endpoint:
         report = serve(settings(bundle_dir, endpoint, data=f"folder:{tmp_path / 'photos'}", epochs=2))
     assert report["broken_images"] == 2
     assert report["steps"] == 2
