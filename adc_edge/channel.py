@@ -226,7 +226,7 @@ class DeviceChannel:
     def _connect(self) -> None:
         self._disconnect()
         self._socket = self._context.socket(zmq.DEALER)
-        tune(self._socket)
+        tune(self._socket, self.endpoint)
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)  # a fresh socket per retry instead

@@ -11,8 +11,9 @@ from adc_edge.errors import SettingError
 from adc_edge.protocol import CHUNK_BYTES, HEADER_BYTES
 
 
-def tune(socket: zmq.Socket[bytes]) -> None:
-    """Options that both ends use (measured choices: heartbeats, short reconnects, bounded frames)."""
+def tune(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Options that both ends use before ``endpoint`` (measured choices: heartbeats, bounded frames)."""
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)

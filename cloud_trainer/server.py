@@ -75,7 +75,7 @@ class Server:
         self._down_mbit_s: float | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        tune(self._socket)
+        tune(self._socket, bind)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # One answer is in flight for each device, so its size bounds the queue.
         self._socket.setsockopt(zmq.SNDHWM, 0)

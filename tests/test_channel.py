@@ -307,6 +307,24 @@ def test_where_the_kernel_counts_nothing_the_frames_add_up_to_nearly_the_same(
     assert device.channel.totals() == pytest.approx(kernel, rel=0.01)
 
 
+def test_ipv6_addresses_work(bundle: Bundle, training: HeadTraining) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+    server = Server(bundle, training, check_endpoint("tcp://[::1]:0", insecure=False).replace(":0", ":*"), Sessions())
+    over = threading.Event()
+    thread = threading.Thread(target=server.serve, args=(over.is_set,))
+    thread.start()
+    device = Device(bundle, server.endpoint)
+    device.channel.open(10)
+    device.step(0)
+    device.channel.close()
+    over.set()
+    thread.join()
+    server.close()
+
+
 def test_pings_need_no_session(server: Server) -> None:
     channel = DeviceChannel(server.endpoint)
     channel.open(10)
