@@ -9,6 +9,7 @@ Layout of an encoded ``[rows, D]`` tensor (little endian):
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -42,8 +43,8 @@ def encode(x: Float32, precision: Precision) -> bytes:
         ProtocolError: if a value is NaN or infinite, which no receiver could use.
     """
     x = np.ascontiguousarray(x, dtype="<f4")
-    peak = float(np.abs(x).max(initial=0.0))
-    if not np.isfinite(peak):
+    peak = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))  # of |x|, without a copy of it
+    if not math.isfinite(peak):
         raise ProtocolError(
             "a tensor with NaN or infinite values", "finite values", "lower the learning rate or clip gradients", "nan"
         )

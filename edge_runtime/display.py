@@ -47,7 +47,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """One line above the progress."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, step: int, tally: Tally) -> None:
         """``step`` has been done."""
