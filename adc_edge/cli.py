@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 
@@ -10,8 +11,8 @@ import click
 from adc_edge import __version__
 from adc_edge.errors import AdcEdgeError
 
-# OpenMP's threads spin while they wait by default, and starve whatever shares the cores (engine, decoding, a trainer on
-# the same machine): a recompute took 3.1 times as long. It is read when torch loads, so it is set before.
+# OpenMP's threads spin while they wait by default, and starve whatever shares the cores: engine, decoding, a trainer on
+# the same machine. It is read when torch loads, so it is set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Each module imports click at its head and everything heavy inside the command.
@@ -53,6 +54,14 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except AdcEdgeError as error:
             raise _Failure(error) from error
+        except OSError as error:
+            if error.errno not in _FILE_TROUBLE:
+                raise
+            raise click.ClickException(
+                f"{error.filename or 'writing a file'}: {error.strerror}\n"
+                "  expected: room and permission to write there\n"
+                "  remedy:   free space or choose another place; a run resumes from its last checkpoint"
+            ) from error
         except ImportError as error:
             extra = _EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
@@ -62,6 +71,9 @@ class _LazyGroup(click.Group):
             ) from error
 
 
+_FILE_TROUBLE = {
+    getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EISDIR EEXIST".split()
+}
 _EXTRAS = {"torch": "train", "timm": "host", "onnx": "export", "onnxscript": "export", "torchvision": "host"}
 
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from adc_edge.cli import COMMANDS, main
+from adc_edge.cloud_trainer.server import Server
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
@@ -114,3 +115,31 @@ def test_a_changed_bundle_file_is_noticed(bundle_dir: Path, tmp_path: Path) -> N
     code, output = run("serve", "--bundle", copy, "--trainer", "tcp://127.0.0.1:9")
     assert code == 2
     assert "changed or damaged" in output
+
+
+def test_a_disk_that_is_full_ends_the_run_in_words_and_leaves_nothing_torn(
+    bundle_dir: Path, tmp_path: Path, server: Server
+) -> None:
+    command = f"{sys.executable} -m adc_edge serve --bundle {bundle_dir} --trainer {server.endpoint} --steps 3 "
+    limited = f"ulimit -f 40; exec {command} --run {tmp_path / 'run'} --eval-images 16"  # no file above 40 KiB
+    result = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "checkpoint-00000003.safetensors" in result.stderr
+    assert "free space" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"settings.json", "manifest.json", "metrics.jsonl"}
+
+
+def test_a_report_that_cannot_be_written_is_one_clear_error(bundle_dir: Path, tmp_path: Path, server: Server) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "report.json"
+    options = ["--trainer", server.endpoint, "--steps", "1", "--eval-images", "16", "--report", str(place)]
+    result = subprocess.run(
+        [sys.executable, "-m", "adc_edge", "serve", "--bundle", str(bundle_dir), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert str(tmp_path / "file") in result.stderr
+    assert "Traceback" not in result.stderr
