@@ -36,6 +36,34 @@ def insecure_option(command: F) -> F:
     )
 
 
+def run_options(command: F) -> F:
+    """What a run keeps, and the threads it takes."""
+    for option in reversed(
+        [
+            click.option(
+                "--run", type=click.Path(path_type=Path), help="Directory to keep the run in, and to resume from."
+            ),
+            click.option(
+                "--checkpoint-every",
+                default=100,
+                show_default=True,
+                type=click.IntRange(min=0),
+                metavar="N",
+                help="Steps; 0: only at the end.",
+            ),
+            click.option(
+                "--threads",
+                default=0,
+                show_default=True,
+                type=click.IntRange(min=0),
+                help="Of torch and the engine; 0: their choice.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 def optimizer_options(command: F) -> F:
     """How this half learns."""
     for option in reversed(

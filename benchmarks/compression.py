@@ -17,11 +17,10 @@ import onnx
 import onnxruntime as ort
 import torch
 from harness import Result, arguments, compare, medians_ms, show
-from torch import Tensor, nn
 from torch.export import Dim
 
 from adc_edge import adc
-from adc_edge.export.graph import OPSET, client_graph
+from adc_edge.export.graph import client_graph, trace
 from adc_edge.ratio import Ratio
 from adc_edge.split import create_vit, cut
 from adc_edge.trunk import Trunk
@@ -29,37 +28,10 @@ from adc_edge.trunk import Trunk
 Feeds = dict[str, npt.NDArray[Any]]
 
 
-class Bare(nn.Module):
-    """The trunk alone, its weights as inputs like client.onnx has them."""
-
-    def __init__(self, trunk: Trunk) -> None:
-        super().__init__()
-        self._borrowed = (trunk, [name for name, _ in trunk.named_parameters()])
-
-    def forward(self, images: Tensor, *weights: Tensor) -> Tensor:
-        trunk, names = self._borrowed
-        out: Tensor = torch.func.functional_call(trunk, dict(zip(names, weights, strict=True)), (images,))
-        return out
-
-
 def bare_graph(trunk: Trunk) -> onnx.ModelProto:
-    weights = {name: p.detach() for name, p in trunk.named_parameters()}
-    program = torch.onnx.export(
-        Bare(trunk).eval(),
-        (torch.randn(2, trunk.spec.channels, *trunk.spec.image_size), *weights.values()),
-        input_names=["images", *weights],
-        output_names=["activations"],
-        dynamic_shapes=({0: Dim("B", min=2, max=65_536)}, tuple({} for _ in weights)),
-        opset_version=OPSET,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    assert program is not None
-    model = program.model_proto
-    for name, value in weights.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
-    return model
+    """The trunk alone, exported the same way."""
+    example = torch.randn(2, trunk.spec.channels, *trunk.spec.image_size)
+    return trace(trunk, (example,), [Dim("B", min=2, max=65_536)], ["images"], ["activations"])
 
 
 def frozen(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from adc_edge.options import bundle_option, insecure_option, optimizer_options
+from adc_edge.options import bundle_option, insecure_option, optimizer_options, run_options
 
 
 @click.command()
@@ -19,15 +18,7 @@ from adc_edge.options import bundle_option, insecure_option, optimizer_options
     metavar="tcp://HOST:PORT",
     help="Where to listen; port * lets the system choose.",
 )
-@click.option("--run", type=click.Path(path_type=Path), help="Directory to keep the run in, and to resume from.")
-@click.option(
-    "--checkpoint-every",
-    default=100,
-    show_default=True,
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Steps; 0: only at the end.",
-)
+@run_options
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--amp",
@@ -48,7 +39,6 @@ from adc_edge.options import bundle_option, insecure_option, optimizer_options
     help="End once N devices are done; 0: serve until Ctrl-C.",
 )
 @click.option("--seed", default=0, show_default=True, type=int)
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(min=0), help="Of torch; 0: its choice.")
 @optimizer_options
 @insecure_option
 def trainer(**options: Any) -> None:

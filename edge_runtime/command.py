@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from adc_edge.options import PRECISION, bundle_option, insecure_option, optimizer_options, ratio_options
+from adc_edge.options import PRECISION, bundle_option, insecure_option, optimizer_options, ratio_options, run_options
 
 
 @click.command()
@@ -37,13 +37,6 @@ from adc_edge.options import PRECISION, bundle_option, insecure_option, optimize
     "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of order, augmentation and k-means."
 )
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Threads that decode images.")
-@click.option(
-    "--threads",
-    default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Of the engine and torch; 0: their choice.",
-)
 @optimizer_options
 @click.option(
     "--eval-every",
@@ -64,21 +57,13 @@ from adc_edge.options import PRECISION, bundle_option, insecure_option, optimize
 )
 @click.option("--eval-precision", "evaluate_precision", type=PRECISION, default="fp16", show_default=True)
 @click.option(
-    "--checkpoint-every",
-    default=100,
-    show_default=True,
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Steps; 0: only at the end.",
-)
-@click.option(
     "--drift-every",
     default=0,
     type=click.IntRange(min=0),
     metavar="N",
     help="Log max |engine - PyTorch| every N steps.",
 )
-@click.option("--run", type=click.Path(path_type=Path), help="Directory to keep the run in, and to resume from.")
+@run_options
 @click.option("--report", type=click.Path(path_type=Path), help="JSON file for the result.")
 @click.option(
     "--wait",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import onnx
@@ -38,16 +38,17 @@ class _Client(nn.Module):
 
 
 class _Traced(nn.Module):
-    """The client with its weights as arguments; it must not own the client, or they would be constants."""
+    """A module with its weights as arguments; it must not own the module, or they would be constants."""
 
-    def __init__(self, client: _Client, names: list[str]) -> None:
+    def __init__(self, module: nn.Module, names: list[str]) -> None:
         super().__init__()
-        self._borrowed = (client,)  # a tuple hides the module from torch
+        self._borrowed = (module,)  # a tuple hides it from torch
         self._names = names
 
-    def forward(self, images: Tensor, seeds: Tensor, slots: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        state = {f"trunk.{name}": value for name, value in zip(self._names, weights, strict=True)}
-        return torch.func.functional_call(self._borrowed[0], state, (images, seeds, slots))  # type: ignore[no-any-return]
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        inputs = arguments[: -len(self._names)]
+        state = dict(zip(self._names, arguments[-len(self._names) :], strict=True))
+        return torch.func.functional_call(self._borrowed[0], state, inputs)  # type: ignore[no-any-return]
 
 
 def client_graph(trunk: Trunk) -> onnx.ModelProto:
@@ -56,21 +57,43 @@ def client_graph(trunk: Trunk) -> onnx.ModelProto:
     Inputs: images float32 [B,C,H,W]; seeds int64 [T]; slots int64 [S]; every weight under its timm name, optional.
     Outputs: activations float32 [T,P+S,D]; assignment int64 [B]; tokens int64 [T,P+S]; counts int64 [T].
     """
-    weights = {name: p.detach() for name, p in trunk.named_parameters()}
     spec = trunk.spec
     example = (
         torch.randn(6, spec.channels, *spec.image_size),
         torch.arange(3),
         torch.arange(max(2, spec.patches // 3)),
     )
-    free = [{0: Dim(name, min=2, max=_LARGEST)} for name in "BT"] + [{0: Dim("S", min=1, max=spec.patches)}]
+    free = [Dim("B", min=2, max=_LARGEST), Dim("T", min=2, max=_LARGEST), Dim("S", min=1, max=spec.patches)]
+    return trace(_Client(trunk), example, free, INPUTS, OUTPUTS, prefix="trunk.")
+
+
+def trace(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    free: Sequence[Dim],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    prefix: str = "",
+) -> onnx.ModelProto:
+    """A checked graph of ``module`` whose weights are overridable initializers.
+
+    Args:
+        module: what to trace.
+        example: its inputs.
+        free: for each input, what its first axis is; it stays dynamic.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
+        prefix: of the module's parameter names, left out in the graph.
+    """
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    names = [name.removeprefix(prefix) for name in weights]
     with _quiet():
         program = torch.onnx.export(
-            _Traced(_Client(trunk), list(weights)),
+            _Traced(module, list(weights)).eval(),
             (*example, *weights.values()),
-            input_names=INPUTS + list(weights),
-            output_names=OUTPUTS,
-            dynamic_shapes=(*free, tuple({} for _ in weights)),
+            input_names=[*inputs, *names],
+            output_names=list(outputs),
+            dynamic_shapes=((*({0: dim} for dim in free), *({} for _ in weights)),),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -78,7 +101,7 @@ def client_graph(trunk: Trunk) -> onnx.ModelProto:
         )
     assert program is not None
     model = program.model_proto
-    for name, value in weights.items():
+    for name, value in zip(names, weights.values(), strict=True):
         model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
     _strip_paths(model)
     onnx.checker.check_model(model, full_check=True)
