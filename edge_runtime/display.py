@@ -96,6 +96,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
         times = " / ".join(f"{report[k]:.2f}" for k in ("rtt_ms", "rtt_p95_ms", "rtt_p99_ms"))
         table.add_row("RTT p50, p95, p99", f"{times} ms")
     table.add_row("outages", str(report["outages"]))
+    if report["peak_memory_mb"] is not None:
+        table.add_row("peak memory of this process", f"{report['peak_memory_mb']:.0f} MB")
     return table
 
 

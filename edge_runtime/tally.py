@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import msgspec
@@ -99,10 +100,21 @@ class Tally(msgspec.Struct):
         values["down_mbit_s"] = _percentile(self.down_samples_mbit_s, 50)
         values["accuracy"] = self.evaluations[-1].accuracy if self.evaluations else None
         values["xi"], values["precision"] = shape.xi, precision
+        values["peak_memory_mb"] = peak_memory_mb()
         values["bytes_total_up"] = self.bytes_up + self.bytes_evaluation_up
         values["bytes_total_down"] = self.bytes_down + self.bytes_evaluation_down
         values["bytes_uncompressed_fp32"] = one_way * (1 if frozen else 2)
         return values | more
+
+
+def peak_memory_mb() -> float | None:
+    """Most memory that this process has held so far, in MB; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def _percentile(samples: list[float], share: float) -> float | None:

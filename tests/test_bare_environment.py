@@ -85,6 +85,7 @@ def test_a_frozen_device_trains_the_head_from_it(bare: Path, bundle_dir: Path, t
         training = run(bare, *serve[2:11])  # without --trunk frozen
     report = json.loads((tmp_path / "run.json").read_text())
     assert report["steps"] == 100
+    assert report["peak_memory_mb"] < 300
     assert report["loss"] < report["loss_first"]
     assert digits.returncode == 2
     assert "scikit-learn" in digits.stderr
