@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -108,13 +108,15 @@ class Tally(msgspec.Struct):
 
 
 def peak_memory_mb() -> float | None:
-    """Most memory that this process has held so far, in MB; None where the system does not tell (Windows)."""
+    """Most memory that this process has held so far, in MB; None where the system does not tell (Linux does).
+
+    Not ``ru_maxrss``: that survives exec, so it may be the peak of whatever started this process.
+    """
     try:
-        import resource
-    except ImportError:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def _percentile(samples: list[float], share: float) -> float | None:
