@@ -28,6 +28,17 @@ def label_triples(assignment: Int64, labels: Int64, classes: int) -> npt.NDArray
     return np.stack([pairs // classes, pairs % classes, counts], axis=1).astype("<i4")
 
 
+def check_classes(labels: npt.NDArray[np.int32], classes: int) -> None:
+    """Raise ProtocolError, code ``labels``, unless every label that came is a class of the bundle."""
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ProtocolError(
+            f"labels from {labels.min()} to {labels.max()}",
+            f"0 to {classes - 1}, the bundle's {classes} classes",
+            "export the bundle with --num-classes, or mend the labels",
+            "labels",
+        )
+
+
 def soft_labels(data: Any, clusters: int, classes: int, images: int) -> Float32:
     """Read triples back as the mean of the members' one-hot labels: float32 ``[T, C]``.
 
@@ -37,13 +48,7 @@ def soft_labels(data: Any, clusters: int, classes: int, images: int) -> Float32:
     """
     triples = np.frombuffer(data, "<i4").reshape(-1, 3)
     cluster, label, count = triples.T
-    if label.min() < 0 or label.max() >= classes:
-        raise ProtocolError(
-            f"labels from {label.min()} to {label.max()}",
-            f"0 to {classes - 1}, the bundle's {classes} classes",
-            "export the bundle with --num-classes, or mend the labels",
-            "labels",
-        )
+    check_classes(label, classes)
     sane = cluster.min() >= 0 and cluster.max() < clusters and count.min() >= 1 and int(count.sum()) == images
     if not sane or len(np.unique(cluster)) != clusters:
         raise ProtocolError(

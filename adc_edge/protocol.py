@@ -27,9 +27,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 
-RefusalCode = Literal[
-    "version", "bundle", "unknown-device", "superseded", "malformed", "size", "shape", "labels", "order", "nan"
-]
+RefusalCode = Literal["version", "bundle", "unknown-device", "malformed", "size", "shape", "labels", "order", "nan"]
 REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
 
 
@@ -160,7 +158,6 @@ class ByeAck(Message, frozen=True):
 
 FromDevice = Hello | Step | Evaluate | Ping | Bye | Chunk
 FromTrainer = Welcome | Refused | Gradient | Evaluated | Pong | ByeAck | Chunk
-WithBody = Step | Evaluate | Ping | Gradient | Pong
 
 _ENCODER = msgspec.msgpack.Encoder()
 _FROM_DEVICE: msgspec.msgpack.Decoder[FromDevice] = msgspec.msgpack.Decoder(FromDevice)
@@ -169,9 +166,10 @@ _FROM_TRAINER: msgspec.msgpack.Decoder[FromTrainer] = msgspec.msgpack.Decoder(Fr
 M = TypeVar("M")
 
 
-class _Version(msgspec.Struct):
-    kind: str
-    version: int = VERSION
+class _Version(msgspec.Struct, tag_field="kind", tag="hello"):
+    """What every version's Hello has."""
+
+    version: int
 
 
 _VERSION = msgspec.msgpack.Decoder(_Version)
@@ -188,16 +186,28 @@ def unpack_from_device(header: bytes) -> FromDevice:
     Raises:
         ProtocolError: code ``version`` or ``malformed``.
     """
-    # A newer Hello may have other fields, so its version is read before the rest is typed.
-    seen = _unpack(_VERSION, header)
-    if seen.kind == "hello" and seen.version != VERSION:
+    try:
+        message = _unpack(_FROM_DEVICE, header)
+    except ProtocolError as fault:
+        try:
+            newer = _unpack(_VERSION, header)  # a Hello whose other fields are not ours?
+        except ProtocolError:
+            raise fault from None
+        _check_version(newer)
+        raise
+    if isinstance(message, Hello):
+        _check_version(message)
+    return message
+
+
+def _check_version(seen: Hello | _Version) -> None:
+    if seen.version != VERSION:
         raise ProtocolError(
             f"protocol version {seen.version}",
             f"version {VERSION}",
             "install the same adc-edge on the device and the trainer",
             "version",
         )
-    return _unpack(_FROM_DEVICE, header)
 
 
 def unpack_from_trainer(header: bytes) -> FromTrainer:

@@ -28,7 +28,6 @@ class TcpInfo(NamedTuple):
     sent_bytes: int  # first transmissions only
     received_bytes: int
     rtt_ms: float  # smoothed
-    min_rtt_ms: float
     delivery_mbit_s: float
     last_received_ms: int  # since the last data arrived
 
@@ -49,8 +48,7 @@ def tcp_info(fd: int) -> TcpInfo | None:
     sent, again = struct.unpack_from("=QQ", raw, 200)
     (last_received,) = struct.unpack_from("=I", raw, 52)
     (rtt,) = struct.unpack_from("=I", raw, 68)
-    (min_rtt,) = struct.unpack_from("=I", raw, 148)
-    return TcpInfo(sent - again, received, rtt / 1e3, min_rtt / 1e3, rate * 8 / 1e6, last_received)
+    return TcpInfo(sent - again, received, rtt / 1e3, rate * 8 / 1e6, last_received)
 
 
 def frame_bytes(*frames: bytes | memoryview) -> int:

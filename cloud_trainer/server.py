@@ -15,7 +15,7 @@ from adc_edge.cloud_trainer.sessions import Peer, Session, Sessions
 from adc_edge.endpoint import tune
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.framing import Assembler, Body, cut
-from adc_edge.labels import soft_labels
+from adc_edge.labels import check_classes, soft_labels
 from adc_edge.precision import decode, encode, encoded_bytes
 from adc_edge.protocol import (
     LABEL_BYTES,
@@ -196,13 +196,7 @@ class Server:
     def _evaluate(self, session: Session, message: Evaluate, body: memoryview) -> None:
         shape = (message.images, self._limits.tokens, self._limits.dim)
         labels = np.frombuffer(body[-LABEL_BYTES * message.images :], "<i4")
-        if labels.min() < 0 or labels.max() >= self._limits.classes:
-            raise ProtocolError(
-                f"labels from {labels.min()} to {labels.max()}",
-                f"0 to {self._limits.classes - 1}",
-                "mend the labels",
-                "labels",
-            )
+        check_classes(labels, self._limits.classes)
         judged = self._training.judge(decode(body[: -LABEL_BYTES * message.images], shape, message.precision), labels)
         self._send(session.route, Evaluated(session.id, message.step, message.part, message.images, *judged))
 

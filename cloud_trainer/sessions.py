@@ -29,7 +29,7 @@ class Session:
         from an older state; training goes on from the device's.
         """
         self.route, self.planned_steps = route, hello.steps
-        if hello.next_step == self.applied or (self.reply and self.reply[0].step == hello.next_step):
+        if hello.next_step == self.applied or self._answered_last(hello.next_step):
             return None
         warning = f"stood at step {self.applied} here and at {hello.next_step} on the device"
         self.applied, self.reply = hello.next_step, None
@@ -43,13 +43,16 @@ class Session:
         """
         if step == self.applied:
             return True
-        if self.reply is not None and self.reply[0].step == step:
+        if self._answered_last(step):
             return False
         raise ProtocolError(f"step {step}", f"step {self.applied}", "restart `adc-edge serve`; it resumes", "order")
 
     def answered(self, reply: Gradient, body: bytes) -> None:
         """``reply.step`` has been applied; keep its answer until the next one."""
         self.applied, self.reply = reply.step + 1, (reply, body)
+
+    def _answered_last(self, step: int) -> bool:
+        return self.reply is not None and self.reply[0].step == step
 
 
 class Peer:

@@ -29,6 +29,7 @@ class Engine(Protocol):
     """Runs trunk + ADC."""
 
     name: str
+    keeps_graph: bool  # its forward is the shim's own, with autograd: nothing is left to recompute
 
     def __enter__(self) -> Engine:
         """Load the model."""

@@ -71,7 +71,7 @@ class DeviceLoop:
         message, body = self._pack(step, batch, sent)
         forward = time.monotonic()
         self.channel.submit(message, body)
-        if self.shim is not None and self.engine.name != "torch":
+        if self.shim is not None and not self.engine.keeps_graph:
             self.shim.recompute(batch.images, sent)
         recomputed = time.monotonic()
         gradient, answer = self._gradient(step)

@@ -28,6 +28,7 @@ class OnnxEngine:
     """
 
     name = "onnxruntime"
+    keeps_graph = False
 
     def __init__(self, path: Path, spec: TrunkSpec, threads: int = 0) -> None:
         self._path, self._spec, self._threads = path, spec, threads

@@ -31,6 +31,9 @@ class StepRecord(msgspec.Struct, frozen=True):
     drift: float | None = None
 
 
+_SUMMED = [name for name in StepRecord.__struct_fields__ if name.startswith(("bytes_", "seconds"))]
+
+
 class Evaluation(msgspec.Struct, frozen=True):
     """The test split, nothing merged or dropped."""
 
@@ -70,9 +73,7 @@ class Tally(msgspec.Struct):
         """Count one step."""
         self.steps += 1
         self.images += images
-        for name in ("bytes_up", "bytes_down", "seconds", "seconds_data", "seconds_forward", "seconds_recompute"):
-            setattr(self, name, getattr(self, name) + getattr(record, name))
-        for name in ("seconds_link", "seconds_cloud", "seconds_backward"):
+        for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(record, name))
         self.loss_first = record.loss if self.loss_first is None else self.loss_first
         self.loss = _smooth(self.loss, record.loss)
