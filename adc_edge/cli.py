@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 COMMANDS = {
     "demo": "adc_edge.demo",
     "export": "adc_edge.export.command",
+    "keys": "adc_edge.keys",
     "link": "adc_edge.calibration.command",
     "merge": "adc_edge.export.command",
     "serve": "adc_edge.edge_runtime.command",
