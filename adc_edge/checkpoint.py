@@ -59,14 +59,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(step, arrays, json.loads(header["meta"]))
 
 
-def latest_checkpoint(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint that reads back whole; None where there never was one.
+def latest_checkpoint(directory: Path, until: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint, of a step up to ``until``, that reads back whole; None where there never was one.
 
     Raises:
         CheckpointError: there are checkpoints, and none is whole.
     """
     failure: CheckpointError | None = None
     for path in reversed(_all(directory)):
+        if until is not None and _step(path) > until:
+            continue
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
@@ -76,8 +78,25 @@ def latest_checkpoint(directory: Path) -> Checkpoint | None:
     return None
 
 
+def checkpoint_steps(directory: Path) -> list[int]:
+    """Steps of the checkpoints that are there, whole or not, oldest first."""
+    return [_step(path) for path in _all(directory)]
+
+
+def drop_newer(directory: Path, step: int) -> None:
+    """Remove checkpoints of later steps: the run has gone back, and will make them anew."""
+    for path in _all(directory):
+        if _step(path) > step:
+            path.unlink()
+
+
 def _all(directory: Path) -> list[Path]:
-    return sorted(directory.glob("checkpoint-*.safetensors"))
+    found = (path for path in directory.glob("checkpoint-*.safetensors") if path.stem[len("checkpoint-") :].isdecimal())
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
 
 
 def _digest(step: int, arrays: Arrays, meta: str) -> str:

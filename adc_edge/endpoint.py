@@ -21,19 +21,21 @@ def tune(socket: zmq.Socket[bytes], endpoint: str) -> None:
     socket.setsockopt(zmq.MAXMSGSIZE, CHUNK_BYTES + HEADER_BYTES)
 
 
-def check_endpoint(endpoint: str, insecure: bool) -> str:
+def check_endpoint(endpoint: str, insecure: bool, keys: bool = False) -> str:
     """Return ``endpoint`` if it is ``tcp://HOST:PORT`` and safe to use, else raise SettingError.
 
-    Traffic is not encrypted, so anything but loopback must be asked for with ``--insecure``.
+    Anything but loopback needs keys, or must be asked for with ``--insecure``.
     """
     url = urlsplit(endpoint)
     if url.scheme != "tcp" or not url.hostname or not _has_port(url):
         raise SettingError(f"address {endpoint!r}", "tcp://HOST:PORT", "for example tcp://127.0.0.1:5700")
-    if not insecure and not _is_loopback(url.hostname):
+    if insecure and keys:
+        raise SettingError("--keys and --insecure", "one of them", "leave one out")
+    if not insecure and not keys and not _is_loopback(url.hostname):
         raise SettingError(
-            f"address {endpoint!r} is not loopback",
-            "a loopback address, since traffic is neither encrypted nor authenticated",
-            "carry it through a VPN or an SSH tunnel (ssh -L 5700:127.0.0.1:5700 …), or type --insecure",
+            f"address {endpoint!r} is not loopback, and there are no keys",
+            "keys on both sides: traffic is encrypted and both prove who they are",
+            "adc-edge keys new --keys DIR, then --keys DIR here; or type --insecure",
         )
     return endpoint
 

@@ -2,7 +2,11 @@
 
 One big frame never survives heartbeats on a slow link, and a long multipart is atomic and unbounded. So each ZeroMQ
 message is exactly two frames, ``[header, piece]`` with a piece of at most CHUNK_BYTES; the first header is the
-message's own, the following ones are ``Chunk``.
+message's own, the following ones are ``Chunk``. A seal after each header, XXH3 of header and piece, tells bytes that
+changed on the way: TCP's checksum lets one in ten thousand broken segments through.
+
+A body may arrive over several connections: a message whose ``offset`` is not 0 goes on where the last one broke off,
+and messages without a body may come in between.
 """
 
 from __future__ import annotations
@@ -10,62 +14,122 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
+import xxhash
+
 from adc_edge.errors import ProtocolError
-from adc_edge.protocol import CHUNK_BYTES, Chunk, Message, pack
+from adc_edge.protocol import CHUNK_BYTES, SEAL_BYTES, Chunk, Message, pack
 
 Body = bytes | bytearray | memoryview
 M = TypeVar("M", bound=Message)
 
 
 def cut(message: Message, body: Body = b"") -> Iterator[tuple[bytes, memoryview]]:
-    """The frames of a message: header and first piece, then a Chunk for each further piece."""
+    """The frames of a message from its ``offset`` on: header and first piece, then a Chunk for each further piece."""
     view = memoryview(body)
-    yield pack(message), view[:CHUNK_BYTES]
-    for offset in range(CHUNK_BYTES, view.nbytes, CHUNK_BYTES):
-        chunk = Chunk(message.session, message.transfer, offset)  # type: ignore[attr-defined]
-        yield pack(chunk), view[offset : offset + CHUNK_BYTES]
+    start: int = getattr(message, "offset", 0)
+    for offset in range(start, max(view.nbytes, start + 1), CHUNK_BYTES):
+        piece = view[offset : offset + CHUNK_BYTES]
+        head = message if offset == start else Chunk(message.session, message.transfer, offset)  # type: ignore[attr-defined]
+        yield sealed(pack(head), piece), piece
+
+
+def sealed(header: bytes, piece: Body) -> bytes:
+    """The header frame: ``header`` and the seal of both."""
+    return header + _seal(header, piece)
+
+
+def unsealed(frame: bytes, piece: Body) -> bytes:
+    """The header in its frame.
+
+    Raises:
+        ProtocolError: code ``corrupt``: header or piece are not what was sent.
+    """
+    header = frame[:-SEAL_BYTES]
+    if frame[-SEAL_BYTES:] != _seal(header, piece):
+        raise ProtocolError("a frame whose seal is broken", "the bytes as they were sent", "send it anew", "corrupt")
+    return header
+
+
+def _seal(header: bytes, piece: Body) -> bytes:
+    seal = xxhash.xxh3_64(header)
+    seal.update(piece)
+    return seal.digest()
 
 
 class Assembler(Generic[M]):
-    """Puts one peer's messages together again; holds at most one unfinished body.
+    """Puts one peer's messages together again; holds at most one unfinished body, over as many connections as it takes.
 
     Args:
         unpack: reads a header.
         body_bytes: the exact size that a message's body must have, or ProtocolError: asked before allocating.
+        foreign: told a frame whose seal is broken, to raise if another version sent it.
     """
 
-    def __init__(self, unpack: Callable[[bytes], M], body_bytes: Callable[[M], int]) -> None:
-        self._unpack, self._body_bytes = unpack, body_bytes
+    def __init__(
+        self,
+        unpack: Callable[[bytes], M],
+        body_bytes: Callable[[M], int],
+        foreign: Callable[[bytes], None] = lambda frame: None,
+    ) -> None:
+        self._unpack, self._body_bytes, self._foreign = unpack, body_bytes, foreign
         self._message: M | None = None
         self._body = bytearray()
         self._filled = 0
 
-    def feed(self, header: bytes, piece: Any) -> tuple[M, memoryview] | None:
+    @property
+    def unfinished(self) -> tuple[int, int]:
+        """Transfer and received bytes of the message in progress; 0, 0 if there is none."""
+        return (0, 0) if self._message is None else (cast(Any, self._message).transfer, self._filled)
+
+    @property
+    def held_bytes(self) -> int:
+        """Size of the body in progress."""
+        return len(self._body)
+
+    def feed(self, frame: bytes, piece: Any) -> tuple[M, memoryview] | None:
         """Take the two frames of one ZeroMQ message; return a message when it is whole.
 
         Raises:
-            ProtocolError: malformed header, wrong size, a gap; the unfinished message is dropped.
+            ProtocolError: malformed header, wrong size, a gap: the unfinished message is dropped; a broken seal: what
+                came before stays, and the sender may go on from there.
         """
+        view = memoryview(piece)
+        try:
+            header = unsealed(frame, view)
+        except ProtocolError:
+            self._foreign(frame)
+            raise
         try:
             message = self._unpack(header)
             if isinstance(message, Chunk):
-                self._continue(message, memoryview(piece))
-            else:
-                self._begin(message, memoryview(piece))
+                self._continue(message, view)
+            elif size := self._body_bytes(message):
+                self._begin(message, size, view)
+            else:  # whole at once; it has nothing to do with the message in progress
+                self._expect_piece(view.nbytes, 0)
+                return message, memoryview(b"")
         except ProtocolError:
-            self._drop()
+            self.drop()
             raise
         if self._message is None or self._filled < len(self._body):
             return None
         done = self._message, memoryview(self._body)
-        self._drop()
+        self.drop()
         return done
 
-    def _begin(self, message: M, piece: memoryview) -> None:
-        self._drop()  # a peer that begins anew has given the old one up
-        size = self._body_bytes(message)
-        self._expect_piece(piece.nbytes, min(size, CHUNK_BYTES))
-        self._message, self._body = message, bytearray(size)
+    def drop(self) -> None:
+        """Forget the message in progress."""
+        self._message, self._body, self._filled = None, bytearray(), 0
+
+    def _begin(self, message: M, size: int, piece: memoryview) -> None:
+        offset: int = getattr(message, "offset", 0)
+        if offset == 0:  # a peer that begins another body has given the old one up
+            self.drop()
+            self._body = bytearray(size)
+        elif (cast(Any, message).transfer, offset, size) != (*self.unfinished, len(self._body)):
+            raise ProtocolError(f"a message from {offset} on", "what is missing of the last", "send it anew", "order")
+        self._expect_piece(piece.nbytes, min(size - offset, CHUNK_BYTES))
+        self._message = message
         self._put(piece)
 
     def _continue(self, chunk: Chunk, piece: memoryview) -> None:
@@ -87,6 +151,3 @@ class Assembler(Generic[M]):
     def _put(self, piece: memoryview) -> None:
         self._body[self._filled : self._filled + piece.nbytes] = piece
         self._filled += piece.nbytes
-
-    def _drop(self) -> None:
-        self._message, self._body, self._filled = None, bytearray(), 0

@@ -29,11 +29,36 @@ def bundle_option(command: F) -> F:
     return click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Made by `export`.")(command)
 
 
-def insecure_option(command: F) -> F:
-    """``--insecure``: anything but loopback."""
-    return click.option("--insecure", is_flag=True, help="Allow an address that is not loopback, in the clear.")(
-        command
-    )
+def key_options(command: F) -> F:
+    """``--keys DIR`` or ``--insecure``: anything but loopback."""
+    command = click.option(
+        "--insecure", is_flag=True, help="Allow an address that is not loopback without keys, in the clear."
+    )(command)
+    return click.option(
+        "--keys",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Key directory (`adc-edge keys`): traffic is encrypted and both sides prove who they are.",
+    )(command)
+
+
+def noise_options(command: F) -> F:
+    """A noisy channel, for studying training under noise."""
+    for option in reversed(
+        [
+            click.option("--snr-up", type=float, metavar="DB", help="White noise on activations, at this SNR."),
+            click.option("--snr-down", type=float, metavar="DB", help="White noise on gradients, at this SNR."),
+            click.option(
+                "--bit-errors",
+                type=click.FloatRange(0, 0.5),
+                default=0.0,
+                metavar="RATE",
+                help="Flip each bit of an encoded tensor with this probability, both ways.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 def run_options(command: F) -> F:
@@ -43,6 +68,7 @@ def run_options(command: F) -> F:
             click.option(
                 "--run", type=click.Path(path_type=Path), help="Directory to keep the run in, and to resume from."
             ),
+            click.option("--fresh", is_flag=True, help="Forget the run that --run holds, and start over."),
             click.option(
                 "--checkpoint-every",
                 default=100,

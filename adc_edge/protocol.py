@@ -9,16 +9,18 @@ Letters: B images, T clusters, k kept tokens, D channels, L label triples.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Literal, TypeVar, get_args
 
 import msgspec
 
-from adc_edge.errors import ProtocolError
+from adc_edge.errors import ProtocolError, RefusedError
 from adc_edge.precision import Precision, encoded_bytes
 
-VERSION = 1
+VERSION = 2
 CHUNK_BYTES = 64 * 1024  # small enough to live through heartbeats on a 0.1 Mbit/s link
 HEADER_BYTES = 4096
+SEAL_BYTES = 8  # XXH3 of header and piece, after the header
 TRIPLE_BYTES = 12  # cluster, class, count: three little-endian int32
 LABEL_BYTES = 4  # one little-endian int32
 
@@ -27,7 +29,23 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 
-RefusalCode = Literal["version", "bundle", "unknown-device", "malformed", "size", "shape", "labels", "order", "nan"]
+RefusalCode = Literal[
+    "version",
+    "bundle",
+    "key",  # unknown or revoked
+    "identity",  # the session belongs to another key
+    "superseded",  # another process speaks for this device now
+    "history",  # the two sides' states cannot be brought together
+    "busy",  # a limit of the trainer is reached for now
+    "unknown-device",  # no Hello on this connection
+    "corrupt",  # bytes changed on the way
+    "malformed",
+    "size",
+    "shape",
+    "labels",
+    "order",
+    "nan",
+]
 REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
 
 
@@ -41,8 +59,11 @@ class Hello(Message, frozen=True):
     version: int
     bundle: Text  # SHA-256 of manifest.json
     session: Id
+    life: Id  # of the process, random: the newest life of a session speaks for it
     device: Text  # a label for logs, no identity
     next_step: Count
+    durable: Count  # it will never come back older than this step
+    oldest: Count  # its journal can feed a trainer that stands at this step or later
     steps: Count = 0  # planned in all, 0 if unknown: the head's schedule may need it
 
 
@@ -61,6 +82,9 @@ class Step(Message, frozen=True):
     triples: Positive
     precision: Precision
     gradient: bool  # False: the trunk is frozen, send no gradient
+    durable: Count = 0  # as in Hello
+    replay: bool = False  # from the journal: the device has had the gradient, so it need not travel again
+    offset: Count = 0  # where the first piece lies: what is before it arrived on an earlier connection
 
 
 class Evaluate(Message, frozen=True):
@@ -73,6 +97,18 @@ class Evaluate(Message, frozen=True):
     body_bytes: Count
     images: Positive
     precision: Precision
+    offset: Count = 0
+
+
+class Fetch(Message, frozen=True):
+    """Device: the answer to a step, or to one part of its evaluation, that the trainer has given already."""
+
+    session: Id
+    step: Count
+    part: Count | None  # None: the gradient
+    transfer: Id
+    durable: Count = 0
+    offset: Count = 0  # of the answer's body: what is before it has arrived
 
 
 class Ping(Message, frozen=True):
@@ -103,6 +139,11 @@ class Welcome(Message, frozen=True):
 
     session: Id
     applied: Count
+    oldest: Count  # its log has the answers from this step on
+    durable: Count | None  # it will never come back with fewer steps applied; None: it keeps nothing on disk
+    life: Id  # of the process, random
+    transfer: Id  # of the unfinished message that it holds, and how much of its body; 0, 0 if none
+    received_bytes: Count
     trainer: Text  # its version, for logs
 
 
@@ -128,6 +169,8 @@ class Gradient(Message, frozen=True):
     accuracy: float  # share of the micro-batch's label mass on the predicted classes
     seconds_cloud: float
     down_mbit_s: float | None = None  # as the trainer's kernel sees its own sending
+    durable: Count | None = None  # as in Welcome
+    offset: Count = 0  # where the first piece lies
 
 
 class Evaluated(Message, frozen=True):
@@ -140,6 +183,13 @@ class Evaluated(Message, frozen=True):
     correct: Count
     loss_sum: float
     seconds_cloud: float
+
+
+class Absent(Message, frozen=True):
+    """Trainer: it has no such answer (any more)."""
+
+    session: Id
+    step: Count
 
 
 class Pong(Message, frozen=True):
@@ -156,8 +206,8 @@ class ByeAck(Message, frozen=True):
     session: Id
 
 
-FromDevice = Hello | Step | Evaluate | Ping | Bye | Chunk
-FromTrainer = Welcome | Refused | Gradient | Evaluated | Pong | ByeAck | Chunk
+FromDevice = Hello | Step | Evaluate | Fetch | Ping | Bye | Chunk
+FromTrainer = Welcome | Refused | Gradient | Evaluated | Absent | Pong | ByeAck | Chunk
 
 _ENCODER = msgspec.msgpack.Encoder()
 _FROM_DEVICE: msgspec.msgpack.Decoder[FromDevice] = msgspec.msgpack.Decoder(FromDevice)
@@ -181,29 +231,48 @@ def pack(message: Message) -> bytes:
 
 
 def unpack_from_device(header: bytes) -> FromDevice:
-    """Read a device's header; another protocol version is told apart from a malformed message.
+    """Read a device's header.
 
     Raises:
         ProtocolError: code ``version`` or ``malformed``.
     """
     try:
         message = _unpack(_FROM_DEVICE, header)
-    except ProtocolError as fault:
-        try:
-            newer = _unpack(_VERSION, header)  # a Hello whose other fields are not ours?
-        except ProtocolError:
-            raise fault from None
-        _check_version(newer)
+    except ProtocolError:
+        check_foreign(header)
         raise
     if isinstance(message, Hello):
-        _check_version(message)
+        _check_version(message.version)
     return message
 
 
-def _check_version(seen: Hello | _Version) -> None:
-    if seen.version != VERSION:
+def check_foreign(frame: bytes) -> None:
+    """Tell a Hello of another version, whose fields and seal are not ours, from a frame that is merely broken.
+
+    Raises:
+        ProtocolError: code ``version``.
+    """
+    for header in (frame, frame[:-SEAL_BYTES]):
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            _check_version(_VERSION.decode(header).version)
+
+
+def check_foreign_refusal(frame: bytes) -> None:
+    """Tell the refusal of a trainer of another version from a frame that is merely broken.
+
+    Raises:
+        RefusedError: it is one.
+    """
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        refused = _FROM_TRAINER.decode(frame)
+        if isinstance(refused, Refused) and refused.code == "version":
+            raise RefusedError(refused.code, refused.received, refused.expected, refused.remedy)
+
+
+def _check_version(seen: int) -> None:
+    if seen != VERSION:
         raise ProtocolError(
-            f"protocol version {seen.version}",
+            f"protocol version {seen}",
             f"version {VERSION}",
             "install the same adc-edge on the device and the trainer",
             "version",

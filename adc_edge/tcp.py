@@ -51,6 +51,12 @@ def tcp_info(fd: int) -> TcpInfo | None:
     return TcpInfo(sent - again, received, rtt / 1e3, rate * 8 / 1e6, last_received)
 
 
+_FAILURES = {
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "it does not know this device's key, or has revoked it",
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "its handshake is not ours: keys on one side only, or no adc-edge at all",
+}
+
+
 def frame_bytes(*frames: bytes | memoryview) -> int:
     """What frames weigh under ZMTP 3.1 without encryption: a flag, a length of 1 or 8 bytes, the frame."""
     return sum(len(frame) + (2 if len(frame) < 256 else 9) for frame in frames)
@@ -69,6 +75,7 @@ class SocketMeter:
         self._past = (0, 0)
         self._closed = False
         self.lost = False  # a connection has ended
+        self.handshaken = False  # the other side has proved its key, if there are keys
         self.failure: str | None = None  # why a handshake failed
 
     def poll(self) -> None:
@@ -83,8 +90,10 @@ class SocketMeter:
             elif kind in (zmq.Event.DISCONNECTED, zmq.Event.CLOSED):  # CLOSED: refused before it stood
                 self._release()
                 self.lost = True
-            elif kind in (zmq.Event.HANDSHAKE_FAILED_AUTH, zmq.Event.HANDSHAKE_FAILED_PROTOCOL):
-                self.failure = kind.name
+            elif kind == zmq.Event.HANDSHAKE_SUCCEEDED:
+                self.handshaken = True
+            elif kind in _FAILURES:
+                self.failure = _FAILURES[kind]
 
     def now(self) -> TcpInfo | None:
         """The live connection as the kernel sees it; None without one."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adc_edge.options import insecure_option
+from adc_edge.options import key_options
 
 
 @click.command()
@@ -21,8 +21,10 @@ from adc_edge.options import insecure_option
     type=click.FloatRange(min=0),
     help="Seconds to try to reach the trainer.",
 )
-@insecure_option
-def link(trainer: str, seconds: float, json_file: Path | None, wait_s: float, insecure: bool) -> None:
+@key_options
+def link(
+    trainer: str, seconds: float, json_file: Path | None, wait_s: float, keys: Path | None, insecure: bool
+) -> None:
     """Measure round trip and rates to a running trainer, over its own socket."""
     import json
 
@@ -30,12 +32,14 @@ def link(trainer: str, seconds: float, json_file: Path | None, wait_s: float, in
     from rich.table import Table
 
     from adc_edge.calibration.link import measure
-    from adc_edge.channel import DeviceChannel
+    from adc_edge.channel import Channel
+    from adc_edge.connection import ClientKeys
     from adc_edge.endpoint import check_endpoint
     from adc_edge.files import write_atomic
 
     console = Console()
-    channel = DeviceChannel(check_endpoint(trainer, insecure))
+    endpoint = check_endpoint(trainer, insecure, keys is not None)
+    channel = Channel(endpoint, keys=None if keys is None else ClientKeys.load(keys))
     try:
         channel.open(wait_s)
         with console.status("measuring") as status:

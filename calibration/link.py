@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adc_edge.channel import DeviceChannel, LinkLost
+from adc_edge.channel import Channel
+from adc_edge.connection import LinkLost
 from adc_edge.errors import LinkError
 from adc_edge.protocol import Ping, Pong
 
@@ -39,7 +40,7 @@ class LinkReport(NamedTuple):
     down_mbit_s: float
 
 
-def measure(channel: DeviceChannel, seconds: float, say: Callable[[str], None] = lambda text: None) -> LinkReport:
+def measure(channel: Channel, seconds: float, say: Callable[[str], None] = lambda text: None) -> LinkReport:
     """Measure the link of an open channel: a fifth of the time for round trips, the rest for both directions.
 
     Raises:
@@ -66,7 +67,7 @@ def measure(channel: DeviceChannel, seconds: float, say: Callable[[str], None] =
     )
 
 
-def _round_trips(channel: DeviceChannel, nonces: itertools.count[int], seconds: float) -> list[float]:
+def _round_trips(channel: Channel, nonces: itertools.count[int], seconds: float) -> list[float]:
     times_ms: list[float] = []
     end = time.monotonic() + seconds
     while not times_ms or (time.monotonic() < end and len(times_ms) < _PINGS):
@@ -77,7 +78,7 @@ def _round_trips(channel: DeviceChannel, nonces: itertools.count[int], seconds: 
     return times_ms
 
 
-def _fill(channel: DeviceChannel, nonces: itertools.count[int], seconds: float, base_s: float, up: bool) -> float:
+def _fill(channel: Channel, nonces: itertools.count[int], seconds: float, base_s: float, up: bool) -> float:
     """Mbit/s of one direction."""
     ballast = bytes(PIECE_BYTES if up else 0)
     in_flight: dict[int, float] = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from adc_edge.options import bundle_option, insecure_option, optimizer_options, run_options
+from adc_edge.options import bundle_option, key_options, optimizer_options, run_options
 
 
 @click.command()
@@ -40,7 +40,7 @@ from adc_edge.options import bundle_option, insecure_option, optimizer_options, 
 )
 @click.option("--seed", default=0, show_default=True, type=int)
 @optimizer_options
-@insecure_option
+@key_options
 def trainer(**options: Any) -> None:
     """Train the head for the devices that connect."""
     from rich.console import Console

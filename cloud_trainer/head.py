@@ -47,10 +47,13 @@ class HeadTraining:
         optimizer: how it learns.
         device: ``cpu`` or ``cuda``.
         bf16: autocast to bfloat16 (CUDA).
+        seed: of what is random in a step (dropout), which is a pure function of it and the step's number.
     """
 
-    def __init__(self, head: Head, optimizer: OptimizerSettings, device: str = "cpu", bf16: bool = False) -> None:
-        self.device, self.bf16 = torch.device(device), bf16
+    def __init__(
+        self, head: Head, optimizer: OptimizerSettings, device: str = "cpu", bf16: bool = False, seed: int = 0
+    ) -> None:
+        self.device, self.bf16, self.seed = torch.device(device), bf16, seed
         self.head = head.to(self.device)
         self.optimizer = Optimizer(self.head, optimizer)
         self.steps = 0
@@ -69,6 +72,7 @@ class HeadTraining:
         """
         start = time.monotonic()
         self.head.train()
+        torch.manual_seed((self.seed << 32) + self.steps)  # a step that is done again draws the same numbers
         z = torch.from_numpy(activations).to(self.device).requires_grad_(gradient)
         target = torch.from_numpy(soft).to(self.device)
         with self._autocast():

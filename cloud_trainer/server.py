@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import zmq
 
-from adc_edge import __version__
 from adc_edge.bundle import Bundle
+from adc_edge.cloud_trainer.access import Access
+from adc_edge.cloud_trainer.answers import Answers
+from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
-from adc_edge.cloud_trainer.sessions import Peer, Session, Sessions
+from adc_edge.cloud_trainer.sessions import Peer, Sessions
 from adc_edge.endpoint import tune
 from adc_edge.errors import ProtocolError, SettingError
-from adc_edge.framing import Assembler, Body, cut
-from adc_edge.labels import check_classes, soft_labels
-from adc_edge.precision import decode, encode, encoded_bytes
+from adc_edge.framing import Assembler, cut
 from adc_edge.protocol import (
-    LABEL_BYTES,
-    Bye,
-    ByeAck,
-    Chunk,
     Evaluate,
-    Evaluated,
     FromDevice,
-    Gradient,
+    FromTrainer,
     Hello,
-    Message,
     Ping,
     Pong,
     Refused,
     Step,
-    Welcome,
+    check_foreign,
+    pack,
     unpack_from_device,
 )
 from adc_edge.tcp import tcp_info
 
 _TICK_MS = 100
 _LINGER_MS = 1_000
+_RECEIVED_PIECES = 64  # queued from one connection: 4 MiB
+
+Frames = Iterable[tuple[bytes, memoryview]]
 
 
 class Server:
@@ -49,12 +46,17 @@ class Server:
         training: of the head.
         bind: ``tcp://HOST:PORT``; port ``*`` lets the system choose.
         sessions: with what a checkpoint knew.
+        access: whose keys are let in; None: no keys, everybody who reaches the address.
         max_images: of one message.
+        max_held_bytes: of all messages that are being received at once.
         say: told of devices that come, go, or are refused.
         on_step: called after each optimizer step with the values for metrics.jsonl.
+        on_bye: makes everything durable before a device's goodbye is acknowledged.
+        go_back: returns to a checkpoint in which a session stood at most at a step; False if there is none.
 
     Raises:
         SettingError: the address cannot be bound.
+        RunError: strangers would get in.
     """
 
     def __init__(
@@ -64,162 +66,163 @@ class Server:
         bind: str,
         sessions: Sessions,
         *,
+        access: Access | None = None,
         max_images: int = 1024,
+        max_held_bytes: int = 2**30,
         say: Callable[[str], None] = lambda text: None,
         on_step: Callable[..., None] = lambda **values: None,
+        on_bye: Callable[[], None] = lambda: None,
+        go_back: Callable[[int, int], bool] = lambda session, step: False,
     ) -> None:
-        self._bundle, self._training, self.sessions = bundle, training, sessions
-        self._limits = bundle.manifest.limits(max_images)
-        self._say, self._on_step = say, on_step
-        self.goodbyes = 0
-        self._down_mbit_s: float | None = None
+        self.sessions, self._access, self._say = sessions, access, say
+        self._limits, self._max_held_bytes = bundle.manifest.limits(max_images), max_held_bytes
+        self._refusals = Refusals(say)
+        self.answers = Answers(
+            bundle,
+            training,
+            sessions,
+            self._limits,
+            say=say,
+            trouble=lambda text: self._refusals.say("journal", text),
+            on_step=on_step,
+            on_bye=on_bye,
+            go_back=go_back,
+        )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        tune(self._socket, bind)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        # One answer is in flight for each device, so its size bounds the queue.
-        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._guard = Guard(self._context, self._socket, self._refusals)
         try:
-            self._socket.bind(bind)
+            self._listen(bind)
         except zmq.ZMQError as error:
             self.close()
             raise SettingError(
                 f"cannot listen on {bind}: {error.strerror}", "a free address", "choose another"
             ) from None
-        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        except BaseException:
+            self.close()
+            raise
 
     def serve(self, stop: Callable[[], bool]) -> None:
         """Answer until ``stop`` says so, which is asked between messages."""
         while not stop():
             if self._socket.poll(_TICK_MS, zmq.POLLIN):
                 self._receive()
+            self._guard.sweep()
+            self._refusals.sweep()
+            if self._access is not None:
+                self._expel(self._access)
 
     def close(self) -> None:
         """Close the socket; what was just sent, a goodbye's answer say, has a moment to leave."""
+        self._guard.close()
         self._socket.close(_LINGER_MS)
+        if self._access is not None:
+            self._access.stop()
         self._context.term()
 
+    def _listen(self, bind: str) -> None:
+        tune(self._socket, bind)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.RCVHWM, _RECEIVED_PIECES)
+        # One answer is in flight for each device, so its size bounds the queue; the guard cuts off who does not read.
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        if self._access is not None:
+            self._access.secure(self._context, self._socket, self._refusals)
+        self._socket.bind(bind)
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        if self._access is not None:
+            self._access.self_test(self.endpoint)
+
     def _receive(self) -> None:
-        frames = self._socket.recv_multipart(copy=False)
-        route = frames[0].bytes
-        peer = self.sessions.peer(route, lambda: Assembler(unpack_from_device, self._body_bytes))
+        route, *frames = self._frames()
+        last = frames[-1]
         try:
-            if len(frames) != 3:
-                raise ProtocolError(f"{len(frames) - 1} frames", "a header and a piece", "use one version")
-            whole = peer.inbox.feed(frames[1].bytes, frames[2].buffer)
-            if whole is not None:
-                self._note_rate(frames[2])
-                self._answer(route, peer, *whole)
+            fd = last.get(zmq.SRCFD)
+        except zmq.ZMQError:  # it speaks a ZMTP of ten years ago, or random bytes that look like it
+            self._refusals.say("handshake", "refused a message (handshake): it came in a ZMTP older than 3")
+            return
+        self._guard.received(fd)
+        owner = self._access.owner(last) if self._access is not None else ""
+        peer = self.sessions.peer(route, fd, owner, self._new_inbox)
+        try:
+            if self._access is not None:
+                self._access.check(owner)
+            if len(frames) != 2:
+                raise ProtocolError(f"{len(frames)} frames", "a header and a piece", "use one version")
+            whole = peer.inbox.feed(frames[0].bytes, last.buffer)
+            if whole is not None and self._guard.reads(fd):
+                self._answer(route, peer, fd, *whole)
         except ProtocolError as error:
-            self._refuse(route, peer, error)
+            self._refuse(route, peer, fd, error)
+
+    def _frames(self) -> list[Any]:
+        """Routing id and frames of one message; of a long one, what is too much is dropped as it is read."""
+        frames: list[Any] = [self._socket.recv()]
+        more = True
+        while more:
+            frame: Any = self._socket.recv(copy=False)
+            if len(frames) < 4:
+                frames.append(frame)
+            more = frame.more
+        return frames
+
+    def _new_inbox(self) -> Assembler[FromDevice]:
+        return Assembler(unpack_from_device, self._body_bytes, check_foreign)
 
     def _body_bytes(self, message: FromDevice) -> int:
         if isinstance(message, Step):
-            return self._limits.step_bytes(message)
-        if isinstance(message, Evaluate):
-            return self._limits.evaluate_bytes(message)
-        return message.body_bytes if isinstance(message, Ping) else 0
-
-    def _answer(self, route: bytes, peer: Peer, message: FromDevice, body: memoryview) -> None:
-        if isinstance(message, Ping):
-            self._send(route, Pong(message.nonce, message.reply_bytes, message.nonce), bytes(message.reply_bytes))
-            return
-        if isinstance(message, Hello):
-            self._hello(route, message)
-            return
-        session = peer.session
-        if isinstance(message, Chunk) or session is None or message.session != session.id:
-            raise ProtocolError(
-                f"a {type(message).__name__} outside a session", "a Hello first", "say hello", "unknown-device"
-            )
-        if isinstance(message, Step):
-            self._step(session, message, body)
+            size = self._limits.step_bytes(message)
         elif isinstance(message, Evaluate):
-            self._evaluate(session, message, body)
-        elif isinstance(message, Bye):
-            self._bye(session)
-
-    def _hello(self, route: bytes, hello: Hello) -> None:
-        ours = self._bundle
-        if hello.bundle != ours.digest:
+            size = self._limits.evaluate_bytes(message)
+        else:
+            return message.body_bytes if isinstance(message, Ping) else 0
+        if self.sessions.held_bytes() + size > self._max_held_bytes:
             raise ProtocolError(
-                f"bundle {hello.bundle[:12]}…",
-                f"bundle {ours.digest[:12]}…, {ours.manifest.model} split {ours.manifest.split}",
-                "copy the trainer's bundle to the device",
-                "bundle",
+                f"{size} bytes more than can be held now", "fewer messages at once", "try again later", "busy"
             )
-        session, warning = self.sessions.open(hello, route)
-        self._say(f"device {session.device!r} at step {hello.next_step}" + (f" ({warning})" if warning else ""))
-        self._send(route, Welcome(session.id, session.applied, __version__))
+        return size
 
-    def _step(self, session: Session, message: Step, body: memoryview) -> None:
-        if message.micro_batches != 1:
-            raise ProtocolError(f"{message.micro_batches} micro-batches", "1", "use one version", "shape")
-        if not session.due(message.step):
-            assert session.reply is not None
-            self._send(session.route, *session.reply)
+    def _answer(self, route: bytes, peer: Peer, fd: int, message: FromDevice, body: memoryview) -> None:
+        if isinstance(message, Ping):
+            pong = Pong(message.nonce, message.reply_bytes, message.nonce)
+            self._send(route, fd, cut(pong, bytes(message.reply_bytes)))
             return
-        manifest = self._bundle.manifest
-        shape = (message.clusters, message.kept, manifest.dim)
-        split = encoded_bytes(shape, message.precision)
-        soft = soft_labels(body[split:], message.clusters, manifest.classes, message.images)
-        activations = decode(body[:split], shape, message.precision)
-        learned = self._training.learn(activations, soft, message.gradient, session.planned_steps)
-        answer = b"" if learned.gradient is None else encode(learned.gradient, message.precision)
-        reply = Gradient(
-            session=session.id,
-            step=message.step,
-            micro_batch=message.micro_batch,
-            transfer=message.transfer,
-            body_bytes=len(answer),
-            precision=message.precision,
-            loss=learned.loss,
-            accuracy=learned.accuracy,
-            seconds_cloud=learned.seconds,
-            down_mbit_s=self._down_mbit_s,
-        )
-        session.answered(reply, answer)
-        self._send(session.route, reply, answer)
-        self._on_step(
-            device=session.device,
-            step=message.step,
-            head_step=self._training.steps,
-            images=message.images,
-            clusters=message.clusters,
-            loss=learned.loss,
-            accuracy=learned.accuracy,
-            seconds_cloud=learned.seconds,
-            body_bytes_up=message.body_bytes,
-            body_bytes_down=len(answer),
-        )
+        if isinstance(message, Hello) and self._guard.hello(fd):  # one for each connection is all a device needs
+            self.sessions.leave(route)
+            return
+        live = tcp_info(fd)  # a device cannot see from its end how fast its trainer sends
+        self.answers.down_mbit_s = live.delivery_mbit_s if live else None
+        answer, answer_body = self.answers.answer(route, peer, message, body)
+        self._send(route, fd, cut(answer, answer_body))
 
-    def _evaluate(self, session: Session, message: Evaluate, body: memoryview) -> None:
-        shape = (message.images, self._limits.tokens, self._limits.dim)
-        labels = np.frombuffer(body[-LABEL_BYTES * message.images :], "<i4")
-        check_classes(labels, self._limits.classes)
-        judged = self._training.judge(decode(body[: -LABEL_BYTES * message.images], shape, message.precision), labels)
-        self._send(session.route, Evaluated(session.id, message.step, message.part, message.images, *judged))
+    def _expel(self, access: Access) -> None:
+        """Cut off whose key has been revoked."""
+        for public, fingerprint in access.revoked():
+            gone = {route: peer for route, peer in self.sessions.peers.items() if peer.owner == public}
+            devices = {repr(peer.session.standing.device) for peer in gone.values() if peer.session}
+            self._say(f"key {fingerprint} ({', '.join(devices) or 'not connected'}) may no longer connect")
+            for route, peer in gone.items():
+                self._send(route, peer.fd, cut(_refusal(access.refusal(public))))
+                self.sessions.leave(route)
 
-    def _bye(self, session: Session) -> None:
-        self.sessions.close(session)
-        self.goodbyes += 1
-        self._send(session.route, ByeAck(session.id))
-        self._say(f"device {session.device!r} is done after {session.applied} steps")
+    def _refuse(self, route: bytes, peer: Peer, fd: int, error: ProtocolError) -> None:
+        who = repr(peer.session.standing.device) if peer.session else "a peer without a session"
+        self._refusals.say(error.code, f"refused {who} ({error.code}): {error.received}; expected {error.expected}")
+        refused = _refusal(error)
+        # Another version cannot read our seal, but it can read the header alone.
+        self._send(route, fd, [(pack(refused), memoryview(b""))] if error.code == "version" else cut(refused))
+        if peer.session is None and self._guard.strike(fd):
+            self.sessions.leave(route)
 
-    def _refuse(self, route: bytes, peer: Peer, error: ProtocolError) -> None:
-        who = repr(peer.session.device) if peer.session else "a peer without a session"
-        self._say(f"refused {who} ({error.code}): {error.received}; expected {error.expected}")
-        texts = (text[:1024] for text in (error.received, error.expected, error.remedy))
-        self._send(route, Refused(error.code, *texts))  # type: ignore[arg-type]
-
-    def _send(self, route: bytes, message: Message, body: Body = b"") -> None:
+    def _send(self, route: bytes, fd: int, frames: Frames) -> None:
         try:
-            for header, piece in cut(message, body):
+            for header, piece in frames:
                 self._socket.send_multipart([route, header, piece], zmq.NOBLOCK)
+                self._guard.sent(fd, len(header) + len(piece))
         except zmq.ZMQError:  # gone; its session keeps the answer for when it is back
-            self.sessions.peers.pop(route, None)
+            self.sessions.leave(route)
 
-    def _note_rate(self, frame: Any) -> None:
-        """This connection's sending rate as the kernel sees it; the device cannot see it from its end."""
-        live = tcp_info(frame.get(zmq.SRCFD))
-        self._down_mbit_s = live.delivery_mbit_s if live else None
+
+def _refusal(error: ProtocolError) -> FromTrainer:
+    texts = (text[:1024] for text in (error.received, error.expected, error.remedy))
+    return Refused(error.code, *texts)  # type: ignore[arg-type]

@@ -1,39 +1,104 @@
-"""Who is connected, and what each device's session has had answered."""
+"""Who is connected, how far each device's training has come here, and the log of what it was answered."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+import contextlib
+import shutil
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from adc_edge.errors import ProtocolError
-from adc_edge.framing import Assembler
-from adc_edge.protocol import FromDevice, Gradient, Hello
+from adc_edge.framing import Assembler, Body
+from adc_edge.journal import Journal, Key
+from adc_edge.protocol import Evaluated, FromDevice, Gradient, Hello, pack, unpack_from_trainer
 
 MAX_PEERS = 1024
 MAX_SESSIONS = 256
+MAX_SESSIONS_OF_A_KEY = 16
+_LIVES = 16
+
+Reply = tuple[Gradient | Evaluated, Body]
+
+
+class Standing(msgspec.Struct):
+    """What a checkpoint keeps of a session."""
+
+    device: str
+    owner: str  # public key, or "" without keys
+    applied: int
+    finished: bool = False
 
 
 class Session:
-    """One device's training, over as many connections as it takes."""
+    """One device's training, over as many connections and lives as it takes.
 
-    def __init__(self, hello: Hello, route: bytes) -> None:
-        self.id, self.device, self.planned_steps = hello.session, hello.device, hello.steps
-        self.route = route
-        self.applied = hello.next_step
-        self.reply: tuple[Gradient, bytes] | None = None
+    Args:
+        number: the session's id.
+        standing: what is known of it.
+        directory: of its log, which is opened when a device first speaks for it.
+    """
 
-    def resume(self, hello: Hello, route: bytes) -> str | None:
-        """The same session on a new connection; returns a warning if the two sides do not stand alike.
+    def __init__(self, number: int, standing: Standing, directory: Path) -> None:
+        self.id, self.standing, self._directory = number, standing, directory
+        self.planned_steps = 0
+        self.route: bytes | None = None
+        self.inbox: Assembler[FromDevice] | None = None
+        self._log: Journal | None = None
+        self._newest: tuple[Key, Reply] | None = None  # also in memory: a full disk must not lose it
+        self._lives: deque[int] = deque(maxlen=_LIVES)  # of the device's process, the one that speaks last
 
-        A device that lacks just the last answer gets it again. Any other difference means that one side came back
-        from an older state; training goes on from the device's.
+    @property
+    def applied(self) -> int:
+        """Steps applied."""
+        return self.standing.applied
+
+    @property
+    def log(self) -> Journal:
+        """Answers that the device may still ask for."""
+        if self._log is None:
+            self._log = Journal(self._directory)
+            self._log.forget(self.applied)  # of a life whose steps did not reach the checkpoint
+        return self._log
+
+    def greet(self, hello: Hello) -> None:
+        """Take a Hello.
+
+        Raises:
+            ProtocolError: ``superseded``: a newer process has spoken for the session; ``history``: the device is older
+                than the log reaches back.
         """
-        self.route, self.planned_steps = route, hello.steps
-        if hello.next_step == self.applied or self._answered_last(hello.next_step):
-            return None
-        warning = f"stood at step {self.applied} here and at {hello.next_step} on the device"
-        self.applied, self.reply = hello.next_step, None
-        return warning
+        if hello.life in self._lives and hello.life != self._lives[-1]:
+            raise ProtocolError(
+                "a Hello of an older process",
+                "one process for each session",
+                "another `adc-edge serve` has taken this run over; stop one of the two",
+                "superseded",
+            )
+        if hello.next_step < self.applied and self.oldest() > hello.next_step:
+            raise ProtocolError(
+                f"a device at step {hello.next_step}",
+                f"step {self.oldest()} or later: the log of answers does not reach further back",
+                "restore the device's newer checkpoint, or start both sides over with --fresh",
+                "history",
+            )
+        if hello.life not in self._lives:
+            self._lives.append(hello.life)
+        self.planned_steps = hello.steps
+        self.prune(hello.durable)
+
+    def supersede(self) -> None:
+        """The process that spoke for this session no longer may."""
+        self._lives.append(-1)
+
+    def oldest(self) -> int:
+        """The first step from which on every answer is here."""
+        newest = self._newest
+        memory = newest is not None and newest[0] == Key(self.applied - 1)
+        return min(self.log.oldest(self.applied), self.applied - memory)
 
     def due(self, step: int) -> bool:
         """Whether ``step`` is to be applied (True) or was applied and is to be answered again (False).
@@ -43,70 +108,177 @@ class Session:
         """
         if step == self.applied:
             return True
-        if self._answered_last(step):
+        if self.answer(Key(step)) is not None:
             return False
         raise ProtocolError(f"step {step}", f"step {self.applied}", "restart `adc-edge serve`; it resumes", "order")
 
-    def answered(self, reply: Gradient, body: bytes) -> None:
-        """``reply.step`` has been applied; keep its answer until the next one."""
-        self.applied, self.reply = reply.step + 1, (reply, body)
+    def answered(self, reply: Gradient, body: Body) -> OSError | None:
+        """``reply.step`` has been applied; keep its answer. Returns why it could not be written, if so."""
+        self.standing.applied = reply.step + 1
+        self.standing.finished = False
+        return self.keep(Key(reply.step), reply, body)
 
-    def _answered_last(self, step: int) -> bool:
-        return self.reply is not None and self.reply[0].step == step
+    def keep(self, key: Key, reply: Gradient | Evaluated, body: Body = b"") -> OSError | None:
+        """Log an answer. Returns why it could not be written, if so."""
+        self._newest = key, (reply, body)
+        try:
+            self.log.append(key, pack(reply), body)
+        except OSError as error:
+            return error
+        return None
+
+    def answer(self, key: Key) -> Reply | None:
+        """The answer that was given; None if it is not here (any more)."""
+        if self._newest is not None and self._newest[0] == key:
+            return self._newest[1]
+        kept = self.log.read(key)
+        if kept is None:
+            return None
+        message = unpack_from_trainer(kept[0])
+        return (message, kept[1]) if isinstance(message, Gradient | Evaluated) else None
+
+    def prune(self, durable: int) -> None:
+        """The device will never come back older than ``durable``."""
+        self.log.prune(min(durable, self.applied))
+
+    def forget(self) -> None:
+        """Drop the log for good."""
+        self._log = self._newest = None
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class Peer:
-    """One connection: the frames that have come, and the session that it speaks for."""
+    """One connection: the frames that have come, whose key it proved, and the session that it speaks for."""
 
-    def __init__(self, inbox: Assembler[FromDevice]) -> None:
-        self.inbox = inbox
+    def __init__(self, fd: int, owner: str, new_inbox: Callable[[], Assembler[FromDevice]]) -> None:
+        self.fd, self.owner, self._new_inbox, self.inbox = fd, owner, new_inbox, new_inbox()
         self.session: Session | None = None
+
+    def leave_session(self) -> None:
+        """Speak for nobody; what has been received stays with the session."""
+        self.session, self.inbox = None, self._new_inbox()
 
 
 class Sessions:
-    """All sessions and connections, bounded."""
+    """All sessions and connections, bounded.
 
-    def __init__(self, applied: dict[int, int] | None = None) -> None:
+    Args:
+        directory: of the logs, one directory a session.
+        kept: what the checkpoint knew.
+    """
+
+    def __init__(self, directory: Path, kept: Mapping[int, Standing] | None = None) -> None:
+        self._directory = directory
         self._sessions: OrderedDict[int, Session] = OrderedDict()
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
-        self._before = dict(applied or {})  # from a checkpoint: sessions that have not come back yet
+        self.restore(kept or {})
 
-    def peer(self, route: bytes, new_inbox: Callable[[], Assembler[FromDevice]]) -> Peer:
+    def restore(self, kept: Mapping[int, Standing]) -> None:
+        """Stand where a checkpoint stood; every device must say hello again."""
+        for peer in self.peers.values():
+            peer.leave_session()
+        self._sessions.clear()
+        for number, standing in kept.items():
+            self._sessions[number] = self._new(number, standing)
+
+    def peer(self, route: bytes, fd: int, owner: str, new_inbox: Callable[[], Assembler[FromDevice]]) -> Peer:
         """The connection behind a routing id; the longest silent one makes room beyond MAX_PEERS."""
         if route not in self.peers:
-            self.peers[route] = Peer(new_inbox())
+            self.peers[route] = Peer(fd, owner, new_inbox)
             if len(self.peers) > MAX_PEERS:
-                self.peers.popitem(last=False)
+                idle = next((r for r, p in self.peers.items() if p.session is None), next(iter(self.peers)))
+                self.peers.pop(idle)
         self.peers.move_to_end(route)
         return self.peers[route]
 
-    def open(self, hello: Hello, route: bytes) -> tuple[Session, str | None]:
-        """Open or resume the session of a Hello; with a warning if the sides do not stand alike."""
+    def find(self, hello: Hello, owner: str) -> Session:
+        """The session of a Hello, a new one if need be.
+
+        Raises:
+            ProtocolError: ``identity``: it belongs to another key; ``busy``: no room for another.
+        """
         session = self._sessions.get(hello.session)
-        if session is not None:
-            old = self.peers.get(session.route)
-            if old is not None and session.route != route:
-                old.session = None
-            warning = session.resume(hello, route)
-        else:
-            if len(self._sessions) >= MAX_SESSIONS:  # the one heard of longest ago says hello again if it lives
-                self.close(next(iter(self._sessions.values())))
-            before = self._before.pop(hello.session, hello.next_step)
-            session = self._sessions[hello.session] = Session(hello, route)
-            stood = f"the checkpoint stood at step {before}, the device at {hello.next_step}"
-            warning = None if before == hello.next_step else stood
+        if session is None:
+            self._make_room(owner)
+            session = self._new(hello.session, Standing(hello.device, owner, 0))
+            session.forget()  # whatever lies there is of no run that this one continues
+        elif session.standing.owner != owner:
+            raise ProtocolError(
+                "a session of another device's key",
+                "the key that began the session",
+                "use that device's --keys, or start over with --fresh",
+                "identity",
+            )
+        return session
+
+    def open(self, session: Session, route: bytes) -> None:
+        """``route`` speaks for ``session`` from now on, and it alone; a key speaks for one session at a time."""
+        peer = self.peers[route]
+        for other in self.peers.values():
+            mine = other.session is session or (peer.owner and other.owner == peer.owner)
+            if other is not peer and mine and other.session is not None:
+                if other.session is not session:
+                    other.session.supersede()
+                other.leave_session()
+        peer.session = session
+        peer.inbox = session.inbox = session.inbox or peer.inbox
+        session.route = route
+        self._sessions[session.id] = session
         self._sessions.move_to_end(session.id)
-        self.peers[route].session = session
-        return session, warning
 
     def close(self, session: Session) -> None:
-        """A device has said goodbye."""
-        self._sessions.pop(session.id, None)
+        """A device has said goodbye, and that is durable."""
+        session.forget()
+        session.inbox = None
+
+    def leave(self, route: bytes) -> None:
+        """A connection has ended."""
+        self.peers.pop(route, None)
+
+    def held_bytes(self) -> int:
+        """Size of all bodies that are being received."""
+        inboxes = {id(i): i for i in (*(p.inbox for p in self.peers.values()), *(s.inbox for s in self)) if i}
+        return sum(inbox.held_bytes for inbox in inboxes.values())
+
+    def __iter__(self) -> Any:
+        return iter(self._sessions.values())
+
+    def standings(self) -> dict[int, Standing]:
+        """What a checkpoint keeps, by session."""
+        return {session.id: session.standing for session in self}
+
+    def finished(self) -> int:
+        """How many devices have come to their end."""
+        return sum(session.standing.finished for session in self)
+
+    def sync(self) -> None:
+        """Make every log survive a power cut; raises OSError."""
+        for session in self:
+            if not session.standing.finished and session.route is not None:
+                session.log.sync()
+
+    def _new(self, number: int, standing: Standing) -> Session:
+        return Session(number, standing, self._directory / f"{number:016x}")
+
+    def _make_room(self, owner: str) -> None:
+        own = [s for s in self if owner and s.standing.owner == owner]
+        if len(own) >= MAX_SESSIONS_OF_A_KEY:
+            self._evict(own[0])
+        if len(self._sessions) >= MAX_SESSIONS:
+            idle = next((s for s in self if s.standing.finished or s.applied == 0), None)
+            if idle is None:
+                raise ProtocolError(
+                    f"one more session than {MAX_SESSIONS}",
+                    "fewer devices at once",
+                    "let some finish, or start another trainer",
+                    "busy",
+                )
+            self._evict(idle)
+
+    def _evict(self, session: Session) -> None:
+        self._sessions.pop(session.id)
         for peer in self.peers.values():
             if peer.session is session:
-                peer.session = None
-
-    def applied(self) -> dict[str, int]:
-        """Steps applied by session id, for a checkpoint."""
-        known = {**self._before, **{s.id: s.applied for s in self._sessions.values()}}
-        return {str(key): value for key, value in known.items()}
+                peer.leave_session()
+        with contextlib.suppress(OSError):
+            session.forget()

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from adc_edge.options import PRECISION, bundle_option, insecure_option, optimizer_options, ratio_options, run_options
+from adc_edge.options import (
+    PRECISION,
+    bundle_option,
+    key_options,
+    noise_options,
+    optimizer_options,
+    ratio_options,
+    run_options,
+)
 
 
 @click.command()
@@ -73,28 +81,44 @@ from adc_edge.options import PRECISION, bundle_option, insecure_option, optimize
     type=click.FloatRange(min=0),
     help="Seconds to try to reach the trainer at the start; inf: for ever.",
 )
+@click.option(
+    "--outage",
+    "outage_s",
+    default=math.inf,
+    type=click.FloatRange(min=0),
+    help="Seconds to wait for a trainer that went away; default: for ever.",
+)
+@noise_options
 @click.option("--name", default="", help="Label of this device in the trainer's log; default: the host's name.")
-@insecure_option
+@key_options
 def serve(
     ratio: float | None,
     batch_ratio: float | None,
     token_ratio: float | None,
     wait_s: float,
+    outage_s: float,
+    snr_up: float | None,
+    snr_down: float | None,
+    bit_errors: float,
     **rest: Any,
 ) -> None:
     """Train from this device: run trunk + ADC on its data, send activations, apply the gradients that come back."""
     from rich.console import Console
 
     from adc_edge.edge_runtime.display import report_table
-    from adc_edge.edge_runtime.runner import Serve, ServeSettings
+    from adc_edge.edge_runtime.runner import Serve
+    from adc_edge.edge_runtime.settings import ServeSettings
     from adc_edge.learning import take_settings
+    from adc_edge.noise import NoiseSettings
     from adc_edge.ratio import Ratio
 
     console = Console()
     settings = ServeSettings(
         ratio=Ratio(ratio, batch_ratio, token_ratio),
         optimizer=take_settings(rest),
+        noise=NoiseSettings(snr_up, snr_down, bit_errors),
         wait_s=None if math.isinf(wait_s) else wait_s,
+        outage_s=None if math.isinf(outage_s) else outage_s,
         **rest,
     )
     report = Serve(settings, console).run()

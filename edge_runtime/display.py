@@ -18,21 +18,25 @@ _PLAIN_EVERY_S = 5.0
 
 
 class Display:
-    """Progress of a run of ``total`` steps."""
+    """Progress of a run of ``total`` steps; ``insecure`` stays on the screen."""
 
-    def __init__(self, console: Console, total: int, done: int) -> None:
+    def __init__(self, console: Console, total: int, done: int, insecure: bool = False) -> None:
         self._console = console
+        self._trouble = ""
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
+            *([TextColumn("[bold red]insecure: in the clear")] if insecure else []),
             console=console,
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=total, completed=done)
         self._total, self._plain_at = total, 0.0
+        if insecure:
+            self.note("warning: --insecure: whoever is on the way to the trainer can read and change what is sent")
 
     def __enter__(self) -> Display:
         """Start showing."""
@@ -48,6 +52,22 @@ class Display:
     def note(self, text: str) -> None:
         """One line above the progress."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def link(self, text: str) -> None:
+        """Something happened to the link; it stays on the progress line until the next step."""
+        self.note(text)
+        self._progress.update(self._task, description=text.partition("(")[0])
+
+    def trouble(self, error: OSError | None) -> None:
+        """Something cannot be written, and the run goes on; told once for each change."""
+        text = "" if error is None else f"{error.filename or 'writing'}: {error.strerror}"
+        if text and text != self._trouble:
+            self.note(
+                f"warning: {text}; going on, and coming back only to the last good checkpoint if this process dies"
+            )
+        elif self._trouble and not text:
+            self.note("the files of the run can be written again")
+        self._trouble = text
 
     def step(self, step: int, tally: Tally) -> None:
         """``step`` has been done."""
@@ -96,6 +116,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
         times = " / ".join(f"{report[k]:.2f}" for k in ("rtt_ms", "rtt_p95_ms", "rtt_p99_ms"))
         table.add_row("RTT p50, p95, p99", f"{times} ms")
     table.add_row("outages", str(report["outages"]))
+    if again := report["bytes_repeated_up"] + report["bytes_repeated_down"]:
+        table.add_row("sent again after outages", f"{decimal(again)}, {report['steps_repeated']} steps redone")
     if report["peak_memory_mb"] is not None:
         table.add_row("peak memory of this process", f"{report['peak_memory_mb']:.0f} MB")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ class Tally(msgspec.Struct):
     loss_first: float | None = None
     accuracy_train: float | None = None
     outages: int = 0
+    steps_repeated: int = 0  # done again after this process was killed
+    bytes_repeated_up: int = 0  # which an undisturbed run would not have needed, evaluations included
+    bytes_repeated_down: int = 0
     rtt_samples_ms: list[float] = msgspec.field(default_factory=list)
     up_samples_mbit_s: list[float] = msgspec.field(default_factory=list)
     down_samples_mbit_s: list[float] = msgspec.field(default_factory=list)
@@ -78,6 +82,17 @@ class Tally(msgspec.Struct):
         self.loss_first = record.loss if self.loss_first is None else self.loss_first
         self.loss = _smooth(self.loss, record.loss)
         self.accuracy_train = _smooth(self.accuracy_train, record.accuracy)
+
+    def repeat(self, lost: Iterable[Mapping[str, Any]]) -> None:
+        """Count the metrics of steps and evaluations that were lost with a killed process: their bytes were sent."""
+        for line in lost:
+            step = line.get("kind") == "step"
+            self.steps_repeated += step
+            for way in ("up", "down"):
+                size = int(line.get(f"bytes_{way}", 0))
+                name = f"bytes_{way}" if step else f"bytes_evaluation_{way}"
+                setattr(self, name, getattr(self, name) + size)
+                setattr(self, f"bytes_repeated_{way}", getattr(self, f"bytes_repeated_{way}") + size)
 
     def link(self, rtt_ms: float, up_mbit_s: float, down_mbit_s: float | None) -> None:
         """Keep what the kernels at both ends said of the link at the end of a step; the last SAMPLES of each."""

@@ -1,0 +1,39 @@
+"""What the last bits of a run's numbers depend on, for the record."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("adc-edge", "torch", "onnxruntime", "numpy")
+
+
+def describe(**more: Any) -> dict[str, Any]:
+    """Versions, processor and system, with ``more`` (threads, device, …); plain values for JSON."""
+    return {
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        **{name: found for name in _PACKAGES if (found := _version(name))},
+        **more,
+    }
+
+
+def _processor() -> str:
+    """The model as Linux tells it (x86: its name; ARM: none, so the architecture)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

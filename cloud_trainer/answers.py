@@ -1,0 +1,220 @@
+"""What the trainer answers to each message of a device's session. Knows nothing of sockets."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+
+import msgspec
+import numpy as np
+
+from adc_edge import __version__
+from adc_edge.bundle import Bundle
+from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.sessions import Peer, Session, Sessions
+from adc_edge.errors import ProtocolError
+from adc_edge.framing import Body
+from adc_edge.journal import Key
+from adc_edge.labels import check_classes, soft_labels
+from adc_edge.precision import decode, encode, encoded_bytes
+from adc_edge.protocol import (
+    LABEL_BYTES,
+    Absent,
+    Bye,
+    ByeAck,
+    Evaluate,
+    Evaluated,
+    Fetch,
+    FromDevice,
+    FromTrainer,
+    Gradient,
+    Hello,
+    Limits,
+    Step,
+    Welcome,
+)
+
+_ID_BITS = 62
+
+Answer = tuple[FromTrainer, Body]
+
+
+class Answers:
+    """One trainer's side of the protocol.
+
+    Args:
+        bundle: that every device must have.
+        training: of the head.
+        sessions: with what a checkpoint knew.
+        limits: of a message.
+        say: told of devices that come and go.
+        trouble: told why an answer cannot be logged.
+        on_step: called after each optimizer step with the values for metrics.jsonl.
+        on_bye: makes everything durable before a device's goodbye is acknowledged.
+        go_back: returns to a checkpoint in which a session stood at most at a step; False if there is none.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        training: HeadTraining,
+        sessions: Sessions,
+        limits: Limits,
+        *,
+        say: Callable[[str], None],
+        trouble: Callable[[str], None],
+        on_step: Callable[..., None],
+        on_bye: Callable[[], None],
+        go_back: Callable[[int, int], bool],
+    ) -> None:
+        self._bundle, self._training, self._sessions, self._limits = bundle, training, sessions, limits
+        self._say, self._trouble = say, trouble
+        self._on_step, self._on_bye, self._go_back = on_step, on_bye, go_back
+        self._life = secrets.randbits(_ID_BITS)
+        self.durable: Mapping[int, int] | None = None  # steps of each session that no crash undoes; None: all lost
+        self.down_mbit_s: float | None = None  # of the connection that is answered
+
+    def answer(self, route: bytes, peer: Peer, message: FromDevice, body: memoryview) -> Answer:
+        """The answer to one whole message that came over ``route``.
+
+        Raises:
+            ProtocolError: it is refused; nothing has changed.
+        """
+        if isinstance(message, Hello):
+            return self._hello(route, peer, message), b""
+        session = peer.session
+        if session is None or message.session != session.id:  # type: ignore[union-attr]
+            raise ProtocolError(
+                f"a {type(message).__name__} outside a session", "a Hello first", "say hello", "unknown-device"
+            )
+        if isinstance(message, Step):
+            return self._step(session, message, body)
+        if isinstance(message, Fetch):
+            session.prune(message.durable)
+            return self._again(session, Key(message.step, message.part), message.transfer, message.offset)
+        if isinstance(message, Evaluate):
+            return self._evaluate(session, message, body)
+        if isinstance(message, Bye):
+            return self._bye(session)
+        raise ProtocolError(f"a {type(message).__name__}", "a request", "use one version")
+
+    def _hello(self, route: bytes, peer: Peer, hello: Hello) -> Welcome:
+        ours = self._bundle
+        if hello.bundle != ours.digest:
+            raise ProtocolError(
+                f"bundle {hello.bundle[:12]}…",
+                f"bundle {ours.digest[:12]}…, {ours.manifest.model} split {ours.manifest.split}",
+                "copy the trainer's bundle to the device",
+                "bundle",
+            )
+        session = self._sessions.find(hello, peer.owner)
+        try:
+            session.greet(hello)
+        except ProtocolError as error:
+            if error.code != "history" or not self._go_back(hello.session, hello.next_step):
+                raise
+            session = self._sessions.find(hello, peer.owner)
+            session.greet(hello)
+        session.standing.device = hello.device
+        self._sessions.open(session, route)
+        self._say(f"device {hello.device!r} at step {hello.next_step}" + _apart(session.applied, hello))
+        return Welcome(
+            session=session.id,
+            applied=session.applied,
+            oldest=session.oldest(),
+            durable=self._durable(session),
+            life=self._life,
+            transfer=peer.inbox.unfinished[0],
+            received_bytes=peer.inbox.unfinished[1],
+            trainer=__version__,
+        )
+
+    def _step(self, session: Session, message: Step, body: memoryview) -> Answer:
+        if message.micro_batches != 1:
+            raise ProtocolError(f"{message.micro_batches} micro-batches", "1", "use one version", "shape")
+        session.prune(message.durable)
+        if not session.due(message.step):
+            return self._again(session, Key(message.step), message.transfer, empty=message.replay)
+        manifest = self._bundle.manifest
+        shape = (message.clusters, message.kept, manifest.dim)
+        split = encoded_bytes(shape, message.precision)
+        soft = soft_labels(body[split:], message.clusters, manifest.classes, message.images)
+        activations = decode(body[:split], shape, message.precision)
+        learned = self._training.learn(activations, soft, message.gradient, session.planned_steps)
+        answer = b"" if learned.gradient is None else encode(learned.gradient, message.precision)
+        reply = Gradient(
+            session=session.id,
+            step=message.step,
+            micro_batch=message.micro_batch,
+            transfer=message.transfer,
+            body_bytes=len(answer),
+            precision=message.precision,
+            loss=learned.loss,
+            accuracy=learned.accuracy,
+            seconds_cloud=learned.seconds,
+            down_mbit_s=self.down_mbit_s,
+        )
+        self._kept(session.answered(reply, answer))
+        self._on_step(
+            device=session.standing.device,
+            step=message.step,
+            head_step=self._training.steps,
+            images=message.images,
+            clusters=message.clusters,
+            loss=learned.loss,
+            accuracy=learned.accuracy,
+            seconds_cloud=learned.seconds,
+            body_bytes_up=message.body_bytes,
+            body_bytes_down=len(answer),
+        )
+        return self._again(session, Key(message.step), message.transfer, empty=message.replay)
+
+    def _again(self, session: Session, key: Key, transfer: int, offset: int = 0, *, empty: bool = False) -> Answer:
+        """An answer of the log, from ``offset`` on; ``empty`` for a device that has had the gradient."""
+        found = session.answer(key)
+        if found is None:
+            return Absent(session.id, key.step), b""
+        reply, body = found
+        if isinstance(reply, Evaluated):
+            return reply, body
+        body = b"" if empty else body
+        if offset and offset >= len(body):
+            raise ProtocolError(f"an answer from {offset} on", f"less than {len(body)}", "use one version", "order")
+        durable = self._durable(session)
+        return msgspec.structs.replace(
+            reply, transfer=transfer, offset=offset, body_bytes=len(body), durable=durable
+        ), body
+
+    def _evaluate(self, session: Session, message: Evaluate, body: memoryview) -> Answer:
+        shape = (message.images, self._limits.tokens, self._limits.dim)
+        labels = np.frombuffer(body[-LABEL_BYTES * message.images :], "<i4")
+        check_classes(labels, self._limits.classes)
+        judged = self._training.judge(decode(body[: -LABEL_BYTES * message.images], shape, message.precision), labels)
+        reply = Evaluated(session.id, message.step, message.part, message.images, *judged)
+        self._kept(session.keep(Key(message.step, message.part), reply))
+        return reply, b""
+
+    def _bye(self, session: Session) -> Answer:
+        first = not session.standing.finished
+        session.standing.finished = True
+        self._on_bye()
+        self._sessions.close(session)
+        if first:
+            self._say(f"device {session.standing.device!r} is done after {session.applied} steps")
+        return ByeAck(session.id), b""
+
+    def _durable(self, session: Session) -> int | None:
+        return None if self.durable is None else self.durable.get(session.id, 0)
+
+    def _kept(self, trouble: OSError | None) -> None:
+        if trouble is not None:
+            self._trouble(f"warning: the log of answers cannot be written: {trouble}")
+
+
+def _apart(applied: int, hello: Hello) -> str:
+    """How far apart the two sides stand, in words."""
+    if applied == hello.next_step:
+        return ""
+    if applied > hello.next_step:
+        return f" (applied here: {applied}; it fetches the answers it lacks)"
+    return f" (applied here: {applied}; its journal brings this head forward)"

@@ -1,0 +1,69 @@
+"""What `adc-edge serve` can be asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from adc_edge.errors import SettingError
+from adc_edge.learning import OptimizerSettings
+from adc_edge.noise import NoiseSettings
+from adc_edge.precision import Precision
+from adc_edge.ratio import Ratio, Shape
+
+
+class ServeSettings(msgspec.Struct, frozen=True):
+    """What `adc-edge serve` was asked for; None means the bundle's default."""
+
+    bundle: Path
+    trainer: str
+    data: str = "digits"
+    keys: Path | None = None
+    insecure: bool = False
+    steps: int | None = None
+    epochs: int | None = None
+    trunk: Literal["train", "frozen"] = "train"
+    engine: Literal["onnxruntime", "torch"] = "onnxruntime"
+    ratio: Ratio = Ratio()
+    precision: Precision | None = None
+    batch_size: int | None = None
+    augment: str = "none"
+    seed: int = 0
+    workers: int = 2
+    threads: int = 0
+    optimizer: OptimizerSettings = OptimizerSettings()
+    noise: NoiseSettings = NoiseSettings()
+    evaluate_every: int = 0
+    evaluate_images: int = 1000
+    evaluate_precision: Precision = "fp16"
+    checkpoint_every: int = 100
+    drift_every: int = 0
+    run: Path | None = None
+    fresh: bool = False
+    report: Path | None = None
+    wait_s: float | None = 30.0
+    outage_s: float | None = None
+    name: str = ""
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the whole run; raises SettingError if both steps and epochs are given."""
+        if self.steps is not None and self.epochs is not None:
+            raise SettingError("--steps and --epochs", "one of them", "leave one out")
+        return self.steps if self.steps is not None else (self.epochs or 1) * steps_per_epoch
+
+    def fixed(self, bundle: str, precision: Precision, shape: Shape) -> dict[str, Any]:
+        """What a resumed run must share, of these and of what the bundle's defaults have made of them."""
+        return {
+            "role": "device",
+            "bundle": bundle,
+            "data": self.data,
+            "seed": self.seed,
+            "augment": self.augment,
+            "trunk": self.trunk,
+            "optimizer": self.optimizer,
+            "noise": self.noise,
+            "precision": precision,
+            "shape": msgspec.to_builtins(shape),
+        }

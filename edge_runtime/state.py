@@ -1,0 +1,81 @@
+"""Where a device's run stands, and its checkpoints: everything that a killed process comes back with."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from adc_edge.edge_runtime.tally import Tally
+from adc_edge.errors import CheckpointError
+from adc_edge.journal import Journal
+from adc_edge.run_dir import RunDir
+
+if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
+    from adc_edge.edge_runtime.shim import Shim
+
+_ID_BITS = 63
+
+
+class State:
+    """A run at the beginning of ``step``.
+
+    Args:
+        run_dir: where checkpoints go.
+        shim: the trunk that learns; None if it is frozen.
+    """
+
+    def __init__(self, run_dir: RunDir, shim: Shim | None) -> None:
+        self._run_dir, self._shim = run_dir, shim
+        self.step = 0
+        self.session = secrets.randbits(_ID_BITS)
+        self.life = secrets.randbits(_ID_BITS)  # of this process
+        self.tally = Tally()
+        self.journal = Journal(run_dir.journal)
+
+    @property
+    def durable(self) -> int:
+        """The oldest step that this run may come back to."""
+        return self._run_dir.oldest(self.step)
+
+    @property
+    def oldest(self) -> int:
+        """The first step from which on the journal can feed a trainer."""
+        return self.journal.oldest(self.step)
+
+    def resume(self, until: int | None = None) -> bool:
+        """Come back to the newest checkpoint (of a step up to ``until``); False if there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or no device's.
+        """
+        kept = self._run_dir.latest(until)
+        if kept is None:
+            return False
+        try:
+            session, tally = int(kept.meta["session"]), msgspec.convert(kept.meta["tally"], Tally)
+        except (KeyError, msgspec.ValidationError) as error:
+            raise CheckpointError(
+                f"{self._run_dir.path}: {error}", "a checkpoint of `serve`", "use another --run, or --fresh"
+            ) from None
+        self.step, self.session, self.tally = kept.step, session, tally
+        if self._shim is not None:
+            self._shim.restore(kept.arrays)
+        self._forget_later()
+        return True
+
+    def save(self) -> None:
+        """Make a checkpoint; raises OSError, and what was there stays."""
+        self.journal.sync()  # first: a state must not be durable before what leads to it
+        meta = {"session": self.session, "tally": msgspec.to_builtins(self.tally)}
+        self._run_dir.checkpoint(self.step, {} if self._shim is None else self._shim.arrays(), meta)
+
+    def _forget_later(self) -> None:
+        """What this run did after the checkpoint is to be done again; its cost is not forgotten."""
+        dropped = self._run_dir.rewind(self.step, self._before)
+        self.tally.repeat(dropped)
+
+    def _before(self, line: Mapping[str, Any]) -> bool:
+        return int(line.get("step", 0)) < self.step
