@@ -66,10 +66,10 @@ def training(bundle: Bundle) -> HeadTraining:
 
 
 @pytest.fixture
-def server(bundle: Bundle, training: HeadTraining) -> Iterator[Server]:
+def server(bundle: Bundle, training: HeadTraining, tmp_path: Path) -> Iterator[Server]:
     """A real trainer socket on loopback, served by a thread until the test ends."""
     lines: list[str] = []
-    server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(), say=lines.append)
+    server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(tmp_path / "log"), say=lines.append)
     server.lines = lines  # type: ignore[attr-defined]
     over = threading.Event()
     thread = threading.Thread(target=server.serve, args=(over.is_set,))

@@ -23,7 +23,8 @@ from adc_edge.bundle import Bundle
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
-from adc_edge.edge_runtime.runner import Serve, ServeSettings
+from adc_edge.edge_runtime.runner import Serve
+from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.learning import OptimizerSettings
 from adc_edge.loader import Loader
 from adc_edge.split import Head, create_vit, cut, head_from_manifest
@@ -71,14 +72,19 @@ def trainer(bundle_dir: Path, tmp_path: Path, command: Any) -> Callable[..., Any
 
 
 @pytest.fixture
-def cloud(bundle: Bundle) -> Callable[[OptimizerSettings], Any]:
+def cloud(bundle: Bundle, tmp_path: Path) -> Callable[[OptimizerSettings], Any]:
     """The trainer's socket and head in a thread, where a process is not the point: ``with cloud(how) as endpoint``."""
 
     @contextmanager
     def start(optimizer: OptimizerSettings) -> Iterator[str]:
         head = head_from_manifest(bundle.manifest)
         head.vit.load_state_dict(load_file(bundle.path / "head.safetensors"))
-        server = Server(bundle, HeadTraining(head, optimizer), "tcp://127.0.0.1:*", Sessions())
+        server = Server(
+            bundle,
+            HeadTraining(head, optimizer),
+            "tcp://127.0.0.1:*",
+            Sessions(tmp_path / f"log-{time.monotonic_ns()}"),
+        )
         over = threading.Event()
         thread = threading.Thread(target=server.serve, args=(over.is_set,))
         thread.start()

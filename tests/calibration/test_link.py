@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from adc_edge.calibration.link import measure
-from adc_edge.channel import DeviceChannel
+from adc_edge.channel import Channel
 from adc_edge.cli import main
 from adc_edge.cloud_trainer.server import Server
 
@@ -80,7 +80,7 @@ class SlowProxy:
 
 def test_rates_and_round_trip_of_a_known_link_are_found(server: Server) -> None:
     with SlowProxy(server.endpoint, up_mbit_s=8, down_mbit_s=20, delay_ms=15) as proxy:
-        channel = DeviceChannel(proxy.endpoint)
+        channel = Channel(proxy.endpoint)
         channel.open(10)
         report = measure(channel, 4)
         channel.close()

@@ -1,0 +1,198 @@
+"""Kill either side at any time, cut, stall and garble the link: the run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adc_edge.checkpoint import latest_checkpoint
+from tests.chaos.proxy import BadLink
+from tests.chaos.zygote import Child, Zygote
+
+LEARNING = ["--threads", "1", "--lr", "1e-3", "--clip-norm", "1", "--checkpoint-every", "7"]
+
+
+class Run:
+    """One training, trainer and device as processes, over a link that may be bad."""
+
+    def __init__(self, zygote: Zygote, bundle: Path, where: Path, port: int, steps: int, keys: Path | None) -> None:
+        self.zygote, self.bundle, self.where, self.port, self.steps = zygote, bundle, where, port, steps
+        self.keys = keys
+        self.device_dir, self.trainer_dir = where / "device", where / "trainer"
+        where.mkdir()
+
+    def trainer(self) -> Child:
+        keys = ["--keys", str(self.keys / "trainer")] if self.keys else []
+        bind = ["--bind", f"tcp://127.0.0.1:{self.port}", "--devices", "1"]
+        return self.zygote.start(
+            "trainer", "--bundle", self.bundle, "--run", self.trainer_dir, *bind, *keys, *LEARNING,
+            log=self.where / "trainer.log",
+        )  # fmt: skip
+
+    def device(self, endpoint: str) -> Child:
+        keys = ["--keys", str(self.keys / "device")] if self.keys else []
+        report = ["--report", self.where / "report.json", "--eval-every", "50", "--eval-images", "48"]
+        return self.zygote.start(
+            "serve", "--bundle", self.bundle, "--run", self.device_dir, "--trainer", endpoint, "--wait", "inf",
+            "--steps", str(self.steps), *report, *keys, *LEARNING,
+            log=self.where / "device.log",
+        )  # fmt: skip
+
+    def step(self) -> int:
+        """How far the device has come."""
+        try:
+            with (self.device_dir / "metrics.jsonl").open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
+                return int(json.loads(file.read().splitlines()[-1])["step"])
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    def undisturbed(self) -> None:
+        trainer = self.trainer()
+        assert self.device(f"tcp://127.0.0.1:{self.port}").wait(200) == 0
+        assert trainer.wait(20) == 0
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {p.name}\n" + p.read_text()[-6000:] for p in sorted(self.where.glob("*.log")))
+
+    def outcome(self) -> dict[str, Any]:
+        """Everything that must not depend on what happened on the way."""
+        found: dict[str, Any] = {}
+        for side, weights in ((self.device_dir, "trunk"), (self.trainer_dir, "head")):
+            found[weights] = (side / f"{weights}.safetensors").read_bytes()
+            last = latest_checkpoint(side)
+            assert last is not None
+            found[f"{weights} step"] = last.step
+            found[f"{weights} state"] = {n: (v.dtype.str, v.shape, v.tobytes()) for n, v in last.arrays.items()}
+            lines = [json.loads(line) for line in (side / "metrics.jsonl").read_text().splitlines()]
+            found[f"{weights} losses"] = [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
+            judged = [(line["step"], line["accuracy"]) for line in lines if line["kind"] == "evaluation"]
+            found[f"{weights} evaluations"] = judged
+        return found
+
+
+def plan_of(rng: random.Random, **counts: int) -> list[str]:
+    faults = [kind for kind, count in counts.items() for _ in range(count)]
+    rng.shuffle(faults)
+    return faults
+
+
+def disturb(run: Run, rng: random.Random, faults: list[str], long_stall_s: float) -> tuple[dict[str, int], BadLink]:
+    """Run to the end while ``faults`` happen at random instants; returns how many of each really did."""
+    happened = {"trainer": 0, "device": 0, "both": 0}
+    deadline = time.monotonic() + 700
+    with BadLink(run.port, rng, delay_ms=2) as link:
+        processes = {"trainer": run.trainer(), "device": run.device(link.endpoint)}
+
+        def revive() -> None:
+            for side, child in processes.items():
+                if child.code not in (None, 0):
+                    assert child.code == -signal.SIGKILL, f"{side} ended with {child.code}\n{run.logs()}"
+                    time.sleep(rng.choice([0.0, 0.0, rng.uniform(0, 0.5)]))
+                    processes[side] = run.trainer() if side == "trainer" else run.device(link.endpoint)
+
+        left = list(faults)
+        while processes["device"].code != 0:
+            assert time.monotonic() < deadline, f"it hangs at step {run.step()} with {left} to come\n{run.logs()}"
+            if left:
+                # A random while after some more steps: the faults spread over the whole run.
+                goal = run.step() + rng.uniform(0, 1.4) * (run.steps - run.step()) / (len(left) + 1)
+                patience = time.monotonic() + rng.uniform(0.2, 4)
+                while run.step() < goal and time.monotonic() < patience and processes["device"].code is None:
+                    time.sleep(0.005)
+                time.sleep(rng.uniform(0, 0.04))
+                fault = left.pop()
+                if fault in ("trainer", "both"):
+                    happened["trainer"] += processes["trainer"].signal(signal.SIGKILL)
+                if fault in ("device", "both"):
+                    happened["device"] += processes["device"].signal(signal.SIGKILL)
+                happened["both"] += fault == "both"
+                if fault == "cut":
+                    link.cut()
+                elif fault == "flip":
+                    link.flip()
+                elif fault == "stall":
+                    link.stall(rng.uniform(0.1, 1.5))
+                elif fault == "long stall":
+                    link.stall(long_stall_s)
+            else:
+                time.sleep(0.05)
+            for child in processes.values():
+                while fault_is_deadly(fault) and child.code is None and not alive(child.pid):
+                    time.sleep(0.005)
+            revive()
+        assert processes["trainer"].wait(60) == 0, run.logs()
+    return happened, link
+
+
+def fault_is_deadly(fault: str) -> bool:
+    return fault in ("trainer", "device", "both")
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def compare(calm: dict[str, Any], stormy: dict[str, Any]) -> None:
+    for what, value in calm.items():
+        if what.endswith("state"):
+            differs = [name for name in value if value[name] != stormy[what].get(name)]
+            assert not differs, f"{what}: {differs}"
+        else:
+            assert value == stormy[what], what
+
+
+def tell(capsys: pytest.CaptureFixture[str], run: Run, seed: int, happened: dict[str, int], link: BadLink) -> None:
+    report = json.loads((run.where / "report.json").read_text())
+    with capsys.disabled():
+        print(
+            f"\nseed {seed}: {happened['trainer']} kills of the trainer, {happened['device']} of the device "
+            f"({happened['both']} of both at once), {link.cuts} cuts, {link.flips} flipped bits, {link.stalls} stalls; "
+            f"{report['outages']} outages seen, {report['steps_repeated']} steps redone, "
+            f"{report['bytes_repeated_up']} + {report['bytes_repeated_down']} bytes sent again of "
+            f"{report['bytes_total_up']} + {report['bytes_total_down']}"
+        )
+
+
+@pytest.fixture
+def seed() -> int:
+    """ADC_EDGE_SEED repeats a run."""
+    return int(os.environ.get("ADC_EDGE_SEED", random.SystemRandom().randrange(10**6)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kills_cuts_flips_and_stalls_change_nothing_bit_for_bit(
+    zygote: Zygote,
+    bundle_dir: Path,
+    tmp_path: Path,
+    free_port: Callable[[], int],
+    seed: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rng = random.Random(seed)
+    calm = Run(zygote, bundle_dir, tmp_path / "calm", free_port(), 400, None)
+    calm.undisturbed()
+    stormy = Run(zygote, bundle_dir, tmp_path / "stormy", free_port(), 400, None)
+    faults = plan_of(rng, trainer=32, device=32, both=6, cut=15, flip=15, stall=6, **{"long stall": 1})
+    happened, link = disturb(stormy, rng, faults, long_stall_s=9.5)
+    tell(capsys, stormy, seed, happened, link)
+    compare(calm.outcome(), stormy.outcome())
+    assert happened["trainer"] >= 30
+    assert happened["device"] >= 30
+    assert link.cuts >= 10
+    assert link.flips >= 10
+    assert np.isfinite([loss for _, loss in stormy.outcome()["trunk losses"]]).all()
