@@ -122,9 +122,13 @@ class Connection:
         if self._meter.failure:
             raise LinkLost(self._meter.failure)
         if self._meter.lost:
-            unproved = self._encrypted and not self._meter.handshaken
-            raise LinkLost(
-                "it closed the connection during the handshake: is trainer.key the key it has now?"
-                if unproved
-                else "connection closed"
-            )
+            raise LinkLost(self._why_lost())
+
+    def _why_lost(self) -> str:
+        if not self._meter.connected:
+            return "connection refused or no route"
+        if self._meter.handshaken:
+            return "connection closed"
+        if self._encrypted:
+            return "it hung up during the handshake: its key is not the one in trainer.key, or keys on one side only"
+        return "it hung up during the handshake: keys on one side only?"

@@ -20,7 +20,7 @@ from adc_edge.framing import Body
 
 LIMIT_BYTES = 256 * 1024 * 1024  # of what one side makes the other keep; then it makes a checkpoint out of turn
 _MAGIC = b"ADC-EDGE JOURNAL"
-_CHECKED = len(_MAGIC) + 8  # where what the XXH3 after the magic is of begins: length of the header, header, body
+_CHECKED = len(_MAGIC) + 8  # magic and XXH3, which is of all that follows: length of the header, header, body
 _LENGTH = struct.Struct("<I")
 
 
@@ -71,8 +71,6 @@ class Journal:
                 file.write(body)
         except OSError as error:
             self._remove(key)
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
             error.filename = str(path)
             raise
         self._keys.add(key)

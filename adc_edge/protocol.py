@@ -247,25 +247,24 @@ def unpack_from_device(header: bytes) -> FromDevice:
 
 
 def check_foreign(frame: bytes) -> None:
-    """Tell a Hello of another version, whose fields and seal are not ours, from a frame that is merely broken.
+    """Tell a Hello of another version, whose fields are not ours and which may have no seal, from a broken frame.
 
     Raises:
         ProtocolError: code ``version``.
     """
-    for header in (frame, frame[:-SEAL_BYTES]):
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            _check_version(_VERSION.decode(header).version)
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        _check_version(_VERSION.decode(frame).version)
 
 
 def check_foreign_refusal(frame: bytes) -> None:
-    """Tell the refusal of a trainer of another version from a frame that is merely broken.
+    """Tell the refusal of a trainer of another version, which has no seal, from a frame that is merely broken.
 
     Raises:
-        RefusedError: it is one.
+        RefusedError: it is one, by whatever name: version 1 finds our sealed Hello malformed.
     """
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         refused = _FROM_TRAINER.decode(frame)
-        if isinstance(refused, Refused) and refused.code == "version":
+        if isinstance(refused, Refused):
             raise RefusedError(refused.code, refused.received, refused.expected, refused.remedy)
 
 

@@ -74,8 +74,9 @@ class SocketMeter:
         self._fd: int | None = None
         self._past = (0, 0)
         self._closed = False
+        self.connected = False
         self.lost = False  # a connection has ended
-        self.handshaken = False  # the other side has proved its key, if there are keys
+        self.handshaken = False  # both sides speak one language, and have proved their keys if there are any
         self.failure: str | None = None  # why a handshake failed
 
     def poll(self) -> None:
@@ -84,6 +85,7 @@ class SocketMeter:
             event = recv_monitor_message(self._monitor)
             kind = zmq.Event(event["event"])
             if kind == zmq.Event.CONNECTED:
+                self.connected = True
                 self._release()
                 with contextlib.suppress(OSError):  # already gone again
                     self._fd = os.dup(event["value"])

@@ -18,15 +18,16 @@ import zmq
 from harness import Result, arguments, compare, medians_ms, show
 
 from adc_edge.bundle import HEAD, Bundle
-from adc_edge.channel import DeviceChannel
 from adc_edge.cloud_trainer.head import HeadTraining, Learned
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
+from adc_edge.device_channel import DeviceChannel
 from adc_edge.export.build import Settings, export_bundle
+from adc_edge.journal import Journal, Key
 from adc_edge.labels import label_triples
 from adc_edge.learning import OptimizerSettings
 from adc_edge.precision import Float32, decode, encode, encoded_bytes
-from adc_edge.protocol import VERSION, Gradient, Hello, Step
+from adc_edge.protocol import VERSION, Gradient, Hello, Step, pack
 from adc_edge.ratio import Ratio
 from adc_edge.split import head_from_manifest
 
@@ -44,7 +45,7 @@ class Echo(HeadTraining):
 def serve(bundle_dir: Path, pipe: Connection) -> None:
     bundle = Bundle.load(bundle_dir, (HEAD,))
     head = Echo(head_from_manifest(bundle.manifest), OptimizerSettings())
-    server = Server(bundle, head, "tcp://127.0.0.1:*", Sessions(), max_images=4096)
+    server = Server(bundle, head, "tcp://127.0.0.1:*", Sessions(bundle_dir / "log"), max_images=4096)
     raw: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
     raw.bind("tcp://127.0.0.1:*")
     pipe.send((server.endpoint, raw.getsockopt_string(zmq.LAST_ENDPOINT)))
@@ -70,10 +71,11 @@ class Device:
         self.activations = np.random.default_rng(0).standard_normal(self.shape).astype(np.float32)
         self.next = 0
         session = size_bytes
-        hello = Hello(VERSION, bundle.digest, session, "bench", 0)
+        hello = Hello(VERSION, bundle.digest, session, session, "bench", 0, 0, 0)
         self.session = session
+        self.journal = Journal(bundle.path / f"journal-{session}")
         self.channel = DeviceChannel(
-            endpoint, lambda: hello, gradient_bytes=lambda g: encoded_bytes(self.shape, g.precision)
+            endpoint, lambda: hello, self.journal, gradient_bytes=lambda g: encoded_bytes(self.shape, g.precision)
         )
         self.channel.open(30)
 
@@ -82,7 +84,9 @@ class Device:
         triples = label_triples(np.arange(self.clusters, dtype=np.int64), labels, 10)
         body = encode(self.activations, "fp32") + triples.tobytes()
         counts = (self.clusters, self.clusters, KEPT, len(triples))
-        self.channel.submit(Step(self.session, self.next, 0, 1, self.next, len(body), *counts, "fp32", True), body)
+        message = Step(self.session, self.next, 0, 1, self.next + 1, len(body), *counts, "fp32", True, self.next)
+        self.journal.append(Key(self.next), pack(message), body)
+        self.channel.submit(message, body)
         answer, gradient = self.channel.result()
         assert isinstance(answer, Gradient)
         decode(gradient, self.shape, "fp32")

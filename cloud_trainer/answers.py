@@ -10,7 +10,7 @@ import numpy as np
 
 from adc_edge import __version__
 from adc_edge.bundle import Bundle
-from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.head import HeadTraining, Learned
 from adc_edge.cloud_trainer.sessions import Peer, Session, Sessions
 from adc_edge.errors import ProtocolError
 from adc_edge.framing import Body
@@ -73,6 +73,7 @@ class Answers:
         self._life = secrets.randbits(_ID_BITS)
         self.durable: Mapping[int, int] | None = None  # steps of each session that no crash undoes; None: all lost
         self.down_mbit_s: float | None = None  # of the connection that is answered
+        self._due: Callable[[], None] | None = None
 
     def answer(self, route: bytes, peer: Peer, message: FromDevice, body: memoryview) -> Answer:
         """The answer to one whole message that came over ``route``.
@@ -97,6 +98,15 @@ class Answers:
         if isinstance(message, Bye):
             return self._bye(session)
         raise ProtocolError(f"a {type(message).__name__}", "a request", "use one version")
+
+    def settle(self) -> None:
+        """What the last answer left to do, once it is on its way: files must not make a device wait.
+
+        Nothing is lost by a kill in between: the trainer comes back older than the step, and is fed it again.
+        """
+        due, self._due = self._due, None
+        if due is not None:
+            due()
 
     def _hello(self, route: bytes, peer: Peer, hello: Hello) -> Welcome:
         ours = self._bundle
@@ -154,7 +164,12 @@ class Answers:
             seconds_cloud=learned.seconds,
             down_mbit_s=self.down_mbit_s,
         )
-        self._kept(session.answered(reply, answer))
+        session.answered(reply, answer)
+        self._due = lambda: self._settle_step(session, message, learned, len(answer))
+        return self._again(session, Key(message.step), message.transfer, empty=message.replay)
+
+    def _settle_step(self, session: Session, message: Step, learned: Learned, answer_bytes: int) -> None:
+        self._log(session)
         self._on_step(
             device=session.standing.device,
             step=message.step,
@@ -165,9 +180,8 @@ class Answers:
             accuracy=learned.accuracy,
             seconds_cloud=learned.seconds,
             body_bytes_up=message.body_bytes,
-            body_bytes_down=len(answer),
+            body_bytes_down=answer_bytes,
         )
-        return self._again(session, Key(message.step), message.transfer, empty=message.replay)
 
     def _again(self, session: Session, key: Key, transfer: int, offset: int = 0, *, empty: bool = False) -> Answer:
         """An answer of the log, from ``offset`` on; ``empty`` for a device that has had the gradient."""
@@ -191,7 +205,8 @@ class Answers:
         check_classes(labels, self._limits.classes)
         judged = self._training.judge(decode(body[: -LABEL_BYTES * message.images], shape, message.precision), labels)
         reply = Evaluated(session.id, message.step, message.part, message.images, *judged)
-        self._kept(session.keep(Key(message.step, message.part), reply))
+        session.keep(Key(message.step, message.part), reply)
+        self._due = lambda: self._log(session)
         return reply, b""
 
     def _bye(self, session: Session) -> Answer:
@@ -206,9 +221,11 @@ class Answers:
     def _durable(self, session: Session) -> int | None:
         return None if self.durable is None else self.durable.get(session.id, 0)
 
-    def _kept(self, trouble: OSError | None) -> None:
-        if trouble is not None:
-            self._trouble(f"warning: the log of answers cannot be written: {trouble}")
+    def _log(self, session: Session) -> None:
+        try:
+            session.write()
+        except OSError as error:
+            self._trouble(f"warning: the log of answers cannot be written: {error}")
 
 
 def _apart(applied: int, hello: Hello) -> str:

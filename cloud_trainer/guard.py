@@ -24,7 +24,7 @@ MAX_CONNECTIONS = 2048
 UNDELIVERED_BYTES = 32 * 2**20  # received since a connection last delivered a message
 UNREAD_BYTES = 16 * 2**20  # answered and not taken when it asks for more
 STRIKES = 16  # refusals of a connection without a session
-_SWEEP_S = 1.0
+_SWEEP_S = 0.1
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
@@ -87,10 +87,8 @@ class Guard:
 
     def received(self, fd: int) -> None:
         """A message was delivered from this connection."""
+        self._note_events()  # first: the number of a closed connection's descriptor is given to the next one
         connection = self._connections.get(fd)
-        if connection is None:
-            self._note_events()
-            connection = self._connections.get(fd)
         if connection is not None:
             connection.delivered, connection.silent = True, False
 
@@ -134,7 +132,7 @@ class Guard:
         return True
 
     def sweep(self) -> None:
-        """Once a second: cut off what takes memory and delivers nothing, and the silent ones beyond the limit."""
+        """Now and then: cut off what takes memory and delivers nothing, and the silent ones beyond the limit."""
         self._note_events()
         if time.monotonic() - self._swept_s < _SWEEP_S:
             return

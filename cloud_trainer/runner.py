@@ -150,7 +150,9 @@ class Trainer:
 
     def _resume(self) -> None:
         kept = self.run_dir.latest()
-        if kept is not None:
+        if kept is None:  # what a process did that was killed before its first checkpoint is to be done again
+            self.run_dir.rewind(0, lambda line: False)
+        else:
             self._restore(kept)
             self._say(f"resuming {self.settings.run} at step {kept.step}")
 

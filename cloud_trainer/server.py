@@ -194,6 +194,7 @@ class Server:
         self.answers.down_mbit_s = live.delivery_mbit_s if live else None
         answer, answer_body = self.answers.answer(route, peer, message, body)
         self._send(route, fd, cut(answer, answer_body))
+        self.answers.settle()
 
     def _expel(self, access: Access) -> None:
         """Cut off whose key has been revoked."""

@@ -96,9 +96,8 @@ class Session:
 
     def oldest(self) -> int:
         """The first step from which on every answer is here."""
-        newest = self._newest
-        memory = newest is not None and newest[0] == Key(self.applied - 1)
-        return min(self.log.oldest(self.applied), self.applied - memory)
+        in_memory = self._newest is not None and self._newest[0] == Key(self.applied - 1)
+        return self.log.oldest(self.applied - in_memory)
 
     def due(self, step: int) -> bool:
         """Whether ``step`` is to be applied (True) or was applied and is to be answered again (False).
@@ -112,20 +111,21 @@ class Session:
             return False
         raise ProtocolError(f"step {step}", f"step {self.applied}", "restart `adc-edge serve`; it resumes", "order")
 
-    def answered(self, reply: Gradient, body: Body) -> OSError | None:
-        """``reply.step`` has been applied; keep its answer. Returns why it could not be written, if so."""
+    def answered(self, reply: Gradient, body: Body) -> None:
+        """``reply.step`` has been applied; keep its answer."""
         self.standing.applied = reply.step + 1
         self.standing.finished = False
-        return self.keep(Key(reply.step), reply, body)
+        self.keep(Key(reply.step), reply, body)
 
-    def keep(self, key: Key, reply: Gradient | Evaluated, body: Body = b"") -> OSError | None:
-        """Log an answer. Returns why it could not be written, if so."""
+    def keep(self, key: Key, reply: Gradient | Evaluated, body: Body = b"") -> None:
+        """Keep an answer, in memory until ``write``."""
         self._newest = key, (reply, body)
-        try:
+
+    def write(self) -> None:
+        """Put the newest answer in the log; raises OSError."""
+        if self._newest is not None:
+            key, (reply, body) = self._newest
             self.log.append(key, pack(reply), body)
-        except OSError as error:
-            return error
-        return None
 
     def answer(self, key: Key) -> Reply | None:
         """The answer that was given; None if it is not here (any more)."""
@@ -184,10 +184,10 @@ class Sessions:
     def peer(self, route: bytes, fd: int, owner: str, new_inbox: Callable[[], Assembler[FromDevice]]) -> Peer:
         """The connection behind a routing id; the longest silent one makes room beyond MAX_PEERS."""
         if route not in self.peers:
-            self.peers[route] = Peer(fd, owner, new_inbox)
-            if len(self.peers) > MAX_PEERS:
+            if len(self.peers) >= MAX_PEERS:
                 idle = next((r for r, p in self.peers.items() if p.session is None), next(iter(self.peers)))
                 self.peers.pop(idle)
+            self.peers[route] = Peer(fd, owner, new_inbox)
         self.peers.move_to_end(route)
         return self.peers[route]
 
@@ -220,6 +220,8 @@ class Sessions:
                 if other.session is not session:
                     other.session.supersede()
                 other.leave_session()
+        if peer.session is not session:
+            peer.leave_session()
         peer.session = session
         peer.inbox = session.inbox = session.inbox or peer.inbox
         session.route = route

@@ -92,13 +92,9 @@ class DeviceLoop:
         loaded = time.monotonic()
         sent = self.engine.compress(batch.images, seeds, settings.shape.kept - settings.prefix)
         message, body = self._pack(step, batch, sent, durable)
-        try:
-            self._journal.append(Key(step), pack(message), body)
-            self.trouble = None
-        except OSError as error:  # the run goes on; only a trainer that comes back older could now not be fed
-            self.trouble = error
         forward = time.monotonic()
         self.channel.submit(message, body)
+        self._keep(step, message, body)
         if self.shim is not None and not self.engine.keeps_graph:
             self.shim.recompute(batch.images, sent)
         recomputed = time.monotonic()
@@ -180,6 +176,14 @@ class DeviceLoop:
             durable=durable,
         )
         return message, body
+
+    def _keep(self, step: int, message: Step, body: Body) -> None:
+        """Journal a step while it travels: one that is killed before has not been done by this device either."""
+        try:
+            self._journal.append(Key(step), pack(message), body)
+            self.trouble = None
+        except OSError as error:  # the run goes on; only a trainer that comes back older could now not be fed
+            self.trouble = error
 
     def _encoded(self, sent: Sent, step: int) -> bytes:
         """The activations as they arrive: the noise of the channel model included, if there is one."""

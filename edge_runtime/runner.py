@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -58,6 +58,7 @@ class Serve:
         ratio = self.manifest.ratio if settings.ratio == Ratio() else settings.ratio.check()
         self.shape: Shape = ratio.shape(self.batch_size, self.manifest.tokens, self.manifest.prefix)
         self._unkept_bytes = 0  # of gradients since the last checkpoint: the trainer keeps them until the next
+        self._trouble: OSError | None = None  # why that one failed
 
     @property
     def _torchless(self) -> bool:
@@ -96,11 +97,14 @@ class Serve:
 
     def _resume(self, run_dir: RunDir) -> None:
         if self.state.resume():
-            self.console.print(f"resuming {self.settings.run} at step {self.state.step}", highlight=False)
+            self._say(f"resuming {self.settings.run} at step {self.state.step}")
         else:
             self.state.save()  # a process that is killed in its first steps must come back as the same session
         for change in run_dir.changes:
-            self.console.print(f"warning: {change} since this run was last at work: the last bits may differ")
+            self._say(f"warning: {change} since this run was last at work: the last bits may differ")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _channel(self, display: Display, total: int, gradient_bytes: Callable[[Gradient], int]) -> DeviceChannel:
         return DeviceChannel(
@@ -130,11 +134,13 @@ class Serve:
     def _train(self, loop: DeviceLoop, test: Loader, run_dir: RunDir, display: Display, total: int) -> None:
         state = self.state
         try:
-            if state.step >= total and not self._evaluation_due(total):
-                with suppress(LinkError):  # the trainer may have ended too; only the goodbye is left to say
-                    loop.channel.open(self.settings.wait_s)
-            else:
+            try:
                 self._greet(loop, test, display)
+            except LinkError:
+                if state.step < total or self._evaluation_due(total):
+                    raise
+                display.note("this run is complete, and its trainer has ended too: nothing is left to do")
+                return
             while not self.stop():
                 try:
                     if self._evaluation_due(total):
@@ -172,16 +178,13 @@ class Serve:
         self._note_link(loop)
         run_dir.metric(kind="step", **msgspec.to_builtins(record))
         display.step(state.step, state.tally)
-        display.trouble(loop.trouble or run_dir.trouble)
         state.step += 1
         self._unkept_bytes += record.bytes_down
         every = settings.checkpoint_every
         if (every and state.step % every == 0) or self._unkept_bytes > LIMIT_BYTES // KEPT:
-            try:
-                state.save()
-                self._unkept_bytes = 0
-            except OSError as error:
-                display.trouble(error)
+            self._trouble = state.try_to_save()
+            self._unkept_bytes = 0
+        display.trouble(self._trouble or loop.trouble or run_dir.trouble)
 
     def _go_back(self, behind: Behind, loop: DeviceLoop, display: Display) -> None:
         """The journal cannot bring the trainer forward: return to a checkpoint that both have had, and reconnect."""

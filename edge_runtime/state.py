@@ -72,6 +72,14 @@ class State:
         meta = {"session": self.session, "tally": msgspec.to_builtins(self.tally)}
         self._run_dir.checkpoint(self.step, {} if self._shim is None else self._shim.arrays(), meta)
 
+    def try_to_save(self) -> OSError | None:
+        """As ``save``, but the run goes on if it fails: returns why."""
+        try:
+            self.save()
+        except OSError as error:
+            return error
+        return None
+
     def _forget_later(self) -> None:
         """What this run did after the checkpoint is to be done again; its cost is not forgotten."""
         dropped = self._run_dir.rewind(self.step, self._before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 import threading
 import time
@@ -20,59 +19,11 @@ from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions, Standing
 from adc_edge.connection import LinkLost, Stopped
-from adc_edge.device_channel import DeviceChannel
 from adc_edge.endpoint import check_endpoint
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.framing import cut
-from adc_edge.journal import Journal, Key
-from adc_edge.labels import label_triples
-from adc_edge.precision import encode, encoded_bytes
-from adc_edge.protocol import SEAL_BYTES, VERSION, Gradient, Hello, Ping, Pong, Refused, Step, pack, unpack_from_trainer
-
-NUMBERS = itertools.count()
-
-
-class Device:
-    """A device's end of the wire, without a trunk: it sends random activations."""
-
-    def __init__(self, bundle: Bundle, endpoint: str, session: int = 1, journal: Path | None = None) -> None:
-        self.bundle, self.session, self.next_step, self.life = bundle, session, 0, session
-        self.journal = Journal(journal or bundle.path.parent / f"journal-{next(NUMBERS)}")
-        self.notes: list[str] = []
-        self.stop = False
-        self.shape = (4, 7, bundle.manifest.dim)
-        self.channel = DeviceChannel(
-            endpoint,
-            self.hello,
-            self.journal,
-            notify=self.notes.append,
-            stop=lambda: self.stop,
-            gradient_bytes=lambda g: encoded_bytes(self.shape, g.precision),
-        )
-
-    def hello(self) -> Hello:
-        oldest = self.journal.oldest(self.next_step)
-        return Hello(VERSION, self.bundle.digest, self.session, self.life, "test", self.next_step, 0, oldest)
-
-    def message(self, step: int, seed: int | None = None, images: int = 8) -> tuple[Step, bytes]:
-        rng = np.random.default_rng(step if seed is None else seed)
-        assignment = np.arange(images, dtype=np.int64) % self.shape[0]
-        triples = label_triples(assignment, rng.integers(0, 10, images), 10)
-        body = encode(rng.standard_normal(self.shape).astype(np.float32), "fp32") + triples.tobytes()
-        clusters, kept, _ = self.shape
-        return (
-            Step(self.session, step, 0, 1, step + 1, len(body), images, clusters, kept, len(triples), "fp32", True),
-            body,
-        )
-
-    def step(self, step: int) -> tuple[Gradient, bytes]:
-        message, body = self.message(step)
-        self.journal.append(Key(step), pack(message), body)
-        self.channel.submit(message, body)
-        answer, body = self.channel.result(outage_s=60)
-        assert isinstance(answer, Gradient)
-        self.next_step = step + 1
-        return answer, bytes(body)
+from adc_edge.protocol import SEAL_BYTES, VERSION, Hello, Ping, Pong, Refused, Step, unpack_from_trainer
+from tests.stub_device import Device
 
 
 @pytest.fixture

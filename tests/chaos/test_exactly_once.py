@@ -9,75 +9,13 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from adc_edge.checkpoint import latest_checkpoint
 from tests.chaos.proxy import BadLink
-from tests.chaos.zygote import Child, Zygote
-
-LEARNING = ["--threads", "1", "--lr", "1e-3", "--clip-norm", "1", "--checkpoint-every", "7"]
-
-
-class Run:
-    """One training, trainer and device as processes, over a link that may be bad."""
-
-    def __init__(self, zygote: Zygote, bundle: Path, where: Path, port: int, steps: int, keys: Path | None) -> None:
-        self.zygote, self.bundle, self.where, self.port, self.steps = zygote, bundle, where, port, steps
-        self.keys = keys
-        self.device_dir, self.trainer_dir = where / "device", where / "trainer"
-        where.mkdir()
-
-    def trainer(self) -> Child:
-        keys = ["--keys", str(self.keys / "trainer")] if self.keys else []
-        bind = ["--bind", f"tcp://127.0.0.1:{self.port}", "--devices", "1"]
-        return self.zygote.start(
-            "trainer", "--bundle", self.bundle, "--run", self.trainer_dir, *bind, *keys, *LEARNING,
-            log=self.where / "trainer.log",
-        )  # fmt: skip
-
-    def device(self, endpoint: str) -> Child:
-        keys = ["--keys", str(self.keys / "device")] if self.keys else []
-        report = ["--report", self.where / "report.json", "--eval-every", "50", "--eval-images", "48"]
-        return self.zygote.start(
-            "serve", "--bundle", self.bundle, "--run", self.device_dir, "--trainer", endpoint, "--wait", "inf",
-            "--steps", str(self.steps), *report, *keys, *LEARNING,
-            log=self.where / "device.log",
-        )  # fmt: skip
-
-    def step(self) -> int:
-        """How far the device has come."""
-        try:
-            with (self.device_dir / "metrics.jsonl").open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
-                return int(json.loads(file.read().splitlines()[-1])["step"])
-        except (OSError, IndexError, ValueError):
-            return 0
-
-    def undisturbed(self) -> None:
-        trainer = self.trainer()
-        assert self.device(f"tcp://127.0.0.1:{self.port}").wait(200) == 0
-        assert trainer.wait(20) == 0
-
-    def logs(self) -> str:
-        return "\n".join(f"--- {p.name}\n" + p.read_text()[-6000:] for p in sorted(self.where.glob("*.log")))
-
-    def outcome(self) -> dict[str, Any]:
-        """Everything that must not depend on what happened on the way."""
-        found: dict[str, Any] = {}
-        for side, weights in ((self.device_dir, "trunk"), (self.trainer_dir, "head")):
-            found[weights] = (side / f"{weights}.safetensors").read_bytes()
-            last = latest_checkpoint(side)
-            assert last is not None
-            found[f"{weights} step"] = last.step
-            found[f"{weights} state"] = {n: (v.dtype.str, v.shape, v.tobytes()) for n, v in last.arrays.items()}
-            lines = [json.loads(line) for line in (side / "metrics.jsonl").read_text().splitlines()]
-            found[f"{weights} losses"] = [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
-            judged = [(line["step"], line["accuracy"]) for line in lines if line["kind"] == "evaluation"]
-            found[f"{weights} evaluations"] = judged
-        return found
+from tests.chaos.run import Run, compare
+from tests.chaos.zygote import Zygote
 
 
 def plan_of(rng: random.Random, **counts: int) -> list[str]:
@@ -146,15 +84,6 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def compare(calm: dict[str, Any], stormy: dict[str, Any]) -> None:
-    for what, value in calm.items():
-        if what.endswith("state"):
-            differs = [name for name in value if value[name] != stormy[what].get(name)]
-            assert not differs, f"{what}: {differs}"
-        else:
-            assert value == stormy[what], what
-
-
 def tell(capsys: pytest.CaptureFixture[str], run: Run, seed: int, happened: dict[str, int], link: BadLink) -> None:
     report = json.loads((run.where / "report.json").read_text())
     with capsys.disabled():
@@ -184,13 +113,13 @@ def test_kills_cuts_flips_and_stalls_change_nothing_bit_for_bit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rng = random.Random(seed)
-    calm = Run(zygote, bundle_dir, tmp_path / "calm", free_port(), 400, None)
-    calm.undisturbed()
-    stormy = Run(zygote, bundle_dir, tmp_path / "stormy", free_port(), 400, None)
+    calm = Run(zygote, bundle_dir, tmp_path / "calm", free_port(), 400)
+    expected = calm.undisturbed()
+    stormy = Run(zygote, bundle_dir, tmp_path / "stormy", free_port(), 400)
     faults = plan_of(rng, trainer=32, device=32, both=6, cut=15, flip=15, stall=6, **{"long stall": 1})
     happened, link = disturb(stormy, rng, faults, long_stall_s=9.5)
     tell(capsys, stormy, seed, happened, link)
-    compare(calm.outcome(), stormy.outcome())
+    compare(expected, stormy.outcome())
     assert happened["trainer"] >= 30
     assert happened["device"] >= 30
     assert link.cuts >= 10

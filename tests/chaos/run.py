@@ -1,0 +1,100 @@
+"""One training as two processes, and everything of its outcome that must not depend on what happened on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from adc_edge.checkpoint import latest_checkpoint
+from tests.chaos.zygote import Child, Zygote
+
+LEARNING = ["--threads", "1", "--lr", "1e-3", "--clip-norm", "1"]
+
+
+class Run:
+    """One training, trainer and device as processes, over a link that may be bad."""
+
+    def __init__(
+        self, zygote: Zygote, bundle: Path, where: Path, port: int, steps: int, keys: Path | None = None
+    ) -> None:
+        self.zygote, self.bundle, self.where, self.port, self.steps = zygote, bundle, where, port, steps
+        self.keys, self.every = keys, 7  # steps between checkpoints
+        self.device_dir, self.trainer_dir = where / "device", where / "trainer"
+        where.mkdir(exist_ok=True)
+
+    def trainer(self, *options: str) -> Child:
+        keys = ["--keys", str(self.keys / "trainer")] if self.keys else []
+        bind = ["--bind", self.endpoint, "--devices", "1"]
+        return self.zygote.start(
+            "trainer", "--bundle", self.bundle, "--run", self.trainer_dir, *bind, *keys, *LEARNING,
+            "--checkpoint-every", str(self.every), *options,
+            log=self.where / "trainer.log",
+        )  # fmt: skip
+
+    def device(self, endpoint: str, *options: str) -> Child:
+        keys = ["--keys", str(self.keys / "device")] if self.keys else []
+        report: list[str | Path] = ["--report", self.where / "report.json", "--eval-every", "50", "--eval-images", "48"]
+        return self.zygote.start(
+            "serve", "--bundle", self.bundle, "--run", self.device_dir, "--trainer", endpoint, "--wait", "inf",
+            "--steps", str(self.steps), *report, *keys, *LEARNING,
+            "--checkpoint-every", str(self.every), *options,
+            log=self.where / "device.log",
+        )  # fmt: skip
+
+    def step(self) -> int:
+        """How far the device has come."""
+        try:
+            with (self.device_dir / "metrics.jsonl").open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
+                return int(json.loads(file.read().splitlines()[-1])["step"])
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    @property
+    def endpoint(self) -> str:
+        """Where the trainer listens."""
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def reach(self, step: int) -> None:
+        """Wait until the device has come so far."""
+        deadline = time.monotonic() + 60
+        while self.step() < step:
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(0.01)
+
+    def undisturbed(self) -> dict[str, Any]:
+        """The outcome if nothing happens."""
+        trainer = self.trainer()
+        assert self.device(self.endpoint).wait(200) == 0, self.logs()
+        assert trainer.wait(20) == 0, self.logs()
+        return self.outcome()
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {p.name}\n" + p.read_text()[-6000:] for p in sorted(self.where.glob("*.log")))
+
+    def outcome(self) -> dict[str, Any]:
+        """Everything that must not depend on what happened on the way."""
+        found: dict[str, Any] = {}
+        for side, weights in ((self.device_dir, "trunk"), (self.trainer_dir, "head")):
+            found[weights] = (side / f"{weights}.safetensors").read_bytes()
+            last = latest_checkpoint(side)
+            assert last is not None
+            found[f"{weights} step"] = last.step
+            found[f"{weights} state"] = {n: (v.dtype.str, v.shape, v.tobytes()) for n, v in last.arrays.items()}
+            lines = [json.loads(line) for line in (side / "metrics.jsonl").read_text().splitlines()]
+            found[f"{weights} losses"] = [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
+            judged = [(line["step"], line["accuracy"]) for line in lines if line["kind"] == "evaluation"]
+            found[f"{weights} evaluations"] = judged
+        return found
+
+
+def compare(calm: dict[str, Any], stormy: dict[str, Any]) -> None:
+    for what, value in calm.items():
+        if what.endswith("state"):
+            differs = [name for name in value if value[name] != stormy[what].get(name)]
+            assert not differs, f"{what}: {differs}"
+        else:
+            assert value == stormy[what], what

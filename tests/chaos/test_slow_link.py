@@ -1,0 +1,118 @@
+"""A message that takes longer than the link ever stays up arrives all the same: what has arrived is not sent again."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+
+from adc_edge.bundle import Bundle
+from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.server import Server
+from adc_edge.cloud_trainer.sessions import Sessions
+from tests.chaos.proxy import BadLink
+from tests.stub_device import Device
+
+CLUSTERS = 2_300  # of 17 tokens of 32 channels: 5 MB up and 5 MB down
+CUT_EVERY_S = 4.0
+
+
+@contextmanager
+def cut_regularly(link: BadLink) -> Iterator[None]:
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(CUT_EVERY_S):
+            link.cut()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def serving(bundle: Bundle, training: HeadTraining, where: Path) -> Iterator[Server]:
+    server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(where), max_images=4096)
+    over = threading.Event()
+    thread = threading.Thread(target=server.serve, args=(over.is_set,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        over.set()
+        thread.join()
+        server.close()
+
+
+def port_of(endpoint: str) -> int:
+    return int(endpoint.rpartition(":")[2])
+
+
+def whole_messages_arrive(rate_mbit_s: float, seconds: float) -> bool:
+    """The reference: the same 5 MB as one ZeroMQ message over the same link, sent again after each cut."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context, context.socket(zmq.ROUTER) as router:
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        link = BadLink(port, random.Random(0), rate_mbit_s)
+        deadline = time.monotonic() + seconds
+        with link, cut_regularly(link):
+            while time.monotonic() < deadline:
+                with context.socket(zmq.DEALER) as dealer:
+                    dealer.setsockopt(zmq.LINGER, 0)
+                    dealer.connect(link.endpoint)
+                    dealer.send(bytes(CLUSTERS * 17 * 32 * 4))
+                    cuts = link.cuts
+                    while link.cuts == cuts and time.monotonic() < deadline:
+                        if router.poll(50):
+                            return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate_mbit_s", [20.0, 5.0])
+def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_seconds(
+    bundle: Bundle,
+    training: HeadTraining,
+    tmp_path: Path,
+    rate_mbit_s: float,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with serving(bundle, training, tmp_path) as server:
+        link = BadLink(port_of(server.endpoint), random.Random(0), rate_mbit_s, delay_ms=20)
+        with link, cut_regularly(link):
+            device = Device(bundle, link.endpoint)
+            device.shape = (CLUSTERS, 17, 32)
+            device.channel.open(30)
+            start = time.monotonic()
+            for step in range(2):
+                answer, gradient = device.step(step, images=CLUSTERS)
+                assert answer.step == step
+                assert len(gradient) == CLUSTERS * 17 * 32 * 4
+            seconds = time.monotonic() - start
+            device.channel.close()
+    size = 2 * CLUSTERS * 17 * 32 * 4
+    bound_s = 2 * size * 8 / (rate_mbit_s * 1e6)
+    with capsys.disabled():
+        print(
+            f"\n{rate_mbit_s:.0f} Mbit/s, 2 steps of 5 MB each way: {seconds:.1f} s, {seconds / bound_s:.2f} of the "
+            f"bound, {link.cuts} cuts, {link.up_bytes / size:.2f} + {link.down_bytes / size:.2f} of the bytes"
+        )
+    assert training.steps == 2
+    assert link.cuts >= 1
+    assert link.up_bytes < 1.3 * size
+    assert link.down_bytes < 1.3 * size
+
+
+@pytest.mark.slow
+def test_the_same_as_one_message_never_arrives() -> None:
+    assert not whole_messages_arrive(5.0, 20.0)
