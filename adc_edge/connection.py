@@ -67,7 +67,6 @@ class Connection:
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)  # a fresh socket per retry instead
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # one request in flight bounds the queue
         if keys is not None:
             secure_client(self._socket, keys.own, keys.trainer)
         self._meter = SocketMeter(self._socket)

@@ -15,6 +15,9 @@ def tune(socket: zmq.Socket[bytes], endpoint: str) -> None:
     """Options that both ends use before ``endpoint`` (measured choices: heartbeats, bounded frames)."""
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
     socket.setsockopt(zmq.LINGER, 0)
+    # No limit on what is queued: at one, libzmq 4.3.5 stops reading, and aborts if the peer then hangs up (heartbeats).
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)

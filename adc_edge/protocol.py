@@ -330,6 +330,10 @@ class Limits(msgspec.Struct, frozen=True):
         size = encoded_bytes((part.images, self.tokens, self.dim), part.precision) + LABEL_BYTES * part.images
         return self._exactly(part.body_bytes, size)
 
+    def largest_bytes(self) -> int:
+        """Of any body: whole activations of as many images as a message may hold, at fp32."""
+        return encoded_bytes((self.max_images, self.tokens, self.dim), "fp32") + TRIPLE_BYTES * self.max_images
+
     def _within(self, what: str, value: int, low: int, high: int) -> None:
         if not low <= value <= high:
             raise ProtocolError(

@@ -80,14 +80,18 @@ class RunDir:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = self._take(path)
-            if fresh:
-                _clear(path)
-            now = json.loads(msgspec.json.encode({"fixed": fixed, "free": free, "machine": machine or {}}))
-            self._match(path / SETTINGS, now)
-            write_atomic(path / SETTINGS, msgspec.json.format(msgspec.json.encode(now)))
-            for cut_off in path.glob(".checkpoint-*"):  # by a kill in the middle of writing
-                cut_off.unlink()
-            self._metrics = os.open(path / METRICS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                if fresh:
+                    _clear(path)
+                now = json.loads(msgspec.json.encode({"fixed": fixed, "free": free, "machine": machine or {}}))
+                self._match(path / SETTINGS, now)
+                write_atomic(path / SETTINGS, msgspec.json.format(msgspec.json.encode(now)))
+                for cut_off in path.glob(".checkpoint-*"):  # by a kill in the middle of writing
+                    cut_off.unlink()
+                self._metrics = os.open(path / METRICS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            except BaseException:
+                os.close(self._lock)
+                raise
         except OSError as error:
             raise SettingError(f"--run {path}: {error.strerror}", "a directory to write to", "choose another") from None
 
@@ -144,9 +148,9 @@ class RunDir:
         """Append one line to metrics.jsonl; a disk that is full loses the line, not the run (see ``trouble``)."""
         if self.path is None:
             return
-        line = json.dumps(values).encode() + b"\n"
+        line = (b"\n" if self.trouble else b"") + json.dumps(values).encode() + b"\n"
         try:
-            if os.write(self._metrics, b"\n" + line if self.trouble else line) < len(line):
+            if os.write(self._metrics, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.trouble = None
         except OSError as error:
@@ -165,8 +169,8 @@ class RunDir:
             except ValueError:  # torn by a kill or a full disk
                 continue
             (kept if keep(values) else dropped).append(values)
-        os.close(self._metrics)
         write_atomic(self.path / METRICS, b"".join(json.dumps(values).encode() + b"\n" for values in kept))
+        os.close(self._metrics)
         self._metrics = os.open(self.path / METRICS, os.O_WRONLY | os.O_APPEND)
         return dropped
 

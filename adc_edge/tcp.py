@@ -51,10 +51,15 @@ def tcp_info(fd: int) -> TcpInfo | None:
     return TcpInfo(sent - again, received, rtt / 1e3, rate * 8 / 1e6, last_received)
 
 
-_FAILURES = {
-    zmq.Event.HANDSHAKE_FAILED_AUTH: "it does not know this device's key, or has revoked it",
-    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "its handshake is not ours: keys on one side only, or no adc-edge at all",
-}
+# Never HANDSHAKE_FAILED_PROTOCOL: in telling it, libzmq 4.3.5 overwrites the error that it is about to act on when a
+# damaged message fails to decrypt, takes it for "try later", and aborts once the peer has hung up (heartbeats).
+EVENTS = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 
 
 def frame_bytes(*frames: bytes | memoryview) -> int:
@@ -70,7 +75,7 @@ class SocketMeter:
 
     def __init__(self, zmq_socket: zmq.Socket[bytes]) -> None:
         self._socket = zmq_socket
-        self._monitor = zmq_socket.get_monitor_socket()
+        self._monitor = zmq_socket.get_monitor_socket(EVENTS)
         self._fd: int | None = None
         self._past = (0, 0)
         self._closed = False
@@ -94,8 +99,8 @@ class SocketMeter:
                 self.lost = True
             elif kind == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self.handshaken = True
-            elif kind in _FAILURES:
-                self.failure = _FAILURES[kind]
+            elif kind == zmq.Event.HANDSHAKE_FAILED_AUTH:
+                self.failure = "it does not know this device's key, or has revoked it"
 
     def now(self) -> TcpInfo | None:
         """The live connection as the kernel sees it; None without one."""

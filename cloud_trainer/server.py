@@ -33,7 +33,6 @@ from adc_edge.tcp import tcp_info
 
 _TICK_MS = 100
 _LINGER_MS = 1_000
-_RECEIVED_PIECES = 64  # queued from one connection: 4 MiB
 
 Frames = Iterable[tuple[bytes, memoryview]]
 
@@ -90,7 +89,7 @@ class Server:
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._guard = Guard(self._context, self._socket, self._refusals)
+        self._guard = Guard(self._context, self._socket, self._refusals, self._limits.largest_bytes())
         try:
             self._listen(bind)
         except zmq.ZMQError as error:
@@ -105,9 +104,11 @@ class Server:
     def serve(self, stop: Callable[[], bool]) -> None:
         """Answer until ``stop`` says so, which is asked between messages."""
         while not stop():
-            if self._socket.poll(_TICK_MS, zmq.POLLIN):
+            if self._socket.poll(0, zmq.POLLIN):
                 self._receive()
-            self._guard.sweep()
+            else:
+                self._guard.drained()
+                self._socket.poll(_TICK_MS, zmq.POLLIN)
             self._refusals.sweep()
             if self._access is not None:
                 self._expel(self._access)
@@ -123,15 +124,13 @@ class Server:
     def _listen(self, bind: str) -> None:
         tune(self._socket, bind)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.RCVHWM, _RECEIVED_PIECES)
-        # One answer is in flight for each device, so its size bounds the queue; the guard cuts off who does not read.
-        self._socket.setsockopt(zmq.SNDHWM, 0)
         if self._access is not None:
             self._access.secure(self._context, self._socket, self._refusals)
         self._socket.bind(bind)
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         if self._access is not None:
             self._access.self_test(self.endpoint)
+        self._guard.tell()
 
     def _receive(self) -> None:
         route, *frames = self._frames()
@@ -141,7 +140,7 @@ class Server:
         except zmq.ZMQError:  # it speaks a ZMTP of ten years ago, or random bytes that look like it
             self._refusals.say("handshake", "refused a message (handshake): it came in a ZMTP older than 3")
             return
-        self._guard.received(fd)
+        self._guard.received(fd, sum(map(len, frames)))
         owner = self._access.owner(last) if self._access is not None else ""
         peer = self.sessions.peer(route, fd, owner, self._new_inbox)
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from adc_edge.endpoint import check_endpoint
@@ -27,3 +30,29 @@ def test_keys_and_insecure_contradict_each_other() -> None:
 def test_what_is_no_address_is_refused(endpoint: str) -> None:
     with pytest.raises(SettingError, match="tcp://HOST:PORT"):
         check_endpoint(endpoint, insecure=True)
+
+
+HANG_UP = """
+import sys, time, zmq
+from adc_edge.endpoint import tune
+both = zmq.Context(), zmq.Context()
+router, dealer = both[0].socket(zmq.ROUTER), both[1].socket(zmq.DEALER)
+for socket in (router, dealer):
+    tune(socket, "tcp://127.0.0.1:0")
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 500)
+router.bind("tcp://127.0.0.1:*")
+dealer.connect(router.getsockopt_string(zmq.LAST_ENDPOINT))
+for _ in range(2000):
+    dealer.send(bytes(20_000))
+time.sleep(1.0)
+dealer.close(0)
+both[1].term()
+time.sleep(1.5)
+print("alive")
+both[0].destroy(linger=0)
+"""
+
+
+def test_a_peer_that_hangs_up_while_the_loop_is_busy_does_not_end_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", HANG_UP], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

@@ -119,8 +119,28 @@ def test_an_outage_that_is_longer_than_asked_ends_the_run_and_it_resumes(
     zygote: Zygote, bundle_dir: Path, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    listen = ["trainer", "--bundle", bundle_dir, "--run", tmp_path / "trainer", "--bind", endpoint, "--threads", "1"]
-    serve = ["serve", "--bundle", bundle_dir, "--run", tmp_path / "device", "--trainer", endpoint, "--steps", "60"]
+    listen: list[str | Path] = [
+        "trainer",
+        "--bundle",
+        bundle_dir,
+        "--run",
+        tmp_path / "trainer",
+        "--bind",
+        endpoint,
+        "--threads",
+        "1",
+    ]
+    serve: list[str | Path] = [
+        "serve",
+        "--bundle",
+        bundle_dir,
+        "--run",
+        tmp_path / "device",
+        "--trainer",
+        endpoint,
+        "--steps",
+        "60",
+    ]
     more = ["--threads", "1", "--eval-images", "16", "--wait", "60"]
     trainer = zygote.start(*listen, log=tmp_path / "trainer.log")
     device = zygote.start(*serve, *more, "--outage", "1", log=tmp_path / "device.log")
