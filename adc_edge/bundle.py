@@ -9,8 +9,8 @@ import msgspec
 
 from adc_edge.errors import BundleError
 from adc_edge.files import sha256
+from adc_edge.limits import Limits
 from adc_edge.precision import Precision
-from adc_edge.protocol import Limits
 from adc_edge.ratio import Ratio
 from adc_edge.spec import TrunkSpec
 

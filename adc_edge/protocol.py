@@ -2,7 +2,7 @@
 
 A message is one header and, for some, a body of raw tensors; `framing.py` cuts the body into chunks. Headers are
 plain MessagePack maps with a ``kind``, so that any language can read them and an older peer can at least read the
-``version`` of a newer one. Every number is checked by ``Limits`` before a byte is allocated for it.
+``version`` of a newer one. Every number is checked by `limits.py` before a byte is allocated for it.
 
 Letters: B images, T clusters, k kept tokens, D channels, L label triples.
 """
@@ -15,7 +15,7 @@ from typing import Annotated, Literal, TypeVar, get_args
 import msgspec
 
 from adc_edge.errors import ProtocolError, RefusedError
-from adc_edge.precision import Precision, encoded_bytes
+from adc_edge.precision import Precision
 
 VERSION = 2
 CHUNK_BYTES = 64 * 1024  # small enough to live through heartbeats on a 0.1 Mbit/s link
@@ -296,52 +296,3 @@ def _unpack(decoder: msgspec.msgpack.Decoder[M], header: bytes) -> M:
         raise ProtocolError(
             f"a header that is no message ({error})", "an adc-edge message", "use one version"
         ) from None
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What a body may hold, from the bundle; checked before anything is allocated.
-
-    Letters as in the module: N tokens of an image, P of them prefix, C classes.
-    """
-
-    tokens: int
-    prefix: int
-    dim: int
-    classes: int
-    max_images: int = 1024
-
-    def step_bytes(self, step: Step) -> int:
-        """Exact size of a Step's body.
-
-        Raises:
-            ProtocolError: code ``shape`` or ``size``.
-        """
-        self._within("images", step.images, 1, self.max_images)
-        self._within("clusters", step.clusters, 1, step.images)
-        self._within("kept tokens", step.kept, self.prefix, self.tokens)
-        self._within("label triples", step.triples, step.clusters, step.images)
-        self._within("micro-batch", step.micro_batch, 0, step.micro_batches - 1)
-        size = encoded_bytes((step.clusters, step.kept, self.dim), step.precision) + TRIPLE_BYTES * step.triples
-        return self._exactly(step.body_bytes, size)
-
-    def evaluate_bytes(self, part: Evaluate) -> int:
-        """Exact size of an Evaluate's body; raises as ``step_bytes``."""
-        self._within("images", part.images, 1, self.max_images)
-        size = encoded_bytes((part.images, self.tokens, self.dim), part.precision) + LABEL_BYTES * part.images
-        return self._exactly(part.body_bytes, size)
-
-    def largest_bytes(self) -> int:
-        """Of any body: whole activations of as many images as a message may hold, at fp32."""
-        return encoded_bytes((self.max_images, self.tokens, self.dim), "fp32") + TRIPLE_BYTES * self.max_images
-
-    def _within(self, what: str, value: int, low: int, high: int) -> None:
-        if not low <= value <= high:
-            raise ProtocolError(
-                f"{value} {what}", f"{low} to {high}", "use the trainer's bundle, or raise its --max-images", "shape"
-            )
-
-    @staticmethod
-    def _exactly(value: int, expected: int) -> int:
-        if value != expected:
-            raise ProtocolError(f"a body of {value} bytes", f"{expected} for its shapes", "use one version", "size")
-        return expected

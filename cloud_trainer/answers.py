@@ -16,6 +16,7 @@ from adc_edge.errors import ProtocolError
 from adc_edge.framing import Body
 from adc_edge.journal import Key
 from adc_edge.labels import check_classes, soft_labels
+from adc_edge.limits import Limits
 from adc_edge.precision import decode, encode, encoded_bytes
 from adc_edge.protocol import (
     LABEL_BYTES,
@@ -29,7 +30,6 @@ from adc_edge.protocol import (
     FromTrainer,
     Gradient,
     Hello,
-    Limits,
     Step,
     Welcome,
 )

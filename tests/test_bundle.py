@@ -12,7 +12,7 @@ import pytest
 
 from adc_edge.bundle import CLIENT, HEAD, MANIFEST, TRUNK, Bundle, Manifest, Preprocessing, parse_manifest
 from adc_edge.errors import BundleError
-from adc_edge.protocol import Limits
+from adc_edge.limits import Limits
 from adc_edge.ratio import Ratio
 from adc_edge.spec import TrunkSpec
 

@@ -17,7 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from adc_edge.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from adc_edge.checkpoint import (
+    Checkpoint,
+    checkpoint_steps,
+    drop_newer,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from adc_edge.errors import CheckpointError
 
 KINDS = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_])
@@ -131,6 +138,46 @@ def test_where_there_never_was_one_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "settings.json").touch()
     (tmp_path / ".checkpoint-00000001.safetensors.x").write_bytes(b"a write that was cut off")
     assert latest_checkpoint(tmp_path) is None
+
+
+def test_the_newest_up_to_a_step_is_read(tmp_path: Path) -> None:
+    for step in (10, 20):
+        save_checkpoint(tmp_path, step, STATE, {})
+    found = [latest_checkpoint(tmp_path, until) for until in (9, 10, 19, 20, 10**9)]
+    assert [kept and kept.step for kept in found] == [None, 10, 10, 20, 20]
+
+
+def test_damage_to_a_newer_one_does_not_matter_to_who_asks_for_an_older_one(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 10, STATE, {})
+    save_checkpoint(tmp_path, 20, STATE, {}).write_bytes(b"torn")
+    kept = latest_checkpoint(tmp_path, 15)
+    assert kept is not None
+    assert kept.step == 10
+    (tmp_path / "checkpoint-00000010.safetensors").write_bytes(b"torn too")
+    with pytest.raises(CheckpointError, match="checkpoint-00000010"):
+        latest_checkpoint(tmp_path, 15)
+
+
+def test_the_steps_of_all_that_is_there_are_told_in_order_whole_or_not(tmp_path: Path) -> None:
+    assert checkpoint_steps(tmp_path) == []
+    for step in (99_999_999, 100_000_000):
+        save_checkpoint(tmp_path, step, STATE, {})
+    (tmp_path / "checkpoint-00000005.safetensors").write_bytes(b"torn")
+    for foreign in (".checkpoint-00000001.safetensors.x", "checkpoint-x.safetensors", "checkpoint-00000002.pt"):
+        (tmp_path / foreign).touch()
+    assert checkpoint_steps(tmp_path) == [5, 99_999_999, 100_000_000]
+
+
+def test_later_ones_are_dropped_when_a_run_goes_back_and_then_it_keeps_two_again(tmp_path: Path) -> None:
+    for step in (10, 20):
+        save_checkpoint(tmp_path, step, STATE, {})
+    drop_newer(tmp_path, 20)
+    assert checkpoint_steps(tmp_path) == [10, 20]
+    drop_newer(tmp_path, 19)
+    assert checkpoint_steps(tmp_path) == [10]
+    for step in (15, 16):
+        save_checkpoint(tmp_path, step, STATE, {})
+    assert checkpoint_steps(tmp_path) == [15, 16]
 
 
 WRITE_FOREVER = """

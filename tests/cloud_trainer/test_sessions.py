@@ -1,97 +1,377 @@
-"""Who stands where: a step is due once, answered again if asked, and a device that comes back is told apart."""
+"""Who stands where: a step is due once, answered again if asked, and whoever comes back is told apart."""
 
 from __future__ import annotations
 
+import itertools
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from adc_edge.cloud_trainer import sessions as module
-from adc_edge.cloud_trainer.sessions import Session, Sessions
+from adc_edge.cloud_trainer.sessions import Peer, Session, Sessions, Standing
 from adc_edge.errors import ProtocolError
-from adc_edge.framing import Assembler
-from adc_edge.protocol import Gradient, Hello, unpack_from_device
+from adc_edge.framing import Assembler, cut
+from adc_edge.journal import Key
+from adc_edge.protocol import CHUNK_BYTES, VERSION, Evaluate, Evaluated, FromDevice, Gradient, Hello, unpack_from_device
+
+NUMBERS = itertools.count()
 
 
-def hello(session: int = 1, next_step: int = 0) -> Hello:
-    return Hello(1, "digest", session, "orin", next_step)
+def hello(session: int = 1, next_step: int = 0, life: int = 1, durable: int = 0, steps: int = 0) -> Hello:
+    return Hello(VERSION, "digest", session, life, "orin", next_step, durable, 0, steps)
 
 
-def answer(step: int) -> tuple[Gradient, bytes]:
-    return Gradient(1, step, 0, 1, 0, "fp32", 0.0, 0.0, 0.0), b""
+def inbox() -> Assembler[FromDevice]:
+    return Assembler(unpack_from_device, lambda message: getattr(message, "body_bytes", 0))
 
 
-def connect(sessions: Sessions, route: bytes, said: Hello) -> tuple[Session, str | None]:
-    sessions.peer(route, lambda: Assembler(unpack_from_device, lambda message: 0))
-    return sessions.open(said, route)
+def route() -> bytes:
+    return b"route %d" % next(NUMBERS)
 
 
-def test_each_step_is_due_once_and_the_last_one_is_answered_again() -> None:
-    session, _ = connect(Sessions(), b"a", hello())
-    assert session.due(0)
-    session.answered(*answer(0))
-    assert not session.due(0)
-    assert session.due(1)
-    for wrong in (2, 7):
-        with pytest.raises(ProtocolError):
+def connect(sessions: Sessions, said: Hello, owner: str = "", way: bytes | None = None) -> tuple[Session, Peer]:
+    """A Hello over a connection, a new one unless told, as the trainer handles it."""
+    way = way or route()
+    peer = sessions.peer(way, 5, owner, inbox)
+    session = sessions.find(said, owner)
+    session.greet(said)
+    sessions.open(session, way)
+    return session, peer
+
+
+def refused(sessions: Sessions, said: Hello, owner: str = "") -> str:
+    with pytest.raises(ProtocolError) as caught:
+        connect(sessions, said, owner)
+    return caught.value.code
+
+
+def reply(step: int, session: int = 1) -> tuple[Gradient, bytes]:
+    body = f"gradient of step {step} ".encode() * 50
+    return Gradient(session, step, 0, step + 1, len(body), "fp32", 0.5, 0.25, 0.1), body
+
+
+def answer(session: Session, step: int, part: int | None = None) -> tuple[Gradient | Evaluated, bytes] | None:
+    kept = session.answer(Key(step, part))
+    return None if kept is None else (kept[0], bytes(kept[1]))
+
+
+def train(session: Session, *steps: int) -> None:
+    for step in steps:
+        assert session.due(step)
+        session.answered(*reply(step, session.id))
+        session.write()
+
+
+def restarted(sessions: Sessions, directory: Path, **standings: int) -> Sessions:
+    """A new process on the same directory, with the standings of a checkpoint: of now, or older by session."""
+    kept = msgspec.json.decode(msgspec.json.encode(sessions.standings()), type=dict[int, Standing])
+    for number, applied in standings.items():
+        kept[int(number[1:])].applied = applied
+    return Sessions(directory, kept)
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Sessions:
+    return Sessions(tmp_path)
+
+
+def test_each_step_is_due_once_and_every_one_before_it_is_answered_again_alike(sessions: Sessions) -> None:
+    session, _ = connect(sessions, hello())
+    for step in range(4):
+        train(session, step)
+        assert [session.due(before) for before in range(step + 1)] == [False] * (step + 1)
+        assert [answer(session, before) for before in range(step + 1)] == [reply(before) for before in range(step + 1)]
+    for wrong in (5, 7, 10**6):
+        with pytest.raises(ProtocolError, match=f"step {wrong}") as caught:
             session.due(wrong)
-    session.answered(*answer(1))
-    with pytest.raises(ProtocolError):
-        session.due(0)
+        assert caught.value.code == "order"
+    assert session.due(4)
 
 
-def test_a_device_that_lacks_the_last_answer_resumes_without_a_warning() -> None:
-    sessions = Sessions()
-    session, _ = connect(sessions, b"a", hello())
-    session.answered(*answer(0))
-    same, warning = connect(sessions, b"b", hello(next_step=0))
-    assert same is session
-    assert warning is None
+def test_answers_survive_the_trainer_and_so_does_where_everybody_stood(sessions: Sessions, tmp_path: Path) -> None:
+    session, _ = connect(sessions, hello())
+    train(session, 0, 1, 2)
+    judged = Evaluated(1, 3, 0, 10, 9, 0.5, 0.1)
+    session.keep(Key(3, 0), judged)
+    session.write()
+    connect(sessions, hello(2))
+    sessions.sync()
+    again = restarted(sessions, tmp_path)
+    assert {number: s.applied for number, s in again.standings().items()} == {1: 3, 2: 0}
+    session, _ = connect(again, hello(next_step=1))
+    assert [answer(session, step) for step in range(3)] == [reply(step) for step in range(3)]
+    assert answer(session, 3, part=0) == (judged, b"")
+    assert session.due(3)
+    assert session.oldest() == 0
+
+
+def test_a_trainer_back_from_a_checkpoint_forgets_answers_to_steps_that_it_has_not_applied(
+    sessions: Sessions, tmp_path: Path
+) -> None:
+    session, _ = connect(sessions, hello())
+    train(session, *range(5))
+    again = restarted(sessions, tmp_path, s1=3)
+    session, _ = connect(again, hello(next_step=5))
+    assert session.applied == 3
+    assert [answer(session, step) for step in (2, 3, 4)] == [reply(2), None, None]
+    train(session, 3, 4)
+    assert session.oldest() == 0
+
+
+def test_going_back_to_a_checkpoint_makes_every_device_say_hello_again(sessions: Sessions) -> None:
+    session, peer = connect(sessions, hello())
+    train(session, 0, 1)
+    stood = {1: Standing("orin", "", 1)}
+    sessions.restore(stood)
+    assert peer.session is None
+    session, _ = connect(sessions, hello(next_step=1))
+    assert session.applied == 1
+    assert answer(session, 1) is None
     assert not session.due(0)
 
 
-def test_the_newest_connection_speaks_for_the_session_and_the_old_one_no_longer_does() -> None:
-    sessions = Sessions()
-    session, _ = connect(sessions, b"a", hello())
-    connect(sessions, b"b", hello())
-    assert sessions.peers[b"a"].session is None
-    assert sessions.peers[b"b"].session is session
-    assert session.route == b"b"
+def test_answers_that_the_device_has_made_durable_are_dropped(sessions: Sessions, tmp_path: Path) -> None:
+    session, _ = connect(sessions, hello())
+    train(session, *range(6))
+    session.prune(2)
+    assert (session.oldest(), answer(session, 1), answer(session, 2)) == (2, None, reply(2))
+    connect(sessions, hello(next_step=6, durable=4))
+    assert session.oldest() == 4
+    with pytest.raises(ProtocolError):
+        session.due(3)
+    session.prune(100)  # more than was applied: a device cannot have had what was not
+    assert session.oldest() == 5  # the newest stays in memory
+    assert sum(path.is_file() for path in tmp_path.rglob("*")) == 0
 
 
-@pytest.mark.parametrize("stood", [3, 9])
-def test_a_device_that_stands_elsewhere_goes_on_from_there_with_a_warning(stood: int) -> None:
-    sessions = Sessions()
-    session, _ = connect(sessions, b"a", hello(next_step=5))
-    session.answered(*answer(5))
-    _, warning = connect(sessions, b"b", hello(next_step=stood))
-    assert warning is not None
-    assert "step 6 here" in warning
-    assert str(stood) in warning
-    assert session.due(stood)
+def test_a_device_older_than_the_log_reaches_back_is_refused_and_one_within_it_is_not(
+    sessions: Sessions, tmp_path: Path
+) -> None:
+    session, _ = connect(sessions, hello())
+    train(session, *range(6))
+    session.prune(3)
+    for stood in (0, 2):
+        assert refused(sessions, hello(next_step=stood)) == "history"
+    for stood in (3, 5, 6, 9):  # 9: a device that is ahead feeds this trainer from its journal
+        assert connect(sessions, hello(next_step=stood))[0] is session
+    again = restarted(sessions, tmp_path)
+    assert refused(again, hello(next_step=2)) == "history"
+    connect(again, hello(next_step=3))
 
 
-def test_a_trainer_back_from_a_checkpoint_knows_where_each_device_stood() -> None:
-    sessions = Sessions({1: 40, 2: 7})
-    assert connect(sessions, b"a", hello(1, 40))[1] is None
-    warning = connect(sessions, b"b", hello(2, 9))[1]
-    assert warning is not None
-    assert "checkpoint stood at step 7" in warning
-    assert connect(sessions, b"c", hello(3, 0))[1] is None
-    assert sessions.applied() == {"1": 40, "2": 9, "3": 0}
+def test_a_gap_in_the_log_is_history_too(sessions: Sessions, tmp_path: Path) -> None:
+    session, _ = connect(sessions, hello())
+    train(session, *range(4))
+    (damaged,) = tmp_path.rglob("00000001")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    again = restarted(sessions, tmp_path)
+    assert refused(again, hello(next_step=1)) == "history"
+    assert connect(again, hello(next_step=2))[0].oldest() == 2
 
 
-def test_sessions_and_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_SESSIONS", 3)
+def test_a_full_disk_loses_no_answer_that_the_device_still_waits_for(sessions: Sessions) -> None:
+    session, _ = connect(sessions, hello())
+    train(session, 0, 1)
+    with full_disk():
+        for step in (2, 3):
+            session.answered(*reply(step))
+            with pytest.raises(OSError, match=f"{step:08d}"):
+                session.write()
+            assert not session.due(step)
+            assert answer(session, step) == reply(step)
+            assert connect(sessions, hello(next_step=step))[0] is session
+    assert session.applied == 4
+    assert answer(session, 2) is None
+    assert session.oldest() == 3
+    assert refused(sessions, hello(next_step=2)) == "history"
+
+
+def test_an_answer_is_there_as_soon_as_it_is_given_and_on_disk_once_written(sessions: Sessions, tmp_path: Path) -> None:
+    session, _ = connect(sessions, hello())
+    train(session, 0, 1)
+    session.answered(*reply(2))
+    assert session.oldest() == 0  # what is in memory and what is on disk are one log
+    assert [answer(session, step) for step in range(3)] == [reply(step) for step in range(3)]
+    assert connect(sessions, hello(next_step=0))[0] is session
+    for written, kept in ((False, None), (True, reply(2))):
+        if written:
+            session.write()
+        again, _ = connect(restarted(sessions, tmp_path), hello(next_step=3))
+        assert answer(again, 2) == kept
+
+
+def test_a_log_that_lies_there_of_an_unknown_session_is_not_believed(sessions: Sessions, tmp_path: Path) -> None:
+    session, _ = connect(sessions, hello())
+    train(session, 0, 1)
+    session, _ = connect(Sessions(tmp_path), hello())
+    assert session.applied == 0
+    assert answer(session, 0) is None
+    train(session, 0)
+
+
+def test_the_newest_process_speaks_for_the_session_and_an_older_one_is_told_so(sessions: Sessions) -> None:
+    session, old = connect(sessions, hello(life=1))
+    same, new = connect(sessions, hello(life=2), way=b"new")
+    assert (same, session.route) == (session, b"new")
+    assert (old.session, new.session) == (None, session)
+    assert refused(sessions, hello(life=1)) == "superseded"
+    assert new.session is session
+    assert connect(sessions, hello(life=2))[0] is session  # its own reconnects are welcome
+    assert connect(sessions, hello(life=3))[0] is session
+    assert refused(sessions, hello(life=2)) == "superseded"
+
+
+def test_a_session_belongs_to_the_key_that_began_it(sessions: Sessions, tmp_path: Path) -> None:
+    connect(sessions, hello(), "key of orin")
+    for other in ("key of nano", ""):
+        assert refused(sessions, hello(life=2), other) == "identity"
+    again = restarted(sessions, tmp_path)
+    assert refused(again, hello(life=2), "key of nano") == "identity"
+    connect(again, hello(life=2), "key of orin")
+
+
+def test_a_key_speaks_for_one_session_at_a_time(sessions: Sessions) -> None:
+    first, old = connect(sessions, hello(1, life=1), "key")
+    _, stranger = connect(sessions, hello(9, life=9), "another")
+    second, new = connect(sessions, hello(2, life=2), "key")
+    assert (old.session, new.session) == (None, second)
+    assert stranger.session is not None
+    assert refused(sessions, hello(1, life=1), "key") == "superseded"  # it would go round for ever
+    assert connect(sessions, hello(1, life=3), "key")[0] is first  # a process started anew is meant
+    assert new.session is None
+    peers = [connect(sessions, hello(number, life=number))[1] for number in (4, 5, 6)]  # no keys: no such rule
+    assert [peer.session.id for peer in peers if peer.session] == [4, 5, 6]
+
+
+def test_connections_are_bounded_and_those_without_a_session_go_first(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_PEERS", 3)
-    sessions = Sessions()
+    connect(sessions, hello(), way=b"device")
     for number in range(10):
-        connect(sessions, bytes([number]), hello(number))
-    assert len(sessions.peers) == 3
-    assert set(sessions.applied()) == {"7", "8", "9"}
+        sessions.peer(b"%d" % number, 5, "", inbox)
+        assert len(sessions.peers) <= 3
+    assert set(sessions.peers) == {b"device", b"8", b"9"}
+    sessions.peer(b"8", 5, "", inbox)  # it speaks again: 9 is silent for longer
+    sessions.peer(b"10", 5, "", inbox)
+    assert set(sessions.peers) == {b"device", b"8", b"10"}
 
 
-def test_a_goodbye_frees_the_session() -> None:
-    sessions = Sessions()
-    session, _ = connect(sessions, b"a", hello())
+def test_when_every_connection_has_a_session_the_longest_silent_one_makes_room(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_PEERS", 3)
+    for number in range(5):
+        connect(sessions, hello(number), way=b"%d" % number)
+    assert set(sessions.peers) == {b"2", b"3", b"4"}
+
+
+def test_sessions_are_bounded_and_those_that_have_learned_something_are_kept(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "MAX_SESSIONS", 3)
+    learned, _ = connect(sessions, hello(1))
+    train(learned, 0)
+    fresh = [connect(sessions, hello(number)) for number in (2, 3)]
+    connect(sessions, hello(4))
+    assert set(sessions.standings()) == {1, 3, 4}
+    assert fresh[0][1].session is None
+    for number in (3, 4):
+        train(connect(sessions, hello(number, life=2))[0], 0)
+    assert refused(sessions, hello(5)) == "busy"
+    assert set(sessions.standings()) == {1, 3, 4}
+    learned.standing.finished = True
+    connect(sessions, hello(5))
+    assert set(sessions.standings()) == {3, 4, 5}
+    assert not (tmp_path / f"{1:016x}").exists()
+
+
+def test_one_key_may_begin_so_many_sessions_and_no_more(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SESSIONS_OF_A_KEY", 2)
+    connect(sessions, hello(1), "other")
+    for number in (2, 3, 4):
+        connect(sessions, hello(number, life=number), "key")
+    assert set(sessions.standings()) == {1, 3, 4}
+
+
+def test_a_device_that_is_done_is_counted_and_its_log_goes(sessions: Sessions, tmp_path: Path) -> None:
+    session, _ = connect(sessions, hello())
+    train(session, 0, 1)
+    connect(sessions, hello(2, life=2))
+    session.standing.finished = True
     sessions.close(session)
-    assert sessions.applied() == {}
-    assert sessions.peers[b"a"].session is None
+    sessions.close(session)  # its goodbye may come twice
+    assert sessions.finished() == 1
+    assert not (tmp_path / f"{1:016x}").exists()
+    again = restarted(sessions, tmp_path)
+    assert again.finished() == 1
+    session, _ = connect(again, hello(next_step=2))  # the acknowledgement was lost, and it says goodbye again
+    assert session.applied == 2
+    assert again.finished() == 1
+    train(session, 2)  # it goes on after all
+    assert again.finished() == 0
+
+
+def long_step(session: int = 1, transfer: int = 7) -> list[tuple[bytes, memoryview]]:
+    return list(cut(Evaluate(session, 0, 0, transfer, 3 * CHUNK_BYTES, 1, "fp32"), bytes(3 * CHUNK_BYTES)))
+
+
+def test_what_has_arrived_of_a_message_stays_with_the_session_when_its_connection_changes(sessions: Sessions) -> None:
+    frames = long_step()
+    _, old = connect(sessions, hello())
+    old.inbox.feed(*frames[0])
+    _, new = connect(sessions, hello())
+    assert new.inbox.unfinished == (7, CHUNK_BYTES)
+    assert old.inbox is not new.inbox
+    with pytest.raises(ProtocolError):
+        old.inbox.feed(*frames[1])  # a late piece of the old connection must not get in between
+    assert new.inbox.feed(*frames[1]) is None
+    assert new.inbox.feed(*frames[2]) is not None
+
+
+def test_what_has_arrived_stays_even_while_nobody_is_connected(sessions: Sessions) -> None:
+    _, old = connect(sessions, hello(), way=b"old")
+    old.inbox.feed(*long_step()[0])
+    sessions.leave(b"old")
+    sessions.leave(b"old")
+    assert sessions.held_bytes() == 3 * CHUNK_BYTES
+    assert connect(sessions, hello())[1].inbox.unfinished == (7, CHUNK_BYTES)
+
+
+def test_two_sessions_over_one_connection_do_not_share_what_has_arrived(sessions: Sessions) -> None:
+    way = route()
+    first, peer = connect(sessions, hello(1), way=way)
+    peer.inbox.feed(*long_step(1)[0])
+    second, _ = connect(sessions, hello(2), way=way)
+    assert peer.session is second
+    assert peer.inbox.unfinished == (0, 0)
+    assert connect(sessions, hello(1))[1].inbox.unfinished == (7, CHUNK_BYTES)
+    assert first.inbox is not second.inbox
+
+
+def test_held_bytes_are_of_every_body_in_progress_and_each_counts_once(sessions: Sessions) -> None:
+    assert sessions.held_bytes() == 0
+    _, device = connect(sessions, hello())
+    stranger = sessions.peer(b"stranger", 6, "", inbox)
+    device.inbox.feed(*long_step()[0])
+    assert sessions.held_bytes() == 3 * CHUNK_BYTES
+    stranger.inbox.feed(*long_step(3)[0])
+    assert sessions.held_bytes() == 6 * CHUNK_BYTES
+    sessions.leave(b"stranger")
+    for frame in long_step()[1:]:
+        device.inbox.feed(*frame)
+    assert sessions.held_bytes() == 0

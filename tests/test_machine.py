@@ -1,0 +1,36 @@
+"""What a run's last bits may depend on is on record."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+
+from adc_edge import machine
+
+
+def test_versions_processor_and_cores_are_told() -> None:
+    seen = machine.describe()
+    assert seen["python"] == platform.python_version()
+    assert seen["numpy"] == np.__version__
+    assert seen["adc-edge"] == version("adc-edge")
+    assert seen["cores"] == os.cpu_count()
+    assert seen["processor"]
+
+
+def test_the_same_machine_is_described_alike_and_in_plain_values() -> None:
+    assert json.loads(json.dumps(machine.describe(threads=4))) == machine.describe(threads=4)
+
+
+def test_what_the_caller_adds_is_there_and_has_the_last_word() -> None:
+    seen = machine.describe(threads=4, device="cuda:0", cores=2)
+    assert (seen["threads"], seen["device"], seen["cores"]) == (4, "cuda:0", 2)
+
+
+def test_a_package_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_PACKAGES", ("numpy", "no-such-package-anywhere"))
+    assert {"numpy"} == {"numpy", "no-such-package-anywhere"} & set(machine.describe())
