@@ -11,6 +11,7 @@ and messages without a body may come in between.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
@@ -75,6 +76,7 @@ class Assembler(Generic[M]):
         self._message: M | None = None
         self._body = bytearray()
         self._filled = 0
+        self.grown_s = 0.0  # when a piece last came, by the monotonic clock
 
     @property
     def unfinished(self) -> tuple[int, int]:
@@ -151,3 +153,4 @@ class Assembler(Generic[M]):
     def _put(self, piece: memoryview) -> None:
         self._body[self._filled : self._filled + piece.nbytes] = piece
         self._filled += piece.nbytes
+        self.grown_s = time.monotonic()

@@ -80,6 +80,7 @@ class Answers:
 
         Raises:
             ProtocolError: it is refused; nothing has changed.
+            OSError: what must be on disk first could not be written; nothing has changed.
         """
         if isinstance(message, Hello):
             return self._hello(route, peer, message), b""
@@ -204,17 +205,22 @@ class Answers:
         labels = np.frombuffer(body[-LABEL_BYTES * message.images :], "<i4")
         check_classes(labels, self._limits.classes)
         judged = self._training.judge(decode(body[: -LABEL_BYTES * message.images], shape, message.precision), labels)
+        if message.step != session.applied:  # its answer has left the log: a device that came back without its trainer
+            self._trouble(f"warning: the head of step {session.applied} judged the evaluation of step {message.step}")
         reply = Evaluated(session.id, message.step, message.part, message.images, *judged)
         session.keep(Key(message.step, message.part), reply)
         self._due = lambda: self._log(session)
         return reply, b""
 
     def _bye(self, session: Session) -> Answer:
-        first = not session.standing.finished
-        session.standing.finished = True
-        self._on_bye()
+        before, session.standing.finished = session.standing.finished, True
+        try:
+            self._on_bye()
+        except OSError:
+            session.standing.finished = before
+            raise
         self._sessions.close(session)
-        if first:
+        if not before:
             self._say(f"device {session.standing.device!r} is done after {session.applied} steps")
         return ByeAck(session.id), b""
 

@@ -89,6 +89,7 @@ class Server:
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
+        self._speaker: Peer | None = None  # whose message is being read
         self._guard = Guard(self._context, self._socket, self._refusals, self._limits.largest_bytes())
         try:
             self._listen(bind)
@@ -148,11 +149,15 @@ class Server:
                 self._access.check(owner)
             if len(frames) != 2:
                 raise ProtocolError(f"{len(frames)} frames", "a header and a piece", "use one version")
+            self._speaker = peer
             whole = peer.inbox.feed(frames[0].bytes, last.buffer)
             if whole is not None and self._guard.reads(fd):
                 self._answer(route, peer, fd, *whole)
         except ProtocolError as error:
             self._refuse(route, peer, fd, error)
+        except OSError as error:
+            why = f"{error.filename or 'the run'}: {error.strerror}"
+            self._refuse(route, peer, fd, ProtocolError(why, "room on the trainer's disk", "free some", "busy"))
 
     def _frames(self) -> list[Any]:
         """Routing id and frames of one message; of a long one, what is too much is dropped as it is read."""
@@ -175,7 +180,11 @@ class Server:
             size = self._limits.evaluate_bytes(message)
         else:
             return message.body_bytes if isinstance(message, Ping) else 0
-        if self.sessions.held_bytes() + size > self._max_held_bytes:
+        if self._speaker is None or self._speaker.session is None:
+            raise ProtocolError(
+                f"a {type(message).__name__} outside a session", "a Hello first", "say hello", "unknown-device"
+            )
+        if not self.sessions.make_room(size, self._max_held_bytes):
             raise ProtocolError(
                 f"{size} bytes more than can be held now", "fewer messages at once", "try again later", "busy"
             )

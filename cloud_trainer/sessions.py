@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
+import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -19,6 +18,7 @@ from adc_edge.protocol import Evaluated, FromDevice, Gradient, Hello, pack, unpa
 MAX_PEERS = 1024
 MAX_SESSIONS = 256
 MAX_SESSIONS_OF_A_KEY = 16
+STALE_S = 10.0  # without a byte of a message in progress
 _LIVES = 16
 
 Reply = tuple[Gradient | Evaluated, Body]
@@ -239,10 +239,24 @@ class Sessions:
 
     def held_bytes(self) -> int:
         """Size of all bodies that are being received."""
-        inboxes = {id(i): i for i in (*(p.inbox for p in self.peers.values()), *(s.inbox for s in self)) if i}
-        return sum(inbox.held_bytes for inbox in inboxes.values())
+        return sum(inbox.held_bytes for inbox in self._inboxes())
 
-    def __iter__(self) -> Any:
+    def make_room(self, size: int, most: int) -> bool:
+        """Whether a body of ``size`` may be received beside the others, ``most`` bytes in all.
+
+        Those that have not grown for STALE_S give way: nobody can hold the others up, and a slow device sends again.
+        """
+        for inbox in sorted(self._inboxes(), key=lambda inbox: inbox.grown_s):
+            if self.held_bytes() + size <= most or time.monotonic() - inbox.grown_s < STALE_S:
+                break
+            inbox.drop()
+        return self.held_bytes() + size <= most
+
+    def _inboxes(self) -> list[Assembler[FromDevice]]:
+        found = (inbox for owner in (*self.peers.values(), *self) if (inbox := owner.inbox) is not None)
+        return list({id(inbox): inbox for inbox in found}.values())
+
+    def __iter__(self) -> Iterator[Session]:
         return iter(self._sessions.values())
 
     def standings(self) -> dict[int, Standing]:
@@ -282,5 +296,4 @@ class Sessions:
         for peer in self.peers.values():
             if peer.session is session:
                 peer.leave_session()
-        with contextlib.suppress(OSError):
-            session.forget()
+        session.forget()

@@ -302,3 +302,30 @@ def test_pings_need_no_session(server: Server) -> None:
     with pytest.raises(LinkLost, match="no answer"):
         channel.receive(200)
     channel.close()
+
+
+def test_a_step_is_not_even_received_before_a_hello(bundle: Bundle, server: Server) -> None:
+    device = Device(bundle, server.endpoint)
+    message, body = device.message(0)
+    device.channel.close()
+    channel = Channel(server.endpoint)
+    channel.open(10)
+    channel.send(message, body[:0])  # a header that asks for room, and none of the bytes
+    with pytest.raises(LinkLost, match="unknown-device"):
+        channel.receive(5_000)
+    assert server.sessions.held_bytes() == 0
+    channel.close()
+
+
+def test_a_trainer_whose_log_cannot_be_made_says_so_and_the_device_waits(bundle: Bundle, server: Server) -> None:
+    place = server.sessions._directory
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("a file where a directory is wanted")
+    device = Device(bundle, server.endpoint)
+    with pytest.raises(LinkError, match="busy"):
+        device.channel.open(1)
+    assert any("(busy)" in line for line in server.lines)  # type: ignore[attr-defined]
+    place.unlink()
+    device.channel.open(10)
+    device.step(0)
+    device.channel.close()

@@ -229,40 +229,7 @@ def test_the_commands_train_report_and_merge_into_a_timm_checkpoint(
     assert sum(right) / 360 == pytest.approx(report["accuracy"], abs=1e-9)
 
 
-def test_a_run_that_was_interrupted_resumes_and_ends_like_an_undisturbed_one(
-    bundle_dir: Path, tmp_path: Path, trainer: Any, command: Any, eventually: Any
-) -> None:
-    def start(name: str, endpoint: str) -> Any:
-        return command(
-            "serve", "--bundle", bundle_dir, "--trainer", endpoint, "--steps", "60", "--run", tmp_path / name,
-            "--eval-images", "32", *ONE_THREAD,
-        )  # fmt: skip
-
-    with trainer(tmp_path / "cloud-a", "--devices", "1") as (cloud, endpoint):
-        with start("a", endpoint) as edge:
-            assert edge.finish()[0] == 0
-        assert cloud.finish()[0] == 0
-    with trainer(tmp_path / "cloud-b", "--devices", "1") as (cloud, endpoint):
-        with start("b", endpoint) as edge:
-            metrics = tmp_path / "b" / "metrics.jsonl"
-            eventually(lambda: metrics.exists() and metrics.read_text().count("\n") >= 5)
-            edge.process.send_signal(signal.SIGINT)
-            code, output = edge.finish(30)
-            assert code == 0, output
-            assert "Traceback" not in output
-        assert len(losses(tmp_path / "b")) < 60
-        with start("b", endpoint) as edge:
-            code, output = edge.finish()
-            assert code == 0, output
-            assert "resuming" in output
-        assert cloud.finish()[0] == 0
-    assert losses(tmp_path / "a") == losses(tmp_path / "b")
-    for half, name in (("a", "trunk"), ("cloud-a", "head")):
-        other = half.replace("a", "b") if half == "a" else "cloud-b"
-        ours, theirs = ((tmp_path / d / f"{name}.safetensors").read_bytes() for d in (half, other))
-        assert ours == theirs, name
-
-
+@pytest.mark.slow
 def test_a_trainer_stopped_in_mid_run_is_waited_for_and_the_run_goes_on(
     bundle_dir: Path, tmp_path: Path, trainer: Any, command: Any, eventually: Any
 ) -> None:

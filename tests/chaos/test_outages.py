@@ -24,7 +24,7 @@ from tests.chaos.proxy import BadLink
 from tests.chaos.zygote import Zygote
 from tests.stub_device import Device
 
-STEPS = 6
+STEPS = 3
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from adc_edge.journal import Key
 from adc_edge.protocol import CHUNK_BYTES, VERSION, Evaluate, Evaluated, FromDevice, Gradient, Hello, unpack_from_device
 
 NUMBERS = itertools.count()
+JUDGED = Evaluated(1, 3, 0, 10, 9, 0.5, 0.1)
 
 
 def hello(session: int = 1, next_step: int = 0, life: int = 1, durable: int = 0, steps: int = 0) -> Hello:
@@ -105,8 +106,7 @@ def test_each_step_is_due_once_and_every_one_before_it_is_answered_again_alike(s
 def test_answers_survive_the_trainer_and_so_does_where_everybody_stood(sessions: Sessions, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1, 2)
-    judged = Evaluated(1, 3, 0, 10, 9, 0.5, 0.1)
-    session.keep(Key(3, 0), judged)
+    session.keep(Key(3, 0), JUDGED)
     session.write()
     connect(sessions, hello(2))
     sessions.sync()
@@ -114,7 +114,7 @@ def test_answers_survive_the_trainer_and_so_does_where_everybody_stood(sessions:
     assert {number: s.applied for number, s in again.standings().items()} == {1: 3, 2: 0}
     session, _ = connect(again, hello(next_step=1))
     assert [answer(session, step) for step in range(3)] == [reply(step) for step in range(3)]
-    assert answer(session, 3, part=0) == (judged, b"")
+    assert answer(session, 3, part=0) == (JUDGED, b"")
     assert session.due(3)
     assert session.oldest() == 0
 
@@ -153,9 +153,10 @@ def test_answers_that_the_device_has_made_durable_are_dropped(sessions: Sessions
     assert session.oldest() == 4
     with pytest.raises(ProtocolError):
         session.due(3)
+    session.keep(Key(6, 0), JUDGED)
+    session.write()
     session.prune(100)  # more than was applied: a device cannot have had what was not
-    assert session.oldest() == 5  # the newest stays in memory
-    assert sum(path.is_file() for path in tmp_path.rglob("*")) == 0
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["00000006.0"]
 
 
 def test_a_device_older_than_the_log_reaches_back_is_refused_and_one_within_it_is_not(
@@ -217,9 +218,11 @@ def test_an_answer_is_there_as_soon_as_it_is_given_and_on_disk_once_written(sess
 def test_a_log_that_lies_there_of_an_unknown_session_is_not_believed(sessions: Sessions, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
+    session.keep(Key(2, 0), JUDGED)
+    session.write()
     session, _ = connect(Sessions(tmp_path), hello())
     assert session.applied == 0
-    assert answer(session, 0) is None
+    assert [answer(session, 0), answer(session, 2, part=0)] == [None, None]
     train(session, 0)
 
 
@@ -375,3 +378,17 @@ def test_held_bytes_are_of_every_body_in_progress_and_each_counts_once(sessions:
     for frame in long_step()[1:]:
         device.inbox.feed(*frame)
     assert sessions.held_bytes() == 0
+
+
+def test_a_body_that_stopped_growing_gives_way_to_others_and_a_growing_one_does_not(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, stalled = connect(sessions, hello(1))
+    stalled.inbox.feed(*long_step(1)[0])
+    assert not sessions.make_room(3 * CHUNK_BYTES, most=5 * CHUNK_BYTES)
+    assert sessions.make_room(3 * CHUNK_BYTES, most=6 * CHUNK_BYTES)
+    assert stalled.inbox.unfinished == (7, CHUNK_BYTES)
+    monkeypatch.setattr(module, "STALE_S", 0.0)
+    assert sessions.make_room(3 * CHUNK_BYTES, most=5 * CHUNK_BYTES)
+    assert stalled.inbox.unfinished == (0, 0)
+    assert not sessions.make_room(6 * CHUNK_BYTES, most=5 * CHUNK_BYTES)
