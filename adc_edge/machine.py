@@ -8,12 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("adc-edge", "torch", "onnxruntime", "numpy")
+from adc_edge import __version__
+
+_PACKAGES = ("torch", "onnxruntime", "numpy")
 
 
 def describe(**more: Any) -> dict[str, Any]:
     """Versions, processor and system, with ``more`` (threads, device, …); plain values for JSON."""
     return {
+        "adc-edge": __version__,
         "python": platform.python_version(),
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -2,6 +2,7 @@
 
 settings.json      what was asked for, which bundle, and on which machine; a resumed run must match the first two
 metrics.jsonl      one JSON object a step or evaluation
+manifest.json      of the bundle; a trainer's run also says in `endpoint` where it listens
 checkpoint-*.safetensors
 journal/           what was sent and may be asked for again
 lock               held while a process runs there
@@ -38,7 +39,16 @@ SETTINGS = "settings.json"
 METRICS = "metrics.jsonl"
 JOURNAL = "journal"
 LOCK = "lock"
-_OURS = (SETTINGS, METRICS, "checkpoint-*.safetensors", ".checkpoint-*", "trunk.safetensors", "head.safetensors")
+_OURS = (
+    SETTINGS,
+    METRICS,
+    "manifest.json",
+    "endpoint",
+    "checkpoint-*.safetensors",
+    "trunk.safetensors",
+    "head.safetensors",
+)
+_CUT_OFF = tuple(f".{name}.*" for name in _OURS)  # write_atomic's temporary files, left by a kill
 
 
 class _Settings(msgspec.Struct):
@@ -86,8 +96,7 @@ class RunDir:
                 now = json.loads(msgspec.json.encode({"fixed": fixed, "free": free, "machine": machine or {}}))
                 self._match(path / SETTINGS, now)
                 write_atomic(path / SETTINGS, msgspec.json.format(msgspec.json.encode(now)))
-                for cut_off in path.glob(".checkpoint-*"):  # by a kill in the middle of writing
-                    cut_off.unlink()
+                _remove(path, _CUT_OFF)
                 self._metrics = os.open(path / METRICS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             except BaseException:
                 os.close(self._lock)
@@ -193,8 +202,12 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _clear(path: Path) -> None:
-    for pattern in _OURS:
-        for file in path.glob(pattern):
-            file.unlink()
+    _remove(path, _OURS)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path / JOURNAL)
+
+
+def _remove(path: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        for file in path.glob(pattern):
+            file.unlink()

@@ -33,6 +33,7 @@ from adc_edge.tcp import tcp_info
 
 _TICK_MS = 100
 _LINGER_MS = 1_000
+_TEXT = 300  # characters of each part of a refusal: all three fit into a header, whatever their alphabet
 
 Frames = Iterable[tuple[bytes, memoryview]]
 
@@ -184,7 +185,7 @@ class Server:
             raise ProtocolError(
                 f"a {type(message).__name__} outside a session", "a Hello first", "say hello", "unknown-device"
             )
-        if not self.sessions.make_room(size, self._max_held_bytes):
+        if message.offset == 0 and not self.sessions.make_room(size, self._max_held_bytes):
             raise ProtocolError(
                 f"{size} bytes more than can be held now", "fewer messages at once", "try again later", "busy"
             )
@@ -233,5 +234,5 @@ class Server:
 
 
 def _refusal(error: ProtocolError) -> FromTrainer:
-    texts = (text[:1024] for text in (error.received, error.expected, error.remedy))
+    texts = (text[:_TEXT] for text in (error.received, error.expected, error.remedy))
     return Refused(error.code, *texts)  # type: ignore[arg-type]

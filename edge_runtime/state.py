@@ -84,6 +84,11 @@ class State:
         """What this run did after the checkpoint is to be done again; its cost is not forgotten."""
         dropped = self._run_dir.rewind(self.step, self._before)
         self.tally.repeat(dropped)
+        if dropped:
+            self.try_to_save()  # or the next kill would forget it
 
     def _before(self, line: Mapping[str, Any]) -> bool:
-        return int(line.get("step", 0)) < self.step
+        """Whether the checkpoint knows of what a line of the metrics tells."""
+        step = int(line.get("step", 0))
+        judged = line.get("kind") == "evaluation" and any(e.step == step for e in self.tally.evaluations)
+        return step < self.step or judged

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
-from importlib.metadata import version
 
 import numpy as np
 import pytest
 
-from adc_edge import machine
+from adc_edge import __version__, machine
 
 
 def test_versions_processor_and_cores_are_told() -> None:
     seen = machine.describe()
     assert seen["python"] == platform.python_version()
     assert seen["numpy"] == np.__version__
-    assert seen["adc-edge"] == version("adc-edge")
+    assert seen["adc-edge"] == __version__
     assert seen["cores"] == os.cpu_count()
     assert seen["processor"]
 

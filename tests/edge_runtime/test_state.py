@@ -1,0 +1,104 @@
+"""What a device's run comes back with: its step, its session, its metrics, and the cost of what it must do again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from adc_edge.edge_runtime.state import State
+from adc_edge.edge_runtime.tally import Evaluation
+from adc_edge.run_dir import RunDir
+
+
+@contextmanager
+def life(path: Path) -> Iterator[tuple[State, RunDir]]:
+    """One process's time with a run directory."""
+    run_dir = RunDir(path, {}, {})
+    try:
+        yield State(run_dir, None), run_dir
+    finally:
+        run_dir.close()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def work(state: State, run_dir: RunDir, until: int) -> None:
+    while state.step < until:
+        run_dir.metric(kind="step", step=state.step, bytes_up=100, bytes_down=10)
+        state.step += 1
+
+
+def judge(state: State, run_dir: RunDir) -> None:
+    state.tally.evaluations.append(Evaluation(state.step, 8, 0.5, 1.0))
+    run_dir.metric(kind="evaluation", step=state.step, bytes_up=7, bytes_down=1)
+
+
+def test_a_killed_run_comes_back_as_the_same_session_at_its_checkpoint(tmp_path: Path) -> None:
+    with life(tmp_path) as (state, run_dir):
+        state.save()
+        session, first_life = state.session, state.life
+        work(state, run_dir, 7)
+    with life(tmp_path) as (state, _):
+        assert state.session != session
+        assert state.resume()
+        assert (state.session, state.step) == (session, 0)
+        assert state.life != first_life
+    assert lines(tmp_path) == []
+
+
+def test_what_must_be_done_again_is_counted_however_often_it_is_killed(tmp_path: Path) -> None:
+    with life(tmp_path) as (state, _):
+        state.save()
+    for _ in range(3):
+        with life(tmp_path) as (state, run_dir):
+            assert state.resume()
+            work(state, run_dir, 4)
+    with life(tmp_path) as (state, _):
+        assert state.resume()
+        assert state.tally.steps_repeated == 12
+        assert (state.tally.bytes_repeated_up, state.tally.bytes_repeated_down) == (1200, 120)
+        assert (state.tally.bytes_up, state.tally.bytes_down) == (1200, 120)
+
+
+def test_an_evaluation_that_the_checkpoint_knows_stays_and_a_later_one_is_made_again(tmp_path: Path) -> None:
+    with life(tmp_path) as (state, run_dir):
+        work(state, run_dir, 5)
+        judge(state, run_dir)
+        state.save()  # stopped here
+    with life(tmp_path) as (state, run_dir):
+        assert state.resume()
+        assert [line["kind"] for line in lines(tmp_path)] == ["step"] * 5 + ["evaluation"]
+        work(state, run_dir, 8)
+        judge(state, run_dir)
+    with life(tmp_path) as (state, _):
+        assert state.resume()
+        assert [e.step for e in state.tally.evaluations] == [5]
+        assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4, 5]
+        assert state.tally.bytes_evaluation_up == 7
+
+
+def test_the_oldest_step_it_may_come_back_to_is_the_older_of_two_checkpoints(tmp_path: Path) -> None:
+    with life(tmp_path) as (state, run_dir):
+        assert state.durable == 0
+        state.save()
+        work(state, run_dir, 5)
+        state.save()
+        assert state.durable == 0
+        work(state, run_dir, 9)
+        state.save()
+        assert state.durable == 5
+
+
+def test_without_a_directory_nothing_is_ever_asked_for_again(tmp_path: Path) -> None:
+    run_dir = RunDir(None, {}, {})
+    state = State(run_dir, None)
+    state.step = 40
+    state.save()
+    assert state.durable == 40
+    assert not state.resume()
+    run_dir.close()
