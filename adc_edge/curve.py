@@ -8,6 +8,7 @@ A key directory holds ``secret.key``, this machine's pair; ``public.key``, to be
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -33,6 +34,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _SELF_TEST_MS = 5_000
 _CUT_OFF = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _VERDICTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | _CUT_OFF
+_STARVED = "no descriptor left"
 _COPY_AGAIN = "copy public.key of the other machine again"
 
 
@@ -160,7 +162,7 @@ class Devices:
 
     def _look(self) -> None:
         stamp = [_stamp(place) for place in self._places]  # before reading: what changes meanwhile is seen next
-        if stamp == self._stamp:
+        if stamp == self._stamp or _STARVED in stamp:
             return
         try:
             devices, revoked = (read_keys(place) for place in self._places)
@@ -291,7 +293,9 @@ def read_keys(place: Path) -> dict[Path, bytes | str]:
 
 def _stamp(place: Path) -> object:
     """Differs after any change; costs no reading."""
-    with contextlib.suppress(OSError):
+    try:
         files = [(file.name, file.stat()) for file in _key_files(place)]
-        return [(name, s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino) for name, s in files]
-    return object()  # unlike any other: look closely
+    except OSError as error:
+        # Strangers who use up the descriptors must not get the devices expelled.
+        return _STARVED if error.errno in (errno.EMFILE, errno.ENFILE) else object()  # unlike any other: look closely
+    return [(name, s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino) for name, s in files]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -77,6 +78,7 @@ class Trainer:
             "seed": settings.seed,
         }
         free = msgspec.to_builtins(settings, enc_hook=str)
+        _raise_descriptor_limit()
         with ExitStack() as stack:
             run_dir = self.run_dir = RunDir(settings.run, fixed, free, self._machine(), fresh=settings.fresh)
             stack.callback(run_dir.close)
@@ -145,7 +147,10 @@ class Trainer:
 
     def _machine(self) -> dict[str, Any]:
         return machine.describe(
-            device=str(self.training.device), bf16=self.training.bf16, threads=torch.get_num_threads()
+            device=str(self.training.device),
+            bf16=self.training.bf16,
+            threads=torch.get_num_threads(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
         )
 
     def _resume(self) -> None:
@@ -220,3 +225,9 @@ class Trainer:
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _raise_descriptor_limit() -> None:
+    """Room for as many connections as the guard admits, and more, where the system lets us."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -520,10 +520,10 @@ def client(
         with socket.get_monitor_socket(sum(HANDSHAKES.values())) as monitor:
             socket.connect(endpoint)
             socket.send(b"hello", zmq.NOBLOCK)  # goes out if the handshake succeeds
-            assert monitor.poll(5_000), "no handshake"
-            event = recv_monitor_message(monitor)["event"]
+            event = recv_monitor_message(monitor)["event"] if monitor.poll(5_000) else 0
             socket.disable_monitor()
-        yield next(name for name, number in HANDSHAKES.items() if number == event), socket
+        # None comes if the authenticator stops just then: libzmq waits for it, and the client's time-out ends it.
+        yield next((name for name, number in HANDSHAKES.items() if number == event), "no verdict"), socket
 
 
 def outcome(endpoint: str, secure: Callable[[zmq.Socket[bytes]], None] = lambda socket: None) -> str:

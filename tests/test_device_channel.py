@@ -150,8 +150,9 @@ def test_a_host_that_does_not_exist_is_one_clear_error(bundle: Bundle) -> None:
     device.channel.close()
 
 
-def test_two_devices_are_served_side_by_side(bundle: Bundle, server: Server, training: HeadTraining) -> None:
-    devices = [Device(bundle, server.endpoint, session) for session in (1, 2, 3)]
+@pytest.mark.parametrize("count", [3, 64])
+def test_devices_are_served_side_by_side(bundle: Bundle, server: Server, training: HeadTraining, count: int) -> None:
+    devices = [Device(bundle, server.endpoint, session) for session in range(count)]
     failures: list[BaseException] = []
 
     def work(device: Device) -> None:
@@ -170,8 +171,8 @@ def test_two_devices_are_served_side_by_side(bundle: Bundle, server: Server, tra
     for thread in threads:
         thread.join()
     assert not failures
-    assert training.steps == 12
-    assert server.sessions.finished() == 3
+    assert training.steps == 4 * count
+    assert server.sessions.finished() == count
 
 
 def test_nobody_there_says_where_it_tried_and_for_how_long(bundle: Bundle) -> None:

@@ -27,6 +27,7 @@ from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.learning import OptimizerSettings
 from adc_edge.loader import Loader
+from adc_edge.noise import NoiseSettings
 from adc_edge.split import Head, create_vit, cut, head_from_manifest
 
 FIELDS = [
@@ -287,6 +288,29 @@ def test_low_precision_sends_fewer_bytes_and_learns_alike(bundle_dir: Path, tmp_
     assert loss["int8"][0] == pytest.approx(loss["fp32"][0], rel=0.01)
     assert loss["int8"] == pytest.approx(loss["fp32"], rel=0.1)
     assert loss["int8"] != loss["fp32"]
+
+
+def test_a_noisy_channel_changes_the_training_and_is_the_same_each_time(
+    bundle_dir: Path, tmp_path: Path, cloud: Any
+) -> None:
+    channels = {
+        "clean": NoiseSettings(),
+        "noisy": NoiseSettings(snr_up_db=10.0, snr_down_db=20.0),
+        "again": NoiseSettings(snr_up_db=10.0, snr_down_db=20.0),
+        "flips": NoiseSettings(bit_error_rate=1e-4),
+    }
+    found = {}
+    for name, noise in channels.items():
+        with cloud(OptimizerSettings("sgd", lr=0.01)) as endpoint:
+            run, how = tmp_path / name, OptimizerSettings("sgd", lr=0.01)
+            more = {"steps": 8, "precision": "int8", "noise": noise, "optimizer": how, "run": run}
+            serve(settings(bundle_dir, endpoint, **more))
+        found[name] = losses(run)
+    assert found["noisy"] == found["again"]
+    assert found["noisy"] != found["clean"]
+    assert found["flips"] != found["clean"]
+    assert found["noisy"] == pytest.approx(found["clean"], rel=0.5)
+    assert found["noisy"][0] != found["clean"][0]  # the activations of the first step already
 
 
 def test_a_run_directory_of_another_run_is_refused(bundle_dir: Path, tmp_path: Path, cloud: Any, command: Any) -> None:

@@ -37,7 +37,8 @@ class BadLink:
     def __init__(
         self, target: int, rng: random.Random, rate_mbit_s: float | None = None, delay_ms: float = 0.0
     ) -> None:
-        self._target, self._rng, self._rate, self._delay_s = target, rng, rate_mbit_s, delay_ms / 1e3
+        self._target, self._rng, self._delay_s = target, rng, delay_ms / 1e3
+        self.rate_mbit_s = rate_mbit_s  # may change while it runs, not from or to None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self._ways: list[_Way] = []
@@ -104,7 +105,7 @@ class BadLink:
         for end in (client, cloud):
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._rate is not None:
+            if self.rate_mbit_s is not None:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         for way in (_Way(client, cloud, True), _Way(cloud, client, False)):
@@ -128,7 +129,7 @@ class BadLink:
             broken[self._rng.randrange(len(data))] ^= 1 << self._rng.randrange(8)
             data = bytes(broken)
         now = time.monotonic()
-        took_s = len(data) * 8 / (self._rate * 1e6) if self._rate else 0.0
+        took_s = len(data) * 8 / (self.rate_mbit_s * 1e6) if self.rate_mbit_s else 0.0
         way.free_s = max(now, way.free_s) + took_s
         way.queue.append((way.free_s + self._delay_s, data))
 

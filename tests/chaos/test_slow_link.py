@@ -41,21 +41,20 @@ def cut_regularly(link: BadLink) -> Iterator[None]:
 
 
 @contextmanager
-def serving(bundle: Bundle, training: HeadTraining, where: Path) -> Iterator[Server]:
+def serving(bundle: Bundle, training: HeadTraining, where: Path, rate_mbit_s: float) -> Iterator[BadLink]:
+    """A trainer behind a slow link."""
     server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(where), max_images=4096)
     over = threading.Event()
     thread = threading.Thread(target=server.serve, args=(over.is_set,))
     thread.start()
+    port = int(server.endpoint.rpartition(":")[2])
     try:
-        yield server
+        with BadLink(port, random.Random(0), rate_mbit_s, delay_ms=20) as link:
+            yield link
     finally:
         over.set()
         thread.join()
         server.close()
-
-
-def port_of(endpoint: str) -> int:
-    return int(endpoint.rpartition(":")[2])
 
 
 def whole_messages_arrive(rate_mbit_s: float, seconds: float) -> bool:
@@ -87,19 +86,17 @@ def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_secon
     rate_mbit_s: float,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with serving(bundle, training, tmp_path) as server:
-        link = BadLink(port_of(server.endpoint), random.Random(0), rate_mbit_s, delay_ms=20)
-        with link, cut_regularly(link):
-            device = Device(bundle, link.endpoint)
-            device.shape = (CLUSTERS, 17, 32)
-            device.channel.open(30)
-            start = time.monotonic()
-            for step in range(2):
-                answer, gradient = device.step(step, images=CLUSTERS)
-                assert answer.step == step
-                assert len(gradient) == CLUSTERS * 17 * 32 * 4
-            seconds = time.monotonic() - start
-            device.channel.close()
+    with serving(bundle, training, tmp_path, rate_mbit_s) as link, cut_regularly(link):
+        device = Device(bundle, link.endpoint)
+        device.shape = (CLUSTERS, 17, 32)
+        device.channel.open(30)
+        start = time.monotonic()
+        for step in range(2):
+            answer, gradient = device.step(step, images=CLUSTERS)
+            assert answer.step == step
+            assert len(gradient) == CLUSTERS * 17 * 32 * 4
+        seconds = time.monotonic() - start
+        device.channel.close()
     size = 2 * CLUSTERS * 17 * 32 * 4
     bound_s = 2 * size * 8 / (rate_mbit_s * 1e6)
     with capsys.disabled():
@@ -116,3 +113,20 @@ def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_secon
 @pytest.mark.slow
 def test_the_same_as_one_message_never_arrives() -> None:
     assert not whole_messages_arrive(5.0, 20.0)
+
+
+@pytest.mark.slow
+def test_a_link_that_becomes_ten_times_slower_and_recovers_is_no_outage(
+    bundle: Bundle, training: HeadTraining, tmp_path: Path
+) -> None:
+    with serving(bundle, training, tmp_path, 20.0) as link:
+        device = Device(bundle, link.endpoint)
+        device.shape = (450, 17, 32)  # 1 MB each way
+        device.channel.open(30)
+        for step, rate_mbit_s in enumerate([20.0, 2.0, 2.0, 20.0]):
+            link.rate_mbit_s = rate_mbit_s
+            device.step(step, images=450)
+        device.channel.close()
+    assert device.channel.outages == 0
+    assert training.steps == 4
+    assert device.channel.repeated == [0, 0]
