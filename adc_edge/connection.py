@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import zmq
 
-from adc_edge.curve import KeyPair, load_pair, secure_client, trainer_key
+from adc_edge.curve import KeyPair, load_pair, trainer_key
 from adc_edge.endpoint import tune
+from adc_edge.handshake import secure_client
 from adc_edge.tcp import SocketMeter, TcpInfo, frame_bytes
 
 CONNECT_MS = 3_000

@@ -22,7 +22,7 @@ _EXPORT = (
     "--batch-ratio 0.8 --token-ratio 0.55 --batch-size 64 --precision int8"
 )
 # One thread a process: device and trainer share the cores here.
-_LEARNING = "--lr 2e-3 --schedule cosine --warmup-steps 20 --weight-decay 0.05 --clip-norm 1 --threads 1"
+_LEARNING = "--fresh --lr 2e-3 --schedule cosine --warmup-steps 20 --weight-decay 0.05 --clip-norm 1 --threads 1"
 _STEPS, _EVALUATE_EVERY = 500, 100
 _READY_S = 60.0
 _STOP_S = 10.0

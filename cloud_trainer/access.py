@@ -9,8 +9,9 @@ from typing import Any
 import zmq
 
 from adc_edge.cloud_trainer.guard import Refusals
-from adc_edge.curve import Authenticator, Devices, fingerprint, load_pair, secure_server, self_test
+from adc_edge.curve import Devices, fingerprint, load_pair
 from adc_edge.errors import ProtocolError
+from adc_edge.handshake import Authenticator, secure_server, self_test
 
 _LOOK_EVERY_S = 0.5
 

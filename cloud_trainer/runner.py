@@ -128,6 +128,8 @@ class Trainer:
             self._say(
                 "CUDA sums in no fixed order: an interrupted run equals an undisturbed one nearly, not bit for bit"
             )
+        if 0 < self.settings.devices <= self.sessions.finished():
+            self._say("this run's devices are done already; to train them further, leave --devices out")
         if self.settings.run is None:
             self._say("without --run nothing outlives this process: if it dies, its devices must start over")
 

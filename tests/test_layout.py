@@ -17,7 +17,7 @@ NO_TORCH = (  # what a device with a frozen trunk imports
     "adc_edge/loader.py adc_edge/augment.py adc_edge/precision.py adc_edge/protocol.py adc_edge/framing.py "
     "adc_edge/labels.py adc_edge/learning.py adc_edge/ratio.py adc_edge/run_dir.py adc_edge/spec.py adc_edge/tcp.py "
     "adc_edge/files.py adc_edge/connection.py adc_edge/device_channel.py adc_edge/journal.py adc_edge/curve.py "
-    "adc_edge/noise.py adc_edge/machine.py edge_runtime/settings.py edge_runtime/state.py "
+    "adc_edge/handshake.py adc_edge/noise.py adc_edge/machine.py edge_runtime/settings.py edge_runtime/state.py "
     "edge_runtime/engine.py edge_runtime/loop.py edge_runtime/onnx_engine.py edge_runtime/runner.py "
     "edge_runtime/tally.py edge_runtime/display.py calibration/link.py"
 ).split()

@@ -21,9 +21,10 @@ from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.connection import ClientKeys, Connection, LinkLost
-from adc_edge.curve import allow, fingerprint, load_pair, load_public, make_keys, pin, revoke, secure_client
+from adc_edge.curve import allow, fingerprint, load_pair, load_public, make_keys, pin, revoke
 from adc_edge.errors import LinkError, RefusedError
 from adc_edge.framing import sealed
+from adc_edge.handshake import secure_client
 from adc_edge.protocol import Hello, Ping, pack
 from tests.stub_device import Device
 

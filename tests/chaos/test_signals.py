@@ -75,4 +75,5 @@ def test_a_device_whose_trainer_has_ended_says_what_is_left_to_do(new_run: Calla
     assert device.wait(20) == 0, device.output()  # nothing is lost by it
     trainer = run.trainer()
     assert trainer.wait(20) == 0
+    assert "devices are done already" in trainer.output()
     assert "stopped after 60 steps" in trainer.output()
