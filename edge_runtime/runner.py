@@ -189,7 +189,8 @@ class Serve:
     def _go_back(self, behind: Behind, loop: DeviceLoop, display: Display) -> None:
         """The journal cannot bring the trainer forward: return to a checkpoint that both have had, and reconnect."""
         stood = self.state.step
-        if not self.state.resume(behind.applied):
+        # A trainer that knows nothing of this run is the wrong one, or has lost it: what this device has must stay.
+        if behind.applied == 0 or not self.state.resume(behind.applied):
             raise CheckpointError(
                 f"the trainer stands at step {behind.applied}, this device at {stood}, and its journal cannot fill "
                 "the gap",

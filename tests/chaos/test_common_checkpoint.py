@@ -95,6 +95,30 @@ def test_with_nothing_in_common_it_stops_and_says_what_to_do(killed: tuple[Run, 
     assert trainer.wait(10) == 0
 
 
+def test_a_trainer_that_knows_nothing_of_the_run_costs_the_device_nothing(
+    zygote: Zygote, bundle_dir: Path, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    run = Run(zygote, bundle_dir, tmp_path / "run", free_port(), STEPS)
+    run.every = 1000
+    trainer, device = run.trainer("--checkpoint-every", "5"), run.device(run.endpoint)
+    run.reach(30)
+    trainer.signal(signal.SIGKILL)
+    trainer.wait(10)
+    right, run.trainer_dir = run.trainer_dir, run.where / "wrong"
+    trainer = run.trainer()
+    assert device.wait(20) == 1
+    assert "start the trainer with the --run directory it had" in device.output()
+    stood = checkpoint_steps(run.device_dir)[-1]
+    assert stood >= 30
+    trainer.signal(signal.SIGTERM)
+    assert trainer.wait(10) == 0
+    run.trainer_dir = right
+    trainer, device = run.trainer(), run.device(run.endpoint)
+    assert device.wait(60) == 0, run.logs()
+    assert trainer.wait(20) == 0, run.logs()
+    assert f"at step {stood}" in device.output()
+
+
 def test_with_all_checkpoints_damaged_it_stops_and_fresh_starts_over(killed: tuple[Run, dict[str, Any]]) -> None:
     run, expected = killed
     for side in (run.device_dir, run.trainer_dir):
