@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import zmq
@@ -25,7 +26,7 @@ MAX_CONNECTIONS = 2048
 UNDELIVERED_BYTES = 32 * 2**20  # received and not yet taken by the loop, of one connection; or twice a message
 CROWD = 8  # times that, of all connections together
 UNREAD_BYTES = 16 * 2**20  # answered and not taken when it asks for more
-STRIKES = 16  # refusals of a connection without a session
+STRIKES = 16  # refusals of a connection without a session, or hellos of any
 _SWEEP_S = 0.1
 
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED  # not HANDSHAKE_FAILED_PROTOCOL, see tcp.py
@@ -67,7 +68,8 @@ class _Connection:
         self.framing_bytes = 0  # received beyond those when nothing was queued
         self.delivered = False  # a message since the last sweep
         self.received_bytes = 0  # by the kernel's count, when something was last delivered
-        self.sent_bytes = self.strikes = self.hellos = 0
+        self.sent_bytes = 0
+        self.counts: Counter[str] = Counter()  # of strikes and hellos
 
     def undelivered_bytes(self, received_bytes: int) -> int:
         """What libzmq holds of it: whole messages in its queue, and the beginning of one."""
@@ -146,26 +148,21 @@ class Guard:
 
     def hello(self, fd: int) -> bool:
         """Count a Hello; True if there were too many on this connection, which is cut off."""
-        with self._lock:
-            connection = self._connections.get(fd)
-            if connection is None:
-                return False
-            connection.hellos += 1
-            if connection.hellos <= STRIKES:
-                return False
-            self._cut(fd, connection, "it says hello again and again")
-            return True
+        return self._too_often(fd, "hello", "it says hello again and again")
 
     def strike(self, fd: int) -> bool:
         """Count a refusal; True if that was one too many, and the connection is cut off."""
+        return self._too_often(fd, "strike", "nothing of what it sends makes sense")
+
+    def _too_often(self, fd: int, what: str, why: str) -> bool:
         with self._lock:
             connection = self._connections.get(fd)
             if connection is None:
                 return False
-            connection.strikes += 1
-            if connection.strikes < STRIKES:
+            connection.counts[what] += 1
+            if connection.counts[what] < STRIKES:
                 return False
-            self._cut(fd, connection, "nothing of what it sends makes sense")
+            self._cut(fd, connection, why)
             return True
 
     def close(self) -> None:
