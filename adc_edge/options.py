@@ -17,6 +17,13 @@ PRECISION = click.Choice(["fp32", "fp16", "int8"])
 _RATIO = click.FloatRange(0.0, 1.0, min_open=True)
 
 
+def _with(command: F, *options: Callable[[F], F]) -> F:
+    """``command`` with ``options``, which its help shows in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def ratio_options(command: F) -> F:
     """``--ratio`` or ``--batch-ratio`` with ``--token-ratio``."""
     command = click.option("--token-ratio", type=_RATIO, help="k/N: share of the tokens kept.")(command)
@@ -31,87 +38,77 @@ def bundle_option(command: F) -> F:
 
 def key_options(command: F) -> F:
     """``--keys DIR`` or ``--insecure``: anything but loopback."""
-    command = click.option(
-        "--insecure", is_flag=True, help="Allow an address that is not loopback without keys, in the clear."
-    )(command)
-    return click.option(
-        "--keys",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Key directory (`adc-edge keys`): traffic is encrypted and both sides prove who they are.",
-    )(command)
+    return _with(
+        command,
+        click.option(
+            "--keys",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Key directory (`adc-edge keys`): traffic is encrypted and both sides prove who they are.",
+        ),
+        click.option(
+            "--insecure", is_flag=True, help="Allow an address that is not loopback without keys, in the clear."
+        ),
+    )
 
 
 def noise_options(command: F) -> F:
     """A noisy channel, for studying training under noise."""
-    for option in reversed(
-        [
-            click.option("--snr-up", type=float, metavar="DB", help="White noise on activations, at this SNR."),
-            click.option("--snr-down", type=float, metavar="DB", help="White noise on gradients, at this SNR."),
-            click.option(
-                "--bit-errors",
-                type=click.FloatRange(0, 0.5),
-                default=0.0,
-                metavar="RATE",
-                help="Flip each bit of an encoded tensor with this probability, both ways.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
+    return _with(
+        command,
+        click.option("--snr-up", type=float, metavar="DB", help="White noise on activations, at this SNR."),
+        click.option("--snr-down", type=float, metavar="DB", help="White noise on gradients, at this SNR."),
+        click.option(
+            "--bit-errors",
+            type=click.FloatRange(0, 0.5),
+            default=0.0,
+            metavar="RATE",
+            help="Flip each bit of an encoded tensor with this probability, both ways.",
+        ),
+    )
 
 
 def run_options(command: F) -> F:
     """What a run keeps, and the threads it takes."""
-    for option in reversed(
-        [
-            click.option(
-                "--run", type=click.Path(path_type=Path), help="Directory to keep the run in, and to resume from."
-            ),
-            click.option("--fresh", is_flag=True, help="Forget the run that --run holds, and start over."),
-            click.option(
-                "--checkpoint-every",
-                default=100,
-                show_default=True,
-                type=click.IntRange(min=0),
-                metavar="N",
-                help="Steps; 0: only at the end.",
-            ),
-            click.option(
-                "--threads",
-                default=0,
-                show_default=True,
-                type=click.IntRange(min=0),
-                help="Of torch and the engine; 0: their choice.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
+    return _with(
+        command,
+        click.option(
+            "--run", type=click.Path(path_type=Path), help="Directory to keep the run in, and to resume from."
+        ),
+        click.option("--fresh", is_flag=True, help="Forget the run that --run holds, and start over."),
+        click.option(
+            "--checkpoint-every",
+            default=100,
+            show_default=True,
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Steps; 0: only at the end.",
+        ),
+        click.option(
+            "--threads",
+            default=0,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Of torch and the engine; 0: their choice.",
+        ),
+    )
 
 
 def optimizer_options(command: F) -> F:
     """How this half learns."""
-    for option in reversed(
-        [
-            click.option(
-                "--optimizer", type=click.Choice(["adamw", "adam", "sgd"]), default="adamw", show_default=True
-            ),
-            click.option("--lr", type=click.FloatRange(min=0), default=1e-4, show_default=True, help="Learning rate."),
-            click.option("--weight-decay", type=click.FloatRange(min=0), default=0.0, show_default=True),
-            click.option("--momentum", type=click.FloatRange(0, 1), default=0.9, show_default=True, help="For sgd."),
-            click.option(
-                "--clip-norm", type=click.FloatRange(min=0), default=0.0, help="Clip this half's gradient; 0: no."
-            ),
-            click.option(
-                "--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True
-            ),
-            click.option("--warmup-steps", type=click.IntRange(min=0), default=0, show_default=True),
-            click.option("--schedule-steps", type=click.IntRange(min=0), default=0, help="Length of the cosine."),
-        ]
-    ):
-        command = option(command)
-    return command
+    return _with(
+        command,
+        click.option("--optimizer", type=click.Choice(["adamw", "adam", "sgd"]), default="adamw", show_default=True),
+        click.option("--lr", type=click.FloatRange(min=0), default=1e-4, show_default=True, help="Learning rate."),
+        click.option("--weight-decay", type=click.FloatRange(min=0), default=0.0, show_default=True),
+        click.option("--momentum", type=click.FloatRange(0, 1), default=0.9, show_default=True, help="For sgd."),
+        click.option(
+            "--clip-norm", type=click.FloatRange(min=0), default=0.0, help="Clip this half's gradient; 0: no."
+        ),
+        click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True),
+        click.option("--warmup-steps", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option("--schedule-steps", type=click.IntRange(min=0), default=0, help="Length of the cosine."),
+    )
 
 
 def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:

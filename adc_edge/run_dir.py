@@ -98,6 +98,7 @@ class RunDir:
                 write_atomic(path / SETTINGS, msgspec.json.format(msgspec.json.encode(now)))
                 _remove(path, _CUT_OFF)
                 self._metrics = os.open(path / METRICS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                self._steps = checkpoint_steps(path)  # asked for at every step
             except BaseException:
                 os.close(self._lock)
                 raise
@@ -145,13 +146,13 @@ class RunDir:
         """Keep the state at the beginning of ``step``; raises OSError, and what was there stays."""
         if self.path:
             save_checkpoint(self.path, step, arrays, meta)
+            self._steps = checkpoint_steps(self.path)
 
     def oldest(self, step: int) -> int:
         """The oldest step that a run now at ``step`` may come back to: the newest checkpoint might be damaged."""
         if self.path is None:
             return step
-        steps = checkpoint_steps(self.path)
-        return steps[-2] if len(steps) > 1 else 0
+        return self._steps[-2] if len(self._steps) > 1 else 0
 
     def metric(self, **values: Any) -> None:
         """Append one line to metrics.jsonl; a disk that is full loses the line, not the run (see ``trouble``)."""
@@ -170,6 +171,7 @@ class RunDir:
         if self.path is None:
             return []
         drop_newer(self.path, step)
+        self._steps = checkpoint_steps(self.path)
         kept: list[dict[str, Any]] = []
         dropped: list[dict[str, Any]] = []
         for line in (self.path / METRICS).read_bytes().splitlines():

@@ -86,9 +86,7 @@ class Answers:
             return self._hello(route, peer, message), b""
         session = peer.session
         if session is None or message.session != session.id:  # type: ignore[union-attr]
-            raise ProtocolError(
-                f"a {type(message).__name__} outside a session", "a Hello first", "say hello", "unknown-device"
-            )
+            raise outside_session(message)
         if isinstance(message, Step):
             return self._step(session, message, body)
         if isinstance(message, Fetch):
@@ -232,6 +230,13 @@ class Answers:
             session.write()
         except OSError as error:
             self._trouble(f"warning: the log of answers cannot be written: {error}")
+
+
+def outside_session(message: FromDevice) -> ProtocolError:
+    """What a peer is told that has not said hello on its connection."""
+    return ProtocolError(
+        f"a {type(message).__name__} outside a session", "a Hello first", "say hello", "unknown-device"
+    )
 
 
 def _apart(applied: int, hello: Hello) -> str:

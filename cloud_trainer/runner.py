@@ -212,10 +212,13 @@ class Trainer:
             return
         self.sessions.sync()
         standings = msgspec.to_builtins(self.sessions.standings(), str_keys=True)
+        kept = self.training.steps, msgspec.convert(standings, dict[int, Standing], strict=False)
+        if self._kept and self._kept[-1] == kept:  # as at the end, after the last goodbye
+            return
         self.run_dir.checkpoint(self.training.steps, self.training.arrays(), {"sessions": standings})
         if self._kept and self._kept[-1][0] == self.training.steps:
             self._kept.pop()  # it has taken the place of that one
-        self._kept.append((self.training.steps, msgspec.convert(standings, dict[int, Standing], strict=False)))
+        self._kept.append(kept)
         self._unkept_bytes = 0
         self._note_durable()
 

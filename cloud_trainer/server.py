@@ -9,7 +9,7 @@ import zmq
 
 from adc_edge.bundle import Bundle
 from adc_edge.cloud_trainer.access import Access
-from adc_edge.cloud_trainer.answers import Answers
+from adc_edge.cloud_trainer.answers import Answers, outside_session
 from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.sessions import Peer, Sessions
@@ -182,9 +182,7 @@ class Server:
         else:
             return message.body_bytes if isinstance(message, Ping) else 0
         if self._speaker is None or self._speaker.session is None:
-            raise ProtocolError(
-                f"a {type(message).__name__} outside a session", "a Hello first", "say hello", "unknown-device"
-            )
+            raise outside_session(message)
         if message.offset == 0 and not self.sessions.make_room(size, self._max_held_bytes):
             raise ProtocolError(
                 f"{size} bytes more than can be held now", "fewer messages at once", "try again later", "busy"

@@ -33,6 +33,7 @@ class State:
         self.session = secrets.randbits(_ID_BITS)
         self.life = secrets.randbits(_ID_BITS)  # of this process
         self.tally = Tally()
+        self._saved: tuple[int, dict[str, Any]] | None = None  # what the newest checkpoint knows
         self.journal = Journal(run_dir.journal)
 
     @property
@@ -60,7 +61,7 @@ class State:
             raise CheckpointError(
                 f"{self._run_dir.path}: {error}", "a checkpoint of `serve`", "use another --run, or --fresh"
             ) from None
-        self.step, self.session, self.tally = kept.step, session, tally
+        self.step, self.session, self.tally, self._saved = kept.step, session, tally, None
         if self._shim is not None:
             self._shim.restore(kept.arrays)
         self._forget_later()
@@ -70,7 +71,10 @@ class State:
         """Make a checkpoint; raises OSError, and what was there stays."""
         self.journal.sync()  # first: a state must not be durable before what leads to it
         meta = {"session": self.session, "tally": msgspec.to_builtins(self.tally)}
+        if self._saved == (self.step, meta):  # as at the end, after the goodbye
+            return
         self._run_dir.checkpoint(self.step, {} if self._shim is None else self._shim.arrays(), meta)
+        self._saved = self.step, meta
 
     def try_to_save(self) -> OSError | None:
         """As ``save``, but the run goes on if it fails: returns why."""

@@ -18,6 +18,7 @@ from adc_edge.bundle import HEAD, Bundle
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
+from adc_edge.curve import make_keys
 from adc_edge.export.build import Settings, export_bundle
 from adc_edge.learning import OptimizerSettings
 from adc_edge.ratio import Ratio
@@ -78,6 +79,13 @@ def server(bundle: Bundle, training: HeadTraining, tmp_path: Path) -> Iterator[S
     over.set()
     thread.join()
     server.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A trainer's key directory."""
+    make_keys(tmp_path / "trainer")
+    return tmp_path / "trainer"
 
 
 class Command:

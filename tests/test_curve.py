@@ -38,13 +38,6 @@ def stranger() -> KeyPair:
     return KeyPair(*zmq.curve_keypair())
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A trainer's key directory."""
-    make_keys(tmp_path / "trainer")
-    return tmp_path / "trainer"
-
-
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077])
 def test_the_modes_of_key_files_do_not_depend_on_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)

@@ -19,7 +19,6 @@ from adc_edge.curve import (
     allow,
     fingerprint,
     load_pair,
-    make_keys,
     revoke,
 )
 from adc_edge.errors import RunError
@@ -28,13 +27,6 @@ from adc_edge.handshake import Authenticator, Context, secure_client, secure_ser
 
 def stranger() -> KeyPair:
     return KeyPair(*zmq.curve_keypair())
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A trainer's key directory."""
-    make_keys(tmp_path / "trainer")
-    return tmp_path / "trainer"
 
 
 SUCCEEDED, REFUSED, PROTOCOL, NO_DETAIL = "succeeded", "refused", "protocol", "no detail"
