@@ -7,20 +7,20 @@ learning over noisy channels do. Nothing here keeps state: all chance is in the 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from adc_edge.errors import SettingError
-from adc_edge.precision import Float32, Precision
+from adc_edge.precision import Float32, Precision, integer_bits
 
 _LARGEST_SNR_DB = 200.0  # either way; float32 itself is good for about 150 dB
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _STREAM = {"up": 101, "down": 102}  # far from loader.py's 0, 1, 2: noise must not depend on the order of images
 _EXPONENT_BYTES = 4
-_INT8_PEAK = 128.0  # encode stops at 127, flipped bits reach -128
+_HEADED: tuple[Precision, ...] = ("fp16", "int8", "int4", "int3", "int2")
 
 
 class NoiseSettings(msgspec.Struct, frozen=True):
@@ -82,22 +82,25 @@ def awgn(x: Float32, snr_db: float | None, rng: np.random.Generator) -> Float32:
 
 
 def bit_errors(
-    encoded: bytes, shape: tuple[int, ...], precision: Precision, rate: float, rng: np.random.Generator
-) -> bytes:
+    encoded: bytes | memoryview, shape: tuple[int, ...], precision: Precision, rate: float, rng: np.random.Generator
+) -> bytes | memoryview:
     """Flip each bit of an encoded tensor with probability ``rate``, each on its own.
 
-    The values are hit, and int8's scales. The exponent that heads fp16 and int8 is not: four bytes that a whole tensor
-    hangs on are what any receiver would protect. A value or scale that would decode to NaN or infinity, which a
-    receiver can tell is wrong, keeps all its bits as they were sent; so whatever was decodable still is. That makes
-    the rate come out a little lower: in fp32, for values with 1 <= |x| < 2, by up to one part in 32 at low rates.
-    Finite is not small: one flip in an exponent can make 1e38 of an fp32 value, or 65504 peaks of an fp16 one.
+    The values are hit, and the scales of int8 and below. The exponent that heads all but fp32 and bf16 is not: four
+    bytes that a whole tensor hangs on are what any receiver would protect. A value or scale that would decode to NaN or
+    infinity, which a receiver can tell is wrong, keeps all its bits as they were sent; so whatever was decodable still
+    is. That makes the rate come out a little lower: in fp32, for values with 1 <= |x| < 2, by up to one part in 32 at
+    low rates. Finite is not small: one flip in an exponent can make 1e38 of an fp32 value, or 65504 peaks of fp16.
 
     Args:
-        encoded: what ``encode`` made of a tensor of ``shape``, decodable.
+        encoded: what ``encode`` made of a tensor of ``shape``, decodable, without a tail. It is left as it is.
         shape: of the tensor, last axis D.
         precision: it was encoded in.
         rate: of errors, in [0, 1); 0 returns ``encoded``.
         rng: draws the errors.
+
+    Returns:
+        As many bytes, in memory of their own unless ``rate`` is 0.
 
     Raises:
         SettingError: on another ``rate``.
@@ -105,34 +108,43 @@ def bit_errors(
     _check_rate(rate)
     if rate == 0.0:
         return encoded
-    head = 0 if precision == "fp32" else _EXPONENT_BYTES
+    head = _EXPONENT_BYTES if precision in _HEADED else 0
     exponent = int.from_bytes(encoded[:head], "little", signed=True)
-    sent = np.frombuffer(encoded, np.uint8, offset=head)
-    received = sent.copy()
+    whole = np.frombuffer(encoded, np.uint8)
+    message = whole.copy()
+    sent, received = whole[head:], message[head:]
     bits = 8 * sent.size
     # How many, then which distinct ones: the same law as asking bit by bit, at the cost of the errors alone.
     flipped = rng.choice(bits, rng.binomial(bits, rate), replace=False, shuffle=False)
     np.bitwise_xor.at(received, flipped >> 3, np.left_shift(1, flipped & 7).astype(np.uint8))
-    if precision == "int8":
-        _keep_decodable_rows(received, sent, shape, exponent)
+    if value_bits := integer_bits(precision):
+        _keep_decodable_rows(received, sent, shape, exponent, value_bits)
     else:
-        dtype = "<f4" if precision == "fp32" else "<f2"
-        numbers = received.view(dtype)
-        lost = _overflows(numbers, exponent)
-        numbers[lost] = sent.view(dtype)[lost]
-    return encoded[:head] + received.tobytes()
+        numbers, before = (part.view("<f4" if precision == "fp32" else "<u2") for part in (received, sent))
+        lost = _overflows(_as_floats(numbers, precision), exponent)
+        numbers[lost] = before[lost]
+    return message.data
+
+
+def _as_floats(numbers: npt.NDArray[Any], precision: Precision) -> npt.NDArray[np.floating]:
+    if precision == "bf16":
+        return (numbers.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return numbers.view("<f2") if precision == "fp16" else numbers
 
 
 def _keep_decodable_rows(
-    received: npt.NDArray[np.uint8], sent: npt.NDArray[np.uint8], shape: tuple[int, ...], exponent: int
+    received: npt.NDArray[np.uint8], sent: npt.NDArray[np.uint8], shape: tuple[int, ...], exponent: int, bits: int
 ) -> None:
-    """Restore int8 scales with which a value could decode to NaN or infinity."""
-    rows = math.prod(shape[:-1])
-    scales, values = received[: 2 * rows].view("<f2"), received[2 * rows :].reshape(rows, shape[-1])
-    lost = _overflows(scales, exponent, _INT8_PEAK)
+    """Restore scales with which a value could decode to NaN or infinity: flipped bits reach -2**(bits-1)."""
+    rows, lowest = math.prod(shape[:-1]), 2.0 ** (bits - 1)
+    scales = received[: 2 * rows].view("<f2")
+    lost = _overflows(scales, exponent, lowest)
     scales[lost] = sent[: 2 * rows].view("<f2")[lost]
+    if bits < 8:
+        return  # encode itself reaches the lowest level: with the scale that was sent every value is finite
     # Within 1 % of float32's largest even the scale that was sent is too large for -128: no bit of that row flips.
-    lost = _overflows(scales, exponent, _INT8_PEAK)
+    lost = _overflows(scales, exponent, lowest)
+    values = received[2 * rows :].reshape(rows, shape[-1])
     values[lost] = sent[2 * rows :].reshape(values.shape)[lost]
 
 

@@ -17,12 +17,14 @@ from adc_edge.errors import SettingError
 from adc_edge.noise import NoiseSettings, awgn, bit_errors, noise_rng
 from adc_edge.precision import PRECISIONS, Float32, Precision, decode, encode
 
-LARGEST = float(np.float32(1e38))
+LARGEST = float(np.finfo(np.float32).max)
 VALUES = st.floats(-LARGEST, LARGEST, width=32) | st.floats(-1.0, 1.0, width=32)
 TENSORS = arrays(np.float32, array_shapes(min_dims=2, max_dims=3, max_side=6), elements=VALUES)
 SEEDS = st.integers(0, 2**32 - 1)
 PRECISION = st.sampled_from(PRECISIONS)
-HEAD = {"fp32": 0, "fp16": 4, "int8": 4}  # bytes of the exponent
+HEAD = {precision: 0 if precision in ("fp32", "bf16") else 4 for precision in PRECISIONS}  # bytes of the exponent
+Message = bytes | memoryview
+SCALED: list[Precision] = ["int8", "int4", "int3", "int2"]
 NOT_SNR = [math.nan, math.inf, -math.inf, 200.1, -200.1]
 NOT_A_RATE = [math.nan, -1e-9, 1.0, 2.0]
 SIGMAS = 5.0  # chance alone fails a test once in two million seeds, and the seeds are fixed
@@ -36,15 +38,15 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def difference(after: bytes, before: bytes) -> npt.NDArray[np.bool_]:
+def difference(after: Message, before: Message) -> npt.NDArray[np.bool_]:
     """Which bits differ, least significant first: ``[bytes, 8]``."""
     bits = [np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little") for data in (after, before)]
     differ: npt.NDArray[np.bool_] = bits[0] != bits[1]
     return differ.reshape(-1, 8)
 
 
-def numbers(encoded: bytes, precision: Precision) -> npt.NDArray[np.unsignedinteger]:
-    """Bit patterns of the values in fp32 or fp16."""
+def numbers(encoded: Message, precision: Precision) -> npt.NDArray[np.unsignedinteger]:
+    """Bit patterns of the values in fp32, fp16 or bf16."""
     return np.frombuffer(encoded, "<u4" if precision == "fp32" else "<u2", offset=HEAD[precision])
 
 
@@ -135,10 +137,11 @@ def test_the_bit_error_rate_is_the_one_asked_for(precision: Precision, rate: flo
         assert share == pytest.approx(np.full(8, flips.size * rate / 8), abs=SIGMAS * spread / math.sqrt(8))
 
 
-def test_the_scales_of_int8_are_hit_like_the_values() -> None:
+@pytest.mark.parametrize("precision", SCALED)
+def test_scales_are_hit_like_the_values(precision: Precision) -> None:
     x = gaussian(20_000, 2)
-    sent = encode(x, "int8")
-    flips = difference(bit_errors(sent, x.shape, "int8", 0.01, rng()), sent)[4 : 4 + 2 * 20_000]
+    sent = encode(x, precision)
+    flips = difference(bit_errors(sent, x.shape, precision, 0.01, rng()), sent)[4 : 4 + 2 * 20_000]
     assert flips.sum() == pytest.approx(flips.size * 0.01, abs=SIGMAS * math.sqrt(flips.size * 0.01 * 0.99))
 
 
@@ -164,10 +167,10 @@ def test_whatever_is_hit_still_decodes_to_finite_numbers(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("peak", [1.0, 2.0**60, 1e36, 1e38, 3.385e38])
+@pytest.mark.parametrize("peak", [1.0, 2.0**60, 1e36, 1e38, 3.385e38, float(np.finfo(np.float32).max)])
 def test_large_numbers_still_decode_under_heavy_errors(precision: Precision, peak: float) -> None:
     x = gaussian(500, 40)
-    x *= np.float32(peak) / np.abs(x).max(axis=1, keepdims=True)
+    x = (x * (peak / np.abs(x).max(axis=1, keepdims=True).astype(np.float64))).astype(np.float32)
     sent = encode(x, precision)
     came = bit_errors(sent, x.shape, precision, 0.5, rng())
     assert came[: HEAD[precision]] == sent[: HEAD[precision]]
@@ -175,7 +178,7 @@ def test_large_numbers_still_decode_under_heavy_errors(precision: Precision, pea
     assert np.isfinite(decode(came, x.shape, precision)).all()
 
 
-CAUGHT: list[tuple[Precision, float]] = [("fp32", 1 / 256), ("fp16", 1 / 32)]
+CAUGHT: list[tuple[Precision, float]] = [("fp32", 1 / 256), ("fp16", 1 / 32), ("bf16", 1 / 256)]
 
 
 @pytest.mark.parametrize(("precision", "share"), CAUGHT)
@@ -198,10 +201,11 @@ def test_an_fp32_value_that_one_flip_would_make_infinite_never_meets_that_flip()
     assert flips[:30].min() > 800  # of 1000 expected
 
 
-def test_an_int8_scale_that_would_be_nan_or_infinite_comes_as_it_was_sent() -> None:
+@pytest.mark.parametrize("precision", SCALED)
+def test_a_scale_that_would_be_nan_or_infinite_comes_as_it_was_sent(precision: Precision) -> None:
     x = np.ones((100_000, 1), np.float32)
-    sent = encode(x, "int8")
-    came = bit_errors(sent, x.shape, "int8", 0.5, rng())
+    sent = encode(x, precision)
+    came = bit_errors(sent, x.shape, precision, 0.5, rng())
     scales = [np.frombuffer(data, "<u2", offset=4, count=len(x)) for data in (sent, came)]
     kept = (scales[0] == scales[1]).mean()
     assert kept == pytest.approx(1 / 32 + 2**-16, abs=SIGMAS * math.sqrt(1 / 32 / len(x)))
@@ -212,6 +216,17 @@ def test_an_int8_scale_that_would_be_nan_or_infinite_comes_as_it_was_sent() -> N
 def test_a_rate_of_zero_changes_nothing(x: Float32, precision: Precision, seed: int) -> None:
     sent = encode(x, precision)
     assert bit_errors(sent, x.shape, precision, 0.0, rng(seed)) is sent
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_message_that_may_only_be_read_is_left_as_it_is_whatever_holds_it(precision: Precision) -> None:
+    x = gaussian(3, 5, 7)
+    sent = bytes(encode(x, precision))
+    held: list[Message] = [sent, memoryview(sent), memoryview(b"!" + sent + b"tail")[1:-4], encode(x, precision)]
+    came = [bit_errors(message, x.shape, precision, 0.1, rng()) for message in held]
+    assert all(message == sent for message in held)
+    assert came[0] != sent
+    assert all(message == came[0] and len(message) == len(sent) for message in came)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
