@@ -143,6 +143,11 @@ class Channel:
         """The live connection as the kernel sees it."""
         return self._connection.tcp() if self._connection else None
 
+    @property
+    def congestion(self) -> str | None:
+        """Congestion control of the live connection; None where the system does not tell."""
+        return self._connection.congestion if self._connection else None
+
     def close(self) -> None:
         """Close every socket at once."""
         self._disconnect()

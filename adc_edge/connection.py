@@ -85,6 +85,8 @@ class Connection:
             self._watch()
             if time.monotonic() > deadline:
                 raise LinkLost("connection refused or no route")
+        if not self._meter.connected:
+            self._meter.poll()  # which sets the congestion control, before the first bulk
 
     def send(self, header: bytes, piece: bytes | memoryview) -> None:
         """Send two frames; raises LinkLost, Stopped."""
@@ -109,6 +111,11 @@ class Connection:
     def tcp(self) -> TcpInfo | None:
         """The connection as the kernel sees it."""
         return self._meter.now()
+
+    @property
+    def congestion(self) -> str | None:
+        """The congestion control that it sends by; None where the system does not tell."""
+        return self._meter.congestion
 
     def close(self) -> None:
         """Drop it at once; ``totals`` keeps its last value."""

@@ -10,7 +10,6 @@ busy with a step. Where the kernel has no such count, only the strikes and the l
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
 import time
@@ -20,7 +19,7 @@ from collections.abc import Callable
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from adc_edge.tcp import tcp_info
+from adc_edge.tcp import same_socket, tcp_info
 
 MAX_CONNECTIONS = 2048
 UNDELIVERED_BYTES = 32 * 2**20  # received and not yet taken by the loop, of one connection; or twice a message
@@ -218,14 +217,14 @@ class Guard:
     def _cut(self, fd: int, connection: _Connection, why: str) -> None:
         self._connections.pop(fd, None)
         self._refusals.say("cut", f"cut off a connection: {why}")
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as same:
+        with contextlib.suppress(OSError), same_socket(fd) as same:
             if same.getpeername() == connection.peer:
                 same.shutdown(socket.SHUT_RDWR)
 
 
 def _peer(fd: int) -> object:
     try:
-        with socket.socket(fileno=os.dup(fd)) as same:
+        with same_socket(fd) as same:
             return same.getpeername()
     except OSError:
         return None

@@ -1,0 +1,205 @@
+"""A network link in user space: two namespaces joined by two TUN devices, with rate, delay, queue and loss each way.
+
+    python benchmarks/link_emulator.py
+
+Real kernel TCP runs at both ends, so loss costs what it costs: retransmissions, and what the congestion control makes
+of them. A process of its own forwards the packets. It needs root, and touches nothing but the namespaces it makes; they
+go with it, also when the benchmark is killed. Rates count IP packets: TCP's payload is 1448 of each 1500 bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import select
+import shutil
+import socket
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from link_forwarder import DEVICE, TRAINER, TUN, Stats, Way, emulate, enter, inside, remove
+
+__all__ = ["LinkEmulator", "Stats", "Way", "available", "enter", "goodput_mbit_s", "inside", "rtt_ms", "tcp_pair"]
+
+_CAPABILITIES = 1 << 12 | 1 << 21  # CAP_NET_ADMIN, CAP_SYS_ADMIN
+
+
+def available() -> str | None:
+    """None if links can be emulated here, else why not."""
+    if sys.platform != "linux":
+        return "link emulation needs Linux"
+    status = Path("/proc/self/status").read_text()
+    if int(status.partition("CapEff:")[2].split()[0], 16) & _CAPABILITIES != _CAPABILITIES:
+        return "link emulation needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN)"
+    if not os.access(TUN, os.R_OK | os.W_OK):
+        return f"link emulation needs {TUN}"
+    return None if shutil.which("ip") else "link emulation needs the command `ip` (iproute2)"
+
+
+class LinkEmulator:
+    """A link between two namespaces; a context manager.
+
+    Args:
+        up: from the device to the trainer.
+        down: back.
+        seed: of the losses.
+        mtu_bytes: of an IP packet.
+        congestion: control that connections begin with, whatever this machine's is; None: this machine's.
+
+    Raises:
+        RuntimeError: on entering, with what the system said.
+    """
+
+    device_address, trainer_address = DEVICE, TRAINER
+
+    def __init__(
+        self, up: Way, down: Way, *, seed: int = 1, mtu_bytes: int = 1500, congestion: str | None = "cubic"
+    ) -> None:
+        name = f"adc-{os.getpid()}-{os.urandom(3).hex()}"
+        self.device_namespace, self.trainer_namespace = f"{name}-device", f"{name}-trainer"
+        self._namespaces = (self.device_namespace, self.trainer_namespace)
+        self._settings = (self._namespaces, mtu_bytes, congestion), (up, down, seed)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> LinkEmulator:
+        spawn = multiprocessing.get_context("spawn")
+        self._control, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=emulate, args=(theirs, os.getpid(), *self._settings), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            self._reply()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._control.send(None)
+        self._process.join(10)
+        self._process.kill()
+        self._process.join()
+        self._control.close()
+        remove(self._namespaces)  # if it was killed
+
+    def enter_device(self) -> None:
+        """Move the calling thread to the device's end; in a child process, before any socket is made."""
+        enter(self.device_namespace)
+
+    def enter_trainer(self) -> None:
+        """Move the calling thread to the trainer's end."""
+        enter(self.trainer_namespace)
+
+    def set(self, up: Way | None = None, down: Way | None = None) -> None:
+        """Change what is given, now: also for packets that wait in the queue, not for those that are on their way."""
+        self._ask((up, down))
+
+    def stats(self) -> Stats:
+        """What it did so far."""
+        return Stats(*self._ask("stats"))
+
+    @property
+    def lag_ms(self) -> float:
+        """The worst lateness since the start or the last ``set``; a run above 20 ms is to be rejected."""
+        return self.stats().lag_ms
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Delivered up and down, IP headers included."""
+        return self.stats()[2:4]
+
+    def _ask(self, question: object) -> Any:
+        with self._lock:
+            with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+                self._control.send(question)
+            return self._reply()
+
+    def _reply(self) -> Any:
+        try:
+            trouble, value = self._control.recv()
+        except (EOFError, ConnectionError):
+            raise RuntimeError("the link emulator's process has ended") from None
+        if trouble:
+            raise RuntimeError(f"no link can be emulated: {trouble}")
+        return value
+
+
+def tcp_pair(link: LinkEmulator) -> tuple[socket.socket, socket.socket]:
+    """A connection across the link: the device's end and the trainer's, usable from anywhere."""
+    with inside(link.trainer_namespace):
+        listener = socket.create_server((TRAINER, 0))
+    with listener:
+        with inside(link.device_namespace):
+            device = socket.create_connection(listener.getsockname(), timeout=30)
+        trainer, _ = listener.accept()
+    for end in (device, trainer):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        end.settimeout(30)
+    return device, trainer
+
+
+def rtt_ms(one: socket.socket, other: socket.socket, rounds: int = 5) -> float:
+    """Median time of one byte there and back."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for sender, receiver in ((one, other), (other, one)):
+            sender.sendall(b"x")
+            receiver.recv(1)
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times)
+
+
+def goodput_mbit_s(sender: socket.socket, receiver: socket.socket, warm_up_s: float, seconds: float) -> float:
+    """Payload received per second after the warm-up; what is on its way at the end is received, too."""
+    start, count, data, inputs = time.monotonic(), 0, bytes(2**18), [receiver]
+    sender.setblocking(False)
+    while (now := time.monotonic()) < start + warm_up_s + seconds:
+        readable, writable, _ = select.select(inputs, [sender], [], 0.01)
+        if writable:
+            sender.send(data)
+        if readable:
+            size = len(receiver.recv(2**18))
+            count += size if now > start + warm_up_s else 0
+    sender.setblocking(True)
+    sender.shutdown(socket.SHUT_WR)
+    while receiver.recv(2**18):
+        pass
+    return count * 8 / 1e6 / seconds
+
+
+def main() -> None:
+    from harness import arguments, compare, show  # rich is not for the emulator's process
+
+    parser = arguments("What the link emulator delivers: asked v got.")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of transfer for each link")
+    parser.add_argument("--mtu", type=int, default=1500)
+    parser.add_argument("--congestion", default="cubic", help="control")
+    args = parser.parse_args()
+    if trouble := available():
+        sys.exit(trouble)
+    results = []
+    with LinkEmulator(Way(1, 1), Way(1, 1), mtu_bytes=args.mtu, congestion=args.congestion) as link:
+        for rate in (5, 20, 100):
+            for rtt in (5, 40, 120):
+                way = Way(rate, rtt / 2)
+                link.set(way, way)
+                device, trainer = tcp_pair(link)
+                with device, trainer:
+                    got_ms = rtt_ms(device, trainer)
+                    goodput = goodput_mbit_s(device, trainer, 1 + rtt / 60, args.seconds)
+                stats = link.stats()
+                name = f"{rate} Mbit/s, {rtt} ms; lag {stats.lag_ms:.1f} ms, {stats.cpu_share:.0%} of a core"
+                results.append(compare(f"{name}: goodput", goodput, rate, "Mbit/s"))
+                results.append(compare("round trip", got_ms, rtt, "ms"))
+    show("link emulator: got v asked", results, args.json)
+
+
+if __name__ == "__main__":
+    main()
