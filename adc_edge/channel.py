@@ -113,7 +113,7 @@ class Channel:
         while True:
             frames = self._live().receive(deadline)
             try:
-                answer = self._inbox.feed(frames[0], frames[1]) if len(frames) == 2 else None
+                answer = self._inbox.feed(bytes(frames[0]), frames[1]) if len(frames) == 2 else None
             except ProtocolError as error:
                 self._unreadable += error.code != "corrupt"
                 if self._unreadable >= _UNREADABLE:

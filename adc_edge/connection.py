@@ -94,13 +94,13 @@ class Connection:
         self._socket.send_multipart([header, piece])
         self.framed = (self.framed[0] + frame_bytes(header, piece), self.framed[1])
 
-    def receive(self, deadline: float | None) -> list[bytes]:
+    def receive(self, deadline: float | None) -> list[memoryview]:
         """The next frames; raises LinkLost, also when ``deadline`` (of the monotonic clock) has passed, and Stopped."""
         while not self._socket.poll(_TICK_MS, zmq.POLLIN):
             self._watch()
             if deadline is not None and time.monotonic() > deadline:
                 raise LinkLost("no answer in time")
-        frames = self._socket.recv_multipart()
+        frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
         self.framed = (self.framed[0], self.framed[1] + frame_bytes(*frames))
         return frames
 

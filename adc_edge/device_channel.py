@@ -1,4 +1,4 @@
-"""A device's session with its trainer: one request at a time, through reconnects and either side's death.
+"""A device's session with its trainer: requests one behind another, through reconnects and either side's death.
 
 After each Hello the trainer's Welcome tells how many steps it has applied, and the two are brought together before the
 request goes on: a trainer that came back older is fed from the device's journal; what it has answered already is
@@ -8,6 +8,8 @@ fetched from its log, not sent again; what has arrived of a message, either way,
 from __future__ import annotations
 
 import contextlib
+import time
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -15,9 +17,10 @@ import msgspec
 from adc_edge.channel import Answer, Channel
 from adc_edge.connection import ClientKeys, LinkLost, Stopped
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
-from adc_edge.framing import Body, cut
+from adc_edge.framing import Body, chunk_bytes, cut
 from adc_edge.journal import Journal, Key
 from adc_edge.protocol import (
+    CHUNK_BYTES,
     Absent,
     Bye,
     Evaluate,
@@ -26,12 +29,15 @@ from adc_edge.protocol import (
     Gradient,
     Hello,
     Message,
+    Ping,
     Step,
     Welcome,
     unpack_from_device,
 )
 from adc_edge.tcp import frame_bytes
 
+PROBE_BYTES = CHUNK_BYTES
+_PROBES = 3
 WELCOME_MS = 60_000  # a trainer that computes another device's step answers late, and its heartbeats go on
 FAREWELL_S = 60.0
 
@@ -73,25 +79,38 @@ class DeviceChannel(Channel):
     ) -> None:
         super().__init__(endpoint, keys=keys, notify=notify, stop=stop)
         self._hello, self._journal, self._gradient_bytes = hello, journal, gradient_bytes
-        self._pending: tuple[Message, Body] | None = None
+        self._pending: deque[tuple[Message, Body]] = deque()
         self._life = 0  # the trainer's
         self._received = (0, 0)  # transfer and bytes of our unfinished message that the trainer holds
-        self._sent = (0, 0)  # transfer and bytes of a message that have left already
-        self.applied = 0
+        self._sent: dict[int, int] = {}  # bytes that have left already, of each message in flight
+        self._micro_batches = 1  # of each step
+        self._durable = 0  # steps that the trainer cannot lose
+        self.applied = 0  # steps that the trainer has applied
+        self.learned = 0  # micro-batches that it has learned of the next
         self.outages = 0
         self.repeated = [0, 0]  # bytes up and down that an undisturbed run would not have needed
 
+    @property
+    def in_flight(self) -> int:
+        """Requests whose answers have not been taken yet."""
+        return len(self._pending)
+
     def submit(self, message: Message, body: Body = b"") -> None:
-        """Start a request; the bytes travel while the caller goes on. Its answer comes from ``result``."""
-        assert self._pending is None, "one request at a time"
-        self._pending = (message, body)
+        """Start a request; the bytes travel while the caller goes on. Answers come from ``result``, in order.
+
+        ``body`` must stay as it is until its answer has come: it may have to travel again.
+        """
+        self._pending.append((message, body))
         try:
             self._request(message, body)
         except LinkLost:
             self._disconnect()  # `result` resumes
+        self._journal.prune(self._durable)  # while it travels
 
     def result(self, outage_s: float | None = None) -> Answer:
-        """The answer to the submitted request, reconnecting and resuming as often as needed.
+        """The answer to the oldest submitted request, reconnecting and resuming as often as needed.
+
+        After an error nothing is in flight any more.
 
         Args:
             outage_s: give up after this long without the trainer; None: never.
@@ -103,21 +122,25 @@ class DeviceChannel(Channel):
             ProtocolError: answers that cannot be read, three in a row.
             Stopped: ``stop`` said so.
         """
-        assert self._pending is not None
-        message, body = self._pending
+        assert self._pending, "nothing was submitted"
         try:
             while True:
                 try:
                     answer = self.receive()
+                    message, body = self._pending[0]
                     if isinstance(answer[0], Absent) and isinstance(message, Evaluate):
                         self.send(message, body)  # its log does not reach back so far: it judges once more
                         continue
                     self._note(answer[0])
+                    self._pending.popleft()
+                    self._sent.pop(getattr(message, "transfer", 0), None)
                     return answer
                 except LinkLost as lost:
-                    self._resume(lost, outage_s, message, body)
-        finally:
-            self._pending = None
+                    self._resume(lost, outage_s)
+        except BaseException:
+            self._pending.clear()
+            self._sent.clear()
+            raise
 
     def farewell(self, session: int) -> None:
         """Tell the trainer that the session is over, and wait until it has made that durable."""
@@ -125,46 +148,77 @@ class DeviceChannel(Channel):
             self.submit(Bye(session))
             self.result(FAREWELL_S)
             self._journal.prune(self.applied)
+            self._journal.drop_spares()
         except (LinkError, RefusedError, Stopped):
             self._notify("the trainer did not acknowledge the end; if it comes back, run the same command again")
+
+    def probe(self) -> tuple[float, float] | None:
+        """Seconds of an empty round trip, and of PROBE_BYTES one way; None if the link breaks."""
+        try:
+            empty, full = (min(self._ping(size) for _ in range(_PROBES)) for size in (0, PROBE_BYTES))
+        except LinkLost:
+            self._disconnect()
+            return None
+        return empty, max(0.0, full - empty) / 2
+
+    def _ping(self, size: int) -> float:
+        start = time.monotonic()
+        Channel.send(self, Ping(0, size, size), bytes(size))
+        self.receive(WELCOME_MS)
+        return time.monotonic() - start
 
     def send(self, message: Message, body: Body = b"") -> None:
         """As Channel, counting what travels again."""
         transfer, end = getattr(message, "transfer", 0), getattr(message, "offset", 0)
-        before = self._sent[1] if transfer == self._sent[0] else 0
-        for header, piece in cut(message, body):
+        before = self._sent.get(transfer, 0)
+        for header, piece in cut(message, body, chunk_bytes(self.tcp())):
             self._live().send(header, piece)
             end += len(piece)
             if body and end <= before:
                 self.repeated[0] += frame_bytes(header, piece)
             elif body:
-                self._sent = (transfer, end)
+                self._sent[transfer] = end
 
-    def _resume(self, lost: LinkLost, outage_s: float | None, message: Message, body: Body) -> None:
+    def _resume(self, lost: LinkLost, outage_s: float | None) -> None:
         self._notify(f"link lost ({lost}); waiting for the trainer at {self.endpoint}")
         self.outages += 1
         self.open(outage_s)
         self._notify("the trainer is back")
         with contextlib.suppress(LinkLost):  # then `receive` finds it lost again
-            self._request(message, body)
+            for message, body in self._pending:
+                self._request(message, body)
 
     def _request(self, message: Message, body: Body) -> None:
         """Send a request, or what is missing of it, or ask for the answer that was given before."""
-        if isinstance(message, (Step, Evaluate)) and message.step < self.applied:
-            part = message.part if isinstance(message, Evaluate) else None
-            durable = message.durable if isinstance(message, Step) else 0
-            transfer, have = self._inbox.unfinished
-            offset = have if transfer == message.transfer else 0
-            self.send(Fetch(message.session, message.step, part, message.transfer, durable, offset))
-        else:
+        if not self._answered(message):
             self.send(self._rest(message), body)
+            return
+        assert isinstance(message, Step | Evaluate)
+        transfer, have = self._inbox.unfinished
+        self.send(
+            Fetch(
+                session=message.session,
+                step=message.step,
+                part=message.part if isinstance(message, Evaluate) else None,
+                micro_batch=message.micro_batch if isinstance(message, Step) else 0,
+                transfer=message.transfer,
+                durable=message.durable if isinstance(message, Step) else 0,
+                offset=have if transfer == message.transfer else 0,
+            )
+        )
+
+    def _answered(self, message: Message) -> bool:
+        """Whether the trainer is past that message."""
+        if isinstance(message, Step):
+            return (message.step, message.micro_batch) < (self.applied, self.learned)
+        return isinstance(message, Evaluate) and message.step < self.applied
 
     def _rest(self, message: Message) -> Message:
-        """The same message from where the trainer's copy ends."""
-        transfer, have = self._received
-        if have and getattr(message, "transfer", None) == transfer:
-            return msgspec.structs.replace(message, offset=have)
-        return message
+        """The same message from where the trainer's copy ends, which is of use to the first body that follows only."""
+        if not isinstance(message, Step | Evaluate):
+            return message
+        (transfer, have), self._received = self._received, (0, 0)
+        return msgspec.structs.replace(message, offset=have) if have and message.transfer == transfer else message
 
     def _greet(self) -> None:
         hello = self._hello()
@@ -177,28 +231,34 @@ class DeviceChannel(Channel):
             self._inbox.drop()
             self._life = welcome.life
         self._received = (welcome.transfer, welcome.received_bytes)
-        self.applied = welcome.applied
-        self._prune(welcome.durable)
-        if welcome.applied < hello.next_step:
-            if hello.oldest > welcome.applied:
-                raise Behind(welcome.applied, welcome.oldest)
-            self._feed(hello)
+        self.applied, self.learned, self._micro_batches = welcome.applied, welcome.learned, hello.micro_batches
+        self._note_durable(welcome.durable)
+        ours = self._position(hello)
+        if (self.applied, self.learned) < ours:
+            if hello.oldest > self.applied:
+                raise Behind(self.applied, welcome.oldest)
+            self._feed(hello, ours)
 
-    def _feed(self, hello: Hello) -> None:
+    def _position(self, hello: Hello) -> tuple[int, int]:
+        """The first step and micro-batch that this device has no gradient for."""
+        first = next((message for message, _ in self._pending), None)
+        return (first.step, first.micro_batch) if isinstance(first, Step) else (hello.next_step, 0)
+
+    def _feed(self, hello: Hello, until: tuple[int, int]) -> None:
         """Bring a trainer that came back older to where this device stands."""
-        self._notify(f"the trainer came back at step {self.applied}; sending it the steps to {hello.next_step} again")
+        self._notify(f"the trainer came back at step {self.applied}; sending it what it lacks up to step {until[0]}")
         up, down = self._live().framed
-        for step in range(self.applied, hello.next_step):
-            kept = self._journal.read(Key(step))
+        while (at := (self.applied, self.learned)) < until:
+            kept = self._journal.read(Key(*at))
             if kept is None:
-                raise Behind(step, step)
+                raise Behind(at[0], at[0])
             message = unpack_from_device(kept[0])
             assert isinstance(message, Step)
             message = msgspec.structs.replace(message, replay=True, durable=hello.durable, offset=0)
             self.send(self._rest(message), kept[1])
             answer, _ = self.receive()
-            if not isinstance(answer, Gradient) or answer.step != step:
-                raise LinkLost(f"a {type(answer).__name__} instead of an answer to step {step}")
+            if not isinstance(answer, Gradient) or (answer.step, answer.micro_batch) != at:
+                raise LinkLost(f"a {type(answer).__name__} instead of an answer to step {at[0]}")
             self._note(answer)
             now = self._live().framed
             self.repeated[0] += now[0] - up
@@ -207,12 +267,15 @@ class DeviceChannel(Channel):
 
     def _note(self, answer: FromTrainer) -> None:
         if isinstance(answer, Gradient):
-            self.applied = max(self.applied, answer.step + 1)
-            self._prune(answer.durable)
+            following = (answer.step, answer.micro_batch + 1)
+            if following[1] >= self._micro_batches:
+                following = (answer.step + 1, 0)
+            self.applied, self.learned = max((self.applied, self.learned), following)
+            self._note_durable(answer.durable)
 
-    def _prune(self, durable: int | None) -> None:
-        """Drop what the trainer can no longer need; one that keeps nothing on disk never comes back for any of it."""
-        self._journal.prune(self.applied if durable is None else durable)
+    def _note_durable(self, durable: int | None) -> None:
+        """How far the trainer cannot come back behind; one that keeps nothing on disk does not come back at all."""
+        self._durable = self.applied if durable is None else durable
 
     def _body_bytes(self, message: FromTrainer) -> int:
         if isinstance(message, Gradient):

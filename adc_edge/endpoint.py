@@ -8,7 +8,8 @@ from urllib.parse import SplitResult, urlsplit
 import zmq
 
 from adc_edge.errors import SettingError
-from adc_edge.protocol import CHUNK_BYTES, HEADER_BYTES
+from adc_edge.framing import FAST_CHUNK_BYTES
+from adc_edge.protocol import HEADER_BYTES
 
 
 def tune(socket: zmq.Socket[bytes], endpoint: str) -> None:
@@ -21,7 +22,7 @@ def tune(socket: zmq.Socket[bytes], endpoint: str) -> None:
     socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
-    socket.setsockopt(zmq.MAXMSGSIZE, CHUNK_BYTES + HEADER_BYTES)
+    socket.setsockopt(zmq.MAXMSGSIZE, FAST_CHUNK_BYTES + HEADER_BYTES)
 
 
 def check_endpoint(endpoint: str, insecure: bool, keys: bool = False) -> str:

@@ -1,9 +1,9 @@
 """Messages <-> ZeroMQ frames: a header and a small chunk of the body in each, never a long multipart.
 
 One big frame never survives heartbeats on a slow link, and a long multipart is atomic and unbounded. So each ZeroMQ
-message is exactly two frames, ``[header, piece]`` with a piece of at most CHUNK_BYTES; the first header is the
-message's own, the following ones are ``Chunk``. A seal after each header, XXH3 of header and piece, tells bytes that
-changed on the way: TCP's checksum lets one in ten thousand broken segments through.
+message is exactly two frames, ``[header, piece]``, with a piece of CHUNK_BYTES, or up to FAST_CHUNK_BYTES on a fast
+link; the first header is the message's own, the following ones are ``Chunk``. A seal after each header, XXH3 of header
+and piece, tells bytes that changed on the way: TCP's checksum lets one in ten thousand broken segments through.
 
 A body may arrive over several connections: a message whose ``offset`` is not 0 goes on where the last one broke off,
 and messages without a body may come in between.
@@ -19,19 +19,28 @@ import xxhash
 
 from adc_edge.errors import ProtocolError
 from adc_edge.protocol import CHUNK_BYTES, SEAL_BYTES, Chunk, Message, pack
+from adc_edge.tcp import TcpInfo
+
+FAST_CHUNK_BYTES = 4 * CHUNK_BYTES
+FAST_MBIT_S = 100.0  # from here on, in the kernel's eyes, a link is fast
 
 Body = bytes | bytearray | memoryview
 M = TypeVar("M", bound=Message)
 
 
-def cut(message: Message, body: Body = b"") -> Iterator[tuple[bytes, memoryview]]:
+def cut(message: Message, body: Body = b"", chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[bytes, memoryview]]:
     """The frames of a message from its ``offset`` on: header and first piece, then a Chunk for each further piece."""
     view = memoryview(body)
     start: int = getattr(message, "offset", 0)
-    for offset in range(start, max(view.nbytes, start + 1), CHUNK_BYTES):
-        piece = view[offset : offset + CHUNK_BYTES]
+    for offset in range(start, max(view.nbytes, start + 1), chunk_bytes):
+        piece = view[offset : offset + chunk_bytes]
         head = message if offset == start else Chunk(message.session, message.transfer, offset)  # type: ignore[attr-defined]
         yield sealed(pack(head), piece), piece
+
+
+def chunk_bytes(link: TcpInfo | None) -> int:
+    """How large a piece may be on a link as the kernel sees it: each costs time of its own, which a fast link shows."""
+    return FAST_CHUNK_BYTES if link is not None and link.delivery_mbit_s >= FAST_MBIT_S else CHUNK_BYTES
 
 
 def sealed(header: bytes, piece: Body) -> bytes:
@@ -130,7 +139,7 @@ class Assembler(Generic[M]):
             self._body = bytearray(size)
         elif (cast(Any, message).transfer, offset, size) != (*self.unfinished, len(self._body)):
             raise ProtocolError(f"a message from {offset} on", "what is missing of the last", "send it anew", "order")
-        self._expect_piece(piece.nbytes, min(size - offset, CHUNK_BYTES))
+        self._expect_piece(piece.nbytes, size - offset)
         self._message = message
         self._put(piece)
 
@@ -142,13 +151,15 @@ class Assembler(Generic[M]):
             )
         if chunk.offset != self._filled:
             raise ProtocolError(f"a chunk at {chunk.offset}", f"offset {self._filled}", "send it anew", "order")
-        self._expect_piece(piece.nbytes, min(len(self._body) - self._filled, CHUNK_BYTES))
+        self._expect_piece(piece.nbytes, len(self._body) - self._filled)
         self._put(piece)
 
     @staticmethod
-    def _expect_piece(got: int, expected: int) -> None:
-        if got != expected:
-            raise ProtocolError(f"a piece of {got} bytes", f"{expected} bytes", "use one version", "size")
+    def _expect_piece(got: int, missing: int) -> None:
+        """Neither more than is missing or than anybody sends at once, nor crumbs."""
+        least, most = min(missing, CHUNK_BYTES), min(missing, FAST_CHUNK_BYTES)
+        if not least <= got <= most:
+            raise ProtocolError(f"a piece of {got} bytes", f"{least} to {most} bytes", "use one version", "size")
 
     def _put(self, piece: memoryview) -> None:
         self._body[self._filled : self._filled + piece.nbytes] = piece

@@ -3,13 +3,18 @@
 The device keeps its steps until the trainer can no longer come back older than them; the trainer keeps its answers
 until the device can no longer. A file is there as soon as it is written (a killed process loses nothing) and survives
 a power cut after ``sync``, which comes before each checkpoint. One that is torn or damaged counts as absent.
+
+Files that are no longer needed are written over: to the kernel that is a tenth of the work of making and removing one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,21 +24,23 @@ from adc_edge.files import sync_directory
 from adc_edge.framing import Body
 
 LIMIT_BYTES = 256 * 1024 * 1024  # of what one side makes the other keep; then it makes a checkpoint out of turn
+_SPARE, _SPARE_BYTES = "spare-", 64 * 1024 * 1024
 _MAGIC = b"ADC-EDGE JOURNAL"
 _CHECKED = len(_MAGIC) + 8  # magic and XXH3, which is of all that follows: length of the header, header, body
 _LENGTH = struct.Struct("<I")
 
 
 class Key(NamedTuple):
-    """``part`` is None for a step's message, a number for a part of the evaluation before that step."""
+    """Of a step's micro-batch; or, where ``part`` is a number, of that part of the evaluation before the step."""
 
     step: int
+    micro_batch: int = 0
     part: int | None = None
 
     @property
     def file_name(self) -> str:
-        """``00000042`` or ``00000042.3``."""
-        return f"{self.step:08d}" + ("" if self.part is None else f".{self.part}")
+        """``00000042-0`` or, for an evaluation, ``00000042.3``."""
+        return f"{self.step:08d}" + (f"-{self.micro_batch}" if self.part is None else f".{self.part}")
 
 
 class Journal:
@@ -49,15 +56,17 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self._keys: set[Key] = set()
+        self._keys: dict[Key, int] = {}  # and their sizes
+        self._spares: list[tuple[Path, int]] = []
+        self._made = itertools.count()
         self._unsynced: set[Key] = set()
         for path in directory.iterdir():
             key = _key(path.name)
             if key is None or key.file_name != path.name or _read(path) is None:
                 path.unlink()
             else:
-                self._keys.add(key)
-        self._unsynced |= self._keys
+                self._keys[key] = path.stat().st_size
+        self._unsynced |= self._keys.keys()
 
     def append(self, key: Key, header: bytes, body: Body) -> None:
         """Keep a message; raises OSError and keeps nothing of it if it cannot be written."""
@@ -65,27 +74,30 @@ class Journal:
         check = xxhash.xxh3_64(length + header)
         check.update(body)
         path = self.directory / key.file_name
+        spare = self._spares.pop()[0] if self._spares else self.directory / f"{_SPARE}{next(self._made)}"
         try:
-            with path.open("wb") as file:
-                file.write(_MAGIC + check.digest() + length + header)
-                file.write(body)
+            size = _write_over(spare, _MAGIC + check.digest() + length + header, body)
+            os.replace(spare, path)
         except OSError as error:
             self._remove(key)
+            self._spares.append((spare, 0))
+            self.drop_spares()  # whoever needs room needs it more
             error.filename = str(path)
             raise
-        self._keys.add(key)
+        self._keys[key] = size
         self._unsynced.add(key)
 
     def read(self, key: Key) -> tuple[bytes, memoryview] | None:
         """Header and body of a message; None if it is not here whole."""
         return _read(self.directory / key.file_name) if key in self._keys else None
 
-    def oldest(self, until: int) -> int:
-        """The first step from which on every step before ``until`` is here; ``until`` if the one before is not."""
-        step = until
-        while Key(step - 1) in self._keys:
-            step -= 1
-        return step
+    def has(self, key: Key) -> bool:
+        """Whether a message was kept."""
+        return key in self._keys
+
+    def oldest(self, until: int, micro_batches: int = 1) -> int:
+        """As the function ``oldest``, of what is here."""
+        return oldest(self.has, until, micro_batches)
 
     def prune(self, before: int) -> None:
         """Drop what belongs to steps before ``before``: the other side can no longer need it."""
@@ -108,18 +120,55 @@ class Journal:
         self._unsynced.clear()
         sync_directory(self.directory)
 
+    def drop_spares(self) -> None:
+        """Give back the room that is only kept to be written over."""
+        for spare, _ in self._spares:
+            with contextlib.suppress(OSError):
+                spare.unlink(missing_ok=True)
+        self._spares.clear()
+
     def _remove(self, key: Key) -> None:
-        self._keys.discard(key)
         self._unsynced.discard(key)
+        size = self._keys.pop(key, None)
+        if size is None:
+            return
+        path, spare = self.directory / key.file_name, self.directory / f"{_SPARE}{next(self._made)}"
         with contextlib.suppress(OSError):
-            (self.directory / key.file_name).unlink(missing_ok=True)
+            if sum(size for _, size in self._spares) + size <= _SPARE_BYTES:
+                os.replace(path, spare)
+                self._spares.append((spare, size))
+            else:
+                path.unlink()
+
+
+def oldest(has: Callable[[Key], bool], until: int, micro_batches: int) -> int:
+    """The first step from which on ``has`` knows every micro-batch of every step before ``until``."""
+    step = until
+    while step > 0 and all(has(Key(step - 1, micro_batch)) for micro_batch in range(micro_batches)):
+        step -= 1
+    return step
 
 
 def _key(name: str) -> Key | None:
-    step, dot, part = name.partition(".")
-    if not step.isdecimal() or (dot and not part.isdecimal()):
+    separator = "." if "." in name else "-"
+    step, _, number = name.partition(separator)
+    if not step.isdecimal() or not number.isdecimal():
         return None
-    return Key(int(step), int(part) if dot else None)
+    return Key(int(step), part=int(number)) if separator == "." else Key(int(step), int(number))
+
+
+def _write_over(path: Path, head: bytes, body: Body) -> int:
+    """Make this the whole content of a file, and tell its size; raises OSError, and it is anything then."""
+    size = len(head) + memoryview(body).nbytes
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        if os.writev(handle, [head, body]) < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if os.fstat(handle).st_size > size:
+            os.ftruncate(handle, size)
+    finally:
+        os.close(handle)
+    return size
 
 
 def _read(path: Path) -> tuple[bytes, memoryview] | None:

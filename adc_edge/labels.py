@@ -50,14 +50,13 @@ def soft_labels(data: Any, clusters: int, classes: int, images: int) -> Float32:
     cluster, label, count = triples.T
     check_classes(label, classes)
     sane = cluster.min() >= 0 and cluster.max() < clusters and count.min() >= 1 and int(count.sum()) == images
-    if not sane or len(np.unique(cluster)) != clusters:
+    if not sane or not np.bincount(cluster, minlength=clusters).all():
         raise ProtocolError(
             f"label counts that add up to {int(count.sum())}",
             f"{clusters} clusters of {images} images",
             "use one version",
             "labels",
         )
-    soft: Float32 = np.zeros((clusters, classes), np.float32)
-    np.add.at(soft, (cluster, label), count.astype(np.float32))
-    soft /= soft.sum(axis=1, keepdims=True)
-    return soft
+    members = np.bincount(cluster * classes + label, weights=count, minlength=clusters * classes)
+    members = members.reshape(clusters, classes)
+    return (members / members.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -28,7 +28,6 @@ class Limits(msgspec.Struct, frozen=True):
         self._within("clusters", step.clusters, 1, step.images)
         self._within("kept tokens", step.kept, self.prefix, self.tokens)
         self._within("label triples", step.triples, step.clusters, step.images)
-        self._within("micro-batch", step.micro_batch, 0, step.micro_batches - 1)
         size = encoded_bytes((step.clusters, step.kept, self.dim), step.precision) + TRIPLE_BYTES * step.triples
         return self._exactly(step.body_bytes, size)
 

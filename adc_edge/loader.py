@@ -114,10 +114,10 @@ class Loader:
             return Batch(np.empty((0, len(self._how.mean), *self._how.size), np.float32), np.empty(0, np.int64))
         return Batch(np.stack(list(found.values())), self._split.labels[list(found)])
 
-    def seeds(self, step: int, clusters: int) -> npt.NDArray[np.int64]:
-        """The T distinct rows of the batch that start k-means at ``step``."""
-        rng = np.random.default_rng([self.seed, _SEEDS, step])
-        return rng.permutation(self.batch_size)[:clusters].astype(np.int64)
+    def seeds(self, step: int, clusters: int, images: int, micro_batch: int = 0) -> npt.NDArray[np.int64]:
+        """The T distinct rows of a micro-batch of so many images that start its k-means."""
+        rng = np.random.default_rng([self.seed, _SEEDS, step, micro_batch])
+        return rng.permutation(images)[:clusters].astype(np.int64)
 
     def close(self) -> None:
         """Let the decoding threads go."""

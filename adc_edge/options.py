@@ -13,7 +13,7 @@ from adc_edge.errors import SettingError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PRECISION = click.Choice(["fp32", "fp16", "int8"])
+PRECISION = click.Choice(["fp32", "fp16", "bf16", "int8", "int4", "int3", "int2"])
 _RATIO = click.FloatRange(0.0, 1.0, min_open=True)
 
 

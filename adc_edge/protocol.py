@@ -17,7 +17,7 @@ import msgspec
 from adc_edge.errors import ProtocolError, RefusedError
 from adc_edge.precision import Precision
 
-VERSION = 2
+VERSION = 3
 CHUNK_BYTES = 64 * 1024  # small enough to live through heartbeats on a 0.1 Mbit/s link
 HEADER_BYTES = 4096
 SEAL_BYTES = 8  # XXH3 of header and piece, after the header
@@ -65,6 +65,7 @@ class Hello(Message, frozen=True):
     durable: Count  # it will never come back older than this step
     oldest: Count  # its journal can feed a trainer that stands at this step or later
     steps: Count = 0  # planned in all, 0 if unknown: the head's schedule may need it
+    micro_batches: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # of every step
 
 
 class Step(Message, frozen=True):
@@ -73,7 +74,6 @@ class Step(Message, frozen=True):
     session: Id
     step: Count
     micro_batch: Count
-    micro_batches: Positive
     transfer: Id
     body_bytes: Count
     images: Positive
@@ -81,7 +81,7 @@ class Step(Message, frozen=True):
     kept: Positive
     triples: Positive
     precision: Precision
-    gradient: bool  # False: the trunk is frozen, send no gradient
+    gradient: Precision | None  # what it shall travel in; None: the trunk is frozen, send no gradient
     durable: Count = 0  # as in Hello
     replay: bool = False  # from the journal: the device has had the gradient, so it need not travel again
     offset: Count = 0  # where the first piece lies: what is before it arrived on an earlier connection
@@ -107,6 +107,7 @@ class Fetch(Message, frozen=True):
     step: Count
     part: Count | None  # None: the gradient
     transfer: Id
+    micro_batch: Count = 0
     durable: Count = 0
     offset: Count = 0  # of the answer's body: what is before it has arrived
 
@@ -135,10 +136,11 @@ class Chunk(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """Trainer: the session is open. ``applied`` steps of it have been applied."""
+    """Trainer: the session is open. ``applied`` steps of it have been applied, and ``learned`` parts of the next."""
 
     session: Id
     applied: Count
+    learned: Count  # micro-batches
     oldest: Count  # its log has the answers from this step on
     durable: Count | None  # it will never come back with fewer steps applied; None: it keeps nothing on disk
     life: Id  # of the process, random

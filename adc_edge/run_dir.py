@@ -44,6 +44,7 @@ _OURS = (
     METRICS,
     "manifest.json",
     "endpoint",
+    "engine",
     "checkpoint-*.safetensors",
     "trunk.safetensors",
     "head.safetensors",
@@ -189,6 +190,11 @@ class RunDir:
         """Write a file of the run, whole or not at all."""
         if self.path:
             write_atomic(self.path / name, data)
+
+    def kept(self, name: str) -> bytes | None:
+        """A file that ``keep`` wrote; None if there is none."""
+        file = self.path / name if self.path else None
+        return file.read_bytes() if file is not None and file.is_file() else None
 
     def close(self) -> None:
         """Let the directory go."""

@@ -1,7 +1,8 @@
 """The client half of a VisionTransformer in plain torch, under timm's parameter names.
 
 The device trains this and the exporter traces it, so it must not import timm (which imports torchvision, hard to get
-on a Jetson). It differs from timm in one thing only: the last block can compute just what ADC sends.
+on a Jetson). It differs from timm in one thing only: the last block can compute just what ADC sends. Blocks that are
+frozen need not be computed again: ``replay`` can start from what another engine found after them.
 
 Shapes: B images, N = P + patches tokens, D channels, H heads of d channels, T clusters, k = P + S kept tokens.
 """
@@ -76,7 +77,8 @@ class _Attention(nn.Module):
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
         parts = F.linear(h, self.qkv.weight[rows], bias)
         split = parts.reshape(h.shape[0], h.shape[1], last - first, self.heads, self.head_dim)
-        return split.permute(2, 0, 3, 1, 4).unbind(0)
+        # Unbound before it is transposed: the backward then stacks straight into the layout of `parts`, one copy less.
+        return tuple(part.transpose(1, 2) for part in split.unbind(2))
 
     def queries(self, h: Tensor) -> Tensor:
         (q,) = self._project(h, 0, 1)
@@ -121,6 +123,16 @@ class _Block(nn.Module):
         x = x + self.ls1(self.attn(q, k, v))
         return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
+    def finish_merged(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, assignment: Tensor, clusters: Tensor) -> Tensor:
+        """``finish``, then the mean over each cluster's images: ``[T, n, D]``.
+
+        What follows the activation function is linear, so the mean may go before it: fc2 sees T images, not B.
+        """
+        x = x + self.ls1(self.attn(q, k, v))  # [B, n, D]
+        active = self.mlp.act(self.mlp.fc1(self.norm2(x)))  # [B, n, mlp_dim]
+        merged = adc.cluster_mean(active, assignment, clusters)
+        return adc.cluster_mean(x, assignment, clusters) + self.ls2(self.mlp.fc2(merged))  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.finish(x, *self.attn.all_three(self.norm1(x)))
 
@@ -159,50 +171,64 @@ class Trunk(nn.Module):
             x = block(x)
         return x
 
-    def _until_last(self, images: Tensor) -> tuple[_Block, Tensor, Tensor, Tensor, Tensor]:
-        """The last block, its input, the normed input, and its keys and values of all tokens."""
-        x = self.embed(images)
-        for block in self.blocks[:-1]:
-            x = block(x)
-        last = self.blocks[-1]
-        assert isinstance(last, _Block)
-        h = last.norm1(x)
-        return last, x, h, *last.attn.keys_values(h)
+    def states(self, x: Tensor, start: int = 0) -> list[Tensor]:
+        """The inputs of blocks ``start + 1 .. split``, each ``[B, N, D]``; the last is the last block's.
+
+        Args:
+            x: images ``[B, C, H, W]``; with ``start`` > 0 the output of block ``start``, ``[B, N, D]``.
+            start: blocks that ``x`` has behind it, ``0 <= start < split``.
+        """
+        states = [x if start else self.embed(x)]
+        for block in self.blocks[start:-1]:
+            states.append(block(states[-1]))
+        return states
 
     def compress(self, images: Tensor, seeds: Tensor, slots: Tensor) -> Compressed:
-        """Trunk and ADC in one, where the last block computes only what is sent (paper, steps 1-3).
+        """Trunk and ADC in one; see ``compress_last``. ``images`` are ``[B, C, H, W]``."""
+        return self.compress_last(self.states(images)[-1], seeds, slots)
+
+    def compress_last(self, x: Tensor, seeds: Tensor, slots: Tensor) -> Compressed:
+        """The last block and ADC in one, where the block computes only what is sent (paper, steps 1-3).
 
         The CLS row needs one query and the keys of all tokens; queries, attention output and MLP follow for the
         chosen tokens alone. The result equals merging and selecting from the whole output.
 
         Args:
-            images: ``[B, C, H, W]`` float32.
+            x: input of the last block, ``[B, N, D]``.
             seeds: rows of the batch that start k-means, distinct, int64 ``[T]``.
             slots: int64 ``[S]`` of which only the length counts: patch tokens to keep.
         """
-        last, x, h, k, v = self._until_last(images)
+        last, h, k, v = self._keys_values(x)
         scores = adc.cls_attention(last.attn.queries(h[:, :1]), k, last.attn.scale)  # [B, N]
         assignment, counts = adc.kmeans(scores, seeds)
-        clusters = torch.arange(seeds.shape[0], device=images.device)
-        centroids = adc.cluster_mean(scores, assignment, clusters)
+        centroids = adc.cluster_mean(scores, assignment, torch.arange(seeds.shape[0], device=x.device))
         tokens = adc.select_tokens(centroids, slots.shape[0], self.spec.prefix)
-        chosen = self._chosen(last, x, h, k, v, assignment, tokens)
-        return Compressed(adc.cluster_mean(chosen, assignment, clusters), assignment, tokens, counts)
+        return Compressed(_sent(last, x, h, k, v, assignment, tokens), assignment, tokens, counts)
 
-    def replay(self, images: Tensor, assignment: Tensor, tokens: Tensor) -> Tensor:
+    def replay(self, x: Tensor, assignment: Tensor, tokens: Tensor, start: int = 0) -> Tensor:
         """The activations of a choice made elsewhere (by the engine), with autograd: ``[T, k, D]``.
 
         Args:
-            images: ``[B, C, H, W]``.
+            x: images ``[B, C, H, W]``; with ``start`` > 0 the output of block ``start``, ``[B, N, D]``.
             assignment: int64 ``[B]`` in ``[0, T)``.
             tokens: int64 ``[T, k]``.
+            start: blocks that ``x`` has behind it, ``0 <= start < split``.
         """
-        chosen = self._chosen(*self._until_last(images), assignment, tokens)
-        return adc.cluster_mean(chosen, assignment, torch.arange(tokens.shape[0], device=images.device))
+        x = self.states(x, start)[-1]
+        last, h, k, v = self._keys_values(x)
+        return _sent(last, x, h, k, v, assignment, tokens)
 
-    @staticmethod
-    def _chosen(last: _Block, x: Tensor, h: Tensor, k: Tensor, v: Tensor, assignment: Tensor, tokens: Tensor) -> Tensor:
-        """The last block at each image's chosen tokens: ``[B, k, D]``."""
-        mine = tokens[assignment]  # [B, k]
-        q = last.attn.queries(adc.gather_tokens(h, mine))
-        return last.finish(adc.gather_tokens(x, mine), q, k, v)
+    def _keys_values(self, x: Tensor) -> tuple[_Block, Tensor, Tensor, Tensor]:
+        """The last block, its normed input, and its keys and values of all tokens."""
+        last = self.blocks[-1]
+        assert isinstance(last, _Block)
+        h = last.norm1(x)
+        return last, h, *last.attn.keys_values(h)
+
+
+def _sent(last: _Block, x: Tensor, h: Tensor, k: Tensor, v: Tensor, assignment: Tensor, tokens: Tensor) -> Tensor:
+    """The last block at each image's chosen tokens, merged: ``[T, k, D]``."""
+    mine = tokens[assignment]  # [B, k]
+    q = last.attn.queries(adc.gather_tokens(h, mine))
+    clusters = torch.arange(tokens.shape[0], device=x.device)
+    return last.finish_merged(adc.gather_tokens(x, mine), q, k, v, assignment, clusters)

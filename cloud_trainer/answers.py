@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -10,8 +11,10 @@ import numpy as np
 
 from adc_edge import __version__
 from adc_edge.bundle import Bundle
-from adc_edge.cloud_trainer.head import HeadTraining, Learned
-from adc_edge.cloud_trainer.sessions import Peer, Session, Sessions
+from adc_edge.cloud_trainer.accumulated import Accumulated
+from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.session import Session
+from adc_edge.cloud_trainer.sessions import Peer, Sessions
 from adc_edge.errors import ProtocolError
 from adc_edge.framing import Body
 from adc_edge.journal import Key
@@ -73,6 +76,7 @@ class Answers:
         self._life = secrets.randbits(_ID_BITS)
         self.durable: Mapping[int, int] | None = None  # steps of each session that no crash undoes; None: all lost
         self.down_mbit_s: float | None = None  # of the connection that is answered
+        self.congestion: str | None = None  # control of the connection that says hello
         self._due: Callable[[], None] | None = None
 
     def answer(self, route: bytes, peer: Peer, message: FromDevice, body: memoryview) -> Answer:
@@ -91,7 +95,8 @@ class Answers:
             return self._step(session, message, body)
         if isinstance(message, Fetch):
             session.prune(message.durable)
-            return self._again(session, Key(message.step, message.part), message.transfer, message.offset)
+            key = Key(message.step, message.micro_batch, message.part)
+            return self._again(session, key, message.transfer, message.offset)
         if isinstance(message, Evaluate):
             return self._evaluate(session, message, body)
         if isinstance(message, Bye):
@@ -126,10 +131,12 @@ class Answers:
             session.greet(hello)
         session.standing.device = hello.device
         self._sessions.open(session, route)
-        self._say(f"device {hello.device!r} at step {hello.next_step}" + _apart(session.applied, hello))
+        by = "" if self.congestion is None else f", sending by {self.congestion}"
+        self._say(f"device {hello.device!r} at step {hello.next_step}{by}" + _apart(session.applied, hello))
         return Welcome(
             session=session.id,
             applied=session.applied,
+            learned=session.learned,
             oldest=session.oldest(),
             durable=self._durable(session),
             life=self._life,
@@ -139,48 +146,61 @@ class Answers:
         )
 
     def _step(self, session: Session, message: Step, body: memoryview) -> Answer:
-        if message.micro_batches != 1:
-            raise ProtocolError(f"{message.micro_batches} micro-batches", "1", "use one version", "shape")
-        session.prune(message.durable)
-        if not session.due(message.step):
-            return self._again(session, Key(message.step), message.transfer, empty=message.replay)
+        key = Key(message.step, message.micro_batch)
+        if not session.due(key):
+            return self._again(session, key, message.transfer, empty=message.replay)
         manifest = self._bundle.manifest
         shape = (message.clusters, message.kept, manifest.dim)
         split = encoded_bytes(shape, message.precision)
         soft = soft_labels(body[split:], message.clusters, manifest.classes, message.images)
         activations = decode(body[:split], shape, message.precision)
-        learned = self._training.learn(activations, soft, message.gradient, session.planned_steps)
-        answer = b"" if learned.gradient is None else encode(learned.gradient, message.precision)
+        begun = session.begin()
+        learned = self._training.learn(activations, soft, message.gradient is not None, begun)
+        answer: Body = b""
+        if message.gradient is not None and learned.gradient is not None:
+            answer = encode(learned.gradient, message.gradient)
         reply = Gradient(
             session=session.id,
             step=message.step,
             micro_batch=message.micro_batch,
             transfer=message.transfer,
             body_bytes=len(answer),
-            precision=message.precision,
+            precision=message.gradient or message.precision,
             loss=learned.loss,
             accuracy=learned.accuracy,
             seconds_cloud=learned.seconds,
             down_mbit_s=self.down_mbit_s,
         )
         session.answered(reply, answer)
-        self._due = lambda: self._settle_step(session, message, learned, len(answer))
-        return self._again(session, Key(message.step), message.transfer, empty=message.replay)
+        self._due = lambda: self._settle_step(session, begun, message, learned.seconds, len(answer))
+        return self._again(session, key, message.transfer, empty=message.replay)
 
-    def _settle_step(self, session: Session, message: Step, learned: Learned, answer_bytes: int) -> None:
+    def _settle_step(
+        self, session: Session, begun: Accumulated, message: Step, seconds: float, answer_bytes: int
+    ) -> None:
+        start = time.monotonic()
+        if begun.whole:
+            self._training.update(begun, session.planned_steps)
         self._log(session)
-        self._on_step(
-            device=session.standing.device,
-            step=message.step,
-            head_step=self._training.steps,
-            images=message.images,
-            clusters=message.clusters,
-            loss=learned.loss,
-            accuracy=learned.accuracy,
-            seconds_cloud=learned.seconds,
-            body_bytes_up=message.body_bytes,
-            body_bytes_down=answer_bytes,
-        )
+        session.prune(message.durable)
+        begun.seconds += seconds + time.monotonic() - start
+        begun.images += message.images
+        begun.clusters += message.clusters
+        begun.bytes_up += message.body_bytes
+        begun.bytes_down += answer_bytes
+        if begun.whole:
+            self._on_step(
+                device=session.standing.device,
+                step=message.step,
+                head_step=self._training.steps,
+                images=begun.images,
+                clusters=begun.clusters,
+                loss=begun.loss,
+                accuracy=begun.accuracy,
+                seconds_cloud=begun.seconds,
+                body_bytes_up=begun.bytes_up,
+                body_bytes_down=begun.bytes_down,
+            )
 
     def _again(self, session: Session, key: Key, transfer: int, offset: int = 0, *, empty: bool = False) -> Answer:
         """An answer of the log, from ``offset`` on; ``empty`` for a device that has had the gradient."""
@@ -206,7 +226,7 @@ class Answers:
         if message.step != session.applied:  # its answer has left the log: a device that came back without its trainer
             self._trouble(f"warning: the head of step {session.applied} judged the evaluation of step {message.step}")
         reply = Evaluated(session.id, message.step, message.part, message.images, *judged)
-        session.keep(Key(message.step, message.part), reply)
+        session.keep(Key(message.step, part=message.part), reply)
         self._due = lambda: self._log(session)
         return reply, b""
 

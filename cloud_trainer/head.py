@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
+from torch import Tensor
 
+from adc_edge.cloud_trainer.accumulated import Accumulated
 from adc_edge.errors import ProtocolError
 from adc_edge.learning import OptimizerSettings
 from adc_edge.optim import Optimizer
@@ -48,51 +51,73 @@ class HeadTraining:
         device: ``cpu`` or ``cuda``.
         bf16: autocast to bfloat16 (CUDA).
         seed: of what is random in a step (dropout), which is a pure function of it and the step's number.
+        compiled: run the head through torch.compile; what it cannot compile runs as it is.
     """
 
     def __init__(
-        self, head: Head, optimizer: OptimizerSettings, device: str = "cpu", bf16: bool = False, seed: int = 0
+        self,
+        head: Head,
+        optimizer: OptimizerSettings,
+        device: str = "cpu",
+        bf16: bool = False,
+        seed: int = 0,
+        compiled: bool = False,
     ) -> None:
         self.device, self.bf16, self.seed = torch.device(device), bf16, seed
         self.head = head.to(self.device)
         self.optimizer = Optimizer(self.head, optimizer)
+        self.compiled, self._forward = compiled, _compiled(self.head) if compiled else self.head
+        self._parameters = [p for p in self.head.parameters() if p.requires_grad]
         self.steps = 0
 
-    def learn(self, activations: Float32, soft: Float32, gradient: bool, planned_steps: int) -> Learned:
-        """One optimizer step (paper, step 4).
+    def learn(self, activations: Float32, soft: Float32, gradient: bool, step: Accumulated) -> Learned:
+        """Forward and backward of one micro-batch (paper, step 4); ``update`` follows the last of a step.
 
         Args:
             activations: ``[T, k, D]``.
             soft: soft labels ``[T, C]``, rows summing to one.
-            gradient: whether the device wants the gradient with respect to ``activations``.
-            planned_steps: of the device's run, for the schedule.
+            gradient: whether the device wants the gradient with respect to ``activations``: of the step's loss, the
+                mean over its micro-batches.
+            step: what the micro-batches before gave; this one is added.
 
         Raises:
-            ProtocolError: code ``nan``: the loss or the gradient is not finite; the head stays as it was.
+            ProtocolError: code ``nan``: the loss or the gradient is not finite; head and ``step`` stay as they were.
         """
         start = time.monotonic()
         self.head.train()
-        torch.manual_seed((self.seed << 32) + self.steps)  # a step that is done again draws the same numbers
-        z = torch.from_numpy(activations).to(self.device).requires_grad_(gradient)
-        target = torch.from_numpy(soft).to(self.device)
+        torch.manual_seed(self._seed(step.done))  # what is done again draws the same numbers
+        z = self._here(activations).requires_grad_(gradient)
+        target = self._here(soft)
         with self._autocast():
-            logits = self.head(z)
+            logits = self._forward(z)
             loss = F.cross_entropy(logits.float(), target)
-        loss.backward()  # type: ignore[no-untyped-call]
-        down = None if z.grad is None else z.grad.float().cpu().numpy()
-        if not torch.isfinite(loss) or (down is not None and not np.isfinite(down).all()):
-            self.head.zero_grad(set_to_none=True)
+        wanted = self._parameters + ([z] if gradient else [])
+        gradients = torch.autograd.grad(loss * step.share, wanted, allow_unused=True)
+        value = loss.item()
+        finite = not gradient or math.isfinite(gradients[-1].sum(dtype=torch.float64).item())  # no sum overflows there
+        if not math.isfinite(value) or not finite:
             raise ProtocolError(
-                f"a loss of {loss.item()}",
+                f"a loss of {value}",
                 "a finite loss and gradient",
                 "lower --lr or set --clip-norm on both sides",
                 "nan",
             )
+        accuracy = float(target.gather(1, logits.argmax(dim=1, keepdim=True)).mean())
+        down = self._numpy(gradients[-1]) if gradient else None
+        step.add(gradients[: len(self._parameters)], value, accuracy)
+        return Learned(value, accuracy, down, time.monotonic() - start)
+
+    def update(self, step: Accumulated, planned_steps: int) -> None:
+        """The optimizer's step, with the gradients of all micro-batches.
+
+        Args:
+            step: whole.
+            planned_steps: of the device's run, for the schedule.
+        """
+        for parameter, total in zip(self._parameters, step.gradients, strict=True):
+            parameter.grad = total
         self.optimizer.step(self.steps, planned_steps)
         self.steps += 1
-        value = loss.item()
-        accuracy = float(target.gather(1, logits.argmax(dim=1, keepdim=True)).mean())
-        return Learned(value, accuracy, down, time.monotonic() - start)
 
     @torch.no_grad()
     def judge(self, activations: Float32, labels: npt.NDArray[np.int32]) -> Judged:
@@ -101,7 +126,7 @@ class HeadTraining:
         self.head.eval()
         target = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         with self._autocast():
-            logits = self.head(torch.from_numpy(activations).to(self.device)).float()
+            logits = self.head(self._here(activations)).float()
         correct = int((logits.argmax(dim=1) == target).sum())
         return Judged(correct, float(F.cross_entropy(logits, target, reduction="sum")), time.monotonic() - start)
 
@@ -121,5 +146,30 @@ class HeadTraining:
         """The head as head.safetensors."""
         return save({name: p.contiguous().cpu() for name, p in self.head.vit.state_dict().items()})
 
+    def _seed(self, micro_batch: int) -> int:
+        words = np.random.SeedSequence([self.seed, self.steps, micro_batch]).generate_state(1, np.uint64)
+        return int(words[0] >> np.uint64(1))
+
+    def _here(self, array: Float32) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)  # the copy runs beside what is queued
+
+    def _numpy(self, tensor: Tensor) -> Float32:
+        if self.device.type == "cpu":
+            return tensor.float().numpy()
+        host = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+        return host.numpy()
+
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+
+def _compiled(head: Head) -> Callable[[Tensor], Tensor]:
+    """``head`` through torch.compile, anew for each shape: T and k change rarely (when a cluster is empty)."""
+    torch._dynamo.config.suppress_errors = True  # no compiler, or a shape too many: slower, and not the end of a run
+    compiled: Callable[[Tensor], Tensor] = torch.compile(head, dynamic=False)
+    return compiled

@@ -20,7 +20,8 @@ from adc_edge.checkpoint import KEPT, Checkpoint
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.sessions import Sessions, Standing
+from adc_edge.cloud_trainer.session import Standing
+from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.endpoint import check_endpoint
 from adc_edge.errors import BundleError, CheckpointError, SettingError
 from adc_edge.journal import LIMIT_BYTES

@@ -15,7 +15,7 @@ from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.sessions import Peer, Sessions
 from adc_edge.endpoint import tune
 from adc_edge.errors import ProtocolError, SettingError
-from adc_edge.framing import Assembler, cut
+from adc_edge.framing import Assembler, chunk_bytes, cut
 from adc_edge.protocol import (
     Evaluate,
     FromDevice,
@@ -29,7 +29,7 @@ from adc_edge.protocol import (
     pack,
     unpack_from_device,
 )
-from adc_edge.tcp import tcp_info
+from adc_edge.tcp import prefer_bbr, tcp_info
 
 _TICK_MS = 100
 _LINGER_MS = 1_000
@@ -197,11 +197,15 @@ class Server:
         if isinstance(message, Hello) and self._guard.hello(fd):  # one for each connection is all a device needs
             self.sessions.leave(route)
             return
+        if isinstance(message, Hello):
+            self.answers.congestion = prefer_bbr(fd)  # gradients have not left yet
         live = tcp_info(fd)  # a device cannot see from its end how fast its trainer sends
         self.answers.down_mbit_s = live.delivery_mbit_s if live else None
         answer, answer_body = self.answers.answer(route, peer, message, body)
-        self._send(route, fd, cut(answer, answer_body))
-        self.answers.settle()
+        try:
+            self._send(route, fd, cut(answer, answer_body, chunk_bytes(live)))
+        finally:
+            self.answers.settle()  # whatever became of the answer, the step has been learned
 
     def _expel(self, access: Access) -> None:
         """Cut off whose key has been revoked."""

@@ -1,150 +1,21 @@
-"""Who is connected, how far each device's training has come here, and the log of what it was answered."""
+"""Who is connected, and which session each connection speaks for."""
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import msgspec
-
+from adc_edge.cloud_trainer.session import Session, Standing
 from adc_edge.errors import ProtocolError
-from adc_edge.framing import Assembler, Body
-from adc_edge.journal import Journal, Key
-from adc_edge.protocol import Evaluated, FromDevice, Gradient, Hello, pack, unpack_from_trainer
+from adc_edge.framing import Assembler
+from adc_edge.protocol import FromDevice, Hello
 
 MAX_PEERS = 1024
 MAX_SESSIONS = 256
 MAX_SESSIONS_OF_A_KEY = 16
 STALE_S = 10.0  # without a byte of a message in progress
-_LIVES = 16
-
-Reply = tuple[Gradient | Evaluated, Body]
-
-
-class Standing(msgspec.Struct):
-    """What a checkpoint keeps of a session."""
-
-    device: str
-    owner: str  # public key, or "" without keys
-    applied: int
-    finished: bool = False
-
-
-class Session:
-    """One device's training, over as many connections and lives as it takes.
-
-    Args:
-        number: the session's id.
-        standing: what is known of it.
-        directory: of its log, which is opened when a device first speaks for it.
-    """
-
-    def __init__(self, number: int, standing: Standing, directory: Path) -> None:
-        self.id, self.standing, self._directory = number, standing, directory
-        self.planned_steps = 0
-        self.route: bytes | None = None
-        self.inbox: Assembler[FromDevice] | None = None
-        self._log: Journal | None = None
-        self._newest: tuple[Key, Reply] | None = None  # also in memory: a full disk must not lose it
-        self._lives: deque[int] = deque(maxlen=_LIVES)  # of the device's process, the one that speaks last
-
-    @property
-    def applied(self) -> int:
-        """Steps applied."""
-        return self.standing.applied
-
-    @property
-    def log(self) -> Journal:
-        """Answers that the device may still ask for."""
-        if self._log is None:
-            self._log = Journal(self._directory)
-            self._log.forget(self.applied)  # of a life whose steps did not reach the checkpoint
-        return self._log
-
-    def greet(self, hello: Hello) -> None:
-        """Take a Hello.
-
-        Raises:
-            ProtocolError: ``superseded``: a newer process has spoken for the session; ``history``: the device is older
-                than the log reaches back.
-        """
-        if hello.life in self._lives and hello.life != self._lives[-1]:
-            raise ProtocolError(
-                "a Hello of an older process",
-                "one process for each session",
-                "another `adc-edge serve` has taken this run over; stop one of the two",
-                "superseded",
-            )
-        if hello.next_step < self.applied and self.oldest() > hello.next_step:
-            raise ProtocolError(
-                f"a device at step {hello.next_step}",
-                f"step {self.oldest()} or later: the log of answers does not reach further back",
-                "restore the device's newer checkpoint, or start both sides over with --fresh",
-                "history",
-            )
-        if hello.life not in self._lives:
-            self._lives.append(hello.life)
-        self.planned_steps = hello.steps
-        self.prune(hello.durable)
-
-    def supersede(self) -> None:
-        """The process that spoke for this session no longer may."""
-        self._lives.append(-1)
-
-    def oldest(self) -> int:
-        """The first step from which on every answer is here."""
-        in_memory = self._newest is not None and self._newest[0] == Key(self.applied - 1)
-        return self.log.oldest(self.applied - in_memory)
-
-    def due(self, step: int) -> bool:
-        """Whether ``step`` is to be applied (True) or was applied and is to be answered again (False).
-
-        Raises:
-            ProtocolError: code ``order``: neither.
-        """
-        if step == self.applied:
-            return True
-        if self.answer(Key(step)) is not None:
-            return False
-        raise ProtocolError(f"step {step}", f"step {self.applied}", "restart `adc-edge serve`; it resumes", "order")
-
-    def answered(self, reply: Gradient, body: Body) -> None:
-        """``reply.step`` has been applied; keep its answer."""
-        self.standing.applied = reply.step + 1
-        self.standing.finished = False
-        self.keep(Key(reply.step), reply, body)
-
-    def keep(self, key: Key, reply: Gradient | Evaluated, body: Body = b"") -> None:
-        """Keep an answer, in memory until ``write``."""
-        self._newest = key, (reply, body)
-
-    def write(self) -> None:
-        """Put the newest answer in the log; raises OSError."""
-        if self._newest is not None:
-            key, (reply, body) = self._newest
-            self.log.append(key, pack(reply), body)
-
-    def answer(self, key: Key) -> Reply | None:
-        """The answer that was given; None if it is not here (any more)."""
-        if self._newest is not None and self._newest[0] == key:
-            return self._newest[1]
-        kept = self.log.read(key)
-        if kept is None:
-            return None
-        message = unpack_from_trainer(kept[0])
-        return (message, kept[1]) if isinstance(message, Gradient | Evaluated) else None
-
-    def prune(self, durable: int) -> None:
-        """The device will never come back older than ``durable``."""
-        self.log.prune(min(durable, self.applied))
-
-    def forget(self) -> None:
-        """Drop the log for good."""
-        self._log = self._newest = None
-        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class Peer:

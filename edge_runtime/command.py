@@ -34,10 +34,48 @@ from adc_edge.options import (
 @click.option(
     "--trunk", type=click.Choice(["train", "frozen"]), default="train", show_default=True, help="frozen needs no torch."
 )
-@click.option("--engine", type=click.Choice(["onnxruntime", "torch"]), default="onnxruntime", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["onnxruntime", "torch", "auto"]),
+    default="onnxruntime",
+    show_default=True,
+    help="auto measures both here and keeps the one with the shorter step.",
+)
+@click.option(
+    "--freeze-first",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="Freeze embedding and blocks 1..K: they are not recomputed.",
+)
+@click.option(
+    "--refresh-every",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Steps from one refresh of the engine's weights to the next; above 1 the engine drifts, which is reported.",
+)
 @ratio_options
 @click.option("--precision", type=PRECISION, help="On the wire, both ways; default: the bundle's.")
+@click.option("--gradient-precision", type=PRECISION, help="Of gradients, if it is another.")
 @click.option("--batch-size", type=click.IntRange(min=2), help="Images a step; default: the bundle's.")
+@click.option(
+    "--micro-batches",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    metavar="M",
+    help="Messages a step: device, link and cloud work at the same time, each on another.",
+)
+@click.option(
+    "--window",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="W",
+    help="Micro-batches in flight at most, which bounds memory; default: all of a step.",
+)
 @click.option(
     "--augment", default="none", show_default=True, metavar="LIST", help="flip, jitter, randaugment; comma-separated."
 )

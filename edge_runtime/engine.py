@@ -23,6 +23,7 @@ class Sent(NamedTuple):
     activations: Float32  # [T, k, D]
     assignment: Int64  # [B], in [0, T)
     tokens: Int64  # [T, k]
+    hidden: Float32 | None = None  # [B, N, D] after the frozen blocks, if the engine was asked for it
 
 
 class Engine(Protocol):
@@ -56,6 +57,16 @@ def without_empty(activations: Float32, assignment: Int64, tokens: Int64, counts
         return Sent(activations, assignment, tokens)
     number = np.cumsum(used) - 1
     return Sent(activations[used], number[assignment], tokens[used])
+
+
+def check_freeze_first(spec: TrunkSpec, blocks: int) -> None:
+    """Raise SettingError unless so many first blocks leave one to train."""
+    if not 0 <= blocks < spec.depth:
+        raise SettingError(
+            f"--freeze-first {blocks} of {spec.depth} blocks",
+            f"0 to {spec.depth - 1}",
+            "freeze fewer; to freeze the whole trunk use --trunk frozen",
+        )
 
 
 def check_input(spec: TrunkSpec, images: Float32, seeds: Int64, slots: int) -> None:

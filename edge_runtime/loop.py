@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from adc_edge import noise
 from adc_edge.device_channel import DeviceChannel
 from adc_edge.edge_runtime.engine import Engine, Sent
+from adc_edge.edge_runtime.refresher import Refresher
+from adc_edge.edge_runtime.stopwatch import Stopwatch
 from adc_edge.edge_runtime.tally import Evaluation, StepRecord
 from adc_edge.errors import ProtocolError
 from adc_edge.framing import Body
@@ -34,15 +37,26 @@ class StepSettings(msgspec.Struct, frozen=True):
     """What every step of a run shares."""
 
     session: int
-    shape: Shape
+    shape: Shape  # of a micro-batch
     prefix: int
     classes: int
     precision: Precision
+    gradient_precision: Precision
     planned_steps: int
+    micro_batches: int = 1
+    window: int = 1  # micro-batches in flight at most
     drift_every: int = 0
     noise: NoiseSettings = NoiseSettings()
     seed: int = 0  # of the noise
     outage_s: float | None = None  # how long to wait for a trainer that went away
+
+
+class _InFlight(NamedTuple):
+    """A micro-batch whose gradient has not come yet."""
+
+    number: int
+    images: Float32
+    sent: Sent
 
 
 class DeviceLoop:
@@ -51,6 +65,7 @@ class DeviceLoop:
     Args:
         engine: entered.
         shim: trains the trunk; None when it is frozen.
+        refresher: of the shim and the engine; None likewise.
         loader: of the training split.
         channel: opened.
         journal: the channel's.
@@ -61,21 +76,25 @@ class DeviceLoop:
         self,
         engine: Engine,
         shim: Shim | None,
+        refresher: Refresher | None,
         loader: Loader,
         channel: DeviceChannel,
         journal: Journal,
         settings: StepSettings,
     ) -> None:
-        self.engine, self.shim, self.loader, self.channel, self.settings = engine, shim, loader, channel, settings
-        self._journal = journal
+        self.engine, self.shim, self.refresher = engine, shim, refresher
+        self.loader, self.channel, self.settings, self._journal = loader, channel, settings, journal
         self._transfer = secrets.randbits(_TRANSFER_BITS)  # no process continues a message that another one began
-        self._expected: tuple[int, ...] = (0,)
+        self._shapes: dict[int, tuple[int, ...]] = {}  # of each micro-batch's activations
         self._totals = channel.totals()
         self.down_mbit_s: float | None = None
-        self.trouble: OSError | None = None  # why the last step is not in the journal
+        self.trouble: OSError | None = None  # why something of the last step is not in the journal
 
     def step(self, step: int, durable: int) -> StepRecord:
-        """One step, from images to new weights.
+        """One step, from images to new weights: its micro-batches travel one behind another.
+
+        Every micro-batch is sent as soon as the engine has it and the window allows. Its recompute fills the time until
+        its gradient arrives. Gradients are taken in order, so the sum has the same bits however they arrive.
 
         Args:
             step: its number.
@@ -85,43 +104,52 @@ class DeviceLoop:
             Stopped: asked to stop while waiting; the step is dropped, nothing has changed here.
             Behind, LinkError, RefusedError, ProtocolError: see DeviceChannel.
         """
-        settings = self.settings
-        start = time.monotonic()
-        batch = self.loader.batch(step)
-        seeds = self.loader.seeds(step, settings.shape.clusters)
-        loaded = time.monotonic()
-        sent = self.engine.compress(batch.images, seeds, settings.shape.kept - settings.prefix)
-        message, body = self._pack(step, batch, sent, durable)
-        forward = time.monotonic()
-        self.channel.submit(message, body)
-        self._keep(step, message, body)
-        if self.shim is not None and not self.engine.keeps_graph:
-            self.shim.recompute(batch.images, sent)
-        recomputed = time.monotonic()
-        gradient, answer = self._gradient(step)
-        arrived = self._arrival(forward)
-        back = time.monotonic()
-        drift = self._drift(step, sent)
-        if self.shim is not None:
-            self.shim.apply(self._received(answer, gradient.precision, step), step, settings.planned_steps)
-            self.engine.refresh(self.shim.weights())
-        end = time.monotonic()
+        settings, watch = self.settings, Stopwatch()
+        self.trouble = None
+        with watch.phase("data"):
+            batch = self.loader.batch(step)
+        in_flight: deque[_InFlight] = deque()
+        for micro_batch in range(settings.micro_batches):
+            if len(in_flight) == settings.window:
+                self._finish(step, in_flight.popleft(), watch)
+            in_flight.append(self._begin(step, micro_batch, batch, durable, watch))
+        while in_flight:
+            self._finish(step, in_flight.popleft(), watch)
+        if self.shim is not None and self.refresher is not None:
+            with watch.phase("backward"):
+                self.shim.update(step, settings.planned_steps)
+                if self.refresher.due(step):
+                    self.refresher.now()
         up, down = self._bytes()
-        return StepRecord(
-            step=step,
-            loss=gradient.loss,
-            accuracy=gradient.accuracy,
-            bytes_up=up,
-            bytes_down=down,
-            seconds=end - start,
-            seconds_data=loaded - start,
-            seconds_forward=forward - loaded,
-            seconds_recompute=recomputed - forward,
-            seconds_link=max(0.0, arrived - forward - gradient.seconds_cloud),
-            seconds_cloud=gradient.seconds_cloud,
-            seconds_backward=end - back,
-            drift=drift,
-        )
+        return watch.record(step, up, down)
+
+    def _begin(self, step: int, micro_batch: int, batch: Batch, durable: int, watch: Stopwatch) -> _InFlight:
+        """Compress a micro-batch and send it."""
+        settings = self.settings
+        size = settings.shape.images
+        rows = slice(micro_batch * size, (micro_batch + 1) * size)
+        part = Batch(batch.images[rows], batch.labels[rows])
+        with watch.phase("forward"):
+            seeds = self.loader.seeds(step, settings.shape.clusters, size, micro_batch)
+            sent = self.engine.compress(part.images, seeds, settings.shape.kept - settings.prefix)
+            message, body = self._pack(step, micro_batch, part, sent, durable)
+        watch.departed()
+        self.channel.submit(message, body)
+        self._keep(message, body)
+        return _InFlight(micro_batch, part.images, sent)
+
+    def _finish(self, step: int, part: _InFlight, watch: Stopwatch) -> None:
+        """Recompute a micro-batch, take its gradient, and backpropagate it."""
+        if self.shim is not None and not self.engine.keeps_graph:
+            with watch.phase("recompute"):
+                self.shim.recompute(part.images, part.sent)
+        with watch.phase("wait"):
+            gradient, answer = self._gradient(step, part.number)
+        watch.answered(gradient, self._arrival())
+        watch.drift(self._drift(step, part.sent))
+        if self.shim is not None:
+            with watch.phase("backward"):
+                self.shim.backward(self._received(answer, gradient, step))
 
     def evaluate(self, step: int, loader: Loader, limit: int, precision: Precision) -> tuple[Evaluation, int, int]:
         """The test split through both halves, nothing merged or dropped; with the bytes it took up and down."""
@@ -131,40 +159,51 @@ class DeviceLoop:
             batch = loader.plain(indices)
             if not len(batch.labels):
                 continue
-            body = encode(self.engine.whole(batch.images), precision) + batch.labels.astype("<i4").tobytes()
+            body = encode(self.engine.whole(batch.images), precision, batch.labels.astype("<i4").tobytes())
             self._transfer += 1
+            if self.channel.in_flight:  # this part was computed while the one before travelled
+                images, correct, loss = self._evaluated(images, correct, loss)
             self.channel.submit(
                 Evaluate(self.settings.session, step, part, self._transfer, len(body), len(batch.labels), precision),
                 body,
             )
-            answer, _ = self.channel.result(self.settings.outage_s)
-            if not isinstance(answer, Evaluated) or (answer.step, answer.part) != (step, part):
-                raise _unexpected(answer, "the evaluation's answer")
-            images, correct, loss = images + answer.images, correct + answer.correct, loss + answer.loss_sum
+        if self.channel.in_flight:
+            images, correct, loss = self._evaluated(images, correct, loss)
         share = (correct / images, loss / images) if images else (float("nan"), float("nan"))
         return Evaluation(step, images, *share), *self._bytes()
 
-    def rewound(self) -> None:
-        """The weights have been set back to a checkpoint's: the engine must know."""
-        if self.shim is not None:
-            self.engine.refresh(self.shim.weights())
+    def _evaluated(self, images: int, correct: int, loss: float) -> tuple[int, int, float]:
+        answer, _ = self.channel.result(self.settings.outage_s)
+        if not isinstance(answer, Evaluated):
+            raise _unexpected(answer, "the evaluation's answer")
+        return images + answer.images, correct + answer.correct, loss + answer.loss_sum
+
+    def use_torch(self) -> None:
+        """Let the engine go, and send what the shim's own forward gives from now on."""
+        from adc_edge.edge_runtime.shim import TorchEngine
+
+        assert self.shim is not None
+        assert self.refresher is not None
+        self.engine.__exit__(None, None, None)
+        self.engine = TorchEngine(self.shim)
+        self.refresher.follow(self.engine)
 
     def gradient_bytes(self, gradient: Gradient) -> int:
         """Size that a Gradient's body must have, for the channel's check before it allocates."""
-        return 0 if self.shim is None else encoded_bytes(self._expected, gradient.precision)
+        shape = self._shapes.get(gradient.micro_batch)
+        return 0 if self.shim is None or shape is None else encoded_bytes(shape, gradient.precision)
 
-    def _pack(self, step: int, batch: Batch, sent: Sent, durable: int) -> tuple[Step, Body]:
+    def _pack(self, step: int, micro_batch: int, batch: Batch, sent: Sent, durable: int) -> tuple[Step, Body]:
         settings = self.settings
         triples = label_triples(sent.assignment, batch.labels, settings.classes)
-        self._expected = sent.activations.shape
-        body = self._encoded(sent, step) + triples.tobytes()
+        self._shapes[micro_batch] = sent.activations.shape
+        body = self._encoded(sent, step, micro_batch, triples.tobytes())
         self._transfer += 1
         clusters, kept, _ = sent.activations.shape
         message = Step(
             session=settings.session,
             step=step,
-            micro_batch=0,
-            micro_batches=1,
+            micro_batch=micro_batch,
             transfer=self._transfer,
             body_bytes=len(body),
             images=len(batch.labels),
@@ -172,54 +211,56 @@ class DeviceLoop:
             kept=kept,
             triples=len(triples),
             precision=settings.precision,
-            gradient=self.shim is not None,
+            gradient=None if self.shim is None else settings.gradient_precision,
             durable=durable,
         )
         return message, body
 
-    def _keep(self, step: int, message: Step, body: Body) -> None:
-        """Journal a step while it travels: one that is killed before has not been done by this device either."""
+    def _keep(self, message: Step, body: Body) -> None:
+        """Journal a message while it travels: one that is killed before has not sent it either."""
         try:
-            self._journal.append(Key(step), pack(message), body)
-            self.trouble = None
+            self._journal.append(Key(message.step, message.micro_batch), pack(message), body)
         except OSError as error:  # the run goes on; only a trainer that comes back older could now not be fed
             self.trouble = error
 
-    def _encoded(self, sent: Sent, step: int) -> bytes:
+    def _encoded(self, sent: Sent, step: int, micro_batch: int, tail: bytes) -> Body:
         """The activations as they arrive: the noise of the channel model included, if there is one."""
         settings = self.settings
         if not settings.noise.any:
-            return encode(sent.activations, settings.precision)
-        rng = noise.noise_rng(settings.seed, step, "up")
+            return encode(sent.activations, settings.precision, tail)
+        rng = noise.noise_rng(settings.seed, step * settings.micro_batches + micro_batch, "up")
         clean = encode(noise.awgn(sent.activations, settings.noise.snr_up_db, rng), settings.precision)
-        return noise.bit_errors(clean, self._expected, settings.precision, settings.noise.bit_error_rate, rng)
+        shape, rate = sent.activations.shape, settings.noise.bit_error_rate
+        return bytes(noise.bit_errors(clean, shape, settings.precision, rate, rng)) + tail
 
-    def _received(self, answer: memoryview, precision: Precision, step: int) -> Float32:
+    def _received(self, answer: memoryview, gradient: Gradient, step: int) -> Float32:
         """The gradient, with the noise of the channel model, if there is one."""
-        settings = self.settings
+        settings, shape, precision = self.settings, self._shapes[gradient.micro_batch], gradient.precision
         if not settings.noise.any:
-            return decode(answer, self._expected, precision)
-        rng = noise.noise_rng(settings.seed, step, "down")
-        rate = settings.noise.bit_error_rate
-        noisy = noise.bit_errors(bytes(answer), self._expected, precision, rate, rng)
-        return noise.awgn(decode(noisy, self._expected, precision), settings.noise.snr_down_db, rng)
+            return decode(answer, shape, precision)
+        rng = noise.noise_rng(settings.seed, step * settings.micro_batches + gradient.micro_batch, "down")
+        noisy = noise.bit_errors(answer, shape, precision, settings.noise.bit_error_rate, rng)
+        return noise.awgn(decode(noisy, shape, precision), settings.noise.snr_down_db, rng)
 
-    def _gradient(self, step: int) -> tuple[Gradient, memoryview]:
+    def _gradient(self, step: int, micro_batch: int) -> tuple[Gradient, memoryview]:
         answer, body = self.channel.result(self.settings.outage_s)
-        if not isinstance(answer, Gradient) or answer.step != step:
-            raise _unexpected(answer, f"the gradient of step {step}")
+        if not isinstance(answer, Gradient) or (answer.step, answer.micro_batch) != (step, micro_batch):
+            raise _unexpected(answer, f"the gradient of micro-batch {micro_batch} of step {step}")
         self.down_mbit_s = answer.down_mbit_s
         return answer, body
 
-    def _arrival(self, earliest: float) -> float:
-        """When the answer's last byte came, which may be before the recompute was done."""
+    def _arrival(self) -> float:
+        """When the answer's last byte came, which may be before anybody asked for it."""
         now = time.monotonic()
         tcp = self.channel.tcp()
-        return max(earliest, now - tcp.last_received_ms / 1e3) if tcp else now
+        return now - tcp.last_received_ms / 1e3 if tcp else now
 
     def _drift(self, step: int, sent: Sent) -> float | None:
+        if self.shim is None or self.refresher is None:
+            return None
         every = self.settings.drift_every
-        return self.shim.drift(sent) if self.shim is not None and every and step % every == 0 else None
+        stale = self.refresher.every > 1 and self.refresher.due(step)  # the last step with old weights is the worst
+        return self.shim.drift(sent) if stale or (every and step % every == 0) else None
 
     def _bytes(self) -> tuple[int, int]:
         before, self._totals = self._totals, self.channel.totals()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from adc_edge.edge_runtime.engine import Int64, Sent, Weights, check_input, without_empty
+from adc_edge.edge_runtime.engine import Int64, Sent, Weights, check_freeze_first, check_input, without_empty
 from adc_edge.errors import SettingError
 from adc_edge.precision import Float32
 from adc_edge.spec import TrunkSpec
@@ -25,13 +26,19 @@ class OnnxEngine:
         path: of client.onnx.
         spec: the trunk's architecture.
         threads: of the session; 0 lets ONNX Runtime choose.
+        freeze_first: K blocks that do not learn; with K > 0 ``Sent.hidden`` holds what leaves block K.
+
+    Raises:
+        SettingError: K leaves no block to train; on entering, a bundle too old to give that.
     """
 
     name = "onnxruntime"
     keeps_graph = False
 
-    def __init__(self, path: Path, spec: TrunkSpec, threads: int = 0) -> None:
+    def __init__(self, path: Path, spec: TrunkSpec, threads: int = 0, freeze_first: int = 0) -> None:
+        check_freeze_first(spec, freeze_first)
         self._path, self._spec, self._threads = path, spec, threads
+        self._hidden = [f"hidden_{freeze_first}"] if freeze_first else []
         self._session: ort.InferenceSession | None = None
         self._weights: Weights = {}
 
@@ -43,6 +50,13 @@ class OnnxEngine:
         # Between two steps the shim and the network want the cores that spinning threads would burn.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        if not {*self._hidden} <= {output.name for output in self._session.get_outputs()}:
+            self._session = None
+            raise SettingError(
+                f"{self._path.name} has no output {self._hidden[0]}, as --freeze-first needs it",
+                "a bundle of this version of adc-edge",
+                "export the model again, or leave --freeze-first out",
+            )
         return self
 
     def __exit__(
@@ -53,15 +67,14 @@ class OnnxEngine:
 
     def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
         """Run the graph; raises SettingError on inputs that do not fit it."""
-        check_input(self._spec, images, seeds, slots)
-        assert self._session is not None, "enter the engine first"
-        feeds = {"images": images, "seeds": seeds, "slots": np.zeros(slots, np.int64), **self._weights}
-        return without_empty(*self._session.run(_OUTPUTS, feeds))
+        outputs = self._run(_OUTPUTS + self._hidden, images, seeds, slots)
+        sent = without_empty(*outputs[: len(_OUTPUTS)])
+        return sent._replace(hidden=outputs[-1]) if self._hidden else sent
 
     def whole(self, images: Float32) -> Float32:
         """The same graph with a cluster for each image and every token kept, put back in their order."""
         everyone = np.arange(len(images), dtype=np.int64)
-        sent = self.compress(images, everyone, self._spec.patches)
+        sent = without_empty(*self._run(_OUTPUTS, images, everyone, self._spec.patches))
         if not np.array_equal(sent.assignment, everyone):  # images alike to the last bit of their attention
             return np.concatenate([self.whole(images[i : i + 1]) for i in everyone])
         z = np.empty_like(sent.activations)
@@ -84,3 +97,9 @@ class OnnxEngine:
                 "use the bundle's trunk",
             )
         self._weights = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+
+    def _run(self, outputs: list[str], images: Float32, seeds: Int64, slots: int) -> list[Any]:
+        check_input(self._spec, images, seeds, slots)
+        assert self._session is not None, "enter the engine first"
+        feeds = {"images": images, "seeds": seeds, "slots": np.zeros(slots, np.int64), **self._weights}
+        return self._session.run(outputs, feeds)  # type: ignore[no-any-return]

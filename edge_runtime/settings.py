@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from adc_edge.bundle import Manifest
 from adc_edge.errors import SettingError
 from adc_edge.learning import OptimizerSettings
 from adc_edge.noise import NoiseSettings
@@ -25,10 +26,15 @@ class ServeSettings(msgspec.Struct, frozen=True):
     steps: int | None = None
     epochs: int | None = None
     trunk: Literal["train", "frozen"] = "train"
-    engine: Literal["onnxruntime", "torch"] = "onnxruntime"
+    engine: Literal["onnxruntime", "torch", "auto"] = "onnxruntime"
+    freeze_first: int = 0
+    refresh_every: int = 1
     ratio: Ratio = Ratio()
     precision: Precision | None = None
+    gradient_precision: Precision | None = None
     batch_size: int | None = None
+    micro_batches: int = 1
+    window: int = 0
     augment: str = "none"
     seed: int = 0
     workers: int = 2
@@ -53,7 +59,18 @@ class ServeSettings(msgspec.Struct, frozen=True):
             raise SettingError("--steps and --epochs", "one of them", "leave one out")
         return self.steps if self.steps is not None else (self.epochs or 1) * steps_per_epoch
 
-    def fixed(self, bundle: str, precision: Precision, shape: Shape) -> dict[str, Any]:
+    def cut(self, ratio: Ratio, manifest: Manifest) -> Shape:
+        """What each micro-batch of a step sends; raises SettingError if the batch cannot be cut so."""
+        images = self.batch_size or manifest.batch_size
+        if images % self.micro_batches:
+            raise SettingError(
+                f"--micro-batches {self.micro_batches} of a batch of {images}",
+                "a number that divides the batch",
+                "choose another, or another --batch-size",
+            )
+        return ratio.shape(images // self.micro_batches, manifest.tokens, manifest.prefix)
+
+    def fixed(self, bundle: str, precisions: tuple[Precision, Precision], shape: Shape) -> dict[str, Any]:
         """What a resumed run must share, of these and of what the bundle's defaults have made of them."""
         return {
             "role": "device",
@@ -64,6 +81,10 @@ class ServeSettings(msgspec.Struct, frozen=True):
             "trunk": self.trunk,
             "optimizer": self.optimizer,
             "noise": self.noise,
-            "precision": precision,
+            "precision": precisions[0],
+            "gradient_precision": precisions[1],
             "shape": msgspec.to_builtins(shape),
+            "micro_batches": self.micro_batches,
+            "refresh_every": self.refresh_every,
+            "freeze_first": self.freeze_first,
         }

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from adc_edge.edge_runtime.refresher import Refresher
 from adc_edge.edge_runtime.tally import Tally
 from adc_edge.errors import CheckpointError
 from adc_edge.journal import Journal
 from adc_edge.run_dir import RunDir
-
-if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
-    from adc_edge.edge_runtime.shim import Shim
 
 _ID_BITS = 63
 
@@ -24,11 +22,12 @@ class State:
 
     Args:
         run_dir: where checkpoints go.
-        shim: the trunk that learns; None if it is frozen.
+        trunk: the one that learns; None if it is frozen.
+        micro_batches: of each step.
     """
 
-    def __init__(self, run_dir: RunDir, shim: Shim | None) -> None:
-        self._run_dir, self._shim = run_dir, shim
+    def __init__(self, run_dir: RunDir, trunk: Refresher | None, micro_batches: int = 1) -> None:
+        self._run_dir, self._trunk, self._micro_batches = run_dir, trunk, micro_batches
         self.step = 0
         self.session = secrets.randbits(_ID_BITS)
         self.life = secrets.randbits(_ID_BITS)  # of this process
@@ -44,7 +43,7 @@ class State:
     @property
     def oldest(self) -> int:
         """The first step from which on the journal can feed a trainer."""
-        return self.journal.oldest(self.step)
+        return self.journal.oldest(self.step, self._micro_batches)
 
     def resume(self, until: int | None = None) -> bool:
         """Come back to the newest checkpoint (of a step up to ``until``); False if there is none.
@@ -62,8 +61,8 @@ class State:
                 f"{self._run_dir.path}: {error}", "a checkpoint of `serve`", "use another --run, or --fresh"
             ) from None
         self.step, self.session, self.tally, self._saved = kept.step, session, tally, None
-        if self._shim is not None:
-            self._shim.restore(kept.arrays)
+        if self._trunk is not None:
+            self._trunk.restore(kept.arrays)
         self._forget_later()
         return True
 
@@ -73,7 +72,7 @@ class State:
         meta = {"session": self.session, "tally": msgspec.to_builtins(self.tally)}
         if self._saved == (self.step, meta):  # as at the end, after the goodbye
             return
-        self._run_dir.checkpoint(self.step, {} if self._shim is None else self._shim.arrays(), meta)
+        self._run_dir.checkpoint(self.step, {} if self._trunk is None else self._trunk.arrays(), meta)
         self._saved = self.step, meta
 
     def try_to_save(self) -> OSError | None:

@@ -26,8 +26,9 @@ class StepRecord(msgspec.Struct, frozen=True):
     seconds_data: float
     seconds_forward: float
     seconds_recompute: float
-    seconds_link: float
-    seconds_cloud: float
+    seconds_link: float  # from the first message's departure to the last answer's arrival, less seconds_cloud
+    seconds_cloud: float  # forward and backward there
+    seconds_wait: float  # of the above, what this device stood still for
     seconds_backward: float
     drift: float | None = None
 
@@ -59,11 +60,13 @@ class Tally(msgspec.Struct):
     seconds_recompute: float = 0.0
     seconds_link: float = 0.0
     seconds_cloud: float = 0.0
+    seconds_wait: float = 0.0
     seconds_backward: float = 0.0
     seconds_evaluation: float = 0.0
     loss: float | None = None  # running mean over about the last 20 steps
     loss_first: float | None = None
     accuracy_train: float | None = None
+    drift: float | None = None  # largest |engine - PyTorch| that was measured
     outages: int = 0
     steps_repeated: int = 0  # done again after this process was killed
     bytes_repeated_up: int = 0  # which an undisturbed run would not have needed, evaluations included
@@ -82,6 +85,8 @@ class Tally(msgspec.Struct):
         self.loss_first = record.loss if self.loss_first is None else self.loss_first
         self.loss = _smooth(self.loss, record.loss)
         self.accuracy_train = _smooth(self.accuracy_train, record.accuracy)
+        if record.drift is not None:
+            self.drift = max(record.drift, self.drift or 0.0)
 
     def repeat(self, lost: Iterable[Mapping[str, Any]]) -> None:
         """Count the metrics of steps and evaluations that were lost with a killed process: their bytes were sent."""
@@ -106,16 +111,16 @@ class Tally(msgspec.Struct):
                 samples.append(value)
                 del samples[:-SAMPLES]
 
-    def report(self, shape: Shape, dim: int, precision: str, frozen: bool, **more: Any) -> dict[str, Any]:
+    def report(self, shape: Shape, dim: int, frozen: bool, **more: Any) -> dict[str, Any]:
         """All of it as one JSON object, with what uncompressed fp32 activations (and gradients) would have weighed."""
-        one_way = self.steps * shape.images * shape.tokens * dim * 4
+        one_way = self.images * shape.tokens * dim * 4
         values = {name: value for name, value in msgspec.to_builtins(self).items() if "_samples_" not in name}
         for name, share in (("rtt_ms", 50), ("rtt_p95_ms", 95), ("rtt_p99_ms", 99)):
             values[name] = _percentile(self.rtt_samples_ms, share)
         values["up_mbit_s"] = _percentile(self.up_samples_mbit_s, 50)
         values["down_mbit_s"] = _percentile(self.down_samples_mbit_s, 50)
         values["accuracy"] = self.evaluations[-1].accuracy if self.evaluations else None
-        values["xi"], values["precision"] = shape.xi, precision
+        values["xi"] = shape.xi
         values["peak_memory_mb"] = peak_memory_mb()
         values["bytes_total_up"] = self.bytes_up + self.bytes_evaluation_up
         values["bytes_total_down"] = self.bytes_down + self.bytes_evaluation_down

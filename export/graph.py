@@ -34,7 +34,8 @@ class _Client(nn.Module):
         self.trunk = trunk
 
     def forward(self, images: Tensor, seeds: Tensor, slots: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.trunk.compress(images, seeds, slots))
+        states = self.trunk.states(images)
+        return (*self.trunk.compress_last(states[-1], seeds, slots), *states[1:])
 
 
 class _Traced(nn.Module):
@@ -55,16 +56,19 @@ def client_graph(trunk: Trunk) -> onnx.ModelProto:
     """Trace a trunk with ADC.
 
     Inputs: images float32 [B,C,H,W]; seeds int64 [T]; slots int64 [S]; every weight under its timm name, optional.
-    Outputs: activations float32 [T,P+S,D]; assignment int64 [B]; tokens int64 [T,P+S]; counts int64 [T].
+    Outputs: activations float32 [T,P+S,D]; assignment int64 [B]; tokens int64 [T,P+S]; counts int64 [T];
+        hidden_K float32 [B,N,D] for 1 <= K < split, after block K, for a device that freezes its first blocks.
+        An output that is not fetched costs nothing (benchmarks/compression.py).
     """
     spec = trunk.spec
+    outputs = [*OUTPUTS, *(f"hidden_{block}" for block in range(1, spec.depth))]
     example = (
         torch.randn(6, spec.channels, *spec.image_size),
         torch.arange(3),
         torch.arange(max(2, spec.patches // 3)),
     )
     free = [Dim("B", min=2, max=_LARGEST), Dim("T", min=2, max=_LARGEST), Dim("S", min=1, max=spec.patches)]
-    return trace(_Client(trunk), example, free, INPUTS, OUTPUTS, prefix="trunk.")
+    return trace(_Client(trunk), example, free, INPUTS, outputs, prefix="trunk.")
 
 
 def trace(

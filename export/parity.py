@@ -25,7 +25,7 @@ _NEXT = "report it with the model's name; nothing was written"
 
 
 class Row(NamedTuple):
-    """One case: shapes, share of equal assignments, largest relative difference of the activations."""
+    """One case: shapes, share of equal assignments, largest relative difference of activations and hidden states."""
 
     stage: str
     images: int
@@ -94,11 +94,14 @@ def _compare(
     pixels = rng.standard_normal((images, trunk.spec.channels, *trunk.spec.image_size)).astype(np.float32)
     seeds = rng.permutation(images)[:clusters].astype(np.int64)
     feeds = {"images": pixels, "seeds": seeds, "slots": np.zeros(slots, np.int64), **weights}
-    activations, assignment, tokens, counts = session.run(["activations", "assignment", "tokens", "counts"], feeds)
-    eager = trunk.compress(torch.from_numpy(pixels), torch.from_numpy(seeds), torch.zeros(slots, dtype=torch.int64))
-    given = trunk.replay(torch.from_numpy(pixels), torch.from_numpy(assignment), torch.from_numpy(tokens)).numpy()
+    activations, assignment, tokens, counts, *hidden = session.run(None, feeds)
+    x = torch.from_numpy(pixels)
+    eager = trunk.compress(x, torch.from_numpy(seeds), torch.zeros(slots, dtype=torch.int64))
+    given = trunk.replay(x, torch.from_numpy(assignment), torch.from_numpy(tokens)).numpy()
     used = counts > 0
-    difference = float(np.abs(activations[used] - given[used]).max() / np.abs(given[used]).max())
+    pairs = [(activations[used], given[used])]
+    pairs += zip(hidden, (state.numpy() for state in trunk.states(x)[1:]), strict=True)
+    difference = max(float(np.abs(ours - theirs).max() / np.abs(theirs).max()) for ours, theirs in pairs)
     agreement = float((assignment == eager.assignment.numpy()).mean())
     if not np.array_equal(np.bincount(assignment, minlength=clusters), counts):
         difference = float("inf")

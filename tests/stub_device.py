@@ -20,8 +20,16 @@ NUMBERS = itertools.count()
 class Device:
     """One session; ``step`` does one step and returns the answer."""
 
-    def __init__(self, bundle: Bundle, endpoint: str, session: int = 1, keys: ClientKeys | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        endpoint: str,
+        session: int = 1,
+        keys: ClientKeys | None = None,
+        micro_batches: int = 1,
+    ) -> None:
         self.bundle, self.session, self.next_step, self.life = bundle, session, 0, session
+        self.micro_batches = micro_batches
         self.journal = Journal(bundle.path.parent / f"journal-{next(NUMBERS)}")
         self.notes: list[str] = []
         self.stop = False
@@ -37,19 +45,36 @@ class Device:
         )
 
     def hello(self) -> Hello:
-        oldest = self.journal.oldest(self.next_step)
-        return Hello(VERSION, self.bundle.digest, self.session, self.life, "test", self.next_step, 0, oldest)
+        oldest, ours = self.journal.oldest(self.next_step, self.micro_batches), (self.session, self.life, "test")
+        stands = (self.next_step, 0, oldest)
+        return Hello(VERSION, self.bundle.digest, *ours, *stands, micro_batches=self.micro_batches)
 
-    def message(self, step: int, seed: int | None = None, images: int = 8) -> tuple[Step, bytes]:
-        rng = np.random.default_rng(step if seed is None else seed)
+    def message(self, step: int, seed: int | None = None, images: int = 8, part: int = 0) -> tuple[Step, bytes]:
+        rng = np.random.default_rng([step if seed is None else seed, part])
         assignment = np.arange(images, dtype=np.int64) % self.shape[0]
         triples = label_triples(assignment, rng.integers(0, 10, images), 10)
-        body = encode(rng.standard_normal(self.shape).astype(np.float32), "fp32") + triples.tobytes()
+        body = bytes(encode(rng.standard_normal(self.shape).astype(np.float32), "fp32", triples.tobytes()))
         clusters, kept, _ = self.shape
         return (
-            Step(self.session, step, 0, 1, step + 1, len(body), images, clusters, kept, len(triples), "fp32", True),
+            Step(
+                self.session,
+                step,
+                part,
+                64 * step + part + 1,
+                len(body),
+                images,
+                clusters,
+                kept,
+                len(triples),
+                "fp32",
+                "fp32",
+            ),
             body,
         )
+
+    def settle(self) -> None:
+        """Wait until the trainer has done what it does after it has answered."""
+        assert self.channel.probe() is not None
 
     def step(self, step: int, images: int = 8) -> tuple[Gradient, bytes]:
         message, body = self.message(step, images=images)
@@ -58,4 +83,17 @@ class Device:
         answer, gradient = self.channel.result(outage_s=60)
         assert isinstance(answer, Gradient)
         self.next_step = step + 1
+        return answer, bytes(gradient)
+
+    def send(self, step: int, part: int, images: int = 8) -> None:
+        """One micro-batch, whose answer is taken later."""
+        message, body = self.message(step, images=images, part=part)
+        self.journal.append(Key(step, part), pack(message), body)
+        self.channel.submit(message, body)
+
+    def take(self) -> tuple[Gradient, bytes]:
+        """The answer to the oldest micro-batch in flight."""
+        answer, gradient = self.channel.result(outage_s=60)
+        assert isinstance(answer, Gradient)
+        self.next_step = answer.step + (answer.micro_batch + 1 == self.micro_batches)
         return answer, bytes(gradient)

@@ -17,7 +17,8 @@ from adc_edge.bundle import Bundle
 from adc_edge.channel import Channel
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.sessions import Sessions, Standing
+from adc_edge.cloud_trainer.session import Standing
+from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.connection import LinkLost, Stopped
 from adc_edge.endpoint import check_endpoint
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
@@ -46,9 +47,11 @@ def test_a_step_is_answered_with_a_gradient_of_the_same_shape(device: Device) ->
 def test_a_step_sent_twice_is_applied_once_and_answered_twice_alike(device: Device, training: HeadTraining) -> None:
     first = device.step(0)
     again = device.step(0)
+    device.settle()
     assert training.steps == 1
     assert first == again
     device.step(1)
+    device.settle()
     assert training.steps == 2
 
 
@@ -221,6 +224,7 @@ def test_a_trainer_that_dies_and_returns_continues_where_the_device_stands(
     thread = threading.Thread(target=return_later)
     thread.start()
     device.step(1)
+    device.settle()
     assert training.steps == 2
     assert device.channel.outages == 1
     assert any("link lost" in note for note in device.notes)
@@ -243,6 +247,7 @@ def test_a_connection_cut_in_mid_message_is_made_anew_and_the_step_applied_once(
         for step in range(1, 6):
             proxy.cut_after(2_000 * step)
             device.step(step)
+        device.settle()
         assert training.steps == 6
         assert proxy.cuts == 5
         device.channel.close()
@@ -329,4 +334,15 @@ def test_a_trainer_whose_log_cannot_be_made_says_so_and_the_device_waits(bundle:
     place.unlink()
     device.channel.open(10)
     device.step(0)
+    device.channel.close()
+
+
+def test_a_probe_tells_round_trip_and_time_for_bytes(bundle: Bundle, server: Server) -> None:
+    device = Device(bundle, server.endpoint)
+    device.channel.open(30)
+    probed = device.channel.probe()
+    assert probed is not None
+    assert 0 < probed[0] < 5
+    assert 0 <= probed[1] < 5
+    device.step(0)  # and the session goes on
     device.channel.close()

@@ -112,7 +112,7 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "step"]
 
 
-def in_process(bundle: Bundle, steps: int, optimizer: OptimizerSettings) -> list[float]:
+def in_process(bundle: Bundle, steps: int, optimizer: OptimizerSettings, micro_batches: int = 1) -> list[float]:
     """The same training as one plain PyTorch loop: uncut order of operations, nothing lazy, no wire."""
     manifest = bundle.manifest
     vit = create_vit(manifest.model, manifest.model_args, manifest.classes)
@@ -121,37 +121,45 @@ def in_process(bundle: Bundle, steps: int, optimizer: OptimizerSettings) -> list
     head = Head(vit, manifest.split)
     learn = torch.optim.AdamW([*trunk.parameters(), *head.parameters()], lr=optimizer.lr, weight_decay=0.0)
     loader = Loader(data.load("digits").train, manifest.preprocessing, manifest.batch_size)
-    shape = manifest.ratio.shape(manifest.batch_size, manifest.tokens, manifest.prefix)
+    size = manifest.batch_size // micro_batches
+    shape = manifest.ratio.shape(size, manifest.tokens, manifest.prefix)
     result = []
     for step in range(steps):
         batch = loader.batch(step)
-        images = torch.from_numpy(batch.images)
-        with torch.no_grad():
-            x = trunk.embed(images)
-            for block in trunk.blocks[:-1]:
-                x = block(x)
-            q, k, _ = trunk.blocks[-1].attn.all_three(trunk.blocks[-1].norm1(x))  # type: ignore[operator, union-attr]
-            scores = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)[:, :, 0].mean(1)
-        assignment, counts = adc.kmeans(scores, torch.from_numpy(loader.seeds(step, shape.clusters)))
-        used = [t for t in range(shape.clusters) if counts[t] > 0]
-        z = trunk(images)
-        one_hot = torch.nn.functional.one_hot(torch.from_numpy(batch.labels), manifest.classes).float()
-        members = [assignment == t for t in used]
-        merged = torch.stack([z[m].mean(0) for m in members])
-        soft = torch.stack([one_hot[m].mean(0) for m in members])
-        centroids = torch.stack([scores[m].mean(0) for m in members])
-        tokens = adc.select_tokens(centroids, shape.kept - manifest.prefix, manifest.prefix)
-        loss = torch.nn.functional.cross_entropy(head(adc.gather_tokens(merged, tokens)), soft)
         learn.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = []
+        for number in range(micro_batches):
+            rows = slice(number * size, (number + 1) * size)
+            images, labels = torch.from_numpy(batch.images[rows]), torch.from_numpy(batch.labels[rows])
+            with torch.no_grad():
+                x = trunk.embed(images)
+                for block in trunk.blocks[:-1]:
+                    x = block(x)
+                last = trunk.blocks[-1]
+                q, k, _ = last.attn.all_three(last.norm1(x))  # type: ignore[operator, union-attr]
+                scores = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)[:, :, 0].mean(1)
+            seeds = torch.from_numpy(loader.seeds(step, shape.clusters, size, number))
+            assignment, counts = adc.kmeans(scores, seeds)
+            used = [t for t in range(shape.clusters) if counts[t] > 0]
+            z = trunk(images)
+            one_hot = torch.nn.functional.one_hot(labels, manifest.classes).float()
+            members = [assignment == t for t in used]
+            merged = torch.stack([z[m].mean(0) for m in members])
+            soft = torch.stack([one_hot[m].mean(0) for m in members])
+            centroids = torch.stack([scores[m].mean(0) for m in members])
+            tokens = adc.select_tokens(centroids, shape.kept - manifest.prefix, manifest.prefix)
+            loss = torch.nn.functional.cross_entropy(head(adc.gather_tokens(merged, tokens)), soft)
+            (loss / micro_batches).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
         learn.step()
-        result.append(loss.item())
+        result.append(sum(losses) / micro_batches)
     loader.close()
     return result
 
 
+@pytest.mark.parametrize(("micro_batches", "window"), [(1, 0), (4, 0), (4, 2)])
 def test_training_equals_an_in_process_pytorch_loop(
-    bundle_dir: Path, bundle: Bundle, tmp_path: Path, trainer: Any
+    bundle_dir: Path, bundle: Bundle, tmp_path: Path, trainer: Any, micro_batches: int, window: int
 ) -> None:
     learning = OptimizerSettings(lr=1e-3)
     with trainer(tmp_path / "cloud", "--lr", "1e-3") as (_, endpoint):
@@ -163,9 +171,12 @@ def test_training_equals_an_in_process_pytorch_loop(
                 engine="torch",
                 optimizer=learning,
                 run=tmp_path / "device",
+                micro_batches=micro_batches,
+                window=window,
             )
         )
-    np.testing.assert_allclose(losses(tmp_path / "device"), in_process(bundle, 20, learning), atol=1e-5)
+    expected = in_process(bundle, 20, learning, micro_batches)
+    np.testing.assert_allclose(losses(tmp_path / "device"), expected, atol=1e-5)
 
 
 def test_both_engines_train_alike(bundle_dir: Path, tmp_path: Path, cloud: Any) -> None:
@@ -288,6 +299,80 @@ def test_low_precision_sends_fewer_bytes_and_learns_alike(bundle_dir: Path, tmp_
     assert loss["int8"][0] == pytest.approx(loss["fp32"][0], rel=0.01)
     assert loss["int8"] == pytest.approx(loss["fp32"], rel=0.1)
     assert loss["int8"] != loss["fp32"]
+
+
+def test_each_way_has_its_own_precision(bundle_dir: Path, tmp_path: Path, cloud: Any) -> None:
+    with cloud(OptimizerSettings("sgd", lr=0.05)) as endpoint:
+        more = {"precision": "bf16", "gradient_precision": "int4", "optimizer": OptimizerSettings("sgd", lr=0.05)}
+        report = serve(settings(bundle_dir, endpoint, steps=40, run=tmp_path / "low", **more))
+    with cloud(OptimizerSettings("sgd", lr=0.05)) as endpoint:
+        more["precision"] = more["gradient_precision"] = "fp32"
+        serve(settings(bundle_dir, endpoint, steps=40, run=tmp_path / "fp32", **more))
+    assert (report["precision"], report["gradient_precision"]) == ("bf16", "int4")
+    values = report["xi"] * 40 * 16 * 17 * 32
+    assert report["bytes_up"] == pytest.approx(values * 2, rel=0.2)
+    assert report["bytes_down"] == pytest.approx(values * (0.5 + 2 / 32), rel=0.6)  # headers weigh 250 bytes a step
+    assert losses(tmp_path / "low") == pytest.approx(losses(tmp_path / "fp32"), rel=0.1)
+
+
+def test_an_engine_that_is_refreshed_every_third_step_drifts_and_says_how_far(
+    bundle_dir: Path, tmp_path: Path, cloud: Any
+) -> None:
+    drift = {}
+    for every in (1, 3):
+        with cloud(OptimizerSettings("sgd", lr=0.05)) as endpoint:
+            how = OptimizerSettings("sgd", lr=0.05)
+            more = {"refresh_every": every, "optimizer": how, "drift_every": 1, "run": tmp_path / str(every)}
+            drift[every] = serve(settings(bundle_dir, endpoint, steps=9, **more))["drift"]
+    assert drift[1] < 1e-4
+    assert drift[3] > 10 * drift[1]
+    assert losses(tmp_path / "3")[:3] != losses(tmp_path / "1")[:3]
+    assert losses(tmp_path / "3")[0] == losses(tmp_path / "1")[0]
+
+
+def test_frozen_first_blocks_stay_and_the_others_learn(bundle_dir: Path, tmp_path: Path, cloud: Any) -> None:
+    with cloud(OptimizerSettings(lr=1e-3)) as endpoint:
+        serve(settings(bundle_dir, endpoint, steps=6, freeze_first=1, drift_every=1, run=tmp_path / "device"))
+    before, after = (load_file(d / "trunk.safetensors") for d in (bundle_dir, tmp_path / "device"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith("blocks.1.")}
+
+
+def test_the_faster_engine_is_measured_once_told_and_kept(
+    bundle_dir: Path, tmp_path: Path, cloud: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = tmp_path / "device"
+    with cloud(OptimizerSettings(lr=1e-3)) as endpoint:
+        more = {"engine": "auto", "run": device, "micro_batches": 2}
+        first = Serve(settings(bundle_dir, endpoint, steps=3, **more), Console(width=200), stop=lambda: False)
+        assert first.run()["steps"] == 3
+        said = capsys.readouterr().out
+        chosen = (device / "engine").read_text()
+        assert chosen in ("onnxruntime", "torch")
+        assert f"engine auto: {chosen}." in said
+        assert "a step would take" in said
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "engine").write_text("torch")
+    more["run"] = kept
+    with cloud(OptimizerSettings(lr=1e-3)) as endpoint:
+        again = Serve(settings(bundle_dir, endpoint, steps=3, **more), Console(width=200), stop=lambda: False)
+        again.run()
+        said = capsys.readouterr().out
+    assert "engine torch" in said
+    assert "engine auto:" not in said
+
+
+def test_a_batch_that_cannot_be_cut_so_is_refused(bundle_dir: Path, command: Any) -> None:
+    for options, words in (
+        (["--micro-batches", "3"], "3 of a batch of 16"),
+        (["--micro-batches", "16"], "a batch of 1 image"),
+        (["--freeze-first", "2"], "--freeze-first 2 of 2 blocks"),
+    ):
+        with command("serve", "--bundle", bundle_dir, "--trainer", "tcp://127.0.0.1:9", *options) as edge:
+            code, output = edge.finish()
+        assert code in (1, 2)
+        assert words in output
 
 
 def test_a_noisy_channel_changes_the_training_and_is_the_same_each_time(

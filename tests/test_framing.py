@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adc_edge.errors import ProtocolError
-from adc_edge.framing import Assembler, cut, sealed, unsealed
+from adc_edge.framing import FAST_CHUNK_BYTES, FAST_MBIT_S, Assembler, chunk_bytes, cut, sealed, unsealed
 from adc_edge.protocol import (
     CHUNK_BYTES,
     SEAL_BYTES,
@@ -31,6 +31,7 @@ from adc_edge.protocol import (
     unpack_from_device,
     unpack_from_trainer,
 )
+from adc_edge.tcp import TcpInfo
 
 SIZES = st.integers(1, 300_000) | st.integers(1, 4).flatmap(
     lambda chunks: st.sampled_from([chunks * CHUNK_BYTES + more for more in (-1, 0, 1)])
@@ -87,6 +88,19 @@ def test_a_body_of_any_size_arrives_whole_in_pieces_of_a_chunk(size: int) -> Non
     assert len(frames) == max(1, -(-size // CHUNK_BYTES))
     assert feed(box, frames) == (message(size), body_of(size))
     assert (box.unfinished, box.held_bytes) == ((0, 0), 0)
+
+
+@given(SIZES, st.sampled_from([CHUNK_BYTES, CHUNK_BYTES + 1, FAST_CHUNK_BYTES]))
+@settings(max_examples=20, deadline=None)
+def test_larger_pieces_of_a_fast_link_arrive_too(size: int, chunk_bytes: int) -> None:
+    frames = list(cut(message(size), body_of(size), chunk_bytes))
+    assert all(len(piece) == chunk_bytes for _, piece in frames[:-1])
+    assert feed(inbox(), frames) == (message(size), body_of(size))
+
+
+def test_pieces_grow_where_the_kernel_has_seen_a_fast_link() -> None:
+    slow, fast = (TcpInfo(0, 0, 1.0, rate, 0) for rate in (FAST_MBIT_S - 1, FAST_MBIT_S))
+    assert [chunk_bytes(link) for link in (None, slow, fast)] == [CHUNK_BYTES, CHUNK_BYTES, FAST_CHUNK_BYTES]
 
 
 @given(st.lists(SIZES, min_size=1, max_size=3))
@@ -200,9 +214,9 @@ def test_a_chunk_of_another_message_is_refused(chunk: Chunk) -> None:
 
 
 def test_pieces_of_the_wrong_size_are_refused() -> None:
-    for size, piece in ((10, 9), (10, 11), (0, 1), (CHUNK_BYTES + 1, CHUNK_BYTES + 1), (CHUNK_BYTES + 1, 1)):
+    for size, piece in ((10, 9), (10, 11), (0, 1), (CHUNK_BYTES + 1, 1), (9 * CHUNK_BYTES, FAST_CHUNK_BYTES + 1)):
         assert refused(inbox(), whole(message(size), bytes(piece))) == "size"
-    for piece in (0, CHUNK_BYTES - 1, 1):
+    for piece in (0, CHUNK_BYTES - 1, 1, 2 * CHUNK_BYTES + 1):
         box = inbox()
         feed(box, frames_of(3 * CHUNK_BYTES)[:1])
         assert refused(box, whole(Chunk(7, 1, CHUNK_BYTES), bytes(piece))) == "size"
@@ -249,7 +263,7 @@ def test_beginning_another_body_drops_the_unfinished_message() -> None:
 
 FROM_DEVICE: list[FromDevice] = [Fetch(7, 3, None, 9, offset=CHUNK_BYTES), Bye(7), Ping(1, 100)]
 FROM_TRAINER: list[FromTrainer] = [
-    Welcome(7, 5, 0, None, 1, 0, 0, "0.1.0"),
+    Welcome(7, 5, 0, 0, None, 1, 0, 0, "0.1.0"),
     Refused("busy", "a", "b", "c"),
     Evaluated(7, 5, 0, 10, 9, 0.5, 0.1),
     Gradient(7, 4, 0, 8, 0, "fp32", 0.5, 0.5, 0.1),

@@ -282,8 +282,8 @@ def test_an_evaluation_takes_the_same_images_each_time_in_the_splits_order(limit
 
 def test_kmeans_starts_from_distinct_rows_that_change_with_the_step() -> None:
     with closing(Loader(numbered(20), COLOUR, 16, seed=1)) as loader:
-        rows = [loader.seeds(step, 6) for step in range(50)]
-        assert [r.tolist() for r in rows] == [loader.seeds(step, 6).tolist() for step in range(50)]
+        rows = [loader.seeds(step, 6, loader.batch_size) for step in range(50)]
+        assert [r.tolist() for r in rows] == [loader.seeds(step, 6, loader.batch_size).tolist() for step in range(50)]
     for chosen in rows:
         assert len(set(chosen.tolist())) == 6
         assert all(0 <= row < 16 for row in chosen.tolist())
@@ -291,7 +291,7 @@ def test_kmeans_starts_from_distinct_rows_that_change_with_the_step() -> None:
     assert len({tuple(r.tolist()) for r in rows}) == 50
     assert len(set(np.concatenate(rows).tolist())) == 16
     with closing(Loader(numbered(20), COLOUR, 16, seed=2)) as loader:
-        assert loader.seeds(0, 6).tolist() != rows[0].tolist()
+        assert loader.seeds(0, 6, loader.batch_size).tolist() != rows[0].tolist()
 
 
 def test_closing_lets_every_thread_go() -> None:

@@ -54,9 +54,9 @@ def reference(module: Tiny, settings: OptimizerSettings) -> torch.optim.Optimize
         {"params": [p for n, p in named.items() if n not in DECAYED], "weight_decay": 0.0},
     ]
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=settings.lr)
+    return kind(groups, lr=settings.lr, fused=True)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:

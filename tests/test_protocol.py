@@ -74,7 +74,7 @@ def fields(message: Message) -> dict[str, Any]:
 
 def step(**changes: Any) -> Step:
     size = 3 * 5 * 32 * 4 + 4 * 12
-    return msgspec.structs.replace(Step(1, 0, 0, 1, 1, size, 8, 3, 5, 4, "fp32", True), **changes)
+    return msgspec.structs.replace(Step(1, 0, 0, 1, size, 8, 3, 5, 4, "fp32", "fp32"), **changes)
 
 
 def device_inbox() -> Assembler[FromTrainer]:
@@ -130,8 +130,8 @@ def test_another_library_reads_and_writes_every_header(kind: type[Message], data
         (protocol.Fetch(1, 2, None, 3), {"part": -1}),
         (protocol.Fetch(1, 2, None, 3), {"offset": 1.5}),
         (protocol.Ping(1, 2), {"reply_bytes": protocol.CHUNK_BYTES + 1}),
-        (Welcome(1, 5, 0, None, 1, 0, 0, "0.1.0"), {"durable": "all"}),
-        (Welcome(1, 5, 0, None, 1, 0, 0, "0.1.0"), {"received_bytes": -1}),
+        (Welcome(1, 5, 0, 0, None, 1, 0, 0, "0.1.0"), {"durable": "all"}),
+        (Welcome(1, 5, 0, 0, None, 1, 0, 0, "0.1.0"), {"received_bytes": -1}),
         (Refused("key", "a", "b", "c"), {"code": "because"}),
     ],
 )
@@ -196,7 +196,7 @@ def test_the_refusal_of_an_older_trainer_ends_the_run_with_its_words(code: str) 
 
 
 def test_a_refusal_that_an_older_device_can_read_has_no_seal_and_nothing_else_goes_without() -> None:
-    for header in (pack(Welcome(1, 5, 0, None, 1, 0, 0, "0.1.0")), pack(protocol.ByeAck(1)), b"", b"\xc1"):
+    for header in (pack(Welcome(1, 5, 0, 0, None, 1, 0, 0, "0.1.0")), pack(protocol.ByeAck(1)), b"", b"\xc1"):
         with pytest.raises(ProtocolError) as caught:
             device_inbox().feed(header, b"")
         assert caught.value.code == "corrupt"
@@ -219,7 +219,6 @@ def test_a_refusal_that_an_older_device_can_read_has_no_seal_and_nothing_else_go
         {"kept": 18},
         {"triples": 2},
         {"triples": 9},
-        {"micro_batch": 1},
         {"body_bytes": 1},
         {"body_bytes": 2**31 - 1},
         {"precision": "fp16"},

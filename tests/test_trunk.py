@@ -64,32 +64,43 @@ def test_its_gradients_equal_those_of_the_plain_formulation(depth: int) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_its_gradient_is_the_derivative_by_finite_differences() -> None:
+def test_its_gradient_is_the_derivative_by_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    membership = adc.membership
+    monkeypatch.setattr(adc, "membership", lambda *of: membership(*of).double())  # differences need float64
     trunk = make_trunk().double()
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
-    assignment, tokens = torch.tensor([0, 1, 0, 0]), torch.tensor([[0, 3, 7], [0, 1, 16]])
-    bias = trunk.blocks[0].attn.qkv.bias  # type: ignore[union-attr]
-    assert isinstance(bias, nn.Parameter)
-    members = torch.nn.functional.one_hot(assignment, 2).double().T
-    merge = members / members.sum(1, keepdim=True)
+    choice = torch.tensor([0, 1, 0, 0]), torch.tensor([[0, 3, 7], [0, 1, 16]])
 
-    def loss(value: Tensor) -> Tensor:
-        state = {"blocks.0.attn.qkv.bias": value}
-        chosen = torch.func.functional_call(
-            _Chosen(trunk), {f"trunk.{k}": v for k, v in state.items()}, (images, assignment, tokens)
-        )
-        return (merge @ chosen.flatten(1)).square().sum()  # type: ignore[no-any-return]
+    def loss(qkv: Tensor, fc1: Tensor) -> Tensor:
+        state = {"trunk.blocks.0.attn.qkv.bias": qkv, "trunk.blocks.2.mlp.fc1.bias": fc1}
+        activations = torch.func.functional_call(_Replay(trunk), state, (images, *choice))
+        return activations.square().sum()  # type: ignore[no-any-return]
 
-    assert torch.autograd.gradcheck(loss, (bias.detach().clone().requires_grad_(),), eps=1e-6, atol=1e-4)
+    biases = trunk.blocks[0].attn.qkv.bias, trunk.blocks[2].mlp.fc1.bias  # type: ignore[union-attr]
+    free = tuple(b.detach().clone().requires_grad_() for b in biases)  # type: ignore[operator]
+    assert torch.autograd.gradcheck(loss, free, eps=1e-6, atol=1e-4)
 
 
-class _Chosen(nn.Module):
+class _Replay(nn.Module):
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.trunk = trunk
 
     def forward(self, images: Tensor, assignment: Tensor, tokens: Tensor) -> Tensor:
-        return self.trunk._chosen(*self.trunk._until_last(images), assignment, tokens)
+        return self.trunk.replay(images, assignment, tokens)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_a_replay_may_start_after_any_block_but_the_last(start: int) -> None:
+    trunk = make_trunk()
+    x, assignment, tokens = torch.randn(9, 3, 16, 16), torch.arange(9) % 4, torch.arange(12).reshape(4, 3)
+    hidden = trunk.embed(x)
+    for block in trunk.blocks[:start]:
+        hidden = block(hidden)
+    whole = trunk(x)
+    merged = torch.stack([whole[assignment == t].mean(0)[tokens[t]] for t in range(4)])
+    ours = trunk.replay(hidden if start else x, assignment, tokens, start=start)
+    torch.testing.assert_close(ours, merged, rtol=1e-5, atol=1e-5)
 
 
 def test_one_cluster_an_image_and_every_token_is_the_whole_output() -> None:

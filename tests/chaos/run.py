@@ -18,8 +18,16 @@ class Run:
     """One training, trainer and device as processes, over a link that may be bad."""
 
     def __init__(
-        self, zygote: Zygote, bundle: Path, where: Path, port: int, steps: int, keys: Path | None = None
+        self,
+        zygote: Zygote,
+        bundle: Path,
+        where: Path,
+        port: int,
+        steps: int,
+        keys: Path | None = None,
+        more: tuple[str, ...] = (),
     ) -> None:
+        self.more = more  # options of the device, in every life
         self.zygote, self.bundle, self.where, self.port, self.steps = zygote, bundle, where, port, steps
         self.keys, self.every = keys, 7  # steps between checkpoints
         self.device_dir, self.trainer_dir = where / "device", where / "trainer"
@@ -40,7 +48,7 @@ class Run:
         return self.zygote.start(
             "serve", "--bundle", self.bundle, "--run", self.device_dir, "--trainer", endpoint, "--wait", "inf",
             "--steps", str(self.steps), *report, *keys, *LEARNING,
-            "--checkpoint-every", str(self.every), *options,
+            "--checkpoint-every", str(self.every), *self.more, *options,
             log=self.where / "device.log",
         )  # fmt: skip
 

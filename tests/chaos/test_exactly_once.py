@@ -113,10 +113,12 @@ def storm(
 ) -> Callable[..., tuple[dict[str, int], BadLink]]:
     """Train calmly and in a storm of so many faults, compare, and tell how many really happened."""
 
-    def rage(steps: int, keys: Path | None = None, **counts: int) -> tuple[dict[str, int], BadLink]:
+    def rage(
+        steps: int, keys: Path | None = None, more: tuple[str, ...] = (), **counts: int
+    ) -> tuple[dict[str, int], BadLink]:
         rng = random.Random(seed)
-        expected = Run(zygote, bundle_dir, tmp_path / "calm", free_port(), steps).undisturbed()
-        run = Run(zygote, bundle_dir, tmp_path / "stormy", free_port(), steps, keys)
+        expected = Run(zygote, bundle_dir, tmp_path / "calm", free_port(), steps, more=more).undisturbed()
+        run = Run(zygote, bundle_dir, tmp_path / "stormy", free_port(), steps, keys, more)
         happened, link = disturb(run, rng, plan_of(rng, **counts), long_stall_s=9.5)
         tell(capsys, run, seed, happened, link)
         compare(expected, run.outcome())
@@ -148,3 +150,18 @@ def test_nor_do_they_under_encryption(storm: Callable[..., tuple[dict[str, int],
     assert happened["trainer"] >= 5
     assert happened["device"] >= 5
     assert link.flips >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nor_in_the_middle_of_a_step_that_is_cut_into_micro_batches(
+    storm: Callable[..., tuple[dict[str, int], BadLink]],
+) -> None:
+    """With an engine that is refreshed at other steps than checkpoints are made, and other bits down than up."""
+    more = ("--micro-batches", "4", "--window", "3", "--refresh-every", "3", "--precision", "int8")
+    happened, link = storm(
+        150, more=(*more, "--gradient-precision", "int4"), trainer=12, device=12, both=2, cut=14, flip=6, stall=2
+    )
+    assert happened["trainer"] >= 9
+    assert happened["device"] >= 9
+    assert link.cuts >= 3

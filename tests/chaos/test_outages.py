@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from adc_edge.bundle import HEAD, Bundle
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.sessions import Session, Sessions
+from adc_edge.cloud_trainer.session import Session
+from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.device_channel import DeviceChannel
 from adc_edge.learning import OptimizerSettings
 from adc_edge.split import head_from_manifest
@@ -107,6 +108,7 @@ def test_a_link_that_goes_silent_is_noticed_within_ten_seconds_and_resumed(bundl
             noticed: list[float] = []
             device.channel._notify = lambda text: noticed.append(time.monotonic() - start)
             answer, gradient = device.step(1)
+            device.settle()
             assert noticed[0] < 10
             assert 15 < time.monotonic() - start < 30
             assert device.channel.outages >= 1

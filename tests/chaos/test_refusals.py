@@ -25,7 +25,7 @@ from adc_edge.curve import allow, fingerprint, load_pair, load_public, make_keys
 from adc_edge.errors import LinkError, RefusedError
 from adc_edge.framing import sealed
 from adc_edge.handshake import secure_client
-from adc_edge.protocol import Hello, Ping, pack
+from adc_edge.protocol import VERSION, Hello, Ping, pack
 from tests.stub_device import Device
 
 NAMES = ("alice", "bob", "mallory")
@@ -51,6 +51,7 @@ class World:
         self.done += 1
         assert answer.step == self.done - 1
         assert np.isfinite(np.frombuffer(gradient, np.float32)).all()
+        self.alice.settle()
         assert self.training.steps == self.done
 
     def said(self, *words: str) -> bool:
@@ -165,6 +166,7 @@ def test_recorded_bytes_played_again(world: World, proxy_type: Any) -> None:
         bob = Device(world.bundle, tap.endpoint, 2, ClientKeys.load(world.keys / "bob"))
         bob.channel.open(10)
         bob.step(0)
+        bob.settle()
         bob.channel.close()
     assert world.training.steps == world.done + 1
     with socket.create_connection(("127.0.0.1", int(world.server.endpoint.rpartition(":")[2]))) as again:
@@ -182,6 +184,7 @@ def test_a_step_that_is_sent_twice_by_its_own_device_is_applied_once(world: Worl
     again, same = world.alice.step(world.done)
     world.done += 1
     assert (first.loss, gradient) == (again.loss, same)
+    world.alice.settle()
     assert world.training.steps == world.done
 
 
@@ -241,6 +244,7 @@ def test_two_processes_with_one_key(world: World) -> None:
     with pytest.raises(RefusedError, match="another `adc-edge serve` has taken this run over"):
         first.channel.result(10)
     second.step(2)
+    second.settle()
     world.training.steps -= 3  # bob's, for the count of alice's
 
 
@@ -264,7 +268,7 @@ def test_a_hello_repeated_for_ever_is_cut_off(world: World, eventually: Any) -> 
 
 def test_hello_says_nothing_of_who_somebody_is(world: World) -> None:
     bob = world.device("bob", 2)
-    bob.channel._hello = lambda: Hello(2, world.bundle.digest, 2, 2, "alice", 0, 0, 0)
+    bob.channel._hello = lambda: Hello(VERSION, world.bundle.digest, 2, 2, "alice", 0, 0, 0)
     bob.channel.open(10)
     standings = world.server.sessions.standings()
     assert standings[2].owner.encode() == load_pair(world.keys / "bob").public

@@ -96,6 +96,7 @@ def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_secon
             assert answer.step == step
             assert len(gradient) == CLUSTERS * 17 * 32 * 4
         seconds = time.monotonic() - start
+        device.settle()
         device.channel.close()
     size = 2 * CLUSTERS * 17 * 32 * 4
     bound_s = 2 * size * 8 / (rate_mbit_s * 1e6)
@@ -126,6 +127,7 @@ def test_a_link_that_becomes_ten_times_slower_and_recovers_is_no_outage(
         for step, rate_mbit_s in enumerate([20.0, 2.0, 2.0, 20.0]):
             link.rate_mbit_s = rate_mbit_s
             device.step(step, images=450)
+        device.settle()
         device.channel.close()
     assert device.channel.outages == 0
     assert training.steps == 4

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load, load_file
 
 from adc_edge.bundle import Bundle
-from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.accumulated import Accumulated
+from adc_edge.cloud_trainer.head import HeadTraining, Learned
 from adc_edge.errors import ProtocolError
 from adc_edge.learning import OptimizerSettings
 from adc_edge.precision import Float32
@@ -21,13 +22,21 @@ def batch(seed: int) -> tuple[Float32, Float32]:
     return rng.standard_normal((4, 7, 32)).astype(np.float32), soft / soft.sum(1, keepdims=True)
 
 
+def learn(training: HeadTraining, seed: int, gradient: bool = True, planned_steps: int = 0) -> Learned:
+    """A whole step in one piece."""
+    step = Accumulated(1)
+    learned = training.learn(*batch(seed), gradient, step)
+    training.update(step, planned_steps)
+    return learned
+
+
 def test_a_step_is_soft_label_cross_entropy_averaged_over_clusters(bundle: Bundle, training: HeadTraining) -> None:
     head = head_from_manifest(bundle.manifest)
     head.vit.load_state_dict(load_file(bundle.path / "head.safetensors"))
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.0)
     for seed in range(4):
         activations, soft = batch(seed)
-        learned = training.learn(activations, soft, gradient=True, planned_steps=0)
+        learned = learn(training, seed)
         z = torch.from_numpy(activations).requires_grad_()
         log_p = torch.log_softmax(head(z), dim=1)
         loss = -(torch.from_numpy(soft) * log_p).sum(1).mean()
@@ -42,8 +51,44 @@ def test_a_step_is_soft_label_cross_entropy_averaged_over_clusters(bundle: Bundl
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
+def test_micro_batches_give_the_step_of_their_mean_loss(bundle: Bundle, training: HeadTraining) -> None:
+    head = head_from_manifest(bundle.manifest)
+    head.vit.load_state_dict(load_file(bundle.path / "head.safetensors"))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.0)
+    for first in (0, 3):
+        inputs = [torch.from_numpy(batch(seed)[0]).requires_grad_() for seed in range(first, first + 3)]
+        targets = [torch.from_numpy(batch(seed)[1]) for seed in range(first, first + 3)]
+        pairs = zip(inputs, targets, strict=True)
+        loss = torch.stack([torch.nn.functional.cross_entropy(head(z), soft) for z, soft in pairs]).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        step = Accumulated(3)
+        learned = [training.learn(*batch(seed), True, step) for seed in range(first, first + 3)]
+        training.update(step, 0)
+        assert step.loss == pytest.approx(loss.item(), abs=1e-6)
+        for ours, z in zip(learned, inputs, strict=True):
+            assert ours.gradient is not None
+            assert z.grad is not None
+            np.testing.assert_allclose(ours.gradient, z.grad.numpy(), atol=1e-7)
+    for mine, theirs in zip(training.head.parameters(), head.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+    assert training.steps == 2
+
+
+def test_a_micro_batch_that_is_refused_leaves_what_came_before(training: HeadTraining) -> None:
+    step = Accumulated(2)
+    training.learn(*batch(0), True, step)
+    before = [None if g is None else g.clone() for g in step.gradients]
+    with pytest.raises(ProtocolError):
+        training.learn(np.full((4, 7, 32), np.nan, np.float32), batch(0)[1], True, step)
+    assert step.done == 1
+    for kept, now in zip(before, step.gradients, strict=True):
+        assert kept is now is None or (kept is not None and now is not None and kept.equal(now))
+
+
 def test_a_frozen_trunk_gets_no_gradient(training: HeadTraining) -> None:
-    assert training.learn(*batch(0), gradient=False, planned_steps=0).gradient is None
+    assert learn(training, 0, gradient=False).gradient is None
 
 
 def test_judging_counts_correct_predictions_and_changes_nothing(training: HeadTraining) -> None:
@@ -67,23 +112,23 @@ def test_a_loss_that_is_not_finite_is_refused_and_leaves_the_head(training: Head
     activations, soft = batch(0)
     with torch.no_grad():
         training.head.vit.head.bias[0] = torch.inf
-    broken = training.safetensors()
+    broken, step = training.safetensors(), Accumulated(1)
     with pytest.raises(ProtocolError) as caught:
-        training.learn(activations, soft, gradient=True, planned_steps=0)
+        training.learn(activations, soft, gradient=True, step=step)
     assert caught.value.code == "nan"
     assert training.safetensors() == broken != before
-    assert training.steps == 0
+    assert (training.steps, step.done) == (0, 0)
 
 
 def test_a_checkpoint_continues_bit_for_bit(bundle: Bundle, training: HeadTraining) -> None:
     for seed in range(3):
-        training.learn(*batch(seed), gradient=True, planned_steps=6)
+        learn(training, seed, planned_steps=6)
     kept = {name: value.copy() for name, value in training.arrays().items()}
     resumed = HeadTraining(head_from_manifest(bundle.manifest), OptimizerSettings(lr=1e-3))
     resumed.restore(kept, steps=3)
     for seed in range(3, 6):
-        ours = training.learn(*batch(seed), gradient=True, planned_steps=6)
-        theirs = resumed.learn(*batch(seed), gradient=True, planned_steps=6)
+        ours = learn(training, seed, planned_steps=6)
+        theirs = learn(resumed, seed, planned_steps=6)
         assert ours.loss == theirs.loss
     assert training.safetensors() == resumed.safetensors()
     assert load(training.safetensors()).keys() == load_file(bundle.path / "head.safetensors").keys()

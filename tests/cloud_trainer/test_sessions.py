@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from adc_edge.cloud_trainer import sessions as module
-from adc_edge.cloud_trainer.sessions import Peer, Session, Sessions, Standing
+from adc_edge.cloud_trainer.session import Session, Standing
+from adc_edge.cloud_trainer.sessions import Peer, Sessions
 from adc_edge.errors import ProtocolError
 from adc_edge.framing import Assembler, cut
 from adc_edge.journal import Key
@@ -56,13 +57,13 @@ def reply(step: int, session: int = 1) -> tuple[Gradient, bytes]:
 
 
 def answer(session: Session, step: int, part: int | None = None) -> tuple[Gradient | Evaluated, bytes] | None:
-    kept = session.answer(Key(step, part))
+    kept = session.answer(Key(step, part=part))
     return None if kept is None else (kept[0], bytes(kept[1]))
 
 
 def train(session: Session, *steps: int) -> None:
     for step in steps:
-        assert session.due(step)
+        assert session.due(Key(step))
         session.answered(*reply(step, session.id))
         session.write()
 
@@ -94,19 +95,19 @@ def test_each_step_is_due_once_and_every_one_before_it_is_answered_again_alike(s
     session, _ = connect(sessions, hello())
     for step in range(4):
         train(session, step)
-        assert [session.due(before) for before in range(step + 1)] == [False] * (step + 1)
+        assert [session.due(Key(before)) for before in range(step + 1)] == [False] * (step + 1)
         assert [answer(session, before) for before in range(step + 1)] == [reply(before) for before in range(step + 1)]
     for wrong in (5, 7, 10**6):
         with pytest.raises(ProtocolError, match=f"step {wrong}") as caught:
-            session.due(wrong)
+            session.due(Key(wrong))
         assert caught.value.code == "order"
-    assert session.due(4)
+    assert session.due(Key(4))
 
 
 def test_answers_survive_the_trainer_and_so_does_where_everybody_stood(sessions: Sessions, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1, 2)
-    session.keep(Key(3, 0), JUDGED)
+    session.keep(Key(3, part=0), JUDGED)
     session.write()
     connect(sessions, hello(2))
     sessions.sync()
@@ -115,7 +116,7 @@ def test_answers_survive_the_trainer_and_so_does_where_everybody_stood(sessions:
     session, _ = connect(again, hello(next_step=1))
     assert [answer(session, step) for step in range(3)] == [reply(step) for step in range(3)]
     assert answer(session, 3, part=0) == (JUDGED, b"")
-    assert session.due(3)
+    assert session.due(Key(3))
     assert session.oldest() == 0
 
 
@@ -141,7 +142,7 @@ def test_going_back_to_a_checkpoint_makes_every_device_say_hello_again(sessions:
     session, _ = connect(sessions, hello(next_step=1))
     assert session.applied == 1
     assert answer(session, 1) is None
-    assert not session.due(0)
+    assert not session.due(Key(0))
 
 
 def test_answers_that_the_device_has_made_durable_are_dropped(sessions: Sessions, tmp_path: Path) -> None:
@@ -152,11 +153,11 @@ def test_answers_that_the_device_has_made_durable_are_dropped(sessions: Sessions
     connect(sessions, hello(next_step=6, durable=4))
     assert session.oldest() == 4
     with pytest.raises(ProtocolError):
-        session.due(3)
-    session.keep(Key(6, 0), JUDGED)
+        session.due(Key(3))
+    session.keep(Key(6, part=0), JUDGED)
     session.write()
     session.prune(100)  # more than was applied: a device cannot have had what was not
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["00000006.0"]
+    assert [path.name for path in tmp_path.rglob("0*") if path.is_file()] == ["00000006.0"]
 
 
 def test_a_device_older_than_the_log_reaches_back_is_refused_and_one_within_it_is_not(
@@ -177,7 +178,7 @@ def test_a_device_older_than_the_log_reaches_back_is_refused_and_one_within_it_i
 def test_a_gap_in_the_log_is_history_too(sessions: Sessions, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, *range(4))
-    (damaged,) = tmp_path.rglob("00000001")
+    (damaged,) = tmp_path.rglob("00000001-0")
     damaged.write_bytes(damaged.read_bytes()[:-1])
     again = restarted(sessions, tmp_path)
     assert refused(again, hello(next_step=1)) == "history"
@@ -192,7 +193,7 @@ def test_a_full_disk_loses_no_answer_that_the_device_still_waits_for(sessions: S
             session.answered(*reply(step))
             with pytest.raises(OSError, match=f"{step:08d}"):
                 session.write()
-            assert not session.due(step)
+            assert not session.due(Key(step))
             assert answer(session, step) == reply(step)
             assert connect(sessions, hello(next_step=step))[0] is session
     assert session.applied == 4
@@ -218,7 +219,7 @@ def test_an_answer_is_there_as_soon_as_it_is_given_and_on_disk_once_written(sess
 def test_a_log_that_lies_there_of_an_unknown_session_is_not_believed(sessions: Sessions, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
-    session.keep(Key(2, 0), JUDGED)
+    session.keep(Key(2, part=0), JUDGED)
     session.write()
     session, _ = connect(Sessions(tmp_path), hello())
     assert session.applied == 0

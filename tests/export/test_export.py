@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from adc_edge.bundle import Bundle
 from adc_edge.errors import ParityError, SettingError
 from adc_edge.export.build import Settings, export_bundle
-from adc_edge.export.graph import client_graph
+from adc_edge.export.graph import OUTPUTS, client_graph
 from adc_edge.export.parity import check_parity
 from adc_edge.ratio import Ratio
 from adc_edge.split import create_vit, cut
@@ -43,7 +43,7 @@ def test_the_graph_has_the_contracts_inputs_outputs_and_weights(bundle_dir: Path
     initializers = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
     for name, value in weights.items():  # timm's names, timm's layout
         np.testing.assert_array_equal(initializers[name], value.numpy())
-    assert [o.name for o in model.graph.output] == ["activations", "assignment", "tokens", "counts"]
+    assert [o.name for o in model.graph.output] == ["activations", "assignment", "tokens", "counts", "hidden_1"]
     assert "/" + "work" not in model.SerializeToString().decode("latin-1")  # no paths of the exporting machine
 
 
@@ -53,11 +53,25 @@ def test_one_session_serves_every_batch_size_and_ratio(bundle_dir: Path) -> None
     for images, clusters, slots in [(1, 1, 16), (2, 1, 1), (2, 2, 3), (7, 3, 16), (64, 20, 5), (3, 3, 16)]:
         x = rng.standard_normal((images, 3, 16, 16)).astype(np.float32)
         feeds = {"images": x, "seeds": np.arange(clusters), "slots": np.zeros(slots, np.int64)}
-        activations, assignment, tokens, counts = session.run(None, feeds)
+        activations, assignment, tokens, counts = session.run(OUTPUTS, feeds)
         assert activations.shape == (clusters, 1 + slots, 32)
         assert assignment.shape == (images,)
         assert tokens.shape == (clusters, 1 + slots)
         assert counts.sum() == images
+
+
+def test_the_graph_gives_what_leaves_each_block_but_the_last() -> None:
+    vit = create_vit("vit_tiny_patch16_224", TINY | {"depth": 4}, 5)
+    trunk, _ = cut(vit, 3)
+    session = ort.InferenceSession(client_graph(trunk).SerializeToString(), providers=["CPUExecutionProvider"])
+    images = torch.randn(5, 3, 16, 16)
+    feeds = {"images": images.numpy(), "seeds": np.arange(2), "slots": np.zeros(1, np.int64)}
+    assert [o.name for o in session.get_outputs()][4:] == ["hidden_1", "hidden_2"]
+    with torch.no_grad():
+        expected = vit._pos_embed(vit.patch_embed(images))  # timm's own
+        for block, hidden in zip(vit.blocks, session.run(["hidden_1", "hidden_2"], feeds), strict=False):
+            expected = block(expected)
+            np.testing.assert_allclose(hidden, expected.numpy(), atol=1e-4)
 
 
 def test_every_weight_is_reachable_by_name_all_perturbed_twice(bundle_dir: Path) -> None:
@@ -73,7 +87,7 @@ def test_every_weight_is_reachable_by_name_all_perturbed_twice(bundle_dir: Path)
             for parameter in trunk.parameters():
                 parameter.add_(torch.randn(parameter.shape), alpha=0.05)
         fed = {name: p.detach().numpy() for name, p in trunk.named_parameters()}
-        activations, assignment, tokens, counts = session.run(None, inputs | fed)
+        activations, assignment, tokens, counts = session.run(OUTPUTS, inputs | fed)
         expected = trunk.replay(torch.from_numpy(x), torch.from_numpy(assignment), torch.from_numpy(tokens)).detach()
         used = counts > 0
         np.testing.assert_allclose(activations[used], expected.numpy()[used], atol=1e-4, err_msg=f"turn {turn}")

@@ -1,0 +1,49 @@
+"""How long a step takes: device, link and cloud at work at the same time, one micro-batch behind another."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Costs(NamedTuple):
+    """Seconds of one micro-batch in each place."""
+
+    forward: float  # on the device, until it can be sent
+    recompute: float  # on the device, with autograd; 0 where the forward serves
+    backward: float
+    up: float  # its bytes over the link's rate
+    cloud: float
+    down: float
+
+
+def step_seconds(costs: Costs, rtt: float, micro_batches: int = 1, window: int = 0) -> float:
+    """Predicted time of a step, as ``DeviceLoop.step`` runs it.
+
+    Args:
+        costs: of each of its micro-batches.
+        rtt: round trip of an empty message, in seconds.
+        micro_batches: M.
+        window: micro-batches in flight at most; 0: all.
+
+    Returns:
+        Seconds from the first forward to the end of the last backward.
+    """
+    device = up = cloud = down = 0.0  # when each is free again
+    arrivals: list[float] = []
+    window = min(window or micro_batches, micro_batches)
+    for number in range(micro_batches + window):
+        if number >= window:  # the oldest in flight
+            device = max(device + costs.recompute, arrivals[number - window]) + costs.backward
+        if number < micro_batches:
+            device += costs.forward
+            up = max(device, up) + costs.up
+            cloud = max(up + rtt / 2, cloud) + costs.cloud
+            down = max(cloud, down) + costs.down
+            arrivals.append(down + rtt / 2)
+    return device
+
+
+def bound_seconds(costs: Costs, micro_batches: int = 1) -> float:
+    """What no schedule of these costs can be faster than: the busiest of device, link (either way) and cloud."""
+    device = costs.forward + costs.recompute + costs.backward
+    return micro_batches * max(device, costs.up, costs.cloud, costs.down)

@@ -1,0 +1,61 @@
+"""Where the time of a step goes; with micro-batches the phases of the two sides and the link overlap."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from adc_edge.edge_runtime.tally import StepRecord
+from adc_edge.protocol import Gradient
+
+
+class Stopwatch:
+    """Times one step, and gathers what the answers to its micro-batches tell."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._spent = dict.fromkeys(("data", "forward", "recompute", "wait", "backward"), 0.0)
+        self._departed = self._arrived = 0.0
+        self._losses: list[float] = []
+        self._accuracies: list[float] = []
+        self._cloud = 0.0
+        self._drift: float | None = None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside as that phase's."""
+        start = time.monotonic()
+        yield
+        self._spent[name] += time.monotonic() - start
+
+    def departed(self) -> None:
+        """A message leaves; the first one counts."""
+        self._departed = self._departed or time.monotonic()
+
+    def answered(self, gradient: Gradient, arrived: float) -> None:
+        """An answer came; ``arrived`` is when its last byte did, by the monotonic clock."""
+        self._arrived = max(self._arrived, self._departed, arrived)
+        self._losses.append(gradient.loss)
+        self._accuracies.append(gradient.accuracy)
+        self._cloud += gradient.seconds_cloud
+
+    def drift(self, value: float | None) -> None:
+        """Largest difference between engine and PyTorch in a micro-batch, if it was measured."""
+        if value is not None:
+            self._drift = max(value, self._drift or 0.0)
+
+    def record(self, step: int, bytes_up: int, bytes_down: int) -> StepRecord:
+        """The step as a whole."""
+        return StepRecord(
+            step=step,
+            loss=sum(self._losses) / len(self._losses),
+            accuracy=sum(self._accuracies) / len(self._accuracies),
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+            seconds=time.monotonic() - self._start,
+            seconds_link=max(0.0, self._arrived - self._departed - self._cloud),
+            seconds_cloud=self._cloud,
+            drift=self._drift,
+            **{f"seconds_{name}": spent for name, spent in self._spent.items()},
+        )

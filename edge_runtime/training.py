@@ -1,0 +1,214 @@
+"""A device's run of steps: checkpoints, evaluations, going back, the choice of the engine. Assembled by `runner.py`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+from rich.filesize import decimal
+
+from adc_edge.bundle import Manifest
+from adc_edge.checkpoint import KEPT
+from adc_edge.connection import Stopped
+from adc_edge.device_channel import PROBE_BYTES, Behind
+from adc_edge.edge_runtime.display import Display
+from adc_edge.edge_runtime.engines import ENGINE, Link, choose
+from adc_edge.edge_runtime.loop import DeviceLoop
+from adc_edge.edge_runtime.onnx_engine import OnnxEngine
+from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.edge_runtime.state import State
+from adc_edge.errors import CheckpointError, LinkError
+from adc_edge.journal import LIMIT_BYTES
+from adc_edge.loader import Loader
+from adc_edge.precision import encoded_bytes
+from adc_edge.run_dir import RunDir
+
+
+class Training:
+    """The steps of one process.
+
+    Args:
+        settings: what was asked for.
+        manifest: of the bundle.
+        loop: does the steps.
+        state: where the run stands.
+        run_dir: keeps it.
+        test: images to evaluate with.
+        display: shows it.
+        total: steps of the whole run.
+        stop: asked between steps.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        manifest: Manifest,
+        loop: DeviceLoop,
+        state: State,
+        run_dir: RunDir,
+        test: Loader,
+        display: Display,
+        total: int,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.settings, self.manifest, self.loop, self.state, self.run_dir = settings, manifest, loop, state, run_dir
+        self.test, self.display, self.total, self.stop = test, display, total, stop
+        self._unkept_bytes = 0  # of gradients since the last checkpoint: the trainer keeps them until the next
+        self._trouble: OSError | None = None  # why that one failed
+
+    def run(self) -> None:
+        """To the last step, or until ``stop`` says so; a checkpoint is made in any case.
+
+        Raises:
+            LinkError, RefusedError, ProtocolError: see DeviceChannel.
+            CheckpointError: the two sides' states cannot be brought together.
+        """
+        state, display, total = self.state, self.display, self.total
+        try:
+            try:
+                self._greet()
+                self._choose_engine()
+            except LinkError:
+                if state.step < total or self._evaluation_due():
+                    raise
+                display.note("this run is complete, and its trainer has ended too: nothing is left to do")
+                return
+            while not self.stop():
+                try:
+                    if self._evaluation_due():
+                        self._evaluate()
+                    if state.step >= total:
+                        state.save()  # first: the trainer forgets what it answered
+                        self.loop.channel.farewell(state.session)
+                        return
+                    self._step()
+                except Behind as behind:
+                    self._go_back(behind)
+        except Stopped:
+            display.note("stopped while waiting for the trainer; the step in flight is dropped")
+        finally:
+            state.save()
+
+    def _greet(self) -> None:
+        settings, loop, manifest, shape = self.settings, self.loop, self.manifest, self.loop.settings.shape
+        try:
+            loop.channel.open(settings.wait_s)
+        except Behind as behind:
+            self._go_back(behind)
+        self.display.note(
+            f"training {manifest.model} split {manifest.split} with {settings.trainer}: "
+            f"B={loop.loader.batch_size}, {self._cut_note()}T={shape.clusters}, k={shape.kept} of "
+            f"{manifest.tokens}, ξ={shape.xi:.3f}, {self._precision_note()}, trunk {settings.trunk}, "
+            f"engine {loop.engine.name}, sending by {loop.channel.congestion or 'an unknown congestion control'}"
+            + (f", noise {settings.noise}" if settings.noise.any else "")
+        )
+        self.display.note(self._evaluation_note())
+
+    def _cut_note(self) -> str:
+        cut = self.loop.settings
+        if cut.micro_batches == 1:
+            return ""
+        return f"{cut.micro_batches} micro-batches ({cut.window} in flight) of {cut.shape.images}, "
+
+    def _precision_note(self) -> str:
+        up, down = self.loop.settings.precision, self.loop.settings.gradient_precision
+        return up if up == down else f"{up} up and {down} down"
+
+    def _choose_engine(self) -> None:
+        """With ``--engine auto``, once in a run: another choice later would change the last bits."""
+        loop, shape, display = self.loop, self.loop.settings.shape, self.display
+        engine = loop.engine
+        if self.settings.engine != "auto" or self.run_dir.kept(ENGINE) or not isinstance(engine, OnnxEngine):
+            return
+        if loop.shim is None or loop.refresher is None:
+            display.note("engine auto: onnxruntime, the only one that a frozen trunk needs")
+            return
+        rtt, piece = loop.channel.probe() or (0.0, 0.0)
+        sent = (shape.clusters, shape.kept, self.manifest.dim)
+        up, down = (
+            piece * encoded_bytes(sent, precision) / PROBE_BYTES
+            for precision in (loop.settings.precision, loop.settings.gradient_precision)
+        )
+        images = loop.loader.batch(self.state.step).images[: shape.images]
+        seeds = loop.loader.seeds(self.state.step, shape.clusters, shape.images)
+        choice = choose(
+            engine, loop.shim, images, seeds, shape.kept - self.manifest.prefix, Link(rtt, up, down), loop.settings
+        )
+        display.note(str(choice))
+        self.run_dir.keep(ENGINE, choice.engine.encode())
+        if choice.engine == "torch":
+            loop.use_torch()
+
+    def _step(self) -> None:
+        settings, state, loop, run_dir = self.settings, self.state, self.loop, self.run_dir
+        record = loop.step(state.step, state.durable)
+        state.tally.add(record, loop.loader.batch_size)
+        self._note_link()
+        run_dir.metric(kind="step", **msgspec.to_builtins(record))
+        self.display.step(state.step, state.tally)
+        state.step += 1
+        self._unkept_bytes += record.bytes_down
+        every = settings.checkpoint_every
+        if (every and state.step % every == 0) or self._unkept_bytes > LIMIT_BYTES // KEPT:
+            self._trouble = state.try_to_save()
+            self._unkept_bytes = 0
+        self.display.trouble(self._trouble or loop.trouble or run_dir.trouble)
+
+    def _go_back(self, behind: Behind) -> None:
+        """The journal cannot bring the trainer forward: return to a checkpoint that both have had, and reconnect."""
+        stood = self.state.step
+        # A trainer that knows nothing of this run is the wrong one, or has lost it: what this device has must stay.
+        if behind.applied == 0 or not self.state.resume(behind.applied):
+            raise CheckpointError(
+                f"the trainer stands at step {behind.applied}, this device at {stood}, and its journal cannot fill "
+                "the gap",
+                "a trainer that has kept its run (--run)",
+                "start the trainer with the --run directory it had, or start both sides over with --fresh",
+            )
+        self.display.note(
+            f"the journal is damaged: going back from step {stood} to the checkpoint of {self.state.step}"
+        )
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self.loop.channel.open(self.settings.outage_s)
+        except Behind as behind:
+            self._go_back(behind)
+
+    def _evaluation_due(self) -> bool:
+        """Evaluations belong to the step that follows, so that a checkpoint of that step comes before them."""
+        step, every, done = self.state.step, self.settings.evaluate_every, self.state.tally.evaluations
+        due = step == self.total or (every > 0 and step > 0 and step % every == 0)
+        return due and not (done and done[-1].step == step)
+
+    def _evaluation_note(self) -> str:
+        """What each evaluation will cost: whole activations weigh more than a step's, which matters on a slow link."""
+        settings, manifest = self.settings, self.manifest
+        images = sum(len(indices) for indices in self.test.sample(settings.evaluate_images))
+        size = encoded_bytes((images, manifest.tokens, manifest.dim), settings.evaluate_precision)
+        often = f"every {settings.evaluate_every} steps and " if settings.evaluate_every else ""
+        return f"evaluating {images} test images {often}at the end: {decimal(size)} up each time (--eval-images)"
+
+    def _evaluate(self) -> None:
+        settings, tally, start = self.settings, self.state.tally, time.monotonic()
+        limit, precision = settings.evaluate_images, settings.evaluate_precision
+        result, up, down = self.loop.evaluate(self.state.step, self.test, limit, precision)
+        tally.evaluations.append(result)
+        tally.bytes_evaluation_up += up
+        tally.bytes_evaluation_down += down
+        tally.seconds_evaluation += time.monotonic() - start
+        self._note_link()
+        self.run_dir.metric(kind="evaluation", **msgspec.to_builtins(result), bytes_up=up, bytes_down=down)
+        self.display.evaluated(result)
+
+    def _note_link(self) -> None:
+        tally, channel = self.state.tally, self.loop.channel
+        tally.outages += channel.outages
+        tally.bytes_repeated_up += channel.repeated[0]
+        tally.bytes_repeated_down += channel.repeated[1]
+        channel.outages, channel.repeated = 0, [0, 0]
+        tcp = channel.tcp()
+        if tcp is not None:
+            tally.link(tcp.rtt_ms, tcp.delivery_mbit_s, self.loop.down_mbit_s)

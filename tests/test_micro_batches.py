@@ -1,0 +1,146 @@
+"""A step in several messages, some in flight: the same gradients and weights, through cuts and a trainer's death."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from adc_edge.bundle import HEAD, Bundle
+from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.server import Server
+from adc_edge.cloud_trainer.sessions import Sessions
+from adc_edge.errors import RefusedError
+from adc_edge.learning import OptimizerSettings
+from adc_edge.split import head_from_manifest
+from tests.stub_device import Device
+
+
+def in_parts(bundle: Bundle, endpoint: str, steps: int, window: int, between: Any = lambda step, part: None) -> Any:
+    """So many steps of four micro-batches; the answers, in order."""
+    device = Device(bundle, endpoint, micro_batches=4)
+    device.shape = (8, 17, bundle.manifest.dim)
+    answers = []
+    device.channel.open(30)
+    for step in range(steps):
+        for part in range(4):
+            if device.channel.in_flight == window:
+                answers.append(device.take())
+            device.send(step, part)
+            between(step, part)
+        while device.channel.in_flight:
+            answers.append(device.take())
+    device.settle()
+    repeated, outages = device.channel.repeated, device.channel.outages
+    device.channel.close()
+    return [(a.step, a.micro_batch, a.loss, gradient) for a, gradient in answers], repeated, outages
+
+
+@pytest.fixture
+def server_of_its_own(bundle: Bundle, tmp_path: Path) -> Any:
+    """Starts trainers that begin alike."""
+    servers: list[tuple[Server, threading.Event, threading.Thread]] = []
+
+    def start() -> tuple[Server, HeadTraining]:
+        head = head_from_manifest(bundle.manifest)
+        head.vit.load_state_dict(load_file(bundle.path / HEAD))
+        training = HeadTraining(head, OptimizerSettings(lr=1e-3))
+        server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(tmp_path / f"log-{len(servers)}"))
+        over = threading.Event()
+        thread = threading.Thread(target=server.serve, args=(over.is_set,))
+        thread.start()
+        servers.append((server, over, thread))
+        return server, training
+
+    yield start
+    for server, over, thread in servers:
+        over.set()
+        thread.join()
+        server.close()
+
+
+def test_micro_batches_in_flight_give_what_they_give_one_by_one(bundle: Bundle, server_of_its_own: Any) -> None:
+    results = []
+    for window in (1, 2, 4):
+        server, training = server_of_its_own()
+        answers, repeated, _ = in_parts(bundle, server.endpoint, steps=3, window=window)
+        assert [answer[:2] for answer in answers] == [(step, part) for step in range(3) for part in range(4)]
+        assert (training.steps, repeated) == (3, [0, 0])
+        results.append((answers, training.safetensors()))
+    assert results[0] == results[1] == results[2]
+
+
+def test_links_cut_with_several_micro_batches_in_flight_change_nothing(
+    bundle: Bundle, server_of_its_own: Any, proxy_type: Any
+) -> None:
+    server, calm = server_of_its_own()
+    expected, _, _ = in_parts(bundle, server.endpoint, steps=6, window=4)
+    server, stormy = server_of_its_own()
+    with proxy_type(server.endpoint) as proxy:
+
+        def between(step: int, part: int) -> None:
+            if (step + part) % 3 == 0:
+                proxy.cut_after(7_000 * (1 + part))
+
+        answers, _, outages = in_parts(bundle, proxy.endpoint, steps=6, window=4, between=between)
+        assert proxy.cuts >= 4
+        assert outages >= 4
+    assert answers == expected
+    assert stormy.steps == 6
+    assert stormy.safetensors() == calm.safetensors()
+
+
+def test_a_trainer_that_dies_in_mid_step_is_given_the_micro_batches_it_lacks_and_no_more(
+    bundle: Bundle, server_of_its_own: Any
+) -> None:
+    server, calm = server_of_its_own()
+    expected, _, _ = in_parts(bundle, server.endpoint, steps=2, window=2)
+    first, _ = server_of_its_own()
+    first.answers.durable = {}  # as a trainer with --run before its first checkpoint
+    device = Device(bundle, first.endpoint, micro_batches=4)
+    device.shape = (8, 17, bundle.manifest.dim)
+    device.channel.open(30)
+    answers = []
+    for part in range(4):
+        device.send(0, part)
+        answers.append(device.take())
+    for part in range(3):
+        device.send(1, part)
+    answers.append(device.take())  # of the second step it has one gradient, and two are in flight
+    second, stormy = server_of_its_own()  # knows nothing
+    device.channel._disconnect()
+    device.channel.endpoint = second.endpoint
+    answers += [device.take(), device.take()]
+    device.send(1, 3)
+    answers.append(device.take())
+    device.settle()
+    device.channel.close()
+    assert [(a.step, a.micro_batch, a.loss, gradient) for a, gradient in answers] == expected
+    assert stormy.steps == 2
+    assert stormy.safetensors() == calm.safetensors()
+    assert any("sending it what it lacks up to step 1" in note for note in device.notes)
+
+
+def test_a_micro_batch_out_of_turn_is_refused(bundle: Bundle, server: Server) -> None:
+    for wrong in ((0, 1), (1, 0), (0, 4)):
+        device = Device(bundle, server.endpoint, micro_batches=4)
+        device.channel.open(30)
+        device.send(*wrong)
+        with pytest.raises(RefusedError, match=f"micro-batch {wrong[1]} of step {wrong[0]}"):
+            device.take()
+        device.channel.close()
+
+
+def test_a_device_that_changes_the_cut_in_mid_step_is_refused(bundle: Bundle, server: Server) -> None:
+    device = Device(bundle, server.endpoint, micro_batches=4)
+    device.channel.open(30)
+    device.send(0, 0)
+    device.take()
+    device.channel._disconnect()
+    device.micro_batches = 2
+    with pytest.raises(RefusedError, match="steps of 2 micro-batches"):
+        device.channel.open(30)
+    device.channel.close()
