@@ -1,14 +1,16 @@
 """What trunk + ADC costs beside the bare trunk, both exported the same way and run by ONNX Runtime.
 
-python benchmarks/compression.py --json out/compression.json
+    python benchmarks/compression.py --json out/compression.json
+
+Also: what k-means costs by its iterations, ONNX Runtime beside PyTorch, what outputs cost that nobody fetches, and (at
+112 px) how the cost grows with the batch and with ξ.
 """
 
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from harness import Result, arguments, compare, medians_ms, show
 from torch.export import Dim
 
 from adc_edge import adc
-from adc_edge.export.graph import client_graph, trace
+from adc_edge.export.graph import OUTPUTS, client_graph, trace
 from adc_edge.ratio import Ratio
 from adc_edge.split import create_vit, cut
 from adc_edge.trunk import Trunk
@@ -44,14 +46,26 @@ def frozen(model: onnx.ModelProto) -> onnx.ModelProto:
     return fixed
 
 
+def without_hidden(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with the contract's four outputs alone."""
+    fewer = copy.deepcopy(model)
+    del fewer.graph.output[len(OUTPUTS) :]
+    return fewer
+
+
+def make_session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """As the device's engine makes it: threads that spin would burn the cores that PyTorch wants next."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
 def runner(model: onnx.ModelProto, feeds: Feeds) -> Callable[[], list[npt.NDArray[Any]]]:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "model.onnx"
-        onnx.save(model, path)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, feeds)
+    """Runs the graph for its first outputs: hidden states are not fetched."""
+    session = make_session(model)
+    outputs = [output.name for output in model.graph.output][: len(OUTPUTS)]
+    return lambda: session.run(outputs, feeds)
 
 
 def after_the_trunk(
@@ -62,49 +76,113 @@ def after_the_trunk(
     return adc.gather_tokens(merged, torch.from_numpy(tokens)).numpy()
 
 
-def main() -> None:
-    parser = arguments(__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--model", default="deit_tiny_patch16_224")
-    parser.add_argument("--split", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--ratio", type=float, default=0.1)
-    parser.add_argument("--rounds", type=int, default=25)
-    args = parser.parse_args()
-    torch.manual_seed(0)
-    trunk, _ = cut(create_vit(args.model, {}, None), args.split)
-    shape = Ratio(xi=args.ratio).shape(args.batch_size, trunk.spec.tokens, trunk.spec.prefix)
+class Case:
+    """A trunk, one batch for it, and the clusters and tokens that make ξ."""
+
+    def __init__(self, model: str, split: int, batch: int, xi: float, model_args: dict[str, Any] | None = None) -> None:
+        torch.manual_seed(0)
+        self.trunk, _ = cut(create_vit(model, model_args or {}, None), split)
+        self.feeds, self.xi, self.clusters = make_feeds(self.trunk, batch, xi)
+        self.images: Feeds = {"images": self.feeds["images"]}
+
+    def eager(self) -> None:
+        """Trunk + ADC in PyTorch."""
+        with torch.no_grad():
+            self.trunk.compress(*(torch.from_numpy(value) for value in self.feeds.values()))
+
+    def scores(self) -> torch.Tensor:
+        """CLS attention ``[B, N]`` of the last block."""
+        with torch.no_grad():
+            last, h, keys, _ = self.trunk._keys_values(self.trunk.states(torch.from_numpy(self.feeds["images"]))[-1])
+            return adc.cls_attention(last.attn.queries(h[:, :1]), keys, last.attn.scale)
+
+
+def make_feeds(trunk: Trunk, batch: int, xi: float) -> tuple[Feeds, float, int]:
+    """Inputs of client.onnx, the ξ that they make, and T."""
+    shape = Ratio(xi=xi).shape(batch, trunk.spec.tokens, trunk.spec.prefix)
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((args.batch_size, trunk.spec.channels, *trunk.spec.image_size)).astype(np.float32)
-    seeds = rng.permutation(args.batch_size)[: shape.clusters].astype(np.int64)
+    images = rng.standard_normal((batch, trunk.spec.channels, *trunk.spec.image_size)).astype(np.float32)
+    seeds = rng.permutation(batch)[: shape.clusters].astype(np.int64)
     slots = np.zeros(shape.kept - trunk.spec.prefix, np.int64)
-    feeds: Feeds = {"images": images, "seeds": seeds, "slots": slots}
-    weights: Feeds = {name: p.detach().numpy() for name, p in trunk.named_parameters()}
-    client, bare = client_graph(trunk), bare_graph(trunk)
-    cases = {
-        "bare": runner(bare, {"images": images}),
-        "adc": runner(client, feeds),
-        "adc, weights fed": runner(client, feeds | weights),
-        "bare, frozen": runner(frozen(bare), {"images": images}),
-        "adc, frozen": runner(frozen(client), feeds),
+    return {"images": images, "seeds": seeds, "slots": slots}, shape.xi, shape.clusters
+
+
+def forwards(case: Case, rounds: int) -> list[Result]:
+    """Trunk + ADC beside the bare trunk, refreshable and frozen, and beside PyTorch."""
+    weights: Feeds = {name: p.detach().numpy() for name, p in case.trunk.named_parameters()}
+    client, bare = client_graph(case.trunk), bare_graph(case.trunk)
+    cases: dict[str, Callable[[], Any]] = {
+        "bare": runner(bare, case.images),
+        "adc": runner(client, case.feeds),
+        "adc, weights fed": runner(client, case.feeds | weights),
+        "adc, no hidden states": runner(without_hidden(client), case.feeds),
+        "bare, frozen": runner(frozen(bare), case.images),
+        "adc, frozen": runner(frozen(client), case.feeds),
+        "PyTorch": case.eager,
     }
     activations, assignment, tokens, counts = cases["adc"]()
-    plain = after_the_trunk(cases["bare"]()[0], assignment, tokens, shape.clusters)
+    plain = after_the_trunk(cases["bare"]()[0], assignment, tokens, case.clusters)
     used = counts > 0
-    difference = float(np.abs(activations[used] - plain[used]).max())
-    assert difference <= 1e-4 * float(np.abs(plain).max()), f"the lazy graph differs by {difference}"
-    ms = medians_ms(cases, args.rounds)
+    difference, largest = float(np.abs(activations[used] - plain[used]).max()), float(np.abs(plain).max())
+    assert difference <= 1e-4 * largest, f"the lazy graph differs by {difference}"
+    ms = medians_ms(cases, rounds)
 
     def row(name: str, case: str, reference: str) -> Result:
         return compare(name, ms[case], ms[reference], "ms")
 
-    results = [
+    return [
         row("trunk + ADC v bare trunk", "adc", "bare"),
         row("trunk + ADC, weights fed v bare trunk", "adc, weights fed", "bare"),
         row("frozen: trunk + ADC v bare trunk", "adc, frozen", "bare, frozen"),
         row("refreshable v frozen graph", "adc", "adc, frozen"),
-        compare("lazy v whole output, merged and selected", difference, float(np.abs(plain).max()), "max |difference|"),
+        row("hidden states declared, not fetched v absent", "adc", "adc, no hidden states"),
+        row("trunk + ADC: ONNX Runtime, weights fed v PyTorch", "adc, weights fed", "PyTorch"),
+        compare("lazy v whole output, merged and selected", difference, largest, "max |difference|"),
+        *kmeans_shares(case, ms["PyTorch"], rounds),
     ]
-    title = f"{args.model} split {args.split}, B={args.batch_size}, ξ={shape.xi:.3f}, median of {args.rounds}"
+
+
+def kmeans_shares(case: Case, forward_ms: float, rounds: int) -> list[Result]:
+    """k-means by its iterations, beside the whole forward of the same library."""
+    scores, seeds = case.scores(), torch.from_numpy(case.feeds["seeds"])
+    counts = (1, 5, adc.LLOYD_ITERATIONS, 20)
+    ms = medians_ms({str(n): partial(adc.kmeans, scores, seeds, n) for n in counts}, rounds)
+    return [compare(f"k-means, {n} iterations v trunk + ADC, PyTorch", ms[str(n)], forward_ms, "ms") for n in counts]
+
+
+def growth(model: str, split: int, rounds: int) -> list[Result]:
+    """How trunk + ADC grows with the batch (by image) and with ξ (beside a straight line through both ends)."""
+    case = Case(model, split, 16, 0.1, {"img_size": 112})
+    batches, ratios = (16, 32, 64, 128, 256), (0.02, 0.1, 0.2, 0.4, 0.8)
+    feeds = {f"B={batch}": make_feeds(case.trunk, batch, 0.1) for batch in batches}
+    feeds |= {f"ξ={xi}": make_feeds(case.trunk, 64, xi) for xi in ratios}
+    session = make_session(client_graph(case.trunk))
+    ms = medians_ms({name: partial(session.run, OUTPUTS, each) for name, (each, _, _) in feeds.items()}, rounds)
+    image = {batch: ms[f"B={batch}"] / batch for batch in batches}
+    results = [compare(f"B={batch}, ξ=0.1 v B=16, by image", image[batch], image[16], "ms") for batch in batches]
+    points = [(feeds[f"ξ={xi}"][1], ms[f"ξ={xi}"]) for xi in ratios]
+    (first, low), (last, high) = points[0], points[-1]
+    for xi, value in points:
+        line = low + (high - low) * (xi - first) / (last - first)
+        results.append(compare(f"ξ={xi:.3f}, B=64 v straight line", value, line, "ms"))
+    return results
+
+
+def main() -> None:
+    parser = arguments("Trunk + ADC v the bare trunk, ONNX Runtime; k-means; PyTorch; growth with B and ξ.")
+    parser.add_argument("--model", default="deit_tiny_patch16_224")
+    parser.add_argument("--split", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--ratio", type=float, default=0.1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--growth-rounds", type=int, default=5, help="of the growth with B and ξ; 0 leaves it out")
+    args = parser.parse_args()
+    case = Case(args.model, args.split, args.batch_size, args.ratio)
+    title = f"{args.model} split {args.split}, B={args.batch_size}, ξ={case.xi:.3f}, median of {args.rounds}"
+    results = forwards(case, args.rounds)
+    if args.growth_rounds:
+        title += f"; growth at 112 px, median of {args.growth_rounds}"
+        results += growth(args.model, args.split, args.growth_rounds)
     show(title, results, args.json)
 
 

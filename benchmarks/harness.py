@@ -9,7 +9,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,3 +66,13 @@ def show(title: str, results: list[Result], file: Path | None) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps([result._asdict() for result in results], indent=2) + "\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print what stands behind the results: a first column of names, and numbers."""
+    details = Table(title=title)
+    for number, column in enumerate(columns):
+        details.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        details.add_row(*row)
+    Console().print(details)

@@ -1,0 +1,300 @@
+"""A training step's time beside its physical bound, over an emulated link: what overlapping is worth, and what is left.
+
+    python benchmarks/step_time.py --json out/step_time.json
+
+A trainer and a device, each a process with one thread in its own network namespace (see link_emulator.py: it needs
+root; where it cannot work, the list is empty). The bound of a step is the busiest of four, all of the same run: the
+device's seconds of computing, the bytes of each direction over the link's rate, the trainer's seconds of computing.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from harness import Result, arguments, compare, show, table
+from link_emulator import LinkEmulator, Way, available, enter
+
+from adc_edge.precision import Precision
+from adc_edge.schedule import Costs, step_seconds
+
+# What is heavy (torch, timm, onnx) is imported inside functions: the emulator's process reads this module, too.
+
+# Device, link and trainer take about as long for a step at 20 Mbit/s, with one thread each.
+MODEL, MODEL_ARGS, SPLIT = "vit_tiny_patch16_224", {"img_size": 112, "depth": 5}, 2
+BATCH, CLUSTERS, TOKENS = 64, 0.75, 0.8
+PRECISION: Precision = "fp16"
+RATE_MBIT_S, RTT_MS, MICRO_BATCHES = 20.0, 40.0, (1, 2, 4, 8, 16)
+WARM_UP = 2
+LAG_MS = 20.0  # of the emulator: a case above is run again, and marked if that is no better
+ENDPOINT = f"tcp://{LinkEmulator.trainer_address}:5700"
+START_S = 120.0
+BOTH: dict[str, Any] = {"insecure": True, "threads": 1, "checkpoint_every": 0}  # settings of device and trainer
+
+
+class Case(NamedTuple):
+    """One run of the device."""
+
+    rate_mbit_s: float
+    rtt_ms: float
+    micro_batches: int
+    steps: int  # measured
+    trained: bool = True
+    overlap: bool = True
+
+    def __str__(self) -> str:
+        link = f"{self.rate_mbit_s:g} Mbit/s, {self.rtt_ms:g} ms, {'trained' if self.trained else 'frozen'}"
+        return f"{link}, M={self.micro_batches}" + ("" if self.overlap else ", no overlap")
+
+
+class Row(NamedTuple):
+    """What a case gave: medians of its steps, in seconds."""
+
+    case: Case
+    step: float
+    places: dict[str, float]  # how long each was busy
+    wait: float  # the device, for answers
+    other: float  # the device: neither
+    predicted: float
+    lag_ms: float  # of the emulator, at worst
+
+    @property
+    def bound(self) -> float:
+        return max(self.places.values())
+
+    @property
+    def name(self) -> str:
+        busiest = max(self.places, key=lambda place: self.places[place])
+        return f"{self.case} (bound: {busiest})" + ("; lag" if self.lag_ms > LAG_MS else "")
+
+
+def export(bundle: Path) -> None:
+    from adc_edge.export.build import Settings, export_bundle
+    from adc_edge.ratio import Ratio
+
+    ratio = Ratio(batch=CLUSTERS, token=TOKENS)  # both parts: ξ is the same for every M
+    export_bundle(Settings(MODEL, SPLIT, bundle, ratio, BATCH, PRECISION, classes=10, model_args=MODEL_ARGS))
+
+
+def trainer(bundle: Path, directory: Path, pipe: Connection) -> None:
+    """The trainer's process, until the pipe ends."""
+    from rich.console import Console
+
+    from adc_edge.cloud_trainer.runner import Trainer, TrainerSettings
+
+    settings = TrainerSettings(bundle, ENDPOINT, run=directory / "trainer", device="cpu", **BOTH)
+    with open(os.devnull, "w") as nowhere:
+        Trainer(settings, Console(file=nowhere), pipe.poll).run()
+
+
+def device(bundle: Path, directory: Path, pipe: Connection) -> None:
+    """The device's process: a run for each case that comes through the pipe, whose name it answers."""
+    from rich.console import Console
+
+    from adc_edge.edge_runtime import loop, runner
+    from adc_edge.edge_runtime.settings import ServeSettings
+
+    with open(os.devnull, "w") as nowhere, suppress(EOFError):
+        for number in range(sys.maxsize):
+            case: Case = pipe.recv()
+            name = f"case-{number}"
+            trunk = "train" if case.trained else "frozen"
+            more = BOTH | {"steps": WARM_UP + case.steps, "micro_batches": case.micro_batches, "trunk": trunk}
+            run = directory / name
+            settings = ServeSettings(bundle, ENDPOINT, run=run, name=name, evaluate_images=1, outage_s=START_S, **more)
+            with patch.object(runner, "DeviceLoop", loop.DeviceLoop if case.overlap else without_overlap()):
+                runner.Serve(settings, Console(file=nowhere), pipe.poll).run()
+            pipe.send(name)
+
+
+def without_overlap() -> type[Any]:
+    """The loop of a device that does one thing after the other: nothing is computed while a gradient is awaited."""
+    from adc_edge.edge_runtime.loop import DeviceLoop, _InFlight
+    from adc_edge.edge_runtime.stopwatch import Stopwatch
+
+    class Sequential(DeviceLoop):
+        def _finish(self, step: int, part: _InFlight, watch: Stopwatch) -> None:
+            with watch.phase("wait"):
+                gradient, answer = self._gradient(step, part.number)
+            watch.answered(gradient, self._arrival())
+            assert self.shim is not None
+            with watch.phase("recompute"):
+                self.shim.recompute(part.images, part.sent)
+            with watch.phase("backward"):
+                self.shim.backward(self._received(answer, gradient, step))
+
+    return Sequential
+
+
+def work(namespace: str, target: Callable[[Connection], None], pipe: Connection) -> None:
+    """What a process does at one end of the link; its troubles go through the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark's to handle
+    enter(namespace)
+    try:
+        target(pipe)
+    except Exception:
+        with suppress(OSError):  # nobody is there
+            pipe.send(RuntimeError(traceback.format_exc()))
+
+
+@contextmanager
+def process(namespace: str, target: Callable[[Connection], None]) -> Iterator[Connection]:
+    """A process at one end of the link; it ends with its pipe."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    child = spawn.Process(target=work, args=(namespace, target, theirs), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        child.join(15)
+        child.kill()
+        child.join()
+
+
+def steps_of(run: Path, name: str) -> list[dict[str, Any]]:
+    """A device's measured steps in the metrics of its own run, or of the trainer's."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    steps = (line for line in lines if line["kind"] == "step" and line["step"] >= WARM_UP)
+    return [step for step in steps if step.get("device", name) == name]
+
+
+class Bench(NamedTuple):
+    """Device and trainer at both ends of a link, for one case after the other."""
+
+    link: LinkEmulator
+    device: Connection
+    trainer: Connection
+    directory: Path
+
+    def started(self) -> None:
+        """Wait until the trainer listens."""
+        while not (self.directory / "trainer" / "endpoint").exists():
+            if self.trainer.poll(0.1):
+                raise self.trainer.recv()
+
+    def rows(self, cases: Sequence[Case], rounds: int = 1) -> list[Row]:
+        """Run each case, in turns of a fresh random order: machines are shared, and change their pace."""
+        steps: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
+        for turn in range(rounds):
+            for case in random.Random(turn).sample(cases, len(cases)):
+                run = self._run(case)
+                steps[case] += run if run[0]["lag_ms"] <= LAG_MS else self._run(case)
+        return [make_row(case, steps[case]) for case in cases]
+
+    def _run(self, case: Case) -> list[dict[str, float]]:
+        """What both sides wrote of each measured step."""
+        way = link_way(case.rate_mbit_s, case.rtt_ms)
+        self.link.set(way, way)
+        self.device.send(case)
+        name = self.device.recv()
+        if isinstance(name, Exception):
+            raise name
+        lag_ms = self.link.lag_ms
+        both = zip(steps_of(self.directory / name, name), steps_of(self.directory / "trainer", name), strict=True)
+        return [here | {"seconds_trainer": there["seconds_cloud"], "lag_ms": lag_ms} for here, there in both]
+
+
+def link_way(rate_mbit_s: float, rtt_ms: float) -> Way:
+    """With a queue of twice what the link holds: BBR has up to 2.9 times that under way, as it is fed in bursts."""
+    return Way(rate_mbit_s, rtt_ms / 2, queue_bytes=max(2**18, round(2 * rate_mbit_s * 125 * rtt_ms)))
+
+
+def make_row(case: Case, steps: list[dict[str, float]]) -> Row:
+    def median(*names: str) -> float:
+        return statistics.median(sum(step[name] for name in names) for step in steps)
+
+    phases = [f"seconds_{phase}" for phase in ("forward", "recompute", "backward")]
+    busy, wait = ["seconds_data", *phases], median("seconds_wait")
+    up, down = (median(f"bytes_{way}") * 8 / (case.rate_mbit_s * 1e6) for way in ("up", "down"))
+    places = {"device": median(*busy), "up": up, "down": down, "cloud": median("seconds_trainer")}
+    # The optimizer's time, which the device is not told, comes after the last answer has left.
+    seconds = (*map(median, phases), up, median("seconds_cloud"), down)
+    costs, rtt_s = Costs(*(value / case.micro_batches for value in seconds)), case.rtt_ms / 1e3
+    predicted = median("seconds_data") + step_seconds(costs, rtt_s, case.micro_batches)
+    if not case.overlap:
+        predicted = sum(places.values()) + rtt_s
+    other = statistics.median(step["seconds"] - step["seconds_wait"] - sum(step[n] for n in busy) for step in steps)
+    return Row(case, median("seconds"), places, wait, other, predicted, max(step["lag_ms"] for step in steps))
+
+
+def claim(bench: Bench, rounds: int, steps: int) -> tuple[list[Row], Row, list[Result]]:
+    """One link, every M, and the same without overlap; the best M; that one beside its bound and beside no overlap."""
+    cases = [Case(RATE_MBIT_S, RTT_MS, count, steps) for count in MICRO_BATCHES]
+    *rows, sequential = bench.rows([*cases, Case(RATE_MBIT_S, RTT_MS, 1, steps, overlap=False)], rounds)
+    best = min(rows, key=lambda row: row.step)
+    goals = (("its bound (target 1.15)", best.bound), ("no overlap (target 0.7)", sequential.step))
+    name = f"best M={best.case.micro_batches} v"
+    results = [compare(f"{name} {goal}", best.step * 1e3, seconds * 1e3, "ms") for goal, seconds in goals]
+    return [*rows, sequential], best, results
+
+
+def grid(bench: Bench, best: int) -> list[Row]:
+    """Links from slow to fast, near to far; trunk trained and frozen; one message for a step, and several."""
+    cases = [
+        Case(rate, rtt, count, 2 if rate < RATE_MBIT_S else 4, trained)
+        for rate in (5.0, 20.0, 100.0)
+        for rtt in (5.0, 40.0, 120.0)
+        for trained in (True, False)
+        for count in (1, best)
+    ]
+    return bench.rows(cases)
+
+
+def show_all(rows: list[Row], results: list[Result], file: Path | None) -> None:
+    columns = ("ms", "device", "up", "down", "cloud", "device waits", "other", "predicted", "step")
+    times = [(*row.places.values(), row.wait, row.other, row.predicted, row.step) for row in rows]
+    cells = [(str(row.case), *(f"{1e3 * time:.0f}" for time in each)) for row, each in zip(rows, times, strict=True)]
+    table("median step by place", columns, cells)
+    results = [compare(row.name, row.step * 1e3, row.bound * 1e3, "ms") for row in rows] + results
+    cut = f"{MODEL}, {MODEL_ARGS}, split {SPLIT}, B={BATCH}, T/B={CLUSTERS}, k/N={TOKENS}, {PRECISION}"
+    show(f"step v its bound: {cut}, one thread each", results, file)
+
+
+def run(quick: bool) -> tuple[list[Row], list[Result]]:
+    start = link_way(RATE_MBIT_S, RTT_MS)
+    with tempfile.TemporaryDirectory() as name, LinkEmulator(start, start) as link:
+        directory = Path(name)
+        bundle = directory / "bundle"
+        export(bundle)
+        with (
+            process(link.trainer_namespace, partial(trainer, bundle, directory)) as there,
+            process(link.device_namespace, partial(device, bundle, directory)) as here,
+        ):
+            bench = Bench(link, here, there, directory)
+            bench.started()
+            rows, best, results = claim(bench, *((1, 4) if quick else (2, 5)))
+            return rows + ([] if quick else grid(bench, best.case.micro_batches)), results
+
+
+def main() -> None:
+    parser = arguments("A step's time v its physical bound, over an emulated link.")
+    parser.add_argument("--quick", action="store_true", help="the main claim alone, with few steps")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays behind
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as adc_edge/cli.py: processes share the cores
+    if trouble := available():
+        print(trouble)
+        show("step v its bound", [], args.json)
+        return
+    show_all(*run(args.quick), args.json)
+
+
+if __name__ == "__main__":
+    main()
