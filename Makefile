@@ -37,7 +37,9 @@ format: $(READY)
 
 bench: $(READY)
 	mkdir -p out/bench
-	for name in compression wire; do $(BIN)/python benchmarks/$$name.py --json out/bench/$$name.json || exit 1; done
+	for name in codec wire rivals compression refresh shim step_time; do \
+		$(BIN)/python benchmarks/$$name.py --json out/bench/$$name.json || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info out runs

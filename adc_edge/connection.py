@@ -91,7 +91,7 @@ class Connection:
     def send(self, header: bytes, piece: bytes | memoryview) -> None:
         """Send two frames; raises LinkLost, Stopped."""
         self.writable()
-        self._socket.send_multipart([header, piece])
+        self._socket.send_multipart([header, piece], copy=False)  # of a body that stays as it is
         self.framed = (self.framed[0] + frame_bytes(header, piece), self.framed[1])
 
     def receive(self, deadline: float | None) -> list[memoryview]:

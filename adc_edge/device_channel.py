@@ -85,6 +85,7 @@ class DeviceChannel(Channel):
         self._sent: dict[int, int] = {}  # bytes that have left already, of each message in flight
         self._micro_batches = 1  # of each step
         self._durable = 0  # steps that the trainer cannot lose
+        self.trainer_keeps = True  # its run on disk, so that it may come back for what the journal holds
         self.applied = 0  # steps that the trainer has applied
         self.learned = 0  # micro-batches that it has learned of the next
         self.outages = 0
@@ -275,6 +276,7 @@ class DeviceChannel(Channel):
 
     def _note_durable(self, durable: int | None) -> None:
         """How far the trainer cannot come back behind; one that keeps nothing on disk does not come back at all."""
+        self.trainer_keeps = durable is not None
         self._durable = self.applied if durable is None else durable
 
     def _body_bytes(self, message: FromTrainer) -> int:

@@ -15,14 +15,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
+import numpy as np
 import xxhash
 
 from adc_edge.errors import ProtocolError
 from adc_edge.protocol import CHUNK_BYTES, SEAL_BYTES, Chunk, Message, pack
 from adc_edge.tcp import TcpInfo
 
-FAST_CHUNK_BYTES = 4 * CHUNK_BYTES
-FAST_MBIT_S = 100.0  # from here on, in the kernel's eyes, a link is fast
+FAST_CHUNK_BYTES = 4 * CHUNK_BYTES  # larger ones are slower: they are read, sealed and sent in turn
+SLOW_MBIT_S = 25.0  # on which CHUNK_BYTES take 21 ms
 
 Body = bytes | bytearray | memoryview
 M = TypeVar("M", bound=Message)
@@ -39,8 +40,9 @@ def cut(message: Message, body: Body = b"", chunk_bytes: int = CHUNK_BYTES) -> I
 
 
 def chunk_bytes(link: TcpInfo | None) -> int:
-    """How large a piece may be on a link as the kernel sees it: each costs time of its own, which a fast link shows."""
-    return FAST_CHUNK_BYTES if link is not None and link.delivery_mbit_s >= FAST_MBIT_S else CHUNK_BYTES
+    """How large a piece is on a link as the kernel sees it: what it carries in 20 ms, since each costs work."""
+    times = 1 if link is None else int(link.delivery_mbit_s / SLOW_MBIT_S)
+    return min(max(times * CHUNK_BYTES, CHUNK_BYTES), FAST_CHUNK_BYTES)
 
 
 def sealed(header: bytes, piece: Body) -> bytes:
@@ -83,7 +85,7 @@ class Assembler(Generic[M]):
     ) -> None:
         self._unpack, self._body_bytes, self._foreign = unpack, body_bytes, foreign
         self._message: M | None = None
-        self._body = bytearray()
+        self._body = memoryview(b"")
         self._filled = 0
         self.grown_s = 0.0  # when a piece last came, by the monotonic clock
 
@@ -124,19 +126,19 @@ class Assembler(Generic[M]):
             raise
         if self._message is None or self._filled < len(self._body):
             return None
-        done = self._message, memoryview(self._body)
+        done = self._message, self._body
         self.drop()
         return done
 
     def drop(self) -> None:
         """Forget the message in progress."""
-        self._message, self._body, self._filled = None, bytearray(), 0
+        self._message, self._body, self._filled = None, memoryview(b""), 0
 
     def _begin(self, message: M, size: int, piece: memoryview) -> None:
         offset: int = getattr(message, "offset", 0)
         if offset == 0:  # a peer that begins another body has given the old one up
             self.drop()
-            self._body = bytearray(size)
+            self._body = np.empty(size, np.uint8).data
         elif (cast(Any, message).transfer, offset, size) != (*self.unfinished, len(self._body)):
             raise ProtocolError(f"a message from {offset} on", "what is missing of the last", "send it anew", "order")
         self._expect_piece(piece.nbytes, size - offset)

@@ -59,4 +59,5 @@ def soft_labels(data: Any, clusters: int, classes: int, images: int) -> Float32:
         )
     members = np.bincount(cluster * classes + label, weights=count, minlength=clusters * classes)
     members = members.reshape(clusters, classes)
-    return (members / members.sum(axis=1, keepdims=True)).astype(np.float32)
+    soft: Float32 = (members / members.sum(axis=1, keepdims=True)).astype(np.float32)
+    return soft

@@ -62,7 +62,7 @@ class Hello(Message, frozen=True):
     life: Id  # of the process, random: the newest life of a session speaks for it
     device: Text  # a label for logs, no identity
     next_step: Count
-    durable: Count  # it will never come back older than this step
+    durable: Count | None  # it will never come back older than this step; None: it keeps nothing on disk
     oldest: Count  # its journal can feed a trainer that stands at this step or later
     steps: Count = 0  # planned in all, 0 if unknown: the head's schedule may need it
     micro_batches: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # of every step
@@ -82,7 +82,7 @@ class Step(Message, frozen=True):
     triples: Positive
     precision: Precision
     gradient: Precision | None  # what it shall travel in; None: the trunk is frozen, send no gradient
-    durable: Count = 0  # as in Hello
+    durable: Count | None = 0  # as in Hello
     replay: bool = False  # from the journal: the device has had the gradient, so it need not travel again
     offset: Count = 0  # where the first piece lies: what is before it arrived on an earlier connection
 
@@ -108,7 +108,7 @@ class Fetch(Message, frozen=True):
     part: Count | None  # None: the gradient
     transfer: Id
     micro_batch: Count = 0
-    durable: Count = 0
+    durable: Count | None = 0
     offset: Count = 0  # of the answer's body: what is before it has arrived
 
 

@@ -29,11 +29,14 @@ def step_seconds(costs: Costs, rtt: float, micro_batches: int = 1, window: int =
         Seconds from the first forward to the end of the last backward.
     """
     device = up = cloud = down = 0.0  # when each is free again
+    recomputed = 0
     arrivals: list[float] = []
     window = min(window or micro_batches, micro_batches)
     for number in range(micro_batches + window):
-        if number >= window:  # the oldest in flight
-            device = max(device + costs.recompute, arrivals[number - window]) + costs.backward
+        if number >= window:  # all that are in flight, then the oldest's gradient
+            device += (len(arrivals) - recomputed) * costs.recompute
+            recomputed = len(arrivals)
+            device = max(device, arrivals[number - window]) + costs.backward
         if number < micro_batches:
             device += costs.forward
             up = max(device, up) + costs.up

@@ -229,7 +229,7 @@ class Server:
     def _send(self, route: bytes, fd: int, frames: Frames) -> None:
         try:
             for header, piece in frames:
-                self._socket.send_multipart([route, header, piece], zmq.NOBLOCK)
+                self._socket.send_multipart([route, header, piece], zmq.NOBLOCK, copy=False)
                 self._guard.sent(fd, len(header) + len(piece))
         except zmq.ZMQError:  # gone; its session keeps the answer for when it is back
             self.sessions.leave(route)

@@ -40,6 +40,7 @@ class Session:
     def __init__(self, number: int, standing: Standing, directory: Path) -> None:
         self.id, self.standing, self._directory = number, standing, directory
         self.planned_steps, self.micro_batches = 0, 1
+        self.device_keeps = True  # its run on disk, so that it may come back for any answer of the log
         self.begun: Accumulated | None = None  # the step that is under way
         self.route: bytes | None = None
         self.inbox: Assembler[FromDevice] | None = None
@@ -97,7 +98,7 @@ class Session:
             )
         if hello.life not in self._lives:
             self._lives.append(hello.life)
-        self.planned_steps = hello.steps
+        self.planned_steps, self.device_keeps = hello.steps, hello.durable is not None
         self.prune(hello.durable)
 
     def supersede(self) -> None:
@@ -147,7 +148,9 @@ class Session:
             self._recent.popitem(last=False)
 
     def write(self) -> None:
-        """Put the newest answers in the log; raises OSError."""
+        """Put the newest answers in the log, for a device that could come back for them; raises OSError."""
+        if not self.device_keeps:
+            return
         for key, (reply, body) in self._recent.items():
             if not self.log.has(key):
                 self.log.append(key, pack(reply), body)
@@ -164,9 +167,9 @@ class Session:
         message = unpack_from_trainer(kept[0])
         return (message, kept[1]) if isinstance(message, Gradient | Evaluated) else None
 
-    def prune(self, durable: int) -> None:
-        """The device will never come back older than ``durable``."""
-        self.log.prune(min(durable, self.applied))
+    def prune(self, durable: int | None) -> None:
+        """The device will never come back older than ``durable``; None: not at all."""
+        self.log.prune(self.applied if durable is None else min(durable, self.applied))
 
     def forget(self) -> None:
         """Drop the log for good."""

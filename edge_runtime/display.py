@@ -15,6 +15,16 @@ from rich.table import Table
 from adc_edge.edge_runtime.tally import Evaluation, Tally
 
 _PLAIN_EVERY_S = 5.0
+_PHASES = (  # link and cloud work while the device does, or while it waits
+    ("data", "data"),
+    ("forward", "forward"),
+    ("send", "send, journal"),
+    ("recompute", "recompute"),
+    ("wait", "wait"),
+    ("backward", "backward"),
+    ("link", "(link)"),
+    ("cloud", "(cloud)"),
+)
 
 
 class Display:
@@ -98,7 +108,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
     table.add_column(justify="right")
     table.add_row("test accuracy", _percent(report["accuracy"]))
     table.add_row("steps, images", f"{report['steps']}, {report['images']}")
-    table.add_row("ξ sent, precision", f"{report['xi']:.3f}, {report['precision']}")
+    both = dict.fromkeys((report["precision"], report["gradient_precision"]))
+    table.add_row("ξ sent, precision", f"{report['xi']:.3f}, {' / '.join(both)}")
     table.add_row("bytes up", decimal(report["bytes_up"]))
     table.add_row("bytes down", decimal(report["bytes_down"]))
     table.add_row("uncompressed fp32 would be", decimal(report["bytes_uncompressed_fp32"]))
@@ -106,8 +117,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
     table.add_row("evaluation, apart", decimal(report["bytes_evaluation_up"] + report["bytes_evaluation_down"]))
     table.add_section()
     table.add_row("time per step", f"{1e3 * report['seconds'] / steps:.1f} ms")
-    for name in ("data", "forward", "recompute", "link", "cloud", "backward"):
-        table.add_row(f"  {name}", f"{1e3 * report[f'seconds_{name}'] / steps:.1f} ms")
+    for name, what in _PHASES:
+        table.add_row(f"  {what}", f"{1e3 * report[f'seconds_{name}'] / steps:.1f} ms")
     table.add_section()
     if report["rtt_ms"] is None:
         table.add_row("link", "not measured (needs Linux)")
@@ -118,6 +129,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
     table.add_row("outages", str(report["outages"]))
     if again := report["bytes_repeated_up"] + report["bytes_repeated_down"]:
         table.add_row("sent again after outages", f"{decimal(again)}, {report['steps_repeated']} steps redone")
+    if report["drift"] is not None:
+        table.add_row("engine v PyTorch, at most", f"{report['drift']:.2g}")
     if report["peak_memory_mb"] is not None:
         table.add_row("peak memory of this process", f"{report['peak_memory_mb']:.0f} MB")
     return table

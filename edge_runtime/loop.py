@@ -90,15 +90,16 @@ class DeviceLoop:
         self.down_mbit_s: float | None = None
         self.trouble: OSError | None = None  # why something of the last step is not in the journal
 
-    def step(self, step: int, durable: int) -> StepRecord:
+    def step(self, step: int, durable: int | None) -> StepRecord:
         """One step, from images to new weights: its micro-batches travel one behind another.
 
-        Every micro-batch is sent as soon as the engine has it and the window allows. Its recompute fills the time until
-        its gradient arrives. Gradients are taken in order, so the sum has the same bits however they arrive.
+        Every micro-batch is sent as soon as the engine has it and the window allows. Those in flight are recomputed
+        while they are, so at most ``window`` graphs are held. Gradients are taken in order, so the sum has the same
+        bits however they arrive.
 
         Args:
             step: its number.
-            durable: the oldest step that this device may come back to.
+            durable: the oldest step that this device may come back to; None: it keeps nothing.
 
         Raises:
             Stopped: asked to stop while waiting; the step is dropped, nothing has changed here.
@@ -111,10 +112,10 @@ class DeviceLoop:
         in_flight: deque[_InFlight] = deque()
         for micro_batch in range(settings.micro_batches):
             if len(in_flight) == settings.window:
-                self._finish(step, in_flight.popleft(), watch)
+                self._finish(step, in_flight, watch)
             in_flight.append(self._begin(step, micro_batch, batch, durable, watch))
         while in_flight:
-            self._finish(step, in_flight.popleft(), watch)
+            self._finish(step, in_flight, watch)
         if self.shim is not None and self.refresher is not None:
             with watch.phase("backward"):
                 self.shim.update(step, settings.planned_steps)
@@ -123,7 +124,7 @@ class DeviceLoop:
         up, down = self._bytes()
         return watch.record(step, up, down)
 
-    def _begin(self, step: int, micro_batch: int, batch: Batch, durable: int, watch: Stopwatch) -> _InFlight:
+    def _begin(self, step: int, micro_batch: int, batch: Batch, durable: int | None, watch: Stopwatch) -> _InFlight:
         """Compress a micro-batch and send it."""
         settings = self.settings
         size = settings.shape.images
@@ -133,16 +134,19 @@ class DeviceLoop:
             seeds = self.loader.seeds(step, settings.shape.clusters, size, micro_batch)
             sent = self.engine.compress(part.images, seeds, settings.shape.kept - settings.prefix)
             message, body = self._pack(step, micro_batch, part, sent, durable)
-        watch.departed()
-        self.channel.submit(message, body)
-        self._keep(message, body)
+        with watch.phase("send"):
+            watch.departed()
+            self.channel.submit(message, body)
+            self._keep(message, body)
         return _InFlight(micro_batch, part.images, sent)
 
-    def _finish(self, step: int, part: _InFlight, watch: Stopwatch) -> None:
-        """Recompute a micro-batch, take its gradient, and backpropagate it."""
+    def _finish(self, step: int, in_flight: deque[_InFlight], watch: Stopwatch) -> None:
+        """Recompute what is in flight, take the oldest's gradient, and backpropagate it."""
         if self.shim is not None and not self.engine.keeps_graph:
             with watch.phase("recompute"):
-                self.shim.recompute(part.images, part.sent)
+                for part in list(in_flight)[self.shim.waiting :]:
+                    self.shim.recompute(part.images, part.sent)
+        part = in_flight.popleft()
         with watch.phase("wait"):
             gradient, answer = self._gradient(step, part.number)
         watch.answered(gradient, self._arrival())
@@ -193,7 +197,7 @@ class DeviceLoop:
         shape = self._shapes.get(gradient.micro_batch)
         return 0 if self.shim is None or shape is None else encoded_bytes(shape, gradient.precision)
 
-    def _pack(self, step: int, micro_batch: int, batch: Batch, sent: Sent, durable: int) -> tuple[Step, Body]:
+    def _pack(self, step: int, micro_batch: int, batch: Batch, sent: Sent, durable: int | None) -> tuple[Step, Body]:
         settings = self.settings
         triples = label_triples(sent.assignment, batch.labels, settings.classes)
         self._shapes[micro_batch] = sent.activations.shape
@@ -218,6 +222,8 @@ class DeviceLoop:
 
     def _keep(self, message: Step, body: Body) -> None:
         """Journal a message while it travels: one that is killed before has not sent it either."""
+        if not self.channel.trainer_keeps:
+            return
         try:
             self._journal.append(Key(message.step, message.micro_batch), pack(message), body)
         except OSError as error:  # the run goes on; only a trainer that comes back older could now not be fed

@@ -36,9 +36,9 @@ class State:
         self.journal = Journal(run_dir.journal)
 
     @property
-    def durable(self) -> int:
-        """The oldest step that this run may come back to."""
-        return self._run_dir.oldest(self.step)
+    def durable(self) -> int | None:
+        """The oldest step that this run may come back to; None: nothing of it is kept."""
+        return None if self._run_dir.path is None else self._run_dir.oldest(self.step)
 
     @property
     def oldest(self) -> int:

@@ -15,7 +15,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
-        self._spent = dict.fromkeys(("data", "forward", "recompute", "wait", "backward"), 0.0)
+        self._spent = dict.fromkeys(("data", "forward", "send", "recompute", "wait", "backward"), 0.0)
         self._departed = self._arrived = 0.0
         self._losses: list[float] = []
         self._accuracies: list[float] = []

@@ -25,6 +25,7 @@ class StepRecord(msgspec.Struct, frozen=True):
     seconds: float
     seconds_data: float
     seconds_forward: float
+    seconds_send: float  # to hand messages over and to journal them
     seconds_recompute: float
     seconds_link: float  # from the first message's departure to the last answer's arrival, less seconds_cloud
     seconds_cloud: float  # forward and backward there
@@ -57,6 +58,7 @@ class Tally(msgspec.Struct):
     seconds: float = 0.0
     seconds_data: float = 0.0
     seconds_forward: float = 0.0
+    seconds_send: float = 0.0
     seconds_recompute: float = 0.0
     seconds_link: float = 0.0
     seconds_cloud: float = 0.0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.journal import Journal
 from adc_edge.learning import OptimizerSettings
 from adc_edge.loader import Loader
 from adc_edge.noise import NoiseSettings
@@ -361,6 +363,16 @@ def test_the_faster_engine_is_measured_once_told_and_kept(
         said = capsys.readouterr().out
     assert "engine torch" in said
     assert "engine auto:" not in said
+
+
+def test_where_nobody_keeps_a_run_nobody_writes_journals(bundle_dir: Path, cloud: Any) -> None:
+    written: list[Any] = []
+    with (
+        cloud(OptimizerSettings(lr=1e-3)) as endpoint,
+        patch.object(Journal, "append", side_effect=lambda *entry: written.append(entry)),
+    ):
+        assert serve(settings(bundle_dir, endpoint, steps=3, micro_batches=2))["steps"] == 3
+    assert not written
 
 
 def test_a_batch_that_cannot_be_cut_so_is_refused(bundle_dir: Path, command: Any) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adc_edge.errors import ProtocolError
-from adc_edge.framing import FAST_CHUNK_BYTES, FAST_MBIT_S, Assembler, chunk_bytes, cut, sealed, unsealed
+from adc_edge.framing import FAST_CHUNK_BYTES, Assembler, chunk_bytes, cut, sealed, unsealed
 from adc_edge.protocol import (
     CHUNK_BYTES,
     SEAL_BYTES,
@@ -99,8 +99,10 @@ def test_larger_pieces_of_a_fast_link_arrive_too(size: int, chunk_bytes: int) ->
 
 
 def test_pieces_grow_where_the_kernel_has_seen_a_fast_link() -> None:
-    slow, fast = (TcpInfo(0, 0, 1.0, rate, 0) for rate in (FAST_MBIT_S - 1, FAST_MBIT_S))
-    assert [chunk_bytes(link) for link in (None, slow, fast)] == [CHUNK_BYTES, CHUNK_BYTES, FAST_CHUNK_BYTES]
+    links = [TcpInfo(0, 0, 1.0, rate, 0) for rate in (0.1, 24.0, 50.0, 99.0, 400.0, 30_000.0)]
+    assert [chunk_bytes(link) // CHUNK_BYTES for link in links] == [1, 1, 2, 3, 4, 4]
+    assert chunk_bytes(None) == CHUNK_BYTES
+    assert chunk_bytes(links[-1]) == FAST_CHUNK_BYTES
 
 
 @given(st.lists(SIZES, min_size=1, max_size=3))
@@ -214,7 +216,7 @@ def test_a_chunk_of_another_message_is_refused(chunk: Chunk) -> None:
 
 
 def test_pieces_of_the_wrong_size_are_refused() -> None:
-    for size, piece in ((10, 9), (10, 11), (0, 1), (CHUNK_BYTES + 1, 1), (9 * CHUNK_BYTES, FAST_CHUNK_BYTES + 1)):
+    for size, piece in ((10, 9), (10, 11), (0, 1), (CHUNK_BYTES + 1, 1), (2 * FAST_CHUNK_BYTES, FAST_CHUNK_BYTES + 1)):
         assert refused(inbox(), whole(message(size), bytes(piece))) == "size"
     for piece in (0, CHUNK_BYTES - 1, 1, 2 * CHUNK_BYTES + 1):
         box = inbox()

@@ -29,7 +29,7 @@ def test_two_micro_batches_by_hand() -> None:
 
 
 def by_events(costs: Costs, rtt: float, micro_batches: int) -> float:
-    """All in flight: an event queue over four servers; the device does forwards first, then recompute + backward."""
+    """All in flight: an event queue over three servers, between what the device does before and after."""
     free = {"up": 0.0, "cloud": 0.0, "down": 0.0}
     durations = {"up": costs.up, "cloud": costs.cloud, "down": costs.down}
     following = {"up": ("cloud", rtt / 2), "cloud": ("down", 0.0), "down": ("device", rtt / 2)}
@@ -43,9 +43,9 @@ def by_events(costs: Costs, rtt: float, micro_batches: int) -> float:
         free[place] = max(at, free[place]) + durations[place]
         after, delay = following[place]
         heapq.heappush(queue, (free[place] + delay, number, after))
-    now = micro_batches * costs.forward
+    now = micro_batches * (costs.forward + costs.recompute)
     for number in range(micro_batches):
-        now = max(now + costs.recompute, back[number]) + costs.backward
+        now = max(now, back[number]) + costs.backward
     return now
 
 

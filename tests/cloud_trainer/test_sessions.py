@@ -393,3 +393,23 @@ def test_a_body_that_stopped_growing_gives_way_to_others_and_a_growing_one_does_
     assert sessions.make_room(3 * CHUNK_BYTES, most=5 * CHUNK_BYTES)
     assert stalled.inbox.unfinished == (0, 0)
     assert not sessions.make_room(6 * CHUNK_BYTES, most=5 * CHUNK_BYTES)
+
+
+def test_a_device_that_keeps_nothing_is_answered_from_memory_and_costs_no_log(
+    sessions: Sessions, tmp_path: Path
+) -> None:
+    nothing = msgspec.structs.replace(hello(), durable=None, micro_batches=2)
+    session, _ = connect(sessions, nothing)
+    for step in range(3):
+        for part in range(2):
+            given, body = reply(step)
+            given = msgspec.structs.replace(given, micro_batch=part)
+            session.begin().done += 1
+            session.answered(given, body)
+            session.write()
+            session.prune(None)
+    assert session.applied == 3
+    for part in range(2):  # in flight, it may ask again over another connection
+        assert session.answer(Key(2, part)) is not None
+    assert session.answer(Key(1, 1)) is None
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

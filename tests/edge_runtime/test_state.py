@@ -99,6 +99,6 @@ def test_without_a_directory_nothing_is_ever_asked_for_again(tmp_path: Path) -> 
     state = State(run_dir, None)
     state.step = 40
     state.save()
-    assert state.durable == 40
+    assert state.durable is None
     assert not state.resume()
     run_dir.close()
