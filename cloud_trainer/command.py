@@ -28,6 +28,14 @@ from adc_edge.options import bundle_option, key_options, optimizer_options, run_
     help="bf16 autocast, where CUDA has it.",
 )
 @click.option(
+    "--compile",
+    "compiled",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="The head through torch.compile; auto: on CUDA.",
+)
+@click.option(
     "--max-images", default=1024, show_default=True, type=click.IntRange(min=2), help="Images of one message."
 )
 @click.option(
@@ -38,7 +46,7 @@ from adc_edge.options import bundle_option, key_options, optimizer_options, run_
     metavar="N",
     help="End once N devices are done; 0: serve until Ctrl-C.",
 )
-@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @optimizer_options
 @key_options
 def trainer(**options: Any) -> None:

@@ -46,6 +46,7 @@ class TrainerSettings(msgspec.Struct, frozen=True):
     checkpoint_every: int = 100
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "off"] = "auto"
+    compiled: Literal["auto", "on", "off"] = "auto"
     max_images: int = 1024
     devices: int = 0
     seed: int = 0
@@ -116,7 +117,7 @@ class Trainer:
 
     def _greet(self, endpoint: str) -> None:
         manifest, training = self.bundle.manifest, self.training
-        where = f"{training.device}{', bf16' if training.bf16 else ''}"
+        where = f"{training.device}{', bf16' if training.bf16 else ''}{', compiled' if training.compiled else ''}"
         self._say(f"head of {manifest.model} after block {manifest.split} on {where}; listening on {endpoint}")
         if self.access is not None:
             allowed = "adc-edge keys list shows who may connect"
@@ -146,12 +147,14 @@ class Trainer:
             head.vit.load_state_dict(load_file(self.bundle.path / HEAD), strict=True)
         except RuntimeError as error:
             raise BundleError(f"{HEAD}: {error}", "the weights of the manifest's head", "export it again") from None
-        return HeadTraining(head, settings.optimizer, device, bf16, settings.seed)
+        compiled = settings.compiled == "on" or (settings.compiled == "auto" and device == "cuda")
+        return HeadTraining(head, settings.optimizer, device, bf16, settings.seed, compiled)
 
     def _machine(self) -> dict[str, Any]:
         return machine.describe(
             device=str(self.training.device),
             bf16=self.training.bf16,
+            compiled=self.training.compiled,
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )

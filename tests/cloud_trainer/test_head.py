@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +134,22 @@ def test_a_checkpoint_continues_bit_for_bit(bundle: Bundle, training: HeadTraini
         assert ours.loss == theirs.loss
     assert training.safetensors() == resumed.safetensors()
     assert load(training.safetensors()).keys() == load_file(bundle.path / "head.safetensors").keys()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_head_learns_alike_and_takes_every_shape(bundle: Bundle, training: HeadTraining) -> None:
+    head = head_from_manifest(bundle.manifest)
+    head.vit.load_state_dict(load_file(bundle.path / "head.safetensors"))
+    compiled = HeadTraining(head, OptimizerSettings(lr=1e-3), compiled=True)
+    for seed, clusters in enumerate((4, 4, 3, 4)):
+        activations, soft = (part[:clusters] for part in batch(seed))
+        found = []
+        for each in (training, compiled):
+            step = Accumulated(1)
+            found.append(each.learn(activations, soft, True, step))
+            each.update(step, 0)
+        assert found[0].loss == pytest.approx(found[1].loss, abs=1e-5)
+        assert found[0].gradient is not None
+        assert found[1].gradient is not None
+        np.testing.assert_allclose(found[0].gradient, found[1].gradient, atol=1e-5)
