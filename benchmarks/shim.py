@@ -8,7 +8,6 @@ process, so they are compared between two child processes that take turns.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import resource
 import statistics
@@ -34,11 +33,10 @@ from adc_edge import trunk as trunk_module
 from adc_edge.edge_runtime.engine import Sent
 from adc_edge.edge_runtime.shim import Shim
 from adc_edge.learning import OptimizerSettings
+from adc_edge.memory import keep_freed_memory
 from adc_edge.precision import Float32
 from adc_edge.ratio import Ratio
 from adc_edge.split import create_vit, cut
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 Alternative = tuple[Any, str, Callable[..., Any]]  # owner, attribute, what replaces it
 
@@ -222,10 +220,8 @@ def optimizers(split: int, rounds: int) -> list[Result]:
 
 def malloc_child(pipe: Connection, keep: bool, split: int, size: int, batch: int) -> None:
     """Train once for every message; answers seconds, page faults and peak memory in MB."""
-    if keep:  # by itself glibc gives large tensors back to the kernel, which maps and clears them anew in each step
-        mallopt = ctypes.CDLL(None).mallopt
-        assert mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        assert mallopt(_M_MMAP_THRESHOLD, 2**30)
+    if keep:
+        assert keep_freed_memory()
     case = make_case(split, size, batch)
     while pipe.recv():
         faults, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
@@ -271,6 +267,7 @@ def main() -> None:
     results: list[Result] = []
     for batch in (32, 64):
         results += malloc(3, 224, batch, args.rounds)
+    keep_freed_memory()  # as a device does that trains
     for split in (3, 6):
         for size in (224, 112):
             results += costs(split, size, args.rounds)

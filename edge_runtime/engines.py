@@ -14,6 +14,7 @@ from adc_edge.edge_runtime.engine import Engine, Int64
 from adc_edge.edge_runtime.loop import StepSettings
 from adc_edge.edge_runtime.onnx_engine import OnnxEngine
 from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.memory import keep_freed_memory
 from adc_edge.precision import Float32
 from adc_edge.schedule import Costs, step_seconds
 
@@ -58,6 +59,8 @@ def make_shim(bundle: Bundle, settings: ServeSettings) -> Shim:
 
     from adc_edge.edge_runtime.shim import Shim
 
+    if settings.trunk == "train":
+        keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     learning = settings.optimizer if settings.trunk == "train" else None
@@ -91,22 +94,20 @@ def choose(
     sent = engine.compress(images, seeds, slots)
     zero = np.zeros_like(sent.activations)
 
-    def seconds(work: Callable[[], object], after: Callable[[], object] = lambda: None) -> float:
+    def seconds(work: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
         times = []
         for _ in range(_ROUNDS):
+            before()
             start = time.perf_counter()
             work()
             times.append(time.perf_counter() - start)
-            after()
+            shim.drop()  # never two graphs at once
         return statistics.median(times)
 
     forward = seconds(lambda: engine.compress(images, seeds, slots))
-    recompute = seconds(lambda: shim.recompute(images, sent), shim.drop)
-    with_graph = seconds(lambda: shim.compress(images, seeds, slots), shim.drop)
-    for _ in range(_ROUNDS):
-        shim.recompute(images, sent)
-    backward = seconds(lambda: shim.backward(zero))
-    shim.drop()
+    recompute = seconds(lambda: shim.recompute(images, sent))
+    with_graph = seconds(lambda: shim.compress(images, seeds, slots))
+    backward = seconds(lambda: shim.backward(zero), before=lambda: shim.recompute(images, sent))
     ours = Costs(forward, recompute, backward, link.up, 0.0, link.down)
     theirs = Costs(with_graph, 0.0, backward, link.up, 0.0, link.down)
     steps = [step_seconds(costs, link.rtt, cut.micro_batches, cut.window) for costs in (ours, theirs)]

@@ -17,6 +17,7 @@ import link_forwarder
 import pytest
 from link_emulator import LinkEmulator, Way, available, goodput_mbit_s, inside, rtt_ms, tcp_pair
 
+pytestmark = pytest.mark.slow
 PAYLOAD = 1448 / 1500  # of a packet
 real = pytest.mark.skipif(available() is not None, reason=str(available()))
 
@@ -145,7 +146,6 @@ def test_a_queue_holds_a_round_trip_unless_told_otherwise(way: Way, room: int) -
 
 
 @real
-@pytest.mark.slow
 def test_tcp_gets_the_rates_and_the_round_trip_that_were_asked_for(link: LinkEmulator) -> None:
     device, trainer = tcp_pair(link)
     with device, trainer:
