@@ -14,17 +14,32 @@ import multiprocessing
 import os
 import select
 import shutil
+import signal
 import socket
 import statistics
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from link_forwarder import DEVICE, TRAINER, TUN, Stats, Way, emulate, enter, inside, remove
 
-__all__ = ["LinkEmulator", "Stats", "Way", "available", "enter", "goodput_mbit_s", "inside", "rtt_ms", "tcp_pair"]
+__all__ = [
+    "LinkEmulator",
+    "Stats",
+    "Way",
+    "available",
+    "enter",
+    "goodput_mbit_s",
+    "inside",
+    "process",
+    "rtt_ms",
+    "tcp_pair",
+]
 
 _CAPABILITIES = 1 << 12 | 1 << 21  # CAP_NET_ADMIN, CAP_SYS_ADMIN
 
@@ -172,6 +187,34 @@ def goodput_mbit_s(sender: socket.socket, receiver: socket.socket, warm_up_s: fl
     while receiver.recv(2**18):
         pass
     return count * 8 / 1e6 / seconds
+
+
+def _work(namespace: str, target: Callable[[Connection], None], pipe: Connection) -> None:
+    """What a process does at one end of the link; its troubles go through the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark's to handle
+    enter(namespace)
+    try:
+        target(pipe)
+    except Exception:
+        with contextlib.suppress(OSError):  # nobody is there
+            pipe.send(RuntimeError(traceback.format_exc()))
+
+
+@contextlib.contextmanager
+def process(namespace: str, target: Callable[[Connection], None]) -> Iterator[Connection]:
+    """A process at one end of the link; it ends with its pipe."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    child = spawn.Process(target=_work, args=(namespace, target, theirs), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        child.join(15)
+        child.kill()
+        child.join()
 
 
 def main() -> None:

@@ -10,17 +10,15 @@ device's seconds of computing, the bytes of each direction over the link's rate,
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import statistics
 import sys
 import tempfile
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +26,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from harness import Result, arguments, compare, show, table
-from link_emulator import LinkEmulator, Way, available, enter
+from link_emulator import LinkEmulator, Way, available, process
 
 from adc_edge.precision import Precision
 from adc_edge.schedule import Costs, step_seconds
@@ -143,34 +141,6 @@ def without_overlap() -> type[Any]:
                 self.shim.backward(self._received(answer, gradient, step))
 
     return Sequential
-
-
-def work(namespace: str, target: Callable[[Connection], None], pipe: Connection) -> None:
-    """What a process does at one end of the link; its troubles go through the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark's to handle
-    enter(namespace)
-    try:
-        target(pipe)
-    except Exception:
-        with suppress(OSError):  # nobody is there
-            pipe.send(RuntimeError(traceback.format_exc()))
-
-
-@contextmanager
-def process(namespace: str, target: Callable[[Connection], None]) -> Iterator[Connection]:
-    """A process at one end of the link; it ends with its pipe."""
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    child = spawn.Process(target=work, args=(namespace, target, theirs), daemon=True)
-    child.start()
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        ours.close()
-        child.join(15)
-        child.kill()
-        child.join()
 
 
 def steps_of(run: Path, name: str) -> list[dict[str, Any]]:
