@@ -64,7 +64,7 @@ def test_a_device_whose_journal_cannot_feed_the_trainer_goes_back_to_it(killed: 
     run, expected = killed
     older, newer = checkpoint_steps(run.trainer_dir)
     tear(checkpoint(run.trainer_dir, newer))
-    tear(run.device_dir / "journal" / f"{older + 2:08d}")
+    tear(run.device_dir / "journal" / f"{older + 2:08d}-0")
     ends_like(run, expected)
     assert f"going back from step {checkpoint_steps_before(run)}" in (run.where / "device.log").read_text()
 
@@ -79,7 +79,7 @@ def test_a_trainer_whose_log_cannot_answer_goes_back_to_the_device(killed: tuple
     older, newer = checkpoint_steps(run.device_dir)
     tear(checkpoint(run.device_dir, newer))
     (log,) = (run.trainer_dir / "journal").iterdir()
-    tear(log / f"{older + 2:08d}")
+    tear(log / f"{older + 2:08d}-0")
     ends_like(run, expected)
     assert "the log of answers is damaged: going back" in (run.where / "trainer.log").read_text()
 
