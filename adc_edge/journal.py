@@ -58,6 +58,7 @@ class Journal:
         directory.mkdir(parents=True, exist_ok=True)
         self._keys: dict[Key, int] = {}  # and their sizes
         self._spares: list[tuple[Path, int]] = []
+        self._spare_bytes = 0  # not summed up anew for each of the hundreds of entries that one checkpoint frees
         self._made = itertools.count()
         self._unsynced: set[Key] = set()
         for path in directory.iterdir():
@@ -74,7 +75,8 @@ class Journal:
         check = xxhash.xxh3_64(length + header)
         check.update(body)
         path = self.directory / key.file_name
-        spare = self._spares.pop()[0] if self._spares else self.directory / f"{_SPARE}{next(self._made)}"
+        spare, old_bytes = self._spares.pop() if self._spares else (self._new_spare(), 0)
+        self._spare_bytes -= old_bytes
         try:
             size = _write_over(spare, _MAGIC + check.digest() + length + header, body)
             os.replace(spare, path)
@@ -126,17 +128,22 @@ class Journal:
             with contextlib.suppress(OSError):
                 spare.unlink(missing_ok=True)
         self._spares.clear()
+        self._spare_bytes = 0
+
+    def _new_spare(self) -> Path:
+        return self.directory / f"{_SPARE}{next(self._made)}"
 
     def _remove(self, key: Key) -> None:
         self._unsynced.discard(key)
         size = self._keys.pop(key, None)
         if size is None:
             return
-        path, spare = self.directory / key.file_name, self.directory / f"{_SPARE}{next(self._made)}"
+        path, spare = self.directory / key.file_name, self._new_spare()
         with contextlib.suppress(OSError):
-            if sum(size for _, size in self._spares) + size <= _SPARE_BYTES:
+            if self._spare_bytes + size <= _SPARE_BYTES:
                 os.replace(path, spare)
                 self._spares.append((spare, size))
+                self._spare_bytes += size
             else:
                 path.unlink()
 
