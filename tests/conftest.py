@@ -23,6 +23,7 @@ from adc_edge.export.build import Settings, export_bundle
 from adc_edge.learning import OptimizerSettings
 from adc_edge.ratio import Ratio
 from adc_edge.split import head_from_manifest
+from tests.serving import serving
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = {"patch_size": 4, "img_size": 16, "embed_dim": 32, "num_heads": 2, "depth": 4}  # 17 tokens of 32 channels
@@ -72,13 +73,8 @@ def server(bundle: Bundle, training: HeadTraining, tmp_path: Path) -> Iterator[S
     lines: list[str] = []
     server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(tmp_path / "log"), say=lines.append)
     server.lines = lines  # type: ignore[attr-defined]
-    over = threading.Event()
-    thread = threading.Thread(target=server.serve, args=(over.is_set,))
-    thread.start()
-    yield server
-    over.set()
-    thread.join()
-    server.close()
+    with serving(server):
+        yield server
 
 
 @pytest.fixture

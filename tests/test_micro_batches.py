@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.errors import RefusedError
 from adc_edge.learning import OptimizerSettings
 from adc_edge.split import head_from_manifest
+from tests.serving import serving
 from tests.stub_device import Device
 
 
@@ -42,24 +44,17 @@ def in_parts(bundle: Bundle, endpoint: str, steps: int, window: int, between: An
 @pytest.fixture
 def server_of_its_own(bundle: Bundle, tmp_path: Path) -> Any:
     """Starts trainers that begin alike."""
-    servers: list[tuple[Server, threading.Event, threading.Thread]] = []
+    numbers = itertools.count()
 
     def start() -> tuple[Server, HeadTraining]:
         head = head_from_manifest(bundle.manifest)
         head.vit.load_state_dict(load_file(bundle.path / HEAD))
         training = HeadTraining(head, OptimizerSettings(lr=1e-3))
-        server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(tmp_path / f"log-{len(servers)}"))
-        over = threading.Event()
-        thread = threading.Thread(target=server.serve, args=(over.is_set,))
-        thread.start()
-        servers.append((server, over, thread))
-        return server, training
+        server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(tmp_path / f"log-{next(numbers)}"))
+        return stack.enter_context(serving(server)), training
 
-    yield start
-    for server, over, thread in servers:
-        over.set()
-        thread.join()
-        server.close()
+    with ExitStack() as stack:
+        yield start
 
 
 def test_micro_batches_in_flight_give_what_they_give_one_by_one(bundle: Bundle, server_of_its_own: Any) -> None:

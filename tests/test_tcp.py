@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.connection import Connection
 from adc_edge.tcp import prefer_bbr
+from tests.serving import serving
 from tests.stub_device import Device
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has congestion control by name")
@@ -161,19 +160,6 @@ def test_a_device_sets_it_before_it_sends_anything(another: str, server: Server)
     connection.close()
     assert connection.congestion == another  # the last connection's
     context.term()
-
-
-@contextlib.contextmanager
-def serving(server: Server) -> Iterator[None]:
-    over = threading.Event()
-    thread = threading.Thread(target=server.serve, args=(over.is_set,))
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        server.close()
 
 
 @pytest.mark.skipif(available() is not None, reason=str(available()))

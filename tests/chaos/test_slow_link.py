@@ -17,6 +17,7 @@ from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
 from tests.chaos.proxy import BadLink
+from tests.serving import serving
 from tests.stub_device import Device
 
 CLUSTERS = 2_300  # of 17 tokens of 32 channels: 5 MB up and 5 MB down
@@ -41,20 +42,12 @@ def cut_regularly(link: BadLink) -> Iterator[None]:
 
 
 @contextmanager
-def serving(bundle: Bundle, training: HeadTraining, where: Path, rate_mbit_s: float) -> Iterator[BadLink]:
+def slow_link(bundle: Bundle, training: HeadTraining, where: Path, rate_mbit_s: float) -> Iterator[BadLink]:
     """A trainer behind a slow link."""
-    server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(where), max_images=4096)
-    over = threading.Event()
-    thread = threading.Thread(target=server.serve, args=(over.is_set,))
-    thread.start()
-    port = int(server.endpoint.rpartition(":")[2])
-    try:
+    with serving(Server(bundle, training, "tcp://127.0.0.1:*", Sessions(where), max_images=4096)) as server:
+        port = int(server.endpoint.rpartition(":")[2])
         with BadLink(port, random.Random(0), rate_mbit_s, delay_ms=20) as link:
             yield link
-    finally:
-        over.set()
-        thread.join()
-        server.close()
 
 
 def whole_messages_arrive(rate_mbit_s: float, seconds: float) -> bool:
@@ -86,7 +79,7 @@ def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_secon
     rate_mbit_s: float,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with serving(bundle, training, tmp_path, rate_mbit_s) as link, cut_regularly(link):
+    with slow_link(bundle, training, tmp_path, rate_mbit_s) as link, cut_regularly(link):
         device = Device(bundle, link.endpoint)
         device.shape = (CLUSTERS, 17, 32)
         device.channel.open(30)
@@ -120,7 +113,7 @@ def test_the_same_as_one_message_never_arrives() -> None:
 def test_a_link_that_becomes_ten_times_slower_and_recovers_is_no_outage(
     bundle: Bundle, training: HeadTraining, tmp_path: Path
 ) -> None:
-    with serving(bundle, training, tmp_path, 20.0) as link:
+    with slow_link(bundle, training, tmp_path, 20.0) as link:
         device = Device(bundle, link.endpoint)
         device.shape = (450, 17, 32)  # 1 MB each way
         device.channel.open(30)
