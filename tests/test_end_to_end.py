@@ -159,7 +159,7 @@ def in_process(bundle: Bundle, steps: int, optimizer: OptimizerSettings, micro_b
     return result
 
 
-@pytest.mark.parametrize(("micro_batches", "window"), [(1, 0), (4, 0), (4, 2)])
+@pytest.mark.parametrize(("micro_batches", "window"), [(1, 0), (4, 0), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_training_equals_an_in_process_pytorch_loop(
     bundle_dir: Path, bundle: Bundle, tmp_path: Path, trainer: Any, micro_batches: int, window: int
 ) -> None:
