@@ -3,6 +3,9 @@
 Nothing here knows of timm, of sockets or of files. Every function traces to ONNX with dynamic B, T and S, which is
 why loops are unrolled, masks are arithmetic and no shape depends on a value.
 
+Scores, distances and means are computed in FP32 whatever the blocks compute in: in FP16 no batch keeps its assignments
+on raw scores, and centred ones keep them in 95 of 100.
+
 Shapes:
     B images, N tokens (the P prefix tokens first, CLS at 0), D channels, H heads,
     T clusters, S kept patch tokens, k = P + S kept tokens in all.
@@ -25,9 +28,9 @@ def cls_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
         scale: factor on the logits, usually ``d ** -0.5``.
 
     Returns:
-        Scores ``[B, N]``; each row sums to one. Detached: no gradient flows through the choice.
+        Scores float32 ``[B, N]``; each row sums to one. Detached: no gradient flows through the choice.
     """
-    logits = (query.detach() * scale) @ keys.detach().transpose(-2, -1)  # [B, H, 1, N]
+    logits = (query.detach().float() * scale) @ keys.detach().float().transpose(-2, -1)  # [B, H, 1, N]
     return logits.softmax(dim=-1).squeeze(2).mean(dim=1)
 
 
@@ -53,11 +56,11 @@ def kmeans(scores: Tensor, seeds: Tensor, iterations: int = LLOYD_ITERATIONS) ->
     rows = scores - scores.mean(dim=0, keepdim=True)
     rows = rows / rows.abs().flatten().amax(dim=0).clamp_min(torch.finfo(rows.dtype).tiny)
     clusters = torch.arange(seeds.shape[0], device=scores.device)
-    centroids = rows[seeds]  # [T, N]
+    centroids = rows.index_select(0, seeds)  # [T, N]
     for step in range(iterations):
         distances = centroids.square().sum(dim=1) - 2.0 * (rows @ centroids.T)  # [B, T], less |row|^2
         assignment = distances.argmin(dim=1)
-        members = membership(assignment, clusters)  # [T, B]
+        members = membership(assignment, clusters).to(rows.dtype)  # [T, B]
         counts = members.sum(dim=1, keepdim=True)
         if step + 1 < iterations:
             centroids = torch.where(counts > 0, (members @ rows) / counts.clamp_min(1.0), centroids)
@@ -68,7 +71,7 @@ def cluster_mean(values: Tensor, assignment: Tensor, clusters: Tensor) -> Tensor
     """Mean of each cluster's members: ``[B, ...]`` -> ``[T, ...]``; an empty cluster gives zeros (paper, step 2)."""
     members = membership(assignment, clusters)
     weights = members / members.sum(dim=1, keepdim=True).clamp_min(1.0)  # [T, B]
-    return (weights @ values.flatten(1)).reshape(-1, *values.shape[1:])
+    return (weights @ values.float().flatten(1)).to(values.dtype).reshape(-1, *values.shape[1:])
 
 
 def select_tokens(centroids: Tensor, kept: int, prefix: int) -> Tensor:

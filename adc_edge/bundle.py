@@ -17,10 +17,16 @@ from adc_edge.spec import TrunkSpec
 FORMAT = 1
 MANIFEST = "manifest.json"
 CLIENT = "client.onnx"
+CLIENT_FP16 = "client.fp16.onnx"  # `export --fp16`: weights in fp16 under the same names; ADC in fp32
+CLIENT_BARE = "client.fp16.bare.onnx"  # `export --tensorrt`: the same without weights, which are all inputs
+CLIENT_INT8 = "client.int8.onnx"  # `calibrate`, with CALIBRATION beside it
+CALIBRATION = "calibration.json"
+GOLDEN = "golden.safetensors"  # images and what the device must make of them (golden.py)
 TRUNK = "trunk.safetensors"
 HEAD = "head.safetensors"
+ENGINES = "engines"  # TensorRT's, for one GPU and one TensorRT: built on the device, never copied
 
-
+Compute = Literal["fp32", "fp16", "int8"]  # what an engine computes in
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
@@ -59,6 +65,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Limits(self.tokens, self.prefix, self.dim, self.classes, max_images)
 
 
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """calibration.json: what `calibrate` made and how good it is; the manifest, and so the bundle's digest, stays."""
+
+    format: int
+    client: str  # SHA-256 of the client.onnx that it was made of
+    int8: str  # SHA-256 of client.int8.onnx
+    method: str
+    images: int
+    report: dict[str, Any]
+
+
 class Bundle(msgspec.Struct, frozen=True):
     """A loaded and verified bundle; ``digest`` names it on the wire."""
 
@@ -78,6 +95,43 @@ class Bundle(msgspec.Struct, frozen=True):
         for name in need:
             _check(path / name, manifest.files.get(name))
         return cls(path, manifest, sha256(path / MANIFEST))
+
+    def file(self, name: str) -> Path:
+        """One of the manifest's files, verified; raises BundleError if it is missing or changed."""
+        _check(self.path / name, self.manifest.files.get(name))
+        return self.path / name
+
+    def client(self, compute: Compute) -> Path:
+        """The graph that computes so, verified.
+
+        Raises:
+            BundleError: the bundle has none, or it is missing or changed, or calibrated from another client.onnx.
+        """
+        if compute == "int8":
+            return self._int8()
+        name = CLIENT if compute == "fp32" else CLIENT_FP16
+        if compute == "fp16" and name not in self.manifest.files:
+            raise BundleError(
+                f"{self.path} has no {name}", "a bundle with a graph in fp16", "export it again with --fp16"
+            )
+        return self.file(name)
+
+    def _int8(self) -> Path:
+        try:
+            calibration = msgspec.json.decode((self.path / CALIBRATION).read_bytes(), type=Calibration)
+        except FileNotFoundError:
+            raise BundleError(
+                f"{self.path} has no {CALIBRATION}", "a calibrated bundle", "adc-edge calibrate --bundle DIR --data SRC"
+            ) from None
+        except msgspec.DecodeError as error:
+            raise BundleError(f"{CALIBRATION}: {error}", "as `adc-edge calibrate` wrote it", _CALIBRATE) from None
+        if calibration.format != FORMAT or calibration.client != self.manifest.files.get(CLIENT):
+            raise BundleError(f"{CALIBRATION} belongs to another bundle", f"one of this {CLIENT}", _CALIBRATE)
+        _check(self.path / CLIENT_INT8, calibration.int8, _CALIBRATE)
+        return self.path / CLIENT_INT8
+
+
+_CALIBRATE = "calibrate it again: adc-edge calibrate --bundle DIR --data SRC"
 
 
 class _Format(msgspec.Struct):
@@ -108,12 +162,10 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def _check(path: Path, expected: str | None) -> None:
+def _check(path: Path, expected: str | None, remedy: str = "copy or export the bundle again") -> None:
     if expected is None or not path.is_file():
-        raise BundleError(f"{path} is missing", "every file that the manifest lists", "copy or export the bundle again")
+        raise BundleError(f"{path} is missing", "every file that the manifest lists", remedy)
     if sha256(path) != expected:
         raise BundleError(
-            f"{path} was changed or damaged: its SHA-256 differs from the manifest",
-            f"SHA-256 {expected}",
-            "copy or export the bundle again",
+            f"{path} was changed or damaged: its SHA-256 differs from the manifest", f"SHA-256 {expected}", remedy
         )

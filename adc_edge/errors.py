@@ -8,6 +8,7 @@ AdcEdgeError
 │   └── DataError        a data source that cannot be read or does not fit
 └── RunError             a run that failed, exit 1
     ├── ParityError      an export that does not equal PyTorch
+    ├── EngineError      an engine that cannot be built, loaded or trusted on this machine
     ├── CheckpointError  a state on disk that cannot be read back
     ├── ProtocolError    a message that breaks the protocol
     ├── RefusedError     the trainer refused, by name
@@ -58,6 +59,10 @@ class RunError(AdcEdgeError):
 
 class ParityError(RunError):
     """The exported graph does not compute what PyTorch computes."""
+
+
+class EngineError(RunError):
+    """An engine cannot be built or loaded on this machine, or computes something else than it should."""
 
 
 class CheckpointError(RunError):

@@ -36,6 +36,25 @@ def bundle_option(command: F) -> F:
     return click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Made by `export`.")(command)
 
 
+def engine_options(command: F) -> F:
+    """How an engine computes."""
+    return _with(
+        command,
+        click.option(
+            "--provider",
+            type=click.Choice(["cpu", "cuda", "tensorrt", "xnnpack", "auto"]),
+            default="auto",
+            show_default=True,
+            help="Of ONNX Runtime; one that does not work here is an error, auto takes CUDA or else the CPU.",
+        ),
+        click.option(
+            "--compute",
+            type=click.Choice(["fp32", "fp16", "int8"]),
+            help="Which of the bundle's graphs; default: fp32, with TensorRT fp16. int8 is for a frozen trunk.",
+        ),
+    )
+
+
 def key_options(command: F) -> F:
     """``--keys DIR`` or ``--insecure``: anything but loopback."""
     return _with(

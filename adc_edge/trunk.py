@@ -29,6 +29,13 @@ class Compressed(NamedTuple):
     counts: Tensor  # [T] int64
 
 
+class Inspected(NamedTuple):
+    """``Compressed``, and the scores that the choice rests on."""
+
+    compressed: Compressed
+    scores: Tensor  # [B, N] float32
+
+
 class _QuickGelu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
@@ -198,12 +205,17 @@ class Trunk(nn.Module):
             seeds: rows of the batch that start k-means, distinct, int64 ``[T]``.
             slots: int64 ``[S]`` of which only the length counts: patch tokens to keep.
         """
+        return self.inspect_last(x, seeds, slots).compressed
+
+    def inspect_last(self, x: Tensor, seeds: Tensor, slots: Tensor) -> Inspected:
+        """``compress_last``, and its scores."""
         last, h, k, v = self._keys_values(x)
         scores = adc.cls_attention(last.attn.queries(h[:, :1]), k, last.attn.scale)  # [B, N]
         assignment, counts = adc.kmeans(scores, seeds)
         centroids = adc.cluster_mean(scores, assignment, torch.arange(seeds.shape[0], device=x.device))
         tokens = adc.select_tokens(centroids, slots.shape[0], self.spec.prefix)
-        return Compressed(_sent(last, x, h, k, v, assignment, tokens), assignment, tokens, counts)
+        compressed = Compressed(_sent(last, x, h, k, v, assignment, tokens), assignment, tokens, counts)
+        return Inspected(compressed, scores)
 
     def replay(self, x: Tensor, assignment: Tensor, tokens: Tensor, start: int = 0) -> Tensor:
         """The activations of a choice made elsewhere (by the engine), with autograd: ``[T, k, D]``.
@@ -228,7 +240,7 @@ class Trunk(nn.Module):
 
 def _sent(last: _Block, x: Tensor, h: Tensor, k: Tensor, v: Tensor, assignment: Tensor, tokens: Tensor) -> Tensor:
     """The last block at each image's chosen tokens, merged: ``[T, k, D]``."""
-    mine = tokens[assignment]  # [B, k]
+    mine = tokens.index_select(0, assignment)  # [B, k]
     q = last.attn.queries(adc.gather_tokens(h, mine))
     clusters = torch.arange(tokens.shape[0], device=x.device)
     return last.finish_merged(adc.gather_tokens(x, mine), q, k, v, assignment, clusters)

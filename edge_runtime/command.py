@@ -11,6 +11,7 @@ import click
 from adc_edge.options import (
     PRECISION,
     bundle_option,
+    engine_options,
     key_options,
     noise_options,
     optimizer_options,
@@ -36,10 +37,17 @@ from adc_edge.options import (
 )
 @click.option(
     "--engine",
-    type=click.Choice(["onnxruntime", "torch", "auto"]),
+    type=click.Choice(["onnxruntime", "tensorrt", "torch", "auto"]),
     default="onnxruntime",
     show_default=True,
-    help="auto measures both here and keeps the one with the shorter step.",
+    help="auto measures ONNX Runtime and torch here and keeps the one with the shorter step.",
+)
+@engine_options
+@click.option(
+    "--engine-cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where TensorRT engines are kept; default: engines/ in the bundle.",
 )
 @click.option(
     "--freeze-first",

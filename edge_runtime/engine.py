@@ -30,6 +30,7 @@ class Engine(Protocol):
     """Runs trunk + ADC."""
 
     name: str
+    where: str  # what of the machine it runs on, and in which way, for people; known once it is entered
     keeps_graph: bool  # its forward is the shim's own, with autograd: nothing is left to recompute
 
     def __enter__(self) -> Engine:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from adc_edge.bundle import CLIENT, TRUNK, Bundle
+from adc_edge.bundle import TRUNK, Bundle
 from adc_edge.edge_runtime.engine import Engine, Int64
 from adc_edge.edge_runtime.loop import StepSettings
 from adc_edge.edge_runtime.onnx_engine import OnnxEngine
@@ -74,7 +74,8 @@ def make_engine(name: str, bundle: Bundle, settings: ServeSettings, shim: Shim |
 
         assert shim is not None
         return TorchEngine(shim)
-    return OnnxEngine(bundle.path / CLIENT, bundle.manifest.trunk, settings.threads, settings.freeze_first)
+    graph = bundle.client(settings.computes)
+    return OnnxEngine(graph, bundle.manifest.trunk, settings.threads, settings.freeze_first, settings.provider)
 
 
 def choose(

@@ -1,55 +1,66 @@
-"""Trunk + ADC under ONNX Runtime, from the bundle's client.onnx."""
+"""Trunk + ADC under ONNX Runtime, from one of the bundle's graphs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from adc_edge.edge_runtime.engine import Int64, Sent, Weights, check_freeze_first, check_input, without_empty
+from adc_edge.edge_runtime.providers import Provider, open_session
 from adc_edge.errors import SettingError
 from adc_edge.precision import Float32
 from adc_edge.spec import TrunkSpec
 
 _OUTPUTS = ["activations", "assignment", "tokens", "counts"]
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OnnxEngine:
-    """ONNX Runtime on the CPU.
+    """ONNX Runtime, on the CPU or another of its providers.
 
-    Weights are fed with each run, as they lie in memory: no session is rebuilt and nothing is copied.
+    Weights are fed with each run, as they lie in memory: no session is rebuilt and nothing is copied. A graph in fp16
+    is fed copies in fp16; one in int8 has none to feed.
 
     Args:
-        path: of client.onnx.
+        path: of client.onnx, or its fp16 or int8 variant.
         spec: the trunk's architecture.
         threads: of the session; 0 lets ONNX Runtime choose.
         freeze_first: K blocks that do not learn; with K > 0 ``Sent.hidden`` holds what leaves block K.
+        provider: which of ONNX Runtime's, or auto.
 
     Raises:
-        SettingError: K leaves no block to train; on entering, a bundle too old to give that.
+        SettingError: K leaves no block to train; on entering, a provider that does not work here, or a bundle too old
+            to give hidden states.
     """
 
     name = "onnxruntime"
     keeps_graph = False
 
-    def __init__(self, path: Path, spec: TrunkSpec, threads: int = 0, freeze_first: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: TrunkSpec,
+        threads: int = 0,
+        freeze_first: int = 0,
+        provider: Provider | Literal["auto"] = "cpu",
+    ) -> None:
         check_freeze_first(spec, freeze_first)
-        self._path, self._spec, self._threads = path, spec, threads
+        self._path, self._spec, self._threads, self._provider = path, spec, threads, provider
+        self.where: str = provider
         self._hidden = [f"hidden_{freeze_first}"] if freeze_first else []
         self._session: ort.InferenceSession | None = None
-        self._weights: Weights = {}
+        self._weights: dict[str, npt.NDArray[Any]] = {}
 
     def __enter__(self) -> OnnxEngine:
         """Make the session."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
-        # Between two steps the shim and the network want the cores that spinning threads would burn.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        opened = open_session(str(self._path), self._provider, self._threads)
+        self._session = opened.session
+        self.where = f"{opened.provider}: {opened.reason}" if self._provider == "auto" else opened.provider
         if not {*self._hidden} <= {output.name for output in self._session.get_outputs()}:
             self._session = None
             raise SettingError(
@@ -88,15 +99,15 @@ class OnnxEngine:
             SettingError: a name or shape that the graph does not have.
         """
         assert self._session is not None, "enter the engine first"
-        known = {i.name: i.shape for i in self._session.get_overridable_initializers()}
-        wrong = [n for n, w in weights.items() if known.get(n) != list(w.shape) or w.dtype != np.float32]
+        known = {i.name: (i.shape, i.type) for i in self._session.get_overridable_initializers()}
+        wrong = [n for n, w in weights.items() if known.get(n, ([], ""))[0] != list(w.shape) or w.dtype != np.float32]
         if wrong:
             raise SettingError(
                 f"weights that the graph does not have: {wrong[:4]}",
                 "the trunk's float32 weights",
                 "use the bundle's trunk",
             )
-        self._weights = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+        self._weights = {n: np.ascontiguousarray(w, _DTYPES[known[n][1]]) for n, w in weights.items()}
 
     def _run(self, outputs: list[str], images: Float32, seeds: Int64, slots: int) -> list[Any]:
         check_input(self._spec, images, seeds, slots)

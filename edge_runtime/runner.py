@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 
 from adc_edge import augment, data, machine
-from adc_edge.bundle import CLIENT, MANIFEST, TRUNK, Bundle
+from adc_edge.bundle import MANIFEST, TRUNK, Bundle
 from adc_edge.connection import ClientKeys
 from adc_edge.device_channel import DeviceChannel
 from adc_edge.edge_runtime.display import Display
@@ -46,8 +46,10 @@ class Serve:
         check_endpoint(settings.trainer, settings.insecure, settings.keys is not None)
         self.keys = None if settings.keys is None else ClientKeys.load(settings.keys)
         settings.noise.check()
-        need = (CLIENT,) if self._torchless else (CLIENT, TRUNK)
-        self.bundle = Bundle.load(settings.bundle, need)
+        settings.check_compute()
+        self.bundle = Bundle.load(settings.bundle, () if self._torchless else (TRUNK,))
+        if settings.engine != "torch":
+            self.bundle.client(settings.computes)
         self.manifest = self.bundle.manifest
         self.precision = settings.precision or self.manifest.precision
         self.gradient_precision = settings.gradient_precision or self.precision
@@ -159,7 +161,11 @@ class Serve:
         return make_engine(name, self.bundle, self.settings, shim)
 
     def _machine(self) -> dict[str, Any]:
-        return machine.describe(engine=self.settings.engine, threads=self.settings.threads or os.cpu_count())
+        return machine.describe(
+            engine=self.settings.engine,
+            provider=self.settings.provider,
+            threads=self.settings.threads or os.cpu_count(),
+        )
 
     def _finish(self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], total: int) -> dict[str, Any]:
         """Write weights and report; a run that was interrupted leaves them too."""

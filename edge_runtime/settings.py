@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from adc_edge.bundle import Manifest
+from adc_edge.bundle import Compute, Manifest
 from adc_edge.errors import SettingError
 from adc_edge.learning import OptimizerSettings
 from adc_edge.noise import NoiseSettings
@@ -26,7 +26,10 @@ class ServeSettings(msgspec.Struct, frozen=True):
     steps: int | None = None
     epochs: int | None = None
     trunk: Literal["train", "frozen"] = "train"
-    engine: Literal["onnxruntime", "torch", "auto"] = "onnxruntime"
+    engine: Literal["onnxruntime", "tensorrt", "torch", "auto"] = "onnxruntime"
+    provider: Literal["cpu", "cuda", "tensorrt", "xnnpack", "auto"] = "auto"
+    compute: Compute | None = None
+    engine_cache: Path | None = None
     freeze_first: int = 0
     refresh_every: int = 1
     ratio: Ratio = Ratio()
@@ -52,6 +55,27 @@ class ServeSettings(msgspec.Struct, frozen=True):
     wait_s: float | None = 30.0
     outage_s: float | None = None
     name: str = ""
+
+    @property
+    def computes(self) -> Compute:
+        """What the engine computes in."""
+        return self.compute or ("fp16" if self.engine == "tensorrt" else "fp32")
+
+    def check_compute(self) -> None:
+        """Raise SettingError unless the engine can compute so for this trunk."""
+        compute, engine = self.computes, self.engine
+        if compute == "int8" and self.trunk == "train":
+            raise SettingError(
+                "--compute int8 with a trunk that trains",
+                "--trunk frozen: int8 is forward only, since its scales would have to follow the weights",
+                "add --trunk frozen, or leave --compute int8 out",
+            )
+        if compute != "fp32" and engine in ("torch", "auto"):
+            raise SettingError(
+                f"--compute {compute} with --engine {engine}",
+                "--engine onnxruntime or tensorrt",
+                "name the engine, or leave --compute out",
+            )
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole run; raises SettingError if both steps and epochs are given."""
@@ -79,6 +103,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
             "seed": self.seed,
             "augment": self.augment,
             "trunk": self.trunk,
+            "compute": self.computes,
             "optimizer": self.optimizer,
             "noise": self.noise,
             "precision": precisions[0],

@@ -123,6 +123,7 @@ class TorchEngine:
     """The shim's own forward as an engine: no second forward is needed, since its graph serves the backward."""
 
     name = "torch"
+    where = "cpu"
     keeps_graph = True
 
     def __init__(self, shim: Shim) -> None:

@@ -100,7 +100,8 @@ class Training:
             f"training {manifest.model} split {manifest.split} with {settings.trainer}: "
             f"B={loop.loader.batch_size}, {self._cut_note()}T={shape.clusters}, k={shape.kept} of "
             f"{manifest.tokens}, ξ={shape.xi:.3f}, {self._precision_note()}, trunk {settings.trunk}, "
-            f"engine {loop.engine.name}, sending by {loop.channel.congestion or 'an unknown congestion control'}"
+            f"engine {loop.engine.name} ({loop.engine.where}), "
+            f"sending by {loop.channel.congestion or 'an unknown congestion control'}"
             + (f", noise {settings.noise}" if settings.noise.any else "")
         )
         self.display.note(self._evaluation_note())

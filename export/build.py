@@ -14,11 +14,25 @@ import torch
 from safetensors.torch import save
 
 from adc_edge import __version__
-from adc_edge.bundle import CLIENT, FORMAT, HEAD, MANIFEST, TRUNK, Interpolation, Manifest, Preprocessing
-from adc_edge.errors import SettingError
-from adc_edge.export.graph import OPSET, client_graph
+from adc_edge.bundle import (
+    CLIENT,
+    CLIENT_BARE,
+    CLIENT_FP16,
+    FORMAT,
+    GOLDEN,
+    HEAD,
+    MANIFEST,
+    TRUNK,
+    Compute,
+    Interpolation,
+    Manifest,
+    Preprocessing,
+)
+from adc_edge.errors import ModelError, SettingError
+from adc_edge.export.graph import OPSET, client_graph, without_weights
 from adc_edge.export.parity import Row, check_parity
 from adc_edge.files import new_directory, sha256
+from adc_edge.golden import GOLDEN_CLUSTERS, Golden, golden_images, golden_pixels
 from adc_edge.precision import Precision
 from adc_edge.ratio import Ratio
 from adc_edge.split import create_vit, cut
@@ -42,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True):
     model_args: Mapping[str, Any] = msgspec.field(default_factory=dict)
     seed: int = 0
     force: bool = False
+    fp16: bool = False
+    tensorrt: bool = False
 
 
 def export_bundle(settings: Settings, say: Callable[[str], None] = lambda text: None) -> list[Row]:
@@ -59,20 +75,52 @@ def export_bundle(settings: Settings, say: Callable[[str], None] = lambda text: 
     trunk, head = cut(vit, settings.split)
     settings.ratio.shape(settings.batch_size, trunk.spec.tokens, trunk.spec.prefix)
     say(f"cut      {settings.model} after block {settings.split} of {len(vit.blocks)}")
-    graph = client_graph(trunk)
-    say(f"onnx     opset {OPSET}, {len(graph.graph.node)} nodes, {graph.ByteSize() / 1e6:.1f} MB, checked")
-    text = graph.SerializeToString()
-    rows = check_parity(text, trunk)
+    files, rows = _graphs(trunk, settings, say)
+    how = _preprocessing(vit, trunk.spec.image_size, trunk.spec.channels)
+    files |= {GOLDEN: _golden(trunk, how), TRUNK: save(trunk.state_dict()), HEAD: save(head.vit.state_dict())}
     with new_directory(settings.output) as directory:
-        (directory / CLIENT).write_bytes(text)
-        (directory / TRUNK).write_bytes(save(trunk.state_dict()))
-        (directory / HEAD).write_bytes(save(head.vit.state_dict()))
-        manifest = _manifest(settings, vit, trunk, {n: sha256(directory / n) for n in (CLIENT, TRUNK, HEAD)})
+        for name, content in files.items():
+            (directory / name).write_bytes(content)
+        manifest = _manifest(settings, vit, trunk, how, {name: sha256(directory / name) for name in files})
         (directory / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     return rows
 
 
-def _manifest(settings: Settings, vit: timm.models.VisionTransformer, trunk: Trunk, files: dict[str, str]) -> Manifest:
+def _graphs(trunk: Trunk, settings: Settings, say: Callable[[str], None]) -> tuple[dict[str, bytes], list[Row]]:
+    """The bundle's graphs by file name, and how they compare with PyTorch."""
+    computes: list[Compute] = ["fp32", "fp16"] if settings.fp16 or settings.tensorrt else ["fp32"]
+    files, rows = {}, []
+    for compute in computes:
+        graph = client_graph(trunk, half=compute == "fp16")
+        name = CLIENT if compute == "fp32" else CLIENT_FP16
+        files[name] = graph.SerializeToString()
+        say(f"onnx     {name}: opset {OPSET}, {len(graph.graph.node)} nodes, {len(files[name]) / 1e6:.1f} MB, checked")
+        rows += check_parity(files[name], trunk, compute)
+    if settings.tensorrt:
+        files[CLIENT_BARE] = without_weights(graph).SerializeToString()
+    return files, rows
+
+
+@torch.no_grad()
+def _golden(trunk: Trunk, how: Preprocessing) -> bytes:
+    """Made by PyTorch, which the graphs have been compared with; with as many clusters as none stays empty."""
+    pixels, slots = golden_pixels(trunk.spec), max(1, trunk.spec.patches // 3)
+    images = torch.from_numpy(golden_images(pixels, how))
+    for clusters in range(GOLDEN_CLUSTERS, 0, -1):
+        seeds = torch.arange(clusters)
+        out = trunk.compress(images, seeds, torch.zeros(slots, dtype=torch.int64))
+        if (out.counts > 0).all():
+            break
+    return Golden(pixels, seeds.numpy(), slots, *(part.numpy() for part in out[:3])).dump()
+
+
+def _manifest(
+    settings: Settings,
+    vit: timm.models.VisionTransformer,
+    trunk: Trunk,
+    how: Preprocessing,
+    files: dict[str, str],
+) -> Manifest:
     spec = trunk.spec
     return Manifest(
         format=FORMAT,
@@ -85,7 +133,7 @@ def _manifest(settings: Settings, vit: timm.models.VisionTransformer, trunk: Tru
         prefix=spec.prefix,
         dim=spec.embed_dim,
         trunk=spec,
-        preprocessing=_preprocessing(vit, spec.image_size, spec.channels),
+        preprocessing=how,
         ratio=settings.ratio,
         batch_size=settings.batch_size,
         precision=settings.precision,

@@ -26,6 +26,10 @@ from adc_edge.options import PRECISION, parse_model_args, ratio_options
 @ratio_options
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=2), help="Images a step.")
 @click.option("--precision", type=PRECISION, default="fp16", show_default=True, help="Default on the wire.")
+@click.option("--fp16", is_flag=True, help="Also a graph that computes in fp16, for GPUs (ADC itself stays in fp32).")
+@click.option(
+    "--tensorrt", is_flag=True, help="Also what `serve --engine tensorrt` builds its engine of, on the device."
+)
 @click.option("--seed", default=0, show_default=True, type=int, help="Of weights that start anew.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 def export(

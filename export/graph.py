@@ -4,10 +4,14 @@ The exporter's own way loses the weights' names (it folds, transposes and merges
 as graph inputs and added as initializers afterwards. An initializer that is also an input is *overridable*: ONNX
 Runtime takes new values as feeds with no session rebuild, TensorRT's parser names refittable weights after it. They
 keep timm's names and layouts, so a torch parameter can be fed as it lies in memory.
+
+Precision lives in the graph, as strongly typed TensorRT networks want it: the fp16 graph holds its weights in fp16
+under the same names and computes its blocks in fp16, ADC in fp32; what goes in and comes out is fp32.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +27,7 @@ from adc_edge.trunk import Trunk
 OPSET = 20  # Gelu as one op; the ceiling of TensorRT 10.0-10.3
 INPUTS = ["images", "seeds", "slots"]
 OUTPUTS = ["activations", "assignment", "tokens", "counts"]
+SCORES = "scores"
 _LARGEST = 65_536
 
 
@@ -34,8 +39,9 @@ class _Client(nn.Module):
         self.trunk = trunk
 
     def forward(self, images: Tensor, seeds: Tensor, slots: Tensor) -> tuple[Tensor, ...]:
-        states = self.trunk.states(images)
-        return (*self.trunk.compress_last(states[-1], seeds, slots), *states[1:])
+        states = self.trunk.states(images.to(self.trunk.cls_token.dtype))
+        (activations, *choice), scores = self.trunk.inspect_last(states[-1], seeds, slots)
+        return (activations.float(), *choice, scores, *(state.float() for state in states[1:]))
 
 
 class _Traced(nn.Module):
@@ -52,16 +58,22 @@ class _Traced(nn.Module):
         return torch.func.functional_call(self._borrowed[0], state, inputs)  # type: ignore[no-any-return]
 
 
-def client_graph(trunk: Trunk) -> onnx.ModelProto:
+def client_graph(trunk: Trunk, half: bool = False) -> onnx.ModelProto:
     """Trace a trunk with ADC.
 
     Inputs: images float32 [B,C,H,W]; seeds int64 [T]; slots int64 [S]; every weight under its timm name, optional.
     Outputs: activations float32 [T,P+S,D]; assignment int64 [B]; tokens int64 [T,P+S]; counts int64 [T];
+        scores float32 [B,N], the CLS attention that the choice rests on, for those who check it;
         hidden_K float32 [B,N,D] for 1 <= K < split, after block K, for a device that freezes its first blocks.
         An output that is not fetched costs nothing (benchmarks/compression.py).
+
+    Args:
+        trunk: the trunk.
+        half: blocks and weights in fp16.
     """
     spec = trunk.spec
-    outputs = [*OUTPUTS, *(f"hidden_{block}" for block in range(1, spec.depth))]
+    trunk = copy.deepcopy(trunk).half() if half else trunk
+    outputs = [*OUTPUTS, SCORES, *(f"hidden_{block}" for block in range(1, spec.depth))]
     example = (
         torch.randn(6, spec.channels, *spec.image_size),
         torch.arange(3),
@@ -69,6 +81,15 @@ def client_graph(trunk: Trunk) -> onnx.ModelProto:
     )
     free = [Dim("B", min=2, max=_LARGEST), Dim("T", min=2, max=_LARGEST), Dim("S", min=1, max=spec.patches)]
     return trace(_Client(trunk), example, free, INPUTS, outputs, prefix="trunk.")
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with its weights as plain inputs, for a TensorRT that cannot refit them."""
+    inputs = {value.name for value in model.graph.input}
+    bare = copy.deepcopy(model)
+    del bare.graph.initializer[:]
+    bare.graph.initializer.extend(i for i in model.graph.initializer if i.name not in inputs)
+    return bare
 
 
 def trace(

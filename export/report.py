@@ -6,16 +6,30 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from adc_edge.export.parity import TOLERANCE, Row
+from adc_edge.export.parity import LIMITS, Row
+
+_COLUMNS = ("stage", "B", "T", "k", "scores", "hidden", "clustering", "assignment", "tokens", "activations", "")
 
 
 def parity_table(rows: Sequence[Row]) -> Table:
-    """One line a case: what was run, how alike the choices were, how far the activations lay apart."""
-    table = Table(title=f"ONNX Runtime against PyTorch (tolerance {TOLERANCE:.0e} of the largest activation)")
-    for name in ("stage", "B", "T", "k", "same assignment", "max difference", ""):
+    """One line a case: what was run, how alike scores, states and choices were, how far the activations lay apart."""
+    limits = ", ".join(f"{LIMITS[c].difference:.0e} in {c}" for c in dict.fromkeys(row.compute for row in rows))
+    table = Table(title=f"ONNX Runtime against PyTorch (differences: at most {limits} of the largest value)")
+    for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "stage" else "right")
     for row in rows:
         mark = "[green]✓[/]" if row.passed else "[red]✗[/]"
         counts = (str(row.images), str(row.clusters), str(row.kept))
-        table.add_row(row.stage, *counts, f"{row.agreement:.1%}", f"{row.difference:.1e}", mark)
+        stage = row.stage if row.compute == "fp32" else f"{row.stage}, {row.compute}"
+        table.add_row(
+            stage,
+            *counts,
+            f"{row.scores:.0e}",
+            f"{row.hidden:.0e}",
+            "follows" if row.clustering else "[red]differs[/]",
+            f"{row.assignment:.1%}",
+            f"{row.tokens:.1%}",
+            f"{row.difference:.0e}",
+            mark,
+        )
     return table

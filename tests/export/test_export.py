@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from adc_edge.bundle import Bundle
 from adc_edge.errors import ParityError, SettingError
 from adc_edge.export.build import Settings, export_bundle
-from adc_edge.export.graph import OUTPUTS, client_graph
+from adc_edge.export.graph import OUTPUTS, client_graph, without_weights
 from adc_edge.export.parity import check_parity
 from adc_edge.ratio import Ratio
 from adc_edge.split import create_vit, cut
@@ -43,7 +44,7 @@ def test_the_graph_has_the_contracts_inputs_outputs_and_weights(bundle_dir: Path
     initializers = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
     for name, value in weights.items():  # timm's names, timm's layout
         np.testing.assert_array_equal(initializers[name], value.numpy())
-    assert [o.name for o in model.graph.output] == ["activations", "assignment", "tokens", "counts", "hidden_1"]
+    assert [o.name for o in model.graph.output] == [*OUTPUTS, "scores", "hidden_1"]
     assert "/" + "work" not in model.SerializeToString().decode("latin-1")  # no paths of the exporting machine
 
 
@@ -66,7 +67,7 @@ def test_the_graph_gives_what_leaves_each_block_but_the_last() -> None:
     session = ort.InferenceSession(client_graph(trunk).SerializeToString(), providers=["CPUExecutionProvider"])
     images = torch.randn(5, 3, 16, 16)
     feeds = {"images": images.numpy(), "seeds": np.arange(2), "slots": np.zeros(1, np.int64)}
-    assert [o.name for o in session.get_outputs()][4:] == ["hidden_1", "hidden_2"]
+    assert [o.name for o in session.get_outputs()][4:] == ["scores", "hidden_1", "hidden_2"]
     with torch.no_grad():
         expected = vit._pos_embed(vit.patch_embed(images))  # timm's own
         for block, hidden in zip(vit.blocks, session.run(["hidden_1", "hidden_2"], feeds), strict=False):
@@ -98,10 +99,28 @@ def test_every_weight_is_reachable_by_name_all_perturbed_twice(bundle_dir: Path)
             assert np.abs(partly - activations).max() > 0, name
 
 
-def test_parity_notices_a_graph_that_computes_something_else() -> None:
+@pytest.fixture(scope="module")
+def traced() -> tuple[Trunk, onnx.ModelProto]:
+    """A small trunk and its graph; tests change copies."""
     trunk, _ = cut(create_vit("vit_tiny_patch16_224", TINY, 5), 2)
-    model = client_graph(trunk)
-    assert all(row.passed for row in check_parity(model.SerializeToString(), trunk))
+    return trunk, client_graph(trunk)
+
+
+@pytest.fixture(scope="module")
+def half(traced: tuple[Trunk, onnx.ModelProto]) -> onnx.ModelProto:
+    """The same in fp16."""
+    return client_graph(traced[0], half=True)
+
+
+def test_parity_holds_in_every_stage(traced: tuple[Trunk, onnx.ModelProto]) -> None:
+    rows = check_parity(traced[1].SerializeToString(), traced[0])
+    assert [row.stage for row in rows] == [*["export"] * 4, "evaluate", "refresh 1", "refresh 2"]
+    assert all(row.passed and row.clustering and row.hidden > 0 for row in rows)
+    assert max(max(row.scores, row.hidden, row.difference) for row in rows) < 1e-5
+
+
+def test_parity_notices_a_graph_that_computes_something_else(traced: tuple[Trunk, onnx.ModelProto]) -> None:
+    trunk, model = copy.deepcopy(traced)
     for initializer in model.graph.initializer:
         if initializer.name == "blocks.1.mlp.fc2.bias":
             moved = onnx.numpy_helper.to_array(initializer) + 0.01
@@ -110,15 +129,90 @@ def test_parity_notices_a_graph_that_computes_something_else() -> None:
         check_parity(model.SerializeToString(), trunk)
 
 
-def test_parity_notices_a_weight_that_a_refresh_does_not_reach() -> None:
-    trunk, _ = cut(create_vit("vit_tiny_patch16_224", TINY, 5), 1)
-    model = client_graph(trunk)
+def test_parity_notices_tokens_that_do_not_follow_from_the_scores(traced: tuple[Trunk, onnx.ModelProto]) -> None:
+    trunk, model = copy.deepcopy(traced)
+    (topk,) = (node for node in model.graph.node if node.op_type == "TopK")
+    next(a for a in topk.attribute if a.name == "largest").i = 0
+    with pytest.raises(ParityError, match="do not follow from its scores"):
+        check_parity(model.SerializeToString(), trunk)
+
+
+def test_parity_notices_clusters_that_do_not_follow_from_the_scores(traced: tuple[Trunk, onnx.ModelProto]) -> None:
+    trunk, model = copy.deepcopy(traced)
+    [node for node in model.graph.node if node.op_type == "ArgMin"][-1].op_type = "ArgMax"
+    with pytest.raises(ParityError, match="do not follow from its scores"):
+        check_parity(model.SerializeToString(), trunk)
+
+
+def test_parity_notices_scores_that_differ(traced: tuple[Trunk, onnx.ModelProto]) -> None:
+    trunk, model = copy.deepcopy(traced)
+    for output in model.graph.output:
+        if output.name == "scores":
+            made = next(node for node in model.graph.node if "scores" in node.output)
+            made.output[0] = "inner"
+            for node in model.graph.node:
+                node.input[:] = ["inner" if name == "scores" else name for name in node.input]
+            model.graph.node.append(onnx.helper.make_node("Exp", ["inner"], ["scores"]))
+    with pytest.raises(ParityError, match=r"scores by"):
+        check_parity(model.SerializeToString(), trunk)
+
+
+def test_the_fp16_graph_keeps_names_faces_and_adc_in_fp32(
+    traced: tuple[Trunk, onnx.ModelProto], half: onnx.ModelProto
+) -> None:
+    trunk, model = traced
+    rows = check_parity(half.SerializeToString(), trunk, "fp16")
+    assert all(row.passed for row in rows)
+    kinds = {i.name: i.data_type for i in half.graph.initializer}
+    assert all(kinds[name] == onnx.TensorProto.FLOAT16 for name, _ in trunk.named_parameters())
+    assert [(o.name, o.type.tensor_type.elem_type) for o in half.graph.output] == [
+        (o.name, o.type.tensor_type.elem_type) for o in model.graph.output
+    ]
+    inferred = onnx.shape_inference.infer_shapes(half).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.output]}
+    for node in half.graph.node:
+        if node.op_type in ("ArgMin", "TopK", "ReduceMax", "Pow", "ReduceMean"):
+            assert types[node.input[0]] == onnx.TensorProto.FLOAT, node.op_type
+        if node.op_type in ("Conv", "Gelu", "LayerNormalization"):
+            assert types[node.input[0]] == onnx.TensorProto.FLOAT16, node.op_type
+
+
+def test_parity_notices_an_fp16_graph_that_is_wrong(
+    traced: tuple[Trunk, onnx.ModelProto], half: onnx.ModelProto
+) -> None:
+    model = copy.deepcopy(half)
+    bias = next(i for i in model.graph.initializer if i.name == "blocks.1.mlp.fc2.bias")
+    moved = onnx.numpy_helper.to_array(bias) + np.float16(0.1)
+    bias.CopyFrom(onnx.numpy_helper.from_array(moved.astype(np.float16), bias.name))
+    with pytest.raises(ParityError, match="activations by"):
+        check_parity(model.SerializeToString(), traced[0], "fp16")
+
+
+def test_without_weights_the_graph_takes_them_as_inputs(half: onnx.ModelProto) -> None:
+    bare = without_weights(half)
+    assert bare.ByteSize() < half.ByteSize()
+    onnx.checker.check_model(bare, full_check=True)
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in half.graph.initializer}
+    whole, stripped = (
+        ort.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]) for m in (half, bare)
+    )
+    required = {i.name for i in stripped.get_inputs()} - {"images", "seeds", "slots"}
+    assert required == {i.name for i in whole.get_overridable_initializers()}
+    x = np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32)
+    feeds = {"images": x, "seeds": np.arange(2), "slots": np.zeros(2, np.int64)}
+    fed = feeds | {name: weights[name] for name in required}
+    for ours, theirs in zip(stripped.run(OUTPUTS, fed), whole.run(OUTPUTS, feeds), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_parity_notices_a_weight_that_a_refresh_does_not_reach(traced: tuple[Trunk, onnx.ModelProto]) -> None:
+    trunk, model = copy.deepcopy(traced)
     for node in model.graph.node:  # a node that reads a frozen copy instead of the overridable weight
         for index, name in enumerate(node.input):
             if name == "blocks.0.norm1.weight":
                 node.input[index] = "frozen"
-    copy = next(i for i in model.graph.initializer if i.name == "blocks.0.norm1.weight")
-    model.graph.initializer.append(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(copy), "frozen"))
+    weight = next(i for i in model.graph.initializer if i.name == "blocks.0.norm1.weight")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight), "frozen"))
     with pytest.raises(ParityError, match="refresh"):
         check_parity(model.SerializeToString(), trunk)
 

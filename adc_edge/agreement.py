@@ -1,0 +1,69 @@
+"""How alike two runs of trunk + ADC are, when one computes with fewer bits or on another machine.
+
+Which cluster an image falls into is discrete: a difference of 1e-9 can flip it and then move an activation by 2. So the
+choice is compared as shares, and numbers only where both chose alike.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from adc_edge.precision import Float32
+
+Int64 = npt.NDArray[np.int64]
+
+
+class Compressed(Protocol):
+    """What an engine sends, or a graph's first three outputs without empty clusters."""
+
+    @property
+    def activations(self) -> Float32:
+        """``[T, k, D]``."""
+
+    @property
+    def assignment(self) -> Int64:
+        """``[B]``, in ``[0, T)``."""
+
+    @property
+    def tokens(self) -> Int64:
+        """``[T, k]``."""
+
+
+class Agreement(NamedTuple):
+    """Shares in 0..1, and a difference relative to the largest activation (NaN: no cluster to compare)."""
+
+    assignment: float  # images that fell into the same cluster
+    tokens: float  # Jaccard index of the tokens kept of an image, mean over the images
+    difference: float  # largest |ours - theirs| where members and tokens are the same, of the largest |theirs|
+
+
+def agreement(ours: Compressed, theirs: Compressed) -> Agreement:
+    """Compare two compressed batches of the same images, k-means rows and ratio."""
+    same = ours.assignment == theirs.assignment
+    kept = [_sets(each.tokens) for each in (ours, theirs)]
+    jaccard = [
+        len(kept[0][a] & kept[1][b]) / len(kept[0][a] | kept[1][b])
+        for a, b in zip(ours.assignment, theirs.assignment, strict=True)
+    ]
+    differences = [
+        np.abs(_in_order(ours, cluster) - _in_order(theirs, cluster)).max()
+        for cluster in range(min(len(kept[0]), len(kept[1])))
+        if kept[0][cluster] == kept[1][cluster]
+        and np.array_equal(ours.assignment == cluster, theirs.assignment == cluster)
+    ]
+    largest = float(np.abs(theirs.activations).max())
+    difference = float(max(differences)) / largest if differences else float("nan")
+    return Agreement(float(same.mean()), float(np.mean(jaccard)), difference)
+
+
+def _sets(tokens: Int64) -> list[frozenset[int]]:
+    return [frozenset(row) for row in tokens.tolist()]
+
+
+def _in_order(each: Compressed, cluster: int) -> Float32:
+    """A cluster's activations ``[k, D]`` by token number: near ties may come in either order."""
+    rows: Float32 = each.activations[cluster][np.argsort(each.tokens[cluster])]
+    return rows

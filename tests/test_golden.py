@@ -1,0 +1,60 @@
+"""The golden pair: a device that computes something else notices before it trains."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from adc_edge.bundle import CLIENT, GOLDEN, MANIFEST, Bundle
+from adc_edge.edge_runtime.onnx_engine import OnnxEngine
+from adc_edge.errors import BundleError, EngineError
+from adc_edge.golden import check_golden, golden_pixels, read_golden
+
+
+def test_the_bundles_own_graph_passes(bundle: Bundle) -> None:
+    golden = read_golden(bundle)
+    assert set(golden.assignment) == {0, 1, 2}
+    assert golden.pixels.shape == (6, 16, 16, 3)
+    with OnnxEngine(bundle.client("fp32"), bundle.manifest.trunk) as engine:
+        found = check_golden(bundle, engine)
+    assert found.assignment == found.tokens == 1.0
+    assert found.difference < 1e-5
+
+
+def test_its_images_are_unlike_one_another_in_every_shape(bundle: Bundle) -> None:
+    spec = msgspec.structs.replace(bundle.manifest.trunk, image_size=(24, 32), channels=1)
+    pixels = golden_pixels(spec)
+    assert pixels.shape == (6, 24, 32, 1)
+    assert all(np.abs(a.astype(int) - b).mean() > 20 for i, a in enumerate(pixels) for b in pixels[:i])
+
+
+def test_an_engine_that_computes_something_else_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    model = onnx.load(bundle.path / CLIENT)
+    bias = next(i for i in model.graph.initializer if i.name == "blocks.1.mlp.fc2.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
+    onnx.save(model, tmp_path / CLIENT)
+    with (
+        OnnxEngine(tmp_path / CLIENT, bundle.manifest.trunk) as engine,
+        pytest.raises(EngineError, match=r"(?s)differ by .*at most 1e-03 in fp32.*--engine onnxruntime"),
+    ):
+        check_golden(bundle, engine)
+
+
+def test_a_bundle_without_one_and_a_changed_one_are_refused(bundle_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle_dir, tmp_path / "changed")
+    data = bytearray((tmp_path / "changed" / GOLDEN).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "changed" / GOLDEN).write_bytes(data)
+    with pytest.raises(BundleError, match="changed or damaged"):
+        read_golden(Bundle.load(tmp_path / "changed", ()))
+    shutil.copytree(bundle_dir, tmp_path / "old")
+    manifest = msgspec.json.decode((tmp_path / "old" / MANIFEST).read_bytes())
+    del manifest["files"][GOLDEN]
+    (tmp_path / "old" / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(BundleError, match=r"(?s)no golden pair.*export it again"):
+        read_golden(Bundle.load(tmp_path / "old", ()))
