@@ -36,6 +36,7 @@ from adc_edge.golden import GOLDEN_CLUSTERS, Golden, golden_images, golden_pixel
 from adc_edge.precision import Precision
 from adc_edge.ratio import Ratio
 from adc_edge.split import create_vit, cut
+from adc_edge.tensorrt_lint import lint, summary
 from adc_edge.trunk import Trunk
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "timm", "torch")
@@ -65,7 +66,7 @@ def export_bundle(settings: Settings, say: Callable[[str], None] = lambda text: 
 
     Raises:
         SettingError: the output exists and is no bundle, or the ratio fits no batch.
-        ModelError: the model cannot be made or cut.
+        ModelError: the model cannot be made or cut, or no TensorRT would take it although one is asked for.
         ParityError: the graph differs from PyTorch; nothing is written.
     """
     _check_output(settings.output, settings.force)
@@ -95,6 +96,14 @@ def _graphs(trunk: Trunk, settings: Settings, say: Callable[[str], None]) -> tup
         name = CLIENT if compute == "fp32" else CLIENT_FP16
         files[name] = graph.SerializeToString()
         say(f"onnx     {name}: opset {OPSET}, {len(graph.graph.node)} nodes, {len(files[name]) / 1e6:.1f} MB, checked")
+        report = lint(graph)
+        say(f"lint     {name}: {summary(report)}")
+        if settings.tensorrt and any(report.values()):
+            raise ModelError(
+                f"--tensorrt, and {name} fits {summary(report)}",
+                "a graph that every TensorRT line takes",
+                "leave --tensorrt out, or report the model's name",
+            )
         rows += check_parity(files[name], trunk, compute)
     if settings.tensorrt:
         files[CLIENT_BARE] = without_weights(graph).SerializeToString()

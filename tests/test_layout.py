@@ -19,7 +19,8 @@ NO_TORCH = (  # what a device with a frozen trunk imports
     "adc_edge/files.py adc_edge/connection.py adc_edge/device_channel.py adc_edge/journal.py adc_edge/curve.py "
     "adc_edge/handshake.py adc_edge/noise.py adc_edge/machine.py edge_runtime/settings.py edge_runtime/state.py "
     "edge_runtime/engine.py edge_runtime/loop.py edge_runtime/onnx_engine.py edge_runtime/runner.py "
-    "edge_runtime/tally.py edge_runtime/display.py calibration/link.py"
+    "edge_runtime/tally.py edge_runtime/display.py calibration/link.py adc_edge/agreement.py adc_edge/golden.py "
+    "adc_edge/tensorrt_ops.py edge_runtime/providers.py"
 ).split()
 
 
