@@ -200,6 +200,7 @@ def test_both_engines_train_alike(bundle_dir: Path, tmp_path: Path, cloud: Any) 
     assert all(line["drift"] < 1e-4 for line in lines if line["kind"] == "step")
 
 
+@pytest.mark.slow
 def test_the_commands_train_report_and_merge_into_a_timm_checkpoint(
     bundle_dir: Path, bundle: Bundle, tmp_path: Path, trainer: Any, command: Any, proxy_type: Any
 ) -> None:

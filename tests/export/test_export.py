@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
 
 from adc_edge.bundle import Bundle
 from adc_edge.errors import ParityError, SettingError
@@ -21,7 +22,7 @@ from adc_edge.ratio import Ratio
 from adc_edge.split import create_vit, cut
 from adc_edge.trunk import Trunk
 
-TINY = {"patch_size": 8, "img_size": 16, "embed_dim": 32, "num_heads": 2, "depth": 3}
+TINY = {"patch_size": 8, "img_size": 16, "embed_dim": 32, "num_heads": 2, "depth": 4}
 
 
 def test_a_bundle_holds_what_the_design_says(bundle_dir: Path) -> None:
@@ -61,20 +62,6 @@ def test_one_session_serves_every_batch_size_and_ratio(bundle_dir: Path) -> None
         assert counts.sum() == images
 
 
-def test_the_graph_gives_what_leaves_each_block_but_the_last() -> None:
-    vit = create_vit("vit_tiny_patch16_224", TINY | {"depth": 4}, 5)
-    trunk, _ = cut(vit, 3)
-    session = ort.InferenceSession(client_graph(trunk).SerializeToString(), providers=["CPUExecutionProvider"])
-    images = torch.randn(5, 3, 16, 16)
-    feeds = {"images": images.numpy(), "seeds": np.arange(2), "slots": np.zeros(1, np.int64)}
-    assert [o.name for o in session.get_outputs()][4:] == ["scores", "hidden_1", "hidden_2"]
-    with torch.no_grad():
-        expected = vit._pos_embed(vit.patch_embed(images))  # timm's own
-        for block, hidden in zip(vit.blocks, session.run(["hidden_1", "hidden_2"], feeds), strict=False):
-            expected = block(expected)
-            np.testing.assert_allclose(hidden, expected.numpy(), atol=1e-4)
-
-
 def test_every_weight_is_reachable_by_name_all_perturbed_twice(bundle_dir: Path) -> None:
     bundle = Bundle.load(bundle_dir, ("client.onnx", "trunk.safetensors"))
     trunk = Trunk(bundle.manifest.trunk)
@@ -100,9 +87,15 @@ def test_every_weight_is_reachable_by_name_all_perturbed_twice(bundle_dir: Path)
 
 
 @pytest.fixture(scope="module")
-def traced() -> tuple[Trunk, onnx.ModelProto]:
-    """A small trunk and its graph; tests change copies."""
-    trunk, _ = cut(create_vit("vit_tiny_patch16_224", TINY, 5), 2)
+def vit() -> VisionTransformer:
+    """A small model."""
+    return create_vit("vit_tiny_patch16_224", TINY, 5).eval()
+
+
+@pytest.fixture(scope="module")
+def traced(vit: VisionTransformer) -> tuple[Trunk, onnx.ModelProto]:
+    """Its trunk and graph; tests change copies."""
+    trunk, _ = cut(vit, 3)
     return trunk, client_graph(trunk)
 
 
@@ -110,6 +103,20 @@ def traced() -> tuple[Trunk, onnx.ModelProto]:
 def half(traced: tuple[Trunk, onnx.ModelProto]) -> onnx.ModelProto:
     """The same in fp16."""
     return client_graph(traced[0], half=True)
+
+
+def test_the_graph_gives_what_leaves_each_block_but_the_last(
+    vit: VisionTransformer, traced: tuple[Trunk, onnx.ModelProto]
+) -> None:
+    session = ort.InferenceSession(traced[1].SerializeToString(), providers=["CPUExecutionProvider"])
+    images = torch.randn(5, 3, 16, 16)
+    feeds = {"images": images.numpy(), "seeds": np.arange(2), "slots": np.zeros(1, np.int64)}
+    assert [o.name for o in session.get_outputs()][4:] == ["scores", "hidden_1", "hidden_2"]
+    with torch.no_grad():
+        expected = vit._pos_embed(vit.patch_embed(images))  # timm's own
+        for block, hidden in zip(vit.blocks, session.run(["hidden_1", "hidden_2"], feeds), strict=False):
+            expected = block(expected)
+            np.testing.assert_allclose(hidden, expected.numpy(), atol=1e-4)
 
 
 def test_parity_holds_in_every_stage(traced: tuple[Trunk, onnx.ModelProto]) -> None:
@@ -122,7 +129,7 @@ def test_parity_holds_in_every_stage(traced: tuple[Trunk, onnx.ModelProto]) -> N
 def test_parity_notices_a_graph_that_computes_something_else(traced: tuple[Trunk, onnx.ModelProto]) -> None:
     trunk, model = copy.deepcopy(traced)
     for initializer in model.graph.initializer:
-        if initializer.name == "blocks.1.mlp.fc2.bias":
+        if initializer.name == "blocks.2.mlp.fc2.bias":
             moved = onnx.numpy_helper.to_array(initializer) + 0.01
             initializer.CopyFrom(onnx.numpy_helper.from_array(moved.astype(np.float32), initializer.name))
     with pytest.raises(ParityError, match="differs from PyTorch"):
@@ -181,7 +188,7 @@ def test_parity_notices_an_fp16_graph_that_is_wrong(
     traced: tuple[Trunk, onnx.ModelProto], half: onnx.ModelProto
 ) -> None:
     model = copy.deepcopy(half)
-    bias = next(i for i in model.graph.initializer if i.name == "blocks.1.mlp.fc2.bias")
+    bias = next(i for i in model.graph.initializer if i.name == "blocks.2.mlp.fc2.bias")
     moved = onnx.numpy_helper.to_array(bias) + np.float16(0.1)
     bias.CopyFrom(onnx.numpy_helper.from_array(moved.astype(np.float16), bias.name))
     with pytest.raises(ParityError, match="activations by"):

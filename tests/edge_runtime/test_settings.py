@@ -1,0 +1,39 @@
+"""What `serve` is asked to compute in: what makes no sense is refused before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from adc_edge.cli import main
+from adc_edge.edge_runtime.settings import ServeSettings
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--compute int8", ["int8 with a trunk that trains", "forward only", "--trunk frozen"]),
+        ("--compute int8 --trunk frozen", ["no calibration.json", "adc-edge calibrate"]),
+        ("--compute fp16", ["no client.fp16.onnx", "export it again with --fp16"]),
+        ("--compute fp16 --engine torch", ["fp16 with --engine torch", "--engine onnxruntime or tensorrt"]),
+        ("--compute int8 --trunk frozen --engine auto", ["int8 with --engine auto"]),
+        ("--engine tensorrt", ["no client.fp16.onnx", "--fp16"]),
+    ],
+)
+def test_a_precision_that_the_engine_or_the_bundle_lacks(options: str, words: list[str], bundle_dir: Path) -> None:
+    command = f"serve --bundle {bundle_dir} --trainer tcp://127.0.0.1:9 {options}".split()
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2, result.output
+    for word in [*words, "expected:", "remedy:"]:
+        assert word in result.output
+
+
+def test_what_is_computed_in_follows_the_engine(bundle_dir: Path) -> None:
+    def computes(**more: object) -> str:
+        return ServeSettings(bundle_dir, "tcp://127.0.0.1:9", **more).computes  # type: ignore[arg-type]
+
+    assert computes() == "fp32"
+    assert computes(engine="tensorrt") == "fp16"
+    assert computes(engine="tensorrt", compute="fp32") == "fp32"
