@@ -55,6 +55,16 @@ def engine_options(command: F) -> F:
     )
 
 
+def engine_cache_option(command: F) -> F:
+    """``--engine-cache DIR``."""
+    return click.option(
+        "--engine-cache",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where TensorRT engines are kept; default: engines/ in the bundle.",
+    )(command)
+
+
 def key_options(command: F) -> F:
     """``--keys DIR`` or ``--insecure``: anything but loopback."""
     return _with(

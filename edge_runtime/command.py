@@ -11,6 +11,7 @@ import click
 from adc_edge.options import (
     PRECISION,
     bundle_option,
+    engine_cache_option,
     engine_options,
     key_options,
     noise_options,
@@ -43,12 +44,7 @@ from adc_edge.options import (
     help="auto measures ONNX Runtime and torch here and keeps the one with the shorter step.",
 )
 @engine_options
-@click.option(
-    "--engine-cache",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where TensorRT engines are kept; default: engines/ in the bundle.",
-)
+@engine_cache_option
 @click.option(
     "--freeze-first",
     default=0,
