@@ -85,9 +85,6 @@ class Found(NamedTuple):
     hidden: list[npt.NDArray[np.float32]]
 
 
-_BEFORE_HIDDEN = len(Found._fields) - 1
-
-
 def check_parity(model: bytes, trunk: Trunk, compute: Compute = "fp32") -> list[Row]:
     """Run the graph against PyTorch in fp32 over several (B, T, S), then with every weight perturbed, twice.
 
@@ -154,10 +151,10 @@ def _compare(
     pixels, seeds = _inputs(trunk.spec, case, smooth=compute != "fp32")
     slots = torch.zeros(case.slots, dtype=torch.int64)
     feeds = {"images": pixels.numpy(), "seeds": seeds.numpy(), "slots": slots.numpy(), **weights}
-    outputs = session.run(None, feeds)
-    found = Found(*outputs[:_BEFORE_HIDDEN], outputs[_BEFORE_HIDDEN:])
+    activations, assignment, tokens, counts, scores, *hidden = session.run(None, feeds)
+    found = Found(activations, assignment, tokens, counts, scores, hidden)
     states = trunk.states(pixels)
-    eager, scores = trunk.inspect_last(states[-1], seeds, slots)
+    eager, expected = trunk.inspect_last(states[-1], seeds, slots)
     alike = agreement(found, Compressed(*(part.numpy() for part in eager)))  # type: ignore[arg-type]
     given = trunk.replay(pixels, torch.from_numpy(found.assignment), torch.from_numpy(found.tokens)).numpy()
     used = found.counts > 0
@@ -167,7 +164,7 @@ def _compare(
         case.images,
         case.clusters,
         trunk.spec.prefix + case.slots,
-        _relative(found.scores, scores.numpy()),
+        _relative(found.scores, expected.numpy()),
         max((_relative(h, s.numpy()) for h, s in zip(found.hidden, states[1:], strict=True)), default=0.0),
         _follows(found, seeds, trunk.spec.prefix),
         alike.assignment,

@@ -45,7 +45,8 @@ def test_numbers_are_compared_where_members_and_tokens_are_the_same() -> None:
     ours, theirs = sent([0, 1, 2], [[0, 3], [0, 2], [0, 1]]), sent([0, 1, 2], [[0, 3], [0, 2], [0, 4]])
     moved = ours._replace(activations=ours.activations + np.array([0.0, 0.5, 9.0], np.float32)[:, None, None])
     found = agreement(moved, theirs)
-    assert found == (1.0, pytest.approx((1 + 1 + 1 / 3) / 3), 0.5 / 4)  # the largest of theirs is token 4
+    assert found.tokens == pytest.approx((1 + 1 + 1 / 3) / 3)
+    assert found.difference == 0.5 / 4  # the largest of theirs is token 4
 
 
 def test_fewer_clusters_than_the_other_are_no_error() -> None:

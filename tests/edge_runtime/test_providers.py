@@ -8,7 +8,6 @@ import onnxruntime as ort
 import pytest
 
 from adc_edge.bundle import Bundle
-from adc_edge.edge_runtime import providers
 from adc_edge.edge_runtime.onnx_engine import OnnxEngine
 from adc_edge.edge_runtime.providers import NAMES, Provider, available, open_session
 from adc_edge.errors import SettingError
@@ -29,17 +28,16 @@ def test_a_provider_that_is_not_here_is_refused_with_those_that_are(provider: Pr
 def test_a_provider_that_is_built_in_but_does_not_load_is_no_silent_fallback(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class FellBack(ort.InferenceSession):  # what ONNX Runtime does when libcudart is missing: a warning, and the CPU
+    class FellBack(ort.InferenceSession):  # type: ignore[misc]  # what ONNX Runtime does when libcudart is missing: a warning, and the CPU
         def __init__(self, path: str, options: Any, providers: Any) -> None:
             assert providers[0] == ("CUDAExecutionProvider", {"use_tf32": "0"})
             super().__init__(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(providers.ort, "InferenceSession", FellBack)
+    monkeypatch.setattr(ort, "InferenceSession", FellBack)
     path = str(bundle.path / "client.onnx")
     with pytest.raises(SettingError, match="fell back to CPUExecutionProvider"):
         open_session(path, "cuda")
-    monkeypatch.undo()
 
 
 def test_auto_takes_what_works_and_says_why(bundle: Bundle) -> None:
