@@ -6,6 +6,7 @@ choice is compared as shares, and numbers only where both chose alike.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from adc_edge.precision import Float32
 
 Int64 = npt.NDArray[np.int64]
+_MOVE = 0.5  # standard deviation of what is added, for a layer whose inputs and outputs are about 1
 
 
 class Compressed(Protocol):
@@ -67,3 +69,14 @@ def _in_order(each: Compressed, cluster: int) -> Float32:
     """A cluster's activations ``[k, D]`` by token number: near ties may come in either order."""
     rows: Float32 = each.activations[cluster][np.argsort(each.tokens[cluster])]
     return rows
+
+
+def moved(weights: Mapping[str, Float32], turn: int) -> dict[str, Float32]:
+    """All weights with noise added: enough for each to show, not so much that fp16 fails."""
+    rng = np.random.default_rng(turn)
+    return {name: (w + _step(w) * rng.standard_normal(w.shape)).astype(np.float32) for name, w in weights.items()}
+
+
+def _step(weight: Float32) -> float:
+    inputs = weight[0].size if weight.ndim > 1 and len(weight) > 1 else 1  # of a layer; a bias or an embedding has none
+    return _MOVE / float(np.sqrt(inputs))

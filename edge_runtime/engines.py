@@ -16,6 +16,7 @@ from adc_edge.edge_runtime.onnx_engine import OnnxEngine
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.memory import keep_freed_memory
 from adc_edge.precision import Float32
+from adc_edge.ratio import Shape
 from adc_edge.schedule import Costs, step_seconds
 
 if TYPE_CHECKING:  # torch is imported only if the trunk trains or the engine is torch
@@ -67,13 +68,42 @@ def make_shim(bundle: Bundle, settings: ServeSettings) -> Shim:
     return Shim(bundle.manifest.trunk, bundle.path / TRUNK, learning, settings.freeze_first)
 
 
-def make_engine(name: str, bundle: Bundle, settings: ServeSettings, shim: Shim | None) -> Engine:
-    """An engine by name, to be entered."""
+def make_engine(
+    name: str,
+    bundle: Bundle,
+    settings: ServeSettings,
+    shape: Shape,
+    shim: Shim | None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Engine:
+    """An engine by name, to be entered.
+
+    Args:
+        name: onnxruntime, tensorrt or torch.
+        bundle: verified.
+        settings: of the run.
+        shape: of a micro-batch.
+        shim: the torch engine's trunk.
+        say: told of what takes long.
+    """
     if name == "torch":
         from adc_edge.edge_runtime.shim import TorchEngine
 
         assert shim is not None
         return TorchEngine(shim)
+    if name == "tensorrt":
+        from adc_edge.edge_runtime.tensorrt_engine import TensorRtEngine
+
+        return TensorRtEngine(
+            bundle,
+            shape.images,
+            (shape.clusters, shape.kept - bundle.manifest.prefix),
+            settings.computes,
+            trains=settings.trunk == "train",
+            freeze_first=settings.freeze_first,
+            directory=settings.engine_cache,
+            say=say,
+        )
     graph = bundle.client(settings.computes)
     return OnnxEngine(graph, bundle.manifest.trunk, settings.threads, settings.freeze_first, settings.provider)
 

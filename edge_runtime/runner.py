@@ -158,7 +158,7 @@ class Serve:
         name: str = self.settings.engine
         if name == "auto":  # until it is measured; once it is, the run keeps it
             name = (run_dir.kept(ENGINE) or b"onnxruntime").decode()
-        return make_engine(name, self.bundle, self.settings, shim)
+        return make_engine(name, self.bundle, self.settings, self.shape, shim, self._say)
 
     def _machine(self) -> dict[str, Any]:
         return machine.describe(

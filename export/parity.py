@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from adc_edge import adc
-from adc_edge.agreement import agreement
+from adc_edge.agreement import agreement, moved
 from adc_edge.bundle import Compute
 from adc_edge.errors import ParityError
 from adc_edge.ratio import Ratio
@@ -105,12 +105,14 @@ def check_parity(model: bytes, trunk: Trunk, compute: Compute = "fp32") -> list[
         Case("evaluate", 6, 6, patches, 9),
     ]
     rows = [_compare(session, trunk, case, compute, weights={}) for case in cases]
-    moved = copy.deepcopy(trunk)
+    own = {name: p.detach().numpy() for name, p in trunk.named_parameters()}
+    other = copy.deepcopy(trunk)
     for turn in (1, 2):
-        _perturb(moved, turn)
-        weights = {name: _weight(p, compute) for name, p in moved.named_parameters()}
+        new = moved(own, turn)
+        other.load_state_dict({name: torch.from_numpy(value) for name, value in new.items()})
         case = Case(f"refresh {turn}", 6, 3, max(1, patches // 3), 20 + turn)
-        rows.append(_compare(session, moved, case, compute, weights))
+        dtype = np.float16 if compute == "fp16" else np.float32
+        rows.append(_compare(session, other, case, compute, {n: v.astype(dtype) for n, v in new.items()}))
     _enforce(rows, LIMITS[compute])
     return rows
 
@@ -209,15 +211,3 @@ def _follows(found: Found, seeds: Tensor, prefix: int) -> bool:
         if left.size and values[cluster, kept].min() < values[cluster, left].max() * (1 - 1e-6):
             return False
     return True
-
-
-def _weight(parameter: Tensor, compute: Compute) -> npt.NDArray[np.generic]:
-    value: npt.NDArray[np.generic] = parameter.detach().numpy()
-    return value.astype(np.float16) if compute == "fp16" else value
-
-
-@torch.no_grad()
-def _perturb(trunk: Trunk, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in trunk.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
