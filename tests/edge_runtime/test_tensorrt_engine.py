@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,41 +12,23 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from safetensors import torch
 from safetensors.numpy import load_file
 
 from adc_edge.agreement import agreement, moved
-from adc_edge.bundle import CLIENT_BARE, CLIENT_FP16, TRUNK, Bundle
+from adc_edge.bundle import TRUNK, Bundle
 from adc_edge.edge_runtime.engine import Int64
 from adc_edge.edge_runtime.onnx_engine import OnnxEngine
 from adc_edge.edge_runtime.tensorrt_build import Order, build
 from adc_edge.edge_runtime.tensorrt_engine import TensorRtEngine
 from adc_edge.edge_runtime.tensorrt_library import load_tensorrt, make_logger
 from adc_edge.errors import BundleError, EngineError, SettingError
-from adc_edge.export.graph import client_graph, without_weights
-from adc_edge.files import sha256
 from adc_edge.golden import LIMITS, check_golden
 from adc_edge.precision import Float32
-from adc_edge.trunk import Trunk
 from tests.edge_runtime.fake_cuda import Gpu, cudaError_t
 from tests.edge_runtime.fake_tensorrt import Faults, Machine, installed
 
 LARGEST, OPT = 12, (4, 6)
 BIAS = "blocks.0.mlp.fc1.bias"
-
-
-@pytest.fixture(scope="module")
-def half(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The small bundle with what `export --tensorrt` adds: graphs in fp16, with weights and without."""
-    path = tmp_path_factory.mktemp("half") / "tiny"
-    shutil.copytree(bundle.path, path)
-    module = Trunk(bundle.manifest.trunk)
-    module.load_state_dict(torch.load_file(path / TRUNK))
-    graph = client_graph(module, half=True)
-    onnx.save(graph, path / CLIENT_FP16)
-    onnx.save(without_weights(graph), path / CLIENT_BARE)
-    files = bundle.manifest.files | {name: sha256(path / name) for name in (CLIENT_FP16, CLIENT_BARE)}
-    return Bundle(path, msgspec.structs.replace(bundle.manifest, files=files), bundle.digest)
 
 
 @pytest.fixture

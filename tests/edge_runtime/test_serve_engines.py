@@ -1,0 +1,61 @@
+"""`serve` with each engine and precision, against a real trainer: they train alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from adc_edge.bundle import Bundle
+from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.server import Server
+from adc_edge.cloud_trainer.sessions import Sessions
+from adc_edge.edge_runtime.runner import Serve
+from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.errors import CheckpointError
+from adc_edge.learning import OptimizerSettings
+from adc_edge.split import head_from_manifest
+from tests.edge_runtime.fake_tensorrt import Machine, installed
+from tests.serving import serving
+
+
+def train(bundle: Bundle, log: Path, steps: int, **more: Any) -> list[float]:
+    """Losses of a device with these settings, and a trainer that starts anew."""
+    training = HeadTraining(head_from_manifest(bundle.manifest), OptimizerSettings("sgd", lr=1e-2))
+    with serving(Server(bundle, training, "tcp://127.0.0.1:*", Sessions(log))) as server:
+        learning = OptimizerSettings("sgd", lr=1e-2)
+        settings = ServeSettings(
+            bundle.path, server.endpoint, steps=steps, run=log / "run", threads=1, evaluate_images=32,
+            optimizer=learning, **more,
+        )  # fmt: skip
+        report = Serve(settings, Console(quiet=True), stop=lambda: False).run()
+    assert report["steps"] == steps
+    lines = [json.loads(line) for line in (log / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+@pytest.mark.parametrize("trunk", ["train", "frozen"])
+def test_every_engine_and_precision_trains_alike(trunk: str, half: Bundle, tmp_path: Path) -> None:
+    import torch
+
+    def losses(name: str, **more: Any) -> list[float]:
+        torch.manual_seed(0)  # of the head's first weights
+        return train(half, tmp_path / name, 5, trunk=trunk, **more)
+
+    reference = losses("fp32")
+    assert losses("fp16", compute="fp16") == pytest.approx(reference, abs=0.02)
+    with installed(Machine()) as machine:
+        assert losses("tensorrt", engine="tensorrt", engine_cache=tmp_path / "engines") == pytest.approx(
+            reference, abs=0.02
+        )
+    assert machine.gpu.memory == {}
+    assert len(list((tmp_path / "engines").glob("*.engine"))) == 1
+
+
+def test_a_run_stays_with_the_precision_that_it_began_with(half: Bundle, tmp_path: Path) -> None:
+    train(half, tmp_path / "log", 1)
+    with pytest.raises(CheckpointError, match="compute"):
+        train(half, tmp_path / "log", 2, compute="fp16")
