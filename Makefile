@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: install demo test slow lint check format bench clean
+.PHONY: install demo test slow lint check format bench models arm64 clean
 
 install: $(READY)
 
@@ -40,6 +40,13 @@ bench: $(READY)
 	for name in codec wire rivals compression refresh shim step_time; do \
 		$(BIN)/python benchmarks/$$name.py --json out/bench/$$name.json || exit 1; \
 	done
+
+models: $(READY)
+	$(BIN)/python benchmarks/models.py --markdown docs/models.md
+
+# The device side as ARM64 code, emulated, against a real trainer here; TRAIN=--train adds a trunk that learns.
+arm64: $(READY)
+	deploy/arm64.sh $(BIN)/python $(TRAIN)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info out runs

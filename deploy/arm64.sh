@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# The device side on ARM64, on an x86 Linux machine: deploy/arm64.sh PYTHON [--train]
+#
+# PYTHON has adc-edge[export,cloud] (the checkout's .venv/bin/python); it exports a bundle and runs a real trainer. The
+# device runs as ARM64 code: Debian's Python and the wheels that a board would get, in a private directory, under QEMU's
+# user mode. No root, no chroot, no binfmt; nothing outside out/arm64 changes. --train adds PyTorch and a trunk that
+# learns (0.6 GB more). What was fetched once is kept; `rm -rf out/arm64` starts over.
+set -euo pipefail
+
+# What JetPack 6 brings, for Python 3.11. onnxruntime after 1.23 crashes under this emulator.
+PINS=(onnxruntime==1.23.2 'numpy==1.26.*')
+# By name and without dependencies: pip reads torch's markers for the machine it runs on, and would add CUDA for x86.
+TORCH=(torch==2.5.1 sympy==1.13.1 mpmath networkx jinja2 markupsafe fsspec filelock typing-extensions)
+MIRROR=${ADC_EDGE_DEBIAN:-http://deb.debian.org/debian}
+SUITE=bookworm # its Python is 3.11
+KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+
+fail() { echo "arm64: $1" >&2; exit 1; }
+
+[[ $# -ge 1 && $# -le 2 && ${2:---train} == --train ]] || fail "usage: deploy/arm64.sh PYTHON [--train]"
+PYTHON=$(command -v "$1") || fail "no Python at $1; \`make install\` makes .venv/bin/python"
+[[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON # not resolved: a venv is known by the path of its link
+TRAIN=${2:-}
+SELF=$(realpath "$0")
+cd "$(dirname "$SELF")/.."
+OUT=$PWD/out/arm64
+mkdir -p "$OUT"
+LOG=$OUT/setup.log
+exec 9>"$OUT/lock"
+flock --nonblock 9 || fail "another one is at work in $OUT"
+: >"$LOG"
+
+# once NAME KEY FUNCTION: makes out/arm64/NAME, again only if KEY or this script has changed.
+once() {
+    local name=$1 key start=$SECONDS
+    key=$(cat "$SELF" - <<<"$2" | sha256sum)
+    if [[ -f $OUT/$name.key && $(<"$OUT/$name.key") == "$key" ]]; then
+        echo "arm64: $name is there"
+        return
+    fi
+    rm -rf "${OUT:?}/$name" "$OUT/$name.key"
+    mkdir -p "$OUT/$name"
+    if ! "$3" "$OUT/$name" >>"$LOG" 2>&1; then
+        tail -n 15 "$LOG" >&2
+        fail "cannot make $name (no network? another mirror: ADC_EDGE_DEBIAN=URL); all of it stands in $LOG"
+    fi
+    echo "$key" >"$OUT/$name.key"
+    echo "arm64: made $name in $((SECONDS - start)) s"
+}
+
+# Debian's ARM64 Python with its libraries, and the emulator for this machine's processor.
+make_system() {
+    mkdir -p "$1/apt/lists/partial" "$1/apt/archives/partial" "$1/root"
+    : >"$1/apt/status"
+    echo "deb [arch=$HOST,arm64 signed-by=$KEYRING] $MIRROR $SUITE main" >"$1/apt/sources.list"
+    cat >"$1/apt/apt.conf" <<EOF
+Dir::State "$1/apt"; Dir::State::status "$1/apt/status"; Dir::Cache "$1/apt";
+Dir::Etc::sourcelist "$1/apt/sources.list"; Dir::Etc::sourceparts "/dev/null"; Dir::Etc::preferencesparts "/dev/null";
+APT::Architecture "arm64"; APT::Architectures { "arm64"; }; APT::Install-Recommends "false";
+APT::Sandbox::User ""; APT::Update::Error-Mode "any"; Acquire::Retries "3"; Acquire::http::Timeout "30";
+EOF
+    local apt=(timeout 600 env "APT_CONFIG=$1/apt/apt.conf" apt-get -qq -y)
+    "${apt[@]}" update && "${apt[@]}" --download-only install python3.11 libstdc++6 || return
+    (cd "$1/apt" && "${apt[@]}" download "qemu-user-static:$HOST") || return
+    for package in "$1"/apt/archives/*.deb; do
+        dpkg-deb --extract "$package" "$1/root" || return
+    done
+    dpkg-deb --fsys-tarfile "$1"/apt/qemu-user-static*.deb | tar -x -C "$1" ./usr/bin/qemu-aarch64-static || return
+    rm -r "$1/apt"
+}
+
+# Wheels for ARM64 and Python 3.11, unpacked by this machine's pip.
+arm64_pip() {
+    local platforms=() version target=$1
+    for version in 2_28 2_27 2_26 2_17; do platforms+=(--platform "manylinux_${version}_aarch64"); done
+    timeout 900 "$PYTHON" -m pip install --quiet --target "$target" "${@:2}" --only-binary=:all: --implementation cp \
+        --python-version 3.11 "${platforms[@]}" --platform manylinux2014_aarch64
+}
+
+# adc-edge as a wheel installs it. From a copy: setuptools would take what lies about in build/.
+make_adc_edge() {
+    mkdir "$1/source" && cp -a pyproject.toml README.md LICENSE "${SOURCES[@]}" "$1/source" || return
+    timeout 300 "$PYTHON" -m pip install --quiet --no-deps --target "$1/site" "$1/source" || return
+    rm -r "$1/source"
+}
+
+# One requirement a word, from the metadata of what was just installed.
+needs() {
+    "$PYTHON" - "$OUT/adc-edge/site" <<'EOF'
+import sys
+from importlib.metadata import distributions
+(ours,) = [d for d in distributions(path=sys.argv[1:]) if d.name == "adc-edge"]
+print(*(r.replace(" ", "") for r in ours.requires or [] if ";" not in r))
+EOF
+}
+
+# shellcheck disable=SC2086
+make_packages() { arm64_pip "$1" $NEEDS "${PINS[@]}"; }
+
+make_torch() { arm64_pip "$1" --no-deps "${TORCH[@]}"; }
+
+[[ $(uname -s) == Linux ]] || fail "this needs Linux: QEMU's user mode runs Linux programs"
+[[ $(uname -m) != aarch64 ]] || fail "this machine is ARM64 already: \`make test\` proves as much, and more"
+for tool in apt-get dpkg-deb; do
+    command -v $tool >/dev/null || fail "no $tool: this needs Debian or Ubuntu, for example in a debian:$SUITE container"
+done
+[[ -r $KEYRING ]] || fail "no $KEYRING: apt-get install debian-archive-keyring"
+"$PYTHON" -c 'from importlib.util import find_spec; exit(not all(map(find_spec, ("zmq", "torch", "timm", "pip"))))' ||
+    fail "$PYTHON lacks what adc-edge[export,cloud] needs, or pip: make install"
+HOST=$(dpkg --print-architecture)
+mapfile -t SOURCES < <(find adc_edge -maxdepth 1 -type l -printf '%f\n' | sort) # the parts
+SOURCES=(adc_edge "${SOURCES[@]}")
+
+START=$SECONDS
+once system "$MIRROR $SUITE $HOST" make_system
+FILES=$(find pyproject.toml "${SOURCES[@]}" -type f -not -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum)
+once adc-edge "$FILES" make_adc_edge
+NEEDS=$(needs)
+once packages "$NEEDS" make_packages
+DEVICE_PATH=$OUT/adc-edge/site:$OUT/packages
+if [[ $TRAIN ]]; then
+    once torch "" make_torch
+    DEVICE_PATH=$DEVICE_PATH:$OUT/torch
+fi
+
+# An ARM64 Python that is called like any other. Bytecode is what pip has made: what it weighs is measured.
+cat >"$OUT/python" <<EOF
+#!/bin/sh
+export PYTHONPATH="$DEVICE_PATH" PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1
+root="$OUT/system/root"
+exec "$OUT/system/usr/bin/qemu-aarch64-static" -cpu cortex-a76 -L "\$root" "\$root/usr/bin/python3.11" "\$@"
+EOF
+chmod +x "$OUT/python"
+exec "$PYTHON" deploy/arm64_check.py host "$OUT" --setup-seconds $((SECONDS - START)) ${TRAIN:+--train}
