@@ -20,13 +20,26 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
-KERNEL_COUNTS = _TCP_INFO is not None
 _SIZE = 232  # of struct tcp_info up to tcpi_snd_wnd, Linux 5.4
 _RATE_SIZE = 216  # kernels from 4.19 on fill it up to tcpi_bytes_retrans
 _TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", None)
 _NAME_SIZE = 16  # TCP_CA_NAME_MAX
 _OFFERED = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 _PREFERRED = "bbr"  # at 1 % loss several times as fast as cubic; on loopback no slower
+
+
+def _kernel_counts() -> bool:
+    """Whether TCP_INFO is long enough; old kernels and emulated user spaces give the beginning alone."""
+    if _TCP_INFO is None:
+        return False
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            return len(probe.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _SIZE)) >= _RATE_SIZE
+    except OSError:
+        return False
+
+
+KERNEL_COUNTS = _kernel_counts()
 
 
 class TcpInfo(NamedTuple):
