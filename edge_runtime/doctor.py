@@ -112,10 +112,11 @@ def _packages(found: list[Package], imports: dict[str, packages.Import], facts: 
         members = [package for package in found if package.group == group]
         if members:
             yield _group(group, members, imports if group == DEVICE else {}, facts.jetson)
-    if (runtime := imports.get("onnxruntime")) is not None and runtime.fault is None:
-        names = ", ".join(name.removesuffix("ExecutionProvider") for name in runtime.more or ())
+    # Without an answer (no process could be started to ask) nothing is said.
+    if (runtime := imports.get("onnxruntime")) is not None and runtime.more is not None:
+        names = ", ".join(name.removesuffix("ExecutionProvider") for name in runtime.more)
         yield Row("packages", "ONNX Runtime", "ok", f"providers: {names}")
-    if (zmq := imports.get("pyzmq")) is not None and zmq.fault is None:
+    if (zmq := imports.get("pyzmq")) is not None and zmq.more is not None:
         remedy = None if zmq.more else "pip install --force-reinstall pyzmq: --keys needs it"
         text = "here" if zmq.more else "this ZeroMQ was built without it"
         yield Row("packages", "CURVE", "ok" if zmq.more else "warning", text, remedy)

@@ -277,6 +277,18 @@ def test_a_package_that_kills_the_process_or_does_not_import_is_named(
     }
 
 
+def test_where_no_process_can_be_started_nothing_is_said_of_what_only_one_can_tell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no process")
+
+    monkeypatch.setattr(subprocess, "run", fail)  # as in an emulated user space
+    report = doctor_examine(root=tmp_path)
+    assert not {"CURVE", "ONNX Runtime"} & {row.name for row in report.rows}
+    assert not report.faults
+
+
 def test_the_groups_are_those_of_the_package() -> None:
     found = packages.find(versions({"torch": "2.6.0"}))
     assert {package.name for package in found if package.group == "device"} >= {"numpy", "onnxruntime", "pyzmq", "rich"}
