@@ -28,10 +28,14 @@ def cls_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
         scale: factor on the logits, usually ``d ** -0.5``.
 
     Returns:
-        Scores float32 ``[B, N]``; each row sums to one. Detached: no gradient flows through the choice.
+        Scores ``[B, N]``, at least float32; each row sums to one. Detached: no gradient flows through the choice.
     """
-    logits = (query.detach().float() * scale) @ keys.detach().float().transpose(-2, -1)  # [B, H, 1, N]
+    logits = (_at_least_fp32(query.detach()) * scale) @ _at_least_fp32(keys.detach()).transpose(-2, -1)  # [B, H, 1, N]
     return logits.softmax(dim=-1).squeeze(2).mean(dim=1)
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def membership(assignment: Tensor, clusters: Tensor) -> Tensor:
@@ -71,7 +75,8 @@ def cluster_mean(values: Tensor, assignment: Tensor, clusters: Tensor) -> Tensor
     """Mean of each cluster's members: ``[B, ...]`` -> ``[T, ...]``; an empty cluster gives zeros (paper, step 2)."""
     members = membership(assignment, clusters)
     weights = members / members.sum(dim=1, keepdim=True).clamp_min(1.0)  # [T, B]
-    return (weights @ values.float().flatten(1)).to(values.dtype).reshape(-1, *values.shape[1:])
+    rows = _at_least_fp32(values).flatten(1)
+    return (weights.to(rows.dtype) @ rows).to(values.dtype).reshape(-1, *values.shape[1:])
 
 
 def select_tokens(centroids: Tensor, kept: int, prefix: int) -> Tensor:
