@@ -17,7 +17,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Each module imports click at its head and everything heavy inside the command.
 COMMANDS = {
+    "bench": "adc_edge.edge_runtime.tools_command",
+    "calibrate": "adc_edge.calibration.command",
     "demo": "adc_edge.demo",
+    "doctor": "adc_edge.edge_runtime.tools_command",
     "export": "adc_edge.export.command",
     "keys": "adc_edge.keys",
     "link": "adc_edge.calibration.command",

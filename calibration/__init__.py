@@ -1,1 +1,1 @@
-"""The link, measured."""
+"""The link, measured; int8, calibrated."""

@@ -1,12 +1,13 @@
-"""`adc-edge link`."""
+"""`adc-edge link` and `adc-edge calibrate`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from adc_edge.options import key_options
+from adc_edge.options import bundle_option, key_options
 
 
 @click.command()
@@ -54,3 +55,69 @@ def link(
     console.print(table)
     if json_file is not None:
         write_atomic(json_file, json.dumps(result._asdict(), indent=2).encode() + b"\n")
+
+
+@click.command()
+@bundle_option
+@click.option(
+    "--data",
+    required=True,
+    metavar="SRC",
+    help="digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT, food101:ROOT.",
+)
+@click.option("--images", default=256, show_default=True, metavar="N", help="Of the train split, for the ranges.")
+@click.option(
+    "--method",
+    type=click.Choice(["minmax", "percentile", "entropy"]),
+    default="percentile",
+    show_default=True,
+    help="How far INT8 reaches of what an activation can be.",
+)
+@click.option(
+    "--percentile",
+    type=click.FloatRange(50, 100),
+    metavar="P",
+    help="Of the values that are covered, with --method percentile.  [default: 99.99]",
+)
+@click.option(
+    "--max-drop",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    metavar="POINTS",
+    help="Of top-1 on the test split; if it falls by more, nothing is written.",
+)
+@click.option(
+    "--eval-images",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Of the test split; 0: all.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the sample of images.")
+def calibrate(**options: Any) -> None:
+    """Make the bundle's INT8 graph, for a device with a frozen trunk, and tell what it costs and gains.
+
+    INT8 is forward only: its scales would have to follow weights that learn.
+    """
+    from rich.console import Console
+
+    from adc_edge.calibration.calibrate import Settings, calibrate_bundle
+    from adc_edge.calibration.report import notes, tables
+
+    console = Console()
+    settings = Settings(**options)
+    report = calibrate_bundle(settings, console.print)
+    for table in tables(report):
+        console.print(table)
+    for note in notes(report):
+        console.print(f"note     {note}")
+    console.print(f"wrote    {settings.bundle}: client.int8.onnx, calibration.json\n\nnext:")
+    console.print(
+        f"  adc-edge serve --bundle {settings.bundle} --trainer tcp://127.0.0.1:5700 --data {settings.data} "
+        "--trunk frozen --compute int8",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

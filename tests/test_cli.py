@@ -35,7 +35,7 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     assert "Usage:" in result.stdout
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/architecture.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("file", ["README.md", "docs/architecture.md", "docs/boards.md", "CONTRIBUTING.md"])
 def test_commands_and_options_that_the_docs_type_exist(file: str) -> None:
     text = (Path(__file__).parents[1] / file).read_text().replace("\\\n", " ")
     for line in re.findall(r"^\$ adc-edge (.*)$", text, re.MULTILINE):

@@ -1,0 +1,131 @@
+"""What `calibrate` found, as calibration.json keeps it and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from rich.table import Table
+
+_SHOWN = 12  # tensors; calibration.json has them all
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """``sqnr_db`` is None where nothing differs."""
+
+    name: str
+    sqnr_db: float | None
+
+
+class Accuracy(msgspec.Struct, frozen=True):
+    """Shares in 0..1. ``judged``: the float model knows more than chance, so --max-drop was applied."""
+
+    images: int
+    top1: float
+    top1_int8: float
+    drop_points: float
+    agreement: float
+    judged: bool
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """How alike clusters and tokens are; ``difference`` is None where no cluster has the same images and tokens."""
+
+    images: int
+    assignment: float
+    tokens: float
+    difference: float | None
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """Medians on the calibrating machine for a batch of so many images at the bundle's ratio."""
+
+    images: int
+    fp32_ms: float
+    int8_ms: float
+    ratio: float
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """INT8 beside FP32. ``choice`` is at the bundle's ratio; ``accuracy`` is None without a head."""
+
+    tensors: list[Tensor]  # worst first
+    choice: Choice | None
+    accuracy: Accuracy | None
+    speed: Speed
+    golden: Choice | None
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All that `calibrate` tells."""
+
+    method: str
+    percentile: float | None
+    images: int
+    broken: int
+    seed: int
+    quantised: list[str]
+    float32: dict[str, str]  # linears that stay so, and why
+    zero_points: list[int]  # the different ones
+    tensorrt: list[str]  # lines that the graph fits
+    client_bytes: int
+    int8_bytes: int
+    quality: Quality
+    versions: dict[str, str]
+
+    def builtins(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return msgspec.to_builtins(self)  # type: ignore[no-any-return]
+
+
+def tables(report: Report) -> Iterator[Table]:
+    """The report for a screen."""
+    summary = Table("", title="INT8 beside FP32")
+    for name in ("FP32", "INT8", "INT8 v FP32"):
+        summary.add_column(name, justify="right")
+    for row in _rows(report):
+        summary.add_row(*row)
+    yield summary
+    more = len(report.quality.tensors) - _SHOWN
+    noise = Table(
+        "tensor",
+        title="Signal to quantisation noise, worst first",
+        caption=f"{more} more in calibration.json" if more > 0 else None,
+    )
+    noise.add_column("dB", justify="right")
+    for tensor in report.quality.tensors[:_SHOWN]:
+        noise.add_row(tensor.name, "exact" if tensor.sqnr_db is None else f"{tensor.sqnr_db:.1f}")
+    yield noise
+    floats = Table("linear", "why (DeiT-T, split 6)", title="Left in FP32, beside all that is no linear")
+    for name, why in report.float32.items():
+        floats.add_row(name, why)
+    yield floats
+
+
+def notes(report: Report) -> Iterator[str]:
+    """What the numbers do not say."""
+    accuracy = report.quality.accuracy
+    if accuracy is None:
+        yield "no head.safetensors here: top-1 was not measured, and --max-drop not applied"
+    elif not accuracy.judged:
+        yield "the head knows no more than chance of these classes: --max-drop was not applied"
+    yield "INT8 is forward only (--trunk frozen): its scales would have to follow weights that learn"
+
+
+def _rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    quality, speed = report.quality, report.quality.speed
+    accuracy, choice = quality.accuracy, quality.choice
+    if accuracy is not None:
+        shares = (f"{accuracy.top1:.1%}", f"{accuracy.top1_int8:.1%}", f"{-accuracy.drop_points:+.1f} points")
+        yield f"top-1 of {accuracy.images} images", *shares
+        yield "the same class", "", "", f"{accuracy.agreement:.1%}"
+    if choice is not None:
+        yield f"the same cluster, {choice.images} images", "", "", f"{choice.assignment:.1%}"
+        yield "the same tokens (Jaccard)", "", "", f"{choice.tokens:.1%}"
+    times = (f"{speed.fp32_ms:.1f} ms", f"{speed.int8_ms:.1f} ms", f"{speed.ratio:.2f}")
+    yield f"forward of {speed.images} images, here", *times
+    sizes = (f"{report.client_bytes / 1e6:.1f} MB", f"{report.int8_bytes / 1e6:.1f} MB")
+    yield "file", *sizes, f"{report.int8_bytes / report.client_bytes:.2f}"
+    yield "zero points", "", ", ".join(map(str, report.zero_points)), ""
+    yield "fits TensorRT", "", ", ".join(report.tensorrt) or "none", ""
