@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
+from adc_edge import golden
+from adc_edge.agreement import Agreement
 from adc_edge.bundle import CLIENT, GOLDEN, MANIFEST, Bundle
 from adc_edge.edge_runtime.onnx_engine import OnnxEngine
 from adc_edge.errors import BundleError, EngineError
@@ -17,9 +19,9 @@ from adc_edge.golden import check_golden, golden_pixels, read_golden
 
 
 def test_the_bundles_own_graph_passes(bundle: Bundle) -> None:
-    golden = read_golden(bundle)
-    assert set(golden.assignment) == {0, 1, 2}
-    assert golden.pixels.shape == (6, 16, 16, 3)
+    pair = read_golden(bundle)
+    assert set(pair.assignment) == {0, 1, 2}
+    assert pair.pixels.shape == (6, 16, 16, 3)
     with OnnxEngine(bundle.client("fp32"), bundle.manifest.trunk) as engine:
         found = check_golden(bundle, engine)
     assert found.assignment == found.tokens == 1.0
@@ -43,6 +45,19 @@ def test_an_engine_that_computes_something_else_is_refused(bundle: Bundle, tmp_p
         pytest.raises(EngineError, match=r"(?s)differ by .*at most 1e-03 in fp32.*--engine onnxruntime"),
     ):
         check_golden(bundle, engine)
+
+
+def test_where_no_cluster_kept_just_the_same_tokens_the_shares_decide(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(assignment: float) -> None:
+        monkeypatch.setattr(golden, "golden_agreement", lambda *_: Agreement(assignment, 0.86, float("nan")))
+
+    found(0.83)  # int8, as it was with DeiT-T
+    check_golden(bundle, object(), "int8")  # type: ignore[arg-type]
+    found(0.33)
+    with pytest.raises(EngineError, match="33% of assignments"):
+        check_golden(bundle, object(), "int8")  # type: ignore[arg-type]
 
 
 def test_a_bundle_without_one_and_a_changed_one_are_refused(bundle_dir: Path, tmp_path: Path) -> None:

@@ -190,6 +190,6 @@ def test_both_ends_of_a_real_link_send_by_bbr(bundle: Bundle, training: HeadTrai
 
 
 def test_a_kernel_that_tells_too_little_is_known_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tcp.KERNEL_COUNTS == tcp._kernel_counts()
+    assert tcp._kernel_counts() == tcp.KERNEL_COUNTS
     monkeypatch.setattr(tcp, "_SIZE", 4)  # as under an emulator: then frames are counted instead of nothing
     assert not tcp._kernel_counts()

@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from adc_edge.bundle import Bundle
+from adc_edge.calibration.calibrate import Settings as CalibrationSettings
+from adc_edge.calibration.calibrate import calibrate_bundle
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
@@ -52,6 +54,9 @@ def test_every_engine_and_precision_trains_alike(trunk: str, half: Bundle, tmp_p
             reference, abs=0.02
         )
     assert machine.gpu.memory == {}
+    if trunk == "frozen":
+        calibrate_bundle(CalibrationSettings(half.path, "digits", images=16, eval_images=32, max_drop=100.0))
+        assert losses("int8", compute="int8") == pytest.approx(reference, abs=0.05)
     assert len(list((tmp_path / "engines").glob("*.engine"))) == 1
 
 
