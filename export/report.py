@@ -8,15 +8,19 @@ from rich.table import Table
 
 from adc_edge.export.parity import LIMITS, Row
 
-_COLUMNS = ("stage", "B", "T", "k", "scores", "hidden", "clustering", "assignment", "tokens", "activations", "")
+_COLUMNS = ("stage", "B", "T", "k", "scores", "hidden", "clusters", "assigned", "tokens", "activations", "")
 
 
 def parity_table(rows: Sequence[Row]) -> Table:
     """One line a case: what was run, how alike scores, states and choices were, how far the activations lay apart."""
     limits = ", ".join(f"{LIMITS[c].difference:.0e} in {c}" for c in dict.fromkeys(row.compute for row in rows))
-    table = Table(title=f"ONNX Runtime against PyTorch (differences: at most {limits} of the largest value)")
+    table = Table(
+        title="ONNX Runtime against PyTorch",
+        caption=f"Differences (of scores, hidden states, activations): at most {limits} of the largest value. "
+        "clusters: as they follow from the graph's own scores. assigned, tokens: as PyTorch has them, end to end.",
+    )
     for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "stage" else "right")
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     for row in rows:
         mark = "[green]✓[/]" if row.passed else "[red]✗[/]"
         counts = (str(row.images), str(row.clusters), str(row.kept))
@@ -26,7 +30,7 @@ def parity_table(rows: Sequence[Row]) -> Table:
             *counts,
             f"{row.scores:.0e}",
             f"{row.hidden:.0e}",
-            "follows" if row.clustering else "[red]differs[/]",
+            "exact" if row.clustering else "[red]differ[/]",
             f"{row.assignment:.1%}",
             f"{row.tokens:.1%}",
             f"{row.difference:.0e}",
