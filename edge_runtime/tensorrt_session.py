@@ -224,5 +224,5 @@ def _convert(name: str, weight: Array, host: Array) -> None:
         raise EngineError(
             f"{name} holds {np.abs(weight).max():.3g}, beyond what {host.dtype} can",
             f"weights up to {np.finfo(host.dtype).max}",
-            "the trunk diverges: a smaller --lr, --clip; or --compute fp32",
+            "the trunk diverges: a smaller --lr, --clip-norm; or --compute fp32",
         ) from None
