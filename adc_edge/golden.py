@@ -25,7 +25,7 @@ GOLDEN_IMAGES, GOLDEN_CLUSTERS = 6, 3
 # What an engine may differ by, for what it computes in: assignment and tokens at least, activations at most. With
 # margin to what was measured (docs/models.md); int8 is bounded by `calibrate --max-drop`, here only a wrong file shows.
 LIMITS: dict[Compute, Agreement] = {
-    "fp32": Agreement(1.0, 0.99, 1e-3),
+    "fp32": Agreement(1.0, 0.95, 1e-3),  # tokens: a model may have near ties, and with random weights has many
     "fp16": Agreement(1.0, 0.80, 0.02),
     "int8": Agreement(0.5, 0.40, 0.60),
 }
