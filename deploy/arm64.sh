@@ -11,8 +11,7 @@ set -euo pipefail
 PINS=(onnxruntime==1.23.2 'numpy==1.26.*')
 # By name and without dependencies: pip reads torch's markers for the machine it runs on, and would add CUDA for x86.
 TORCH=(torch==2.5.1 sympy==1.13.1 mpmath networkx jinja2 markupsafe fsspec filelock typing-extensions)
-MIRROR=${ADC_EDGE_DEBIAN:-http://deb.debian.org/debian}
-SUITE=bookworm # its Python is 3.11
+SUITE=bookworm # its Python is 3.11; from where this machine's apt has it, or ADC_EDGE_DEBIAN=URL
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
 fail() { echo "arm64: $1" >&2; exit 1; }
@@ -46,6 +45,12 @@ once() {
     fi
     echo "$key" >"$OUT/$name.key"
     echo "arm64: made $name in $((SECONDS - start)) s"
+}
+
+debian_mirror() {
+    # shellcheck disable=SC2016  # the variables are apt's
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
+        awk -v suite=$SUITE '$2 == suite && !n++ {print $1}'
 }
 
 # Debian's ARM64 Python with its libraries, and the emulator for this machine's processor.
@@ -108,6 +113,8 @@ done
 "$PYTHON" -c 'from importlib.util import find_spec; exit(not all(map(find_spec, ("zmq", "torch", "timm", "pip"))))' ||
     fail "$PYTHON lacks what adc-edge[export,cloud] needs, or pip: make install"
 HOST=$(dpkg --print-architecture)
+MIRROR=${ADC_EDGE_DEBIAN:-$(debian_mirror)}
+[[ $MIRROR ]] || fail "this machine's apt knows no Debian $SUITE: name a mirror of it, ADC_EDGE_DEBIAN=URL"
 mapfile -t SOURCES < <(find adc_edge -maxdepth 1 -type l -printf '%f\n' | sort) # the parts
 SOURCES=(adc_edge "${SOURCES[@]}")
 
