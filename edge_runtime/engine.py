@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
@@ -58,6 +58,17 @@ def without_empty(activations: Float32, assignment: Int64, tokens: Int64, counts
         return Sent(activations, assignment, tokens)
     number = np.cumsum(used) - 1
     return Sent(activations[used], number[assignment], tokens[used])
+
+
+def whole_output(compress: Callable[[Float32, Int64, int], Sent], images: Float32, patches: int) -> Float32:
+    """``Engine.whole`` by ADC itself: a cluster for each image and every token kept, put back in their order."""
+    everyone = np.arange(len(images), dtype=np.int64)
+    sent = compress(images, everyone, patches)
+    if not np.array_equal(sent.assignment, everyone):  # images alike to the last bit of their attention
+        return np.concatenate([whole_output(compress, images[i : i + 1], patches) for i in everyone])
+    z = np.empty_like(sent.activations)
+    np.put_along_axis(z, sent.tokens[:, :, None], sent.activations, axis=1)
+    return z
 
 
 def check_freeze_first(spec: TrunkSpec, blocks: int) -> None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from adc_edge.bundle import TRUNK, Bundle
+from adc_edge.bundle import GOLDEN, TRUNK, Bundle, Compute
 from adc_edge.edge_runtime.engine import Engine, Int64
 from adc_edge.edge_runtime.loop import StepSettings
 from adc_edge.edge_runtime.onnx_engine import OnnxEngine
 from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.golden import check_golden
 from adc_edge.memory import keep_freed_memory
 from adc_edge.precision import Float32
 from adc_edge.ratio import Shape
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # torch is imported only if the trunk trains or the engine is
     from adc_edge.edge_runtime.shim import Shim
 
 ENGINE = "engine"  # file in the run directory: what `auto` has chosen
+WHERE = "engine-where"  # another: what has computed
 _ROUNDS = 3
 
 
@@ -106,6 +108,18 @@ def make_engine(
         )
     graph = bundle.client(settings.computes)
     return OnnxEngine(graph, bundle.manifest.trunk, settings.threads, settings.freeze_first, settings.provider)
+
+
+def check_provider(engine: Engine, bundle: Bundle, compute: Compute) -> None:
+    """Hold ONNX Runtime to the golden pair where another provider than the CPU computes; the weights are the bundle's.
+
+    The CPU is what others are compared with, TensorRT's own engine is tested when it is built.
+
+    Raises:
+        EngineError: the provider computes something else.
+    """
+    if isinstance(engine, OnnxEngine) and not engine.where.startswith("cpu") and GOLDEN in bundle.manifest.files:
+        check_golden(bundle, engine, compute)
 
 
 def choose(

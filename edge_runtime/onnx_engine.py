@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from adc_edge.edge_runtime.engine import Int64, Sent, Weights, check_freeze_first, check_input, without_empty
+from adc_edge.edge_runtime.engine import (
+    Int64,
+    Sent,
+    Weights,
+    check_freeze_first,
+    check_input,
+    whole_output,
+    without_empty,
+)
 from adc_edge.edge_runtime.providers import Provider, open_session
 from adc_edge.errors import SettingError
 from adc_edge.precision import Float32
@@ -83,14 +91,8 @@ class OnnxEngine:
         return sent._replace(hidden=outputs[-1]) if self._hidden else sent
 
     def whole(self, images: Float32) -> Float32:
-        """The same graph with a cluster for each image and every token kept, put back in their order."""
-        everyone = np.arange(len(images), dtype=np.int64)
-        sent = without_empty(*self._run(_OUTPUTS, images, everyone, self._spec.patches))
-        if not np.array_equal(sent.assignment, everyone):  # images alike to the last bit of their attention
-            return np.concatenate([self.whole(images[i : i + 1]) for i in everyone])
-        z = np.empty_like(sent.activations)
-        np.put_along_axis(z, sent.tokens[:, :, None], sent.activations, axis=1)
-        return z
+        """Nothing merged or dropped, by the same graph."""
+        return whole_output(lambda *inputs: without_empty(*self._run(_OUTPUTS, *inputs)), images, self._spec.patches)
 
     def refresh(self, weights: Weights) -> None:
         """Feed these weights from now on; float32, contiguous, timm's names and layouts.

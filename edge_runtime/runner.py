@@ -18,7 +18,7 @@ from adc_edge.connection import ClientKeys
 from adc_edge.device_channel import DeviceChannel
 from adc_edge.edge_runtime.display import Display
 from adc_edge.edge_runtime.engine import Engine
-from adc_edge.edge_runtime.engines import ENGINE, make_engine, make_shim
+from adc_edge.edge_runtime.engines import ENGINE, WHERE, check_provider, make_engine, make_shim
 from adc_edge.edge_runtime.loop import DeviceLoop, StepSettings
 from adc_edge.edge_runtime.refresher import Refresher
 from adc_edge.edge_runtime.settings import ServeSettings
@@ -83,6 +83,7 @@ class Serve:
             self.state = State(run_dir, refresher, settings.micro_batches)
             self._resume(run_dir)
             engine = stack.enter_context(self._engine(run_dir, shim))
+            self._check_engine(run_dir, engine)
             if refresher is not None:
                 refresher.follow(engine)
             display = Display(self.console, total, self.state.step, settings.insecure)
@@ -102,6 +103,17 @@ class Serve:
             self.state.save()  # a process that is killed in its first steps must come back as the same session
         for change in run_dir.changes:
             self._say(f"warning: {change} since this run was last at work: the last bits may differ")
+
+    def _check_engine(self, run_dir: RunDir, engine: Engine) -> None:
+        """Before it has other weights than the bundle's; and tell if a resumed run computed elsewhere before."""
+        check_provider(engine, self.bundle, self.settings.computes)
+        if self.settings.engine == "auto":  # measured later; the run keeps that choice
+            return
+        now = f"{engine.name} ({engine.where.partition(':')[0]})"
+        before = (run_dir.kept(WHERE) or now.encode()).decode()
+        if before != now:
+            self._say(f"warning: this run has computed with {before} so far, now {now}: the last bits may differ")
+        run_dir.keep(WHERE, now.encode())
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 
-from adc_edge.bundle import Bundle
+from adc_edge.bundle import CLIENT, Bundle
 from adc_edge.calibration.calibrate import Settings as CalibrationSettings
 from adc_edge.calibration.calibrate import calibrate_bundle
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
+from adc_edge.edge_runtime import onnx_engine
+from adc_edge.edge_runtime.providers import Opened, open_session
 from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.settings import ServeSettings
-from adc_edge.errors import CheckpointError
+from adc_edge.errors import CheckpointError, EngineError, LinkError
 from adc_edge.learning import OptimizerSettings
 from adc_edge.split import head_from_manifest
 from tests.edge_runtime.fake_tensorrt import Machine, installed
@@ -64,3 +70,39 @@ def test_a_run_stays_with_the_precision_that_it_began_with(half: Bundle, tmp_pat
     train(half, tmp_path / "log", 1)
     with pytest.raises(CheckpointError, match="compute"):
         train(half, tmp_path / "log", 2, compute="fp16")
+
+
+def elsewhere(model: Path) -> Callable[..., Opened]:
+    """As if CUDA were here, and computed what another file says."""
+    return lambda path, provider, threads: Opened(
+        open_session(str(model), "cpu", threads).session, "cuda", "for a test"
+    )
+
+
+def test_a_provider_that_computes_something_else_is_refused_before_training(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load(bundle.path / CLIENT)
+    bias = next(i for i in model.graph.initializer if i.name == "blocks.1.mlp.fc2.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
+    onnx.save(model, tmp_path / "wrong.onnx")
+    monkeypatch.setattr(onnx_engine, "open_session", elsewhere(tmp_path / "wrong.onnx"))
+    with pytest.raises(EngineError, match="the golden pair"):
+        train(bundle, tmp_path / "log", 1, trunk="frozen")
+
+
+def test_a_run_that_is_resumed_elsewhere_says_so(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ServeSettings(bundle.path, "tcp://127.0.0.1:9", run=tmp_path / "run", trunk="frozen", wait_s=0.1)
+    texts = []
+    for provider in ("cpu", "cpu", "cuda"):
+        if provider == "cuda":
+            monkeypatch.setattr(onnx_engine, "open_session", elsewhere(bundle.path / CLIENT))
+        console = Console(file=io.StringIO(), width=200)
+        with pytest.raises(LinkError):
+            Serve(settings, console, stop=lambda: False).run()
+        assert isinstance(console.file, io.StringIO)
+        texts.append(console.file.getvalue())
+    warning = "this run has computed with onnxruntime (cpu) so far, now onnxruntime (cuda)"
+    assert [warning in text for text in texts] == [False, False, True]
