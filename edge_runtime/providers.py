@@ -57,6 +57,9 @@ def open_session(path: str, provider: Provider | Literal["auto"] = "cpu", thread
         return Opened(_open(path, provider, threads), provider, "as asked for")
     why = []
     for candidate in _AUTO[:-1]:
+        if candidate not in available():
+            why.append(f"no {candidate.upper()} in this ONNX Runtime")
+            continue
         try:
             return Opened(_open(path, candidate, threads), candidate, "it is here")
         except SettingError as error:
