@@ -33,6 +33,7 @@ HEAD = (
     "agreement",
     "status",
 )
+_WIDE, _NOT_NARROW = 98, ("p90 ms", "p99 ms", "peak MB", "size MB")
 _WORDS = {"backend", "compute", "agreement", "status"}  # columns that are no numbers
 _CAPTION = (
     "agreement with the golden pair: assignments, tokens, largest difference. refresh: new weights, and what the next "
@@ -63,17 +64,20 @@ def header(bench: Bench) -> dict[str, str]:
     return lines
 
 
-def table(bench: Bench) -> Table:
-    """For a terminal of 100 columns: engine and compute share a column, and headings take two lines."""
-    result = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption=_CAPTION, caption_justify="left", pad_edge=False)
-    for name in ("engine", *HEAD[2:]):
+def table(bench: Bench, width: int = _WIDE) -> Table:
+    """For a terminal: engine and compute share a column, headings take two lines, a narrow one lacks some columns."""
+    left_out = _NOT_NARROW if width < _WIDE else ()
+    more = f" --markdown and a terminal of {_WIDE} columns have {', '.join(left_out)} too." if left_out else ""
+    result = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption=_CAPTION + more, caption_justify="left", pad_edge=False)
+    shown = [name for name in HEAD[2:] if name not in left_out]
+    for name in ("engine", *shown):
         number = name not in _WORDS | {"engine"}
         result.add_column(name.replace(" ", "\n"), justify="right" if number else "left", no_wrap=name != "status")
     for row in bench.results:
-        backend, compute, *rest, agreement, status = cells(row)
-        engine = " ".join((backend, compute)).replace(" ", "\n", 1)
-        rest = [cell.replace(" ", "\n") for cell in rest]
-        result.add_row(engine, *rest, agreement.replace("% ", "%\n"), status, style="" if row.good else "red")
+        by_name = dict(zip(HEAD, cells(row), strict=True))
+        engine = " ".join((by_name["backend"], by_name["compute"])).replace(" ", "\n", 1)
+        texts = [text if name == "status" else text.replace(" ", "\n") for name in shown for text in [by_name[name]]]
+        result.add_row(engine, *texts, style="" if row.good else "red")
     return result
 
 

@@ -100,7 +100,7 @@ def bench(
         done = measure_all(settings, batch_sizes, say=lambda text: status.update(f"measuring {text}"), **chosen)
     for name, text in report.header(done).items():
         console.print(f"{name:12} {text}", highlight=False, markup=False)
-    console.print(report.table(done))
+    console.print(report.table(done, console.width))
     for text in report.notes(done):
         console.print(text, highlight=False, markup=False)
     if command := report.next_command(done):

@@ -273,6 +273,22 @@ def test_the_table_fits_and_marks_what_nobody_measured(
     assert json.dumps(bench_report.to_dict(run))
 
 
+def test_a_narrow_terminal_leaves_columns_out_and_cuts_no_number_short(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = Result(
+        Case("onnxruntime", "fp32", 256), "exported but failed validation", p50_ms=13731.0, p90_ms=14000.0, p99_ms=1e5,
+        images_s=1234.5, refresh_ms=1176.0, peak_mb=4760.0, mj_image=123.4, size_mb=173.0, assignment=0.5, tokens=0.5,
+        difference=0.25,
+    )  # fmt: skip
+    output = io.StringIO()
+    table = bench_report.table(a_bench(tmp_path, bundle, monkeypatch, row), 80)
+    Console(file=output, width=80).print(table)
+    assert "…" not in output.getvalue()
+    assert "validation" in output.getvalue()
+    assert "have p90 ms, p99 ms, peak MB, size" in " ".join(output.getvalue().split())
+
+
 def test_the_next_command_is_the_fastest_that_may_be_used(
     tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
