@@ -24,6 +24,7 @@ CALIBRATION = "calibration.json"
 GOLDEN = "golden.safetensors"  # images and what the device must make of them (golden.py)
 TRUNK = "trunk.safetensors"
 HEAD = "head.safetensors"
+OUTPUTS = ["activations", "assignment", "tokens", "counts"]  # of every client graph; it may have more
 ENGINES = "engines"  # TensorRT's, for one GPU and one TensorRT: built on the device, never copied
 
 Compute = Literal["fp32", "fp16", "int8"]  # what an engine computes in

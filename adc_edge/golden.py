@@ -95,6 +95,12 @@ def golden_agreement(bundle: Bundle, engine: _Engine) -> Agreement:
     return agreement(engine.compress(golden.images(bundle.manifest.preprocessing), golden.seeds, golden.slots), golden)
 
 
+def meets(found: Agreement, limit: Agreement) -> bool:
+    """Whether an agreement is within a limit; a difference of NaN (no cluster kept just the same tokens) is."""
+    shares = found.assignment >= limit.assignment and found.tokens >= limit.tokens
+    return shares and not found.difference > limit.difference
+
+
 def check_golden(bundle: Bundle, engine: _Engine, compute: Compute = "fp32") -> Agreement:
     """Run the pair through an engine that has been entered.
 
@@ -104,8 +110,7 @@ def check_golden(bundle: Bundle, engine: _Engine, compute: Compute = "fp32") -> 
     """
     found = golden_agreement(bundle, engine)
     limit = LIMITS[compute]
-    within = found.assignment >= limit.assignment and found.tokens >= limit.tokens
-    if not within or found.difference > limit.difference:  # NaN: no cluster kept just the same tokens, as in int8
+    if not meets(found, limit):
         raise EngineError(
             f"the golden pair: {found.assignment:.0%} of assignments and {found.tokens:.0%} of tokens are the "
             f"exporting machine's, activations differ by {found.difference:.1e} of the largest",

@@ -65,6 +65,12 @@ def engine_cache_option(command: F) -> F:
     )(command)
 
 
+def data_option(**how: Any) -> Callable[[F], F]:
+    """``--data SRC``, required or with a default as ``how`` says."""
+    sources = "digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT or food101:ROOT."
+    return click.option("--data", metavar="SRC", help=sources, **how)
+
+
 def key_options(command: F) -> F:
     """``--keys DIR`` or ``--insecure``: anything but loopback."""
     return _with(

@@ -22,7 +22,9 @@ from harness import Result, arguments, compare, medians_ms, show
 from torch.export import Dim
 
 from adc_edge import adc
-from adc_edge.export.graph import OUTPUTS, client_graph, trace
+from adc_edge.bundle import OUTPUTS
+from adc_edge.export.graph import client_graph, trace
+from adc_edge.onnx_session import cpu_session
 from adc_edge.ratio import Ratio
 from adc_edge.split import create_vit, cut
 from adc_edge.trunk import Trunk
@@ -54,11 +56,8 @@ def without_hidden(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def make_session(model: onnx.ModelProto) -> ort.InferenceSession:
-    """As the device's engine makes it: threads that spin would burn the cores that PyTorch wants next."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    """As the device's engine makes it."""
+    return cpu_session(model.SerializeToString())
 
 
 def runner(model: onnx.ModelProto, feeds: Feeds) -> Callable[[], list[npt.NDArray[Any]]]:

@@ -15,9 +15,11 @@ import torch
 from compression import make_feeds
 from harness import Result, arguments, compare, medians_ms, show
 
-from adc_edge.calibration.int8 import OUTPUTS, frozen, linears, open_session, quantise, tapped
+from adc_edge.bundle import OUTPUTS
+from adc_edge.calibration.int8 import frozen, linears, quantise, tapped
 from adc_edge.calibration.ranges import collect
 from adc_edge.export.graph import client_graph
+from adc_edge.onnx_session import cpu_session
 from adc_edge.split import create_vit, cut
 from adc_edge.trunk import Trunk
 
@@ -27,7 +29,7 @@ def graphs(trunk: Trunk) -> dict[str, bytes]:
     spec, model = trunk.spec, client_graph(trunk)
     chosen, fixed = linears(model, spec), frozen(model)
     noise = np.random.default_rng(0).standard_normal((8, spec.channels, *spec.image_size)).astype(np.float32)
-    session = open_session(tapped(fixed, [linear.input for linear in chosen]))
+    session = cpu_session(tapped(fixed, [linear.input for linear in chosen]))
     reaches = collect(session, {each.name: each.input for each in chosen}, [noise], spec.patches, spec.prefix)
     scales = {name: reach.scale("percentile", 99.99) for name, reach in reaches.items()}
     made = {"client.onnx": model, "frozen": fixed, "int8": quantise(fixed, chosen, scales)}
@@ -36,7 +38,7 @@ def graphs(trunk: Trunk) -> dict[str, bytes]:
 
 def results(trunk: Trunk, batches: list[int], xi: float, rounds: int) -> list[Result]:
     made = graphs(trunk)
-    sessions = {name: open_session(graph) for name, graph in made.items()}
+    sessions = {name: cpu_session(graph) for name, graph in made.items()}
     found = [compare("file", len(made["int8"]) / 1e6, len(made["client.onnx"]) / 1e6, "MB")]
     for batch in batches:
         feeds, _, _ = make_feeds(trunk, batch, xi)

@@ -17,12 +17,13 @@ from adc_edge import __version__
 from adc_edge.bundle import CALIBRATION, CLIENT, CLIENT_INT8, FORMAT, HEAD, Bundle, Calibration
 from adc_edge.calibration.compare import Graphs, compare, load_head
 from adc_edge.calibration.images import Sample, test_batches
-from adc_edge.calibration.int8 import frozen, kept_in_float, linears, open_session, quantise, tapped, zero_points
+from adc_edge.calibration.int8 import frozen, kept_in_float, linears, quantise, tapped, zero_points
 from adc_edge.calibration.ranges import Method, collect
 from adc_edge.calibration.report import Quality, Report
 from adc_edge.data import check_labels, load
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import sha256, write_atomic
+from adc_edge.onnx_session import cpu_session
 from adc_edge.tensorrt_lint import fits, lint, summary
 
 PERCENTILE = 99.99
@@ -104,7 +105,7 @@ def _quantise(bundle: Bundle, sample: Sample, settings: Settings, say: Callable[
     model = onnx.load(bundle.path / CLIENT)
     chosen = linears(model, manifest.trunk)
     fixed = frozen(model)
-    session = open_session(tapped(fixed, [linear.input for linear in chosen]))
+    session = cpu_session(tapped(fixed, [linear.input for linear in chosen]))
     names = {linear.name: linear.input for linear in chosen}
     reaches = collect(session, names, sample, manifest.trunk.patches, manifest.prefix)
     broken = f", {sample.broken} broken ones replaced" if sample.broken else ""

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adc_edge.options import bundle_option, key_options
+from adc_edge.options import bundle_option, data_option, key_options
 
 
 @click.command()
@@ -59,12 +59,7 @@ def link(
 
 @click.command()
 @bundle_option
-@click.option(
-    "--data",
-    required=True,
-    metavar="SRC",
-    help="digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT, food101:ROOT.",
-)
+@data_option(required=True)
 @click.option("--images", default=256, show_default=True, metavar="N", help="Of the train split, for the ranges.")
 @click.option(
     "--method",

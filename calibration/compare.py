@@ -15,7 +15,7 @@ from adc_edge.calibration.int8 import Linear, tapped
 from adc_edge.calibration.quality import Client, TopOne, medians_ms, noise, taps
 from adc_edge.calibration.report import Accuracy, Choice, Quality, Speed, Tensor
 from adc_edge.errors import EngineError
-from adc_edge.golden import GOLDEN_IMAGES, LIMITS, golden_agreement
+from adc_edge.golden import GOLDEN_IMAGES, LIMITS, golden_agreement, meets
 from adc_edge.loader import Batch
 from adc_edge.precision import Float32
 
@@ -90,7 +90,7 @@ def compare(bundle: Bundle, graphs: Graphs, batches: Iterable[Batch], head: Head
 def _golden(bundle: Bundle, ours: Client) -> tuple[int, Agreement]:
     """The golden pair, and how many images it has; in INT8 two runs rarely keep all the same tokens of any cluster."""
     found, limit = golden_agreement(bundle, ours), LIMITS["int8"]
-    if found.assignment < limit.assignment or found.tokens < limit.tokens or found.difference > limit.difference:
+    if not meets(found, limit):
         raise EngineError(
             f"the golden pair in INT8: {found.assignment:.0%} of assignments and {found.tokens:.0%} of tokens are the "
             f"exporting machine's, activations differ by {found.difference:.1e} of the largest",

@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from adc_edge.bundle import OUTPUTS
 from adc_edge.calibration.ranges import STEPS
 from adc_edge.errors import EngineError
+from adc_edge.onnx_session import cpu_session
 from adc_edge.spec import TrunkSpec
 
-OUTPUTS = ["activations", "assignment", "tokens", "counts"]
 QKV = "blocks.{}.attn.qkv"
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 _BLOCK = (QKV, "blocks.{}.attn.proj", "blocks.{}.mlp.fc1", "blocks.{}.mlp.fc2")
@@ -189,16 +189,8 @@ def _evaluate(model: onnx.ModelProto, nodes: Sequence[NodeProto], names: list[st
     used = {name for node in nodes for name in node.input}
     part.graph.initializer.extend(i for i in model.graph.initializer if i.name in used)
     part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    values = open_session(part.SerializeToString()).run(names, {})
+    values = cpu_session(part.SerializeToString()).run(names, {})
     yield from (numpy_helper.from_array(value, name) for name, value in zip(names, values, strict=True))
-
-
-def open_session(model: bytes | str) -> ort.InferenceSession:
-    """ONNX Runtime on the CPU, as the device's engine opens it."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -14,7 +14,9 @@ import numpy.typing as npt
 import onnx
 
 from adc_edge.agreement import Int64
-from adc_edge.calibration.int8 import OUTPUTS, Linear, open_session
+from adc_edge.bundle import OUTPUTS
+from adc_edge.calibration.int8 import Linear
+from adc_edge.onnx_session import cpu_session
 from adc_edge.precision import Float32
 from adc_edge.spec import TrunkSpec
 
@@ -38,7 +40,7 @@ class Client:
     """
 
     def __init__(self, model: bytes, spec: TrunkSpec) -> None:
-        self._session, self._spec = open_session(model), spec
+        self._session, self._spec = cpu_session(model), spec
 
     def run(self, outputs: Sequence[str], images: Float32, seeds: Int64, slots: int) -> list[npt.NDArray[Any]]:
         """Some outputs for ``[B, C, H, W]``, k-means rows ``[T]`` and S patch tokens to keep."""

@@ -11,6 +11,7 @@ import click
 from adc_edge.options import (
     PRECISION,
     bundle_option,
+    data_option,
     engine_cache_option,
     engine_options,
     key_options,
@@ -24,13 +25,7 @@ from adc_edge.options import (
 @click.command()
 @bundle_option
 @click.option("--trainer", required=True, metavar="tcp://HOST:PORT", help="Where `adc-edge trainer` listens.")
-@click.option(
-    "--data",
-    default="digits",
-    show_default=True,
-    metavar="SRC",
-    help="digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT or food101:ROOT.",
-)
+@data_option(default="digits", show_default=True)
 @click.option("--steps", type=click.IntRange(min=0), help="Optimizer steps.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data, instead of --steps; default 1.")
 @click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -75,6 +76,7 @@ def make_engine(
     bundle: Bundle,
     settings: ServeSettings,
     shape: Shape,
+    graph: Path | None,
     shim: Shim | None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Engine:
@@ -85,6 +87,7 @@ def make_engine(
         bundle: verified.
         settings: of the run.
         shape: of a micro-batch.
+        graph: for ONNX Runtime, verified.
         shim: the torch engine's trunk.
         say: told of what takes long.
     """
@@ -106,7 +109,7 @@ def make_engine(
             directory=settings.engine_cache,
             say=say,
         )
-    graph = bundle.client(settings.computes)
+    assert graph is not None
     return OnnxEngine(graph, bundle.manifest.trunk, settings.threads, settings.freeze_first, settings.provider)
 
 

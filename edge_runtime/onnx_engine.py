@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from adc_edge.bundle import OUTPUTS
 from adc_edge.edge_runtime.engine import (
     Int64,
     Sent,
@@ -24,7 +25,6 @@ from adc_edge.errors import SettingError
 from adc_edge.precision import Float32
 from adc_edge.spec import TrunkSpec
 
-_OUTPUTS = ["activations", "assignment", "tokens", "counts"]
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -86,13 +86,13 @@ class OnnxEngine:
 
     def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
         """Run the graph; raises SettingError on inputs that do not fit it."""
-        outputs = self._run(_OUTPUTS + self._hidden, images, seeds, slots)
-        sent = without_empty(*outputs[: len(_OUTPUTS)])
+        outputs = self._run(OUTPUTS + self._hidden, images, seeds, slots)
+        sent = without_empty(*outputs[: len(OUTPUTS)])
         return sent._replace(hidden=outputs[-1]) if self._hidden else sent
 
     def whole(self, images: Float32) -> Float32:
         """Nothing merged or dropped, by the same graph."""
-        return whole_output(lambda *inputs: without_empty(*self._run(_OUTPUTS, *inputs)), images, self._spec.patches)
+        return whole_output(lambda *inputs: without_empty(*self._run(OUTPUTS, *inputs)), images, self._spec.patches)
 
     def refresh(self, weights: Weights) -> None:
         """Feed these weights from now on; float32, contiguous, timm's names and layouts.

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import onnxruntime as ort
 
 from adc_edge.errors import SettingError
+from adc_edge.onnx_session import session_options
 
 Provider = Literal["cpu", "cuda", "tensorrt", "xnnpack"]
 NAMES: dict[Provider, str] = {
@@ -71,11 +72,7 @@ def _open(path: str, provider: Provider, threads: int) -> ort.InferenceSession:
     name = NAMES[provider]
     if provider not in available():
         raise _missing(provider, f"this ONNX Runtime {ort.__version__} was built without {name}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1 if provider == "xnnpack" else threads  # XNNPACK has a pool of its own
-    options.log_severity_level = 3
-    # Between two steps the shim and the network want the cores that spinning threads would burn.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = session_options(1 if provider == "xnnpack" else threads)  # XNNPACK has a pool of its own
     if provider in ("cuda", "tensorrt"):
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # in TF32 the scores of a batch cluster otherwise
     wanted = [(name, _options(provider, threads))] + ([] if provider == "cpu" else [(NAMES["cpu"], {})])

@@ -48,8 +48,7 @@ class Serve:
         settings.noise.check()
         settings.check_compute()
         self.bundle = Bundle.load(settings.bundle, () if self._torchless else (TRUNK,))
-        if settings.engine != "torch":
-            self.bundle.client(settings.computes)
+        self.graph = None if settings.engine == "torch" else self.bundle.client(settings.computes)
         self.manifest = self.bundle.manifest
         self.precision = settings.precision or self.manifest.precision
         self.gradient_precision = settings.gradient_precision or self.precision
@@ -170,7 +169,7 @@ class Serve:
         name: str = self.settings.engine
         if name == "auto":  # until it is measured; once it is, the run keeps it
             name = (run_dir.kept(ENGINE) or b"onnxruntime").decode()
-        return make_engine(name, self.bundle, self.settings, self.shape, shim, self._say)
+        return make_engine(name, self.bundle, self.settings, self.shape, self.graph, shim, self._say)
 
     def _machine(self) -> dict[str, Any]:
         return machine.describe(

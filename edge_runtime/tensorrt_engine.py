@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file
 
-from adc_edge.bundle import CLIENT_BARE, ENGINES, TRUNK, Bundle, Compute
+from adc_edge.bundle import CLIENT_BARE, ENGINES, OUTPUTS, TRUNK, Bundle, Compute
 from adc_edge.edge_runtime import tensorrt_cache as cache
 from adc_edge.edge_runtime.cuda import Array, Cuda
 from adc_edge.edge_runtime.engine import (
@@ -39,7 +39,6 @@ from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import sha256
 from adc_edge.precision import Float32
 
-_OUTPUTS = ("activations", "assignment", "tokens", "counts")
 _WEIGHTS_DTYPE = "fp16"  # of the graph without weights
 
 Way = Literal["frozen", "refit", "inputs"]  # how weights are replaced
@@ -128,13 +127,13 @@ class TensorRtEngine:
 
     def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
         """Run the engine; raises SettingError on inputs that do not fit it."""
-        outputs = self._run([*_OUTPUTS, *self._hidden], images, seeds, slots)
-        sent = without_empty(*outputs[: len(_OUTPUTS)])
+        outputs = self._run([*OUTPUTS, *self._hidden], images, seeds, slots)
+        sent = without_empty(*outputs[: len(OUTPUTS)])
         return sent._replace(hidden=outputs[-1]) if self._hidden else sent
 
     def whole(self, images: Float32) -> Float32:
         """Nothing merged or dropped, by the same graph."""
-        return whole_output(lambda *inputs: without_empty(*self._run([*_OUTPUTS], *inputs)), images, self._spec.patches)
+        return whole_output(lambda *inputs: without_empty(*self._run(OUTPUTS, *inputs)), images, self._spec.patches)
 
     def refresh(self, weights: Weights) -> None:
         """Compute with these weights from now on; float32, timm's names and layouts, all of them.
@@ -204,7 +203,7 @@ class TensorRtEngine:
             graph,
             manifest.opset,
             self._usual.shapes(self._spec),
-            (*_OUTPUTS, *self._hidden),
+            (*OUTPUTS, *self._hidden),
             tuple(self._weights or ()) if way == "refit" else (),
             self._workspace_bytes,
         )

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from adc_edge.bundle import OUTPUTS
 from adc_edge.trunk import Trunk
 
 OPSET = 20  # Gelu as one op; the ceiling of TensorRT 10.0-10.3
 INPUTS = ["images", "seeds", "slots"]
-OUTPUTS = ["activations", "assignment", "tokens", "counts"]
 SCORES = "scores"
 _LARGEST = 65_536
 

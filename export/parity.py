@@ -24,6 +24,7 @@ from adc_edge import adc
 from adc_edge.agreement import agreement, moved
 from adc_edge.bundle import Compute
 from adc_edge.errors import ParityError
+from adc_edge.onnx_session import cpu_session
 from adc_edge.ratio import Ratio
 from adc_edge.spec import TrunkSpec
 from adc_edge.trunk import Compressed, Trunk
@@ -92,9 +93,7 @@ def check_parity(model: bytes, trunk: Trunk, compute: Compute = "fp32") -> list[
         ParityError: a stage's difference above its limit, clusters or tokens that do not follow from the scores, or
             too few choices like PyTorch's.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = cpu_session(model)
     patches = trunk.spec.patches
     shape = Ratio(xi=0.1).shape(16, trunk.spec.tokens, trunk.spec.prefix)
     cases = [

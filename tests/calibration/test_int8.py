@@ -13,15 +13,13 @@ import pytest
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from adc_edge.bundle import Bundle
+from adc_edge.bundle import OUTPUTS, Bundle
 from adc_edge.calibration.int8 import (
-    OUTPUTS,
     QDQ,
     Linear,
     frozen,
     kept_in_float,
     linears,
-    open_session,
     quantise,
     quantise_weight,
     tapped,
@@ -30,6 +28,7 @@ from adc_edge.calibration.int8 import (
 from adc_edge.calibration.quality import Noise
 from adc_edge.calibration.ranges import Reach, collect
 from adc_edge.errors import EngineError
+from adc_edge.onnx_session import cpu_session
 from adc_edge.precision import Float32
 from adc_edge.spec import TrunkSpec
 from adc_edge.tensorrt_lint import LINES, fits, lint
@@ -51,7 +50,7 @@ def pictures(count: int, seed: int = 0) -> Float32:
 
 def reaches(client: onnx.ModelProto, spec: TrunkSpec, images: Float32) -> dict[str, Reach]:
     chosen = linears(client, spec)
-    session = open_session(tapped(frozen(client), [each.input for each in chosen]))
+    session = cpu_session(tapped(frozen(client), [each.input for each in chosen]))
     return collect(session, {each.name: each.input for each in chosen}, [images], spec.patches, spec.prefix)
 
 
@@ -93,10 +92,10 @@ def test_a_linear_is_numpys_integer_arithmetic() -> None:
     levels, scales = quantise_weight(weight)
     product = integers(x, scale) @ levels.astype(np.int32)
     expected = product.astype(np.float64) * (scale * scales.astype(np.float64)) + bias
-    (y,) = open_session(model.SerializeToString()).run(["y"], {"x": x})
+    (y,) = cpu_session(model.SerializeToString()).run(["y"], {"x": x})
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-5)
     model.graph.output.append(helper.make_tensor_value_info("fc.input_int8", onnx.TensorProto.INT8, None))
-    (q,) = open_session(model.SerializeToString()).run(["fc.input_int8"], {"x": x})
+    (q,) = cpu_session(model.SerializeToString()).run(["fc.input_int8"], {"x": x})
     np.testing.assert_array_equal(q, integers(x, scale))
     assert q[0, 0, :8].tolist() == [0, 2, 2, 0, -2, -2, 126, -128]
     assert q[0, 1, :6].tolist() == [127, 127, 127, -128, -128, -128]
@@ -130,7 +129,7 @@ def test_the_graph_has_the_contract_of_the_float_graph(client: onnx.ModelProto, 
 
 
 def test_one_session_serves_every_batch_size_and_ratio(int8: onnx.ModelProto) -> None:
-    session = open_session(int8.SerializeToString())
+    session = cpu_session(int8.SerializeToString())
     for images, clusters, slots in [(1, 1, 16), (2, 1, 1), (7, 3, 16), (40, 20, 5), (3, 3, 16)]:
         feeds = {"images": pictures(images), "seeds": np.arange(clusters), "slots": np.zeros(slots, np.int64)}
         activations, assignment, tokens, counts = session.run(OUTPUTS, feeds)
@@ -171,8 +170,8 @@ def test_what_is_not_quantised_stays_node_for_node(
 def test_freezing_changes_no_result_and_drops_what_it_folds(client: onnx.ModelProto, bundle_dir: Path) -> None:
     model = frozen(client)
     feeds = {"images": pictures(6), "seeds": np.arange(3), "slots": np.zeros(5, np.int64)}
-    expected = open_session(str(bundle_dir / "client.onnx")).run(OUTPUTS, feeds)
-    for ours, theirs in zip(open_session(model.SerializeToString()).run(OUTPUTS, feeds), expected, strict=True):
+    expected = cpu_session(str(bundle_dir / "client.onnx")).run(OUTPUTS, feeds)
+    for ours, theirs in zip(cpu_session(model.SerializeToString()).run(OUTPUTS, feeds), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     constants = {tensor.name for tensor in model.graph.initializer}
     assert not any(all(name in constants for name in node.input) for node in model.graph.node)
@@ -219,7 +218,7 @@ def test_minmax_gives_the_numbers_of_quantize_static(client: onnx.ModelProto, sp
         np.testing.assert_allclose(mine[f"{each.name}.weight_scale"], values[f"{each.weight}_scale"], rtol=1e-6)
         np.testing.assert_array_equal(mine[f"{each.name}.weight_int8"], values[f"{each.weight}_quantized"])
     feeds = {"images": images[:5], "seeds": np.arange(5), "slots": np.zeros(spec.patches, np.int64)}
-    z, reference = (open_session(each.SerializeToString()).run(["activations"], feeds)[0] for each in (ours, theirs))
+    z, reference = (cpu_session(each.SerializeToString()).run(["activations"], feeds)[0] for each in (ours, theirs))
     np.testing.assert_allclose(z, reference, atol=1e-4)
 
 

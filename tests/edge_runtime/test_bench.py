@@ -34,6 +34,7 @@ from adc_edge.errors import BundleError, SettingError
 from adc_edge.files import sha256
 from adc_edge.ratio import Ratio, Shape
 from tests.edge_runtime.made_up_board import NVPMODEL, ORIN, ORIN_NANO, put, script
+from tests.wrong_graph import spoil
 
 ONNX, INT8, TORCH = Case("onnxruntime", "fp32", 16), Case("onnxruntime", "int8", 16), Case("torch", "fp32", 16)
 
@@ -141,18 +142,8 @@ def test_a_trunk_of_int8_is_not_refreshed_and_what_is_not_there_is_said(bundle_d
 
 
 def test_an_engine_that_computes_something_else_fails_and_keeps_its_numbers(bundle_dir: Path, tmp_path: Path) -> None:
-    import onnx
-    from onnx import numpy_helper
-
     path = copy(bundle_dir, tmp_path)
-    model = onnx.load(path / CLIENT)
-    for weight in model.graph.initializer:
-        if weight.name == "blocks.0.mlp.fc1.weight":
-            weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
-    onnx.save(model, path / CLIENT)
-    manifest = json.loads((path / MANIFEST).read_text())
-    manifest["files"][CLIENT] = sha256(path / CLIENT)
-    (path / MANIFEST).write_text(json.dumps(manifest))
+    spoil(path)
     result = bench_case.measure(Request(ONNX, quick(path)))
     assert result.status == "exported but failed validation"
     assert "activations differ" in result.reason

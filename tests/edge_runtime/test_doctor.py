@@ -24,6 +24,7 @@ from adc_edge.edge_runtime.tools_command import doctor
 from adc_edge.errors import SettingError
 from adc_edge.files import sha256
 from tests.edge_runtime.made_up_board import ORIN, RASPBERRY_PI, put
+from tests.wrong_graph import spoil
 
 JETPACK_6: dict[str, str | None] = {  # with the wheels of its maker
     "numpy": "1.26.4",
@@ -188,18 +189,8 @@ def test_a_bundle_that_computes_something_else_here_is_bad(
     examine: Callable[..., Report], bundle_dir: Path, tmp_path: Path
 ) -> None:
     """Digests are right, the engine is not: here because the golden pair belongs to other weights."""
-    import onnx
-    from onnx import numpy_helper
-
     path = copy(bundle_dir, tmp_path)
-    model = onnx.load(path / CLIENT)
-    for weight in model.graph.initializer:
-        if weight.name == "blocks.0.mlp.fc1.weight":
-            weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
-    onnx.save(model, path / CLIENT)
-    manifest = json.loads((path / MANIFEST).read_text())
-    manifest["files"][CLIENT] = sha256(path / CLIENT)
-    (path / MANIFEST).write_text(json.dumps(manifest))
+    spoil(path)
     report = examine(path, root=tmp_path, versions=versions({}))
     assert [row.name for row in report.faults] == ["golden pair"]
     assert "activations differ" in report.faults[0].text

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 from rich.console import Console
 
@@ -28,6 +26,7 @@ from adc_edge.learning import OptimizerSettings
 from adc_edge.split import head_from_manifest
 from tests.edge_runtime.fake_tensorrt import Machine, installed
 from tests.serving import serving
+from tests.wrong_graph import change_weight
 
 
 def train(bundle: Bundle, log: Path, steps: int, **more: Any) -> list[float]:
@@ -82,10 +81,7 @@ def elsewhere(model: Path) -> Callable[..., Opened]:
 def test_a_provider_that_computes_something_else_is_refused_before_training(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = onnx.load(bundle.path / CLIENT)
-    bias = next(i for i in model.graph.initializer if i.name == "blocks.1.mlp.fc2.bias")
-    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
-    onnx.save(model, tmp_path / "wrong.onnx")
+    change_weight(bundle.path / CLIENT, tmp_path / "wrong.onnx", "blocks.1.mlp.fc2.bias", lambda bias: bias + 0.1)
     monkeypatch.setattr(onnx_engine, "open_session", elsewhere(tmp_path / "wrong.onnx"))
     with pytest.raises(EngineError, match="the golden pair"):
         train(bundle, tmp_path / "log", 1, trunk="frozen")

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
-from adc_edge.bundle import Bundle
+from adc_edge.bundle import OUTPUTS, Bundle
 from adc_edge.errors import ParityError, SettingError
 from adc_edge.export.build import Settings, export_bundle
-from adc_edge.export.graph import OUTPUTS, client_graph, without_weights
+from adc_edge.export.graph import client_graph, without_weights
 from adc_edge.export.parity import check_parity
 from adc_edge.ratio import Ratio
 from adc_edge.split import create_vit, cut
