@@ -21,6 +21,7 @@ COMMANDS = {
     "calibrate": "adc_edge.calibration.command",
     "demo": "adc_edge.demo",
     "doctor": "adc_edge.edge_runtime.tools_command",
+    "evaluate": "adc_edge.evaluation.command",
     "export": "adc_edge.export.command",
     "keys": "adc_edge.keys",
     "link": "adc_edge.calibration.command",
@@ -78,7 +79,16 @@ class _LazyGroup(click.Group):
 _FILE_TROUBLE = {
     getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EISDIR EEXIST".split()
 }
-_EXTRAS = {"torch": "train", "timm": "host", "onnx": "export", "onnxscript": "export", "torchvision": "host"}
+_EXTRAS = {
+    "torch": "train",
+    "timm": "host",
+    "onnx": "export",
+    "onnxscript": "export",
+    "torchvision": "host",
+    "pandas": "eval",
+    "matplotlib": "eval",
+    "plotly": "eval",
+}
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adc_edge.errors import SettingError
-from adc_edge.precision import Float32, Precision, integer_bits
+from adc_edge.lowrank import coordinates_in
+from adc_edge.precision import Float32, Precision, integer_bits, pca_bits
 
 _LARGEST_SNR_DB = 200.0  # either way; float32 itself is good for about 150 dB
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -87,7 +88,8 @@ def bit_errors(
     """Flip each bit of an encoded tensor with probability ``rate``, each on its own.
 
     The values are hit, and the scales of int8 and below. The exponent that heads all but fp32 and bf16 is not: four
-    bytes that a whole tensor hangs on are what any receiver would protect. A value or scale that would decode to NaN or
+    bytes that a whole tensor hangs on are what any receiver would protect. Nor are, of pca, the head, the mean and the
+    vectors, for the same reason: there the coordinates are hit. A value or scale that would decode to NaN or
     infinity, which a receiver can tell is wrong, keeps all its bits as they were sent; so whatever was decodable still
     is. That makes the rate come out a little lower: in fp32, for values with 1 <= |x| < 2, by up to one part in 32 at
     low rates. Finite is not small: one flip in an exponent can make 1e38 of an fp32 value, or 65504 peaks of fp16.
@@ -108,15 +110,17 @@ def bit_errors(
     _check_rate(rate)
     if rate == 0.0:
         return encoded
-    head = _EXPONENT_BYTES if precision in _HEADED else 0
-    exponent = int.from_bytes(encoded[:head], "little", signed=True)
     whole = np.frombuffer(encoded, np.uint8)
     message = whole.copy()
-    sent, received = whole[head:], message[head:]
+    hit = _exposed(whole.data, shape, precision)
+    sent, received = whole[hit], message[hit]
     bits = 8 * sent.size
     # How many, then which distinct ones: the same law as asking bit by bit, at the cost of the errors alone.
     flipped = rng.choice(bits, rng.binomial(bits, rate), replace=False, shuffle=False)
     np.bitwise_xor.at(received, flipped >> 3, np.left_shift(1, flipped & 7).astype(np.uint8))
+    if pca_bits(precision):
+        return message.data  # any coordinates are finite
+    exponent = int.from_bytes(encoded[: hit.start], "little", signed=True)
     if value_bits := integer_bits(precision):
         _keep_decodable_rows(received, sent, shape, exponent, value_bits)
     else:
@@ -124,6 +128,13 @@ def bit_errors(
         lost = _overflows(_as_floats(numbers, precision), exponent)
         numbers[lost] = before[lost]
     return message.data
+
+
+def _exposed(encoded: memoryview, shape: tuple[int, ...], precision: Precision) -> slice:
+    """The bytes of an encoded tensor that errors meet."""
+    if pca_bits(precision):
+        return coordinates_in(encoded, math.prod(shape[:-1]), shape[-1])
+    return slice(_EXPONENT_BYTES if precision in _HEADED else 0, None)
 
 
 def _as_floats(numbers: npt.NDArray[Any], precision: Precision) -> npt.NDArray[np.floating]:

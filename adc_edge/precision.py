@@ -9,6 +9,9 @@ Layout of an encoded ``[rows, D]`` tensor (little endian):
     int4, int3, int2
           int32 e, rows float16 scales, then a plane for each bit, lowest first: that bit of all rows*D values, eight to
           a byte, the first value lowest. A value q means ``(q - 2**(bits-1)) * scale * 2**e``.
+    pca2 ... pca0.125
+          so many bits for each value in all: the rows' principal components and their coordinates (`lowrank.py`), or
+          their mean where there is room for no more. What comes back is near in sum, not value by value.
 
 With few bits every level counts, so there a scale has a sign: the row's value of largest magnitude is the lowest of
 2**bits levels, and the same large value of the other sign, for which there is no level, comes one step smaller. Zero is
@@ -23,13 +26,42 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from adc_edge import lowrank
 from adc_edge.bits import Float32, UInt8, from_bfloat, from_half, from_integers, to_bfloat, to_half, to_integers
 from adc_edge.errors import ProtocolError
 
-__all__ = ["PRECISIONS", "Float32", "Precision", "decode", "encode", "encoded_bytes", "integer_bits"]
+__all__ = [
+    "PRECISIONS",
+    "VALUE_PRECISIONS",
+    "Float32",
+    "Precision",
+    "decode",
+    "encode",
+    "encoded_bytes",
+    "integer_bits",
+    "pca_bits",
+]
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "int3", "int2"]
+Precision = Literal[
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "int4",
+    "int3",
+    "int2",
+    "pca2",
+    "pca1.5",
+    "pca1",
+    "pca0.75",
+    "pca0.5",
+    "pca0.375",
+    "pca0.25",
+    "pca0.125",
+]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_PCA_BITS = {precision: float(precision[3:]) for precision in PRECISIONS if precision.startswith("pca")}
+VALUE_PRECISIONS: tuple[Precision, ...] = tuple(p for p in PRECISIONS if p not in _PCA_BITS)  # each value by itself
 
 _EXPONENT = np.dtype("<i4")
 _SCALE = np.dtype("<f2")
@@ -48,9 +80,16 @@ def integer_bits(precision: Precision) -> int:
     return _INTEGER_BITS.get(precision, 0)
 
 
+def pca_bits(precision: Precision) -> float:
+    """Bits for each value in all where rows travel as principal components, 0.0 where each value does by itself."""
+    return _PCA_BITS.get(precision, 0.0)
+
+
 def encoded_bytes(shape: tuple[int, ...], precision: Precision) -> int:
     """Size of an encoded tensor of ``shape`` (last axis D), in bytes."""
     rows, values = math.prod(shape[:-1]), math.prod(shape)
+    if all_bits := pca_bits(precision):
+        return lowrank.payload_bytes(rows, shape[-1], all_bits)
     if bits := integer_bits(precision):
         return _EXPONENT.itemsize + _SCALE.itemsize * rows + (values if bits == 8 else bits * -(-values // 8))
     if precision == "fp16":
@@ -77,8 +116,11 @@ def encode(x: Float32, precision: Precision, tail: bytes = b"") -> memoryview:
     size = encoded_bytes(x.shape, precision)
     buffer = np.empty(size + len(tail), np.uint8)
     buffer.data[size:] = tail
-    if bits := integer_bits(precision):
-        _encode_rows(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), bits, buffer[:size])
+    if pca_bits(precision):
+        _finite_peak(x)
+        lowrank.encode_rows(_as_rows(x), buffer[:size])
+    elif bits := integer_bits(precision):
+        _encode_rows(_as_rows(x), bits, buffer[:size])
     else:
         _encode_values(x.reshape(-1), precision, buffer[:size])
     return buffer.data
@@ -97,7 +139,7 @@ def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
         to and lies on a multiple of four bytes.
 
     Raises:
-        ProtocolError: on another length, or on values that are not finite.
+        ProtocolError: on another length, on values that are not finite, or on a head that no encoder writes.
     """
     view = memoryview(data).cast("B")
     expected = encoded_bytes(shape, precision)
@@ -112,11 +154,18 @@ def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
         x = np.frombuffer(view, "<f4")
         x = x.astype(np.float32, copy=not (x.flags.writeable and x.flags.aligned))
         _finite_peak(x)
+    elif pca_bits(precision):
+        x = lowrank.decode_rows(view, math.prod(shape[:-1]), shape[-1])
+        _finite_peak(x)
     elif bits := integer_bits(precision):
         x = _decode_rows(view, math.prod(shape[:-1]), shape[-1], bits)
     else:
         x = _decode_values(view, precision)
     return x.reshape(shape)
+
+
+def _as_rows(x: Float32) -> Float32:
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _encode_values(x: Float32, precision: Precision, out: UInt8) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import timm
@@ -19,7 +19,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from adc_edge.bundle import Manifest
+from adc_edge.bundle import Interpolation, Manifest, Preprocessing
 from adc_edge.errors import ModelError
 from adc_edge.spec import TrunkSpec
 from adc_edge.trunk import Trunk
@@ -111,6 +111,19 @@ def cut(vit: VisionTransformer, split: int) -> tuple[Trunk, Head]:
 def head_from_manifest(manifest: Manifest) -> Head:
     """The head that a bundle describes, with fresh weights."""
     return Head(create_vit(manifest.model, manifest.model_args, manifest.classes), manifest.split)
+
+
+def preprocessing(vit: VisionTransformer) -> Preprocessing:
+    """What the model's images go through, by timm's configuration of it."""
+    config = timm.data.resolve_model_data_config(vit)
+    mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
+    if vit.patch_embed.proj.in_channels == 1:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    interpolation: Interpolation = "bicubic"  # also for timm's "random"
+    for known in get_args(Interpolation):
+        interpolation = known if known == config["interpolation"] else interpolation
+    height, width = vit.patch_embed.img_size
+    return Preprocessing((height, width), mean, std, interpolation)
 
 
 def trunk_spec(vit: VisionTransformer, split: int) -> TrunkSpec:

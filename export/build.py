@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import timm
@@ -24,7 +24,6 @@ from adc_edge.bundle import (
     MANIFEST,
     TRUNK,
     Compute,
-    Interpolation,
     Manifest,
     Preprocessing,
 )
@@ -35,7 +34,7 @@ from adc_edge.files import new_directory, sha256
 from adc_edge.golden import GOLDEN_CLUSTERS, Golden, golden_images, golden_pixels
 from adc_edge.precision import Precision
 from adc_edge.ratio import Ratio
-from adc_edge.split import create_vit, cut
+from adc_edge.split import create_vit, cut, preprocessing
 from adc_edge.tensorrt_lint import lint, summary
 from adc_edge.trunk import Trunk
 
@@ -77,7 +76,7 @@ def export_bundle(settings: Settings, say: Callable[[str], None] = lambda text: 
     settings.ratio.shape(settings.batch_size, trunk.spec.tokens, trunk.spec.prefix)
     say(f"cut      {settings.model} after block {settings.split} of {len(vit.blocks)}")
     files, rows = _graphs(trunk, settings, say)
-    how = _preprocessing(vit, trunk.spec.image_size, trunk.spec.channels)
+    how = preprocessing(vit)
     files |= {GOLDEN: _golden(trunk, how), TRUNK: save(trunk.state_dict()), HEAD: save(head.vit.state_dict())}
     with new_directory(settings.output) as directory:
         for name, content in files.items():
@@ -150,17 +149,6 @@ def _manifest(
         files=files,
         versions={"adc-edge": __version__, "python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
     )
-
-
-def _preprocessing(vit: timm.models.VisionTransformer, size: tuple[int, int], channels: int) -> Preprocessing:
-    config = timm.data.resolve_model_data_config(vit)
-    mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
-    if channels == 1:
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    interpolation: Interpolation = "bicubic"  # also for timm's "random"
-    for known in get_args(Interpolation):
-        interpolation = known if known == config["interpolation"] else interpolation
-    return Preprocessing(size, mean, std, interpolation)
 
 
 def _check_output(output: Path, force: bool) -> None:

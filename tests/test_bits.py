@@ -27,7 +27,7 @@ from adc_edge.bits import (
     to_integers,
     unpack,
 )
-from adc_edge.precision import PRECISIONS, Precision, decode, encode
+from adc_edge.precision import VALUE_PRECISIONS, Precision, decode, encode
 
 PATTERNS = np.arange(2**16, dtype=np.uint32).astype(np.uint16)
 HALVES: Float32 = PATTERNS.view(np.float16).astype(np.float32)
@@ -184,7 +184,7 @@ def test_fp16_is_what_numpy_casts_to_after_the_power_of_two(x: Float32) -> None:
     np.testing.assert_array_equal(decode(data, x.shape, "fp16"), theirs.reshape(x.shape))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", VALUE_PRECISIONS)
 @pytest.mark.parametrize("shape", [(40, 24), (11, 5), (3, 4001)])
 def test_the_size_of_a_part_changes_nothing(
     precision: Precision, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("calibration", "cloud_trainer", "edge_runtime", "export")
+PARTS = ("calibration", "cloud_trainer", "edge_runtime", "evaluation", "export")
 SOURCES = sorted(p for part in ("adc_edge", *PARTS) for p in (ROOT / part).glob("*.py"))
 LIGHT = {"click", "json", "math", "pathlib", "typing", "__future__"}  # what a command module may import at its head
 NO_TORCH = (  # what a device with a frozen trunk imports

@@ -12,13 +12,26 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from adc_edge.errors import ProtocolError
-from adc_edge.precision import PRECISIONS, Float32, Precision, decode, encode, encoded_bytes
+from adc_edge.options import PRECISION as OPTION
+from adc_edge.precision import (
+    PRECISIONS,
+    VALUE_PRECISIONS,
+    Float32,
+    Precision,
+    decode,
+    encode,
+    encoded_bytes,
+    integer_bits,
+    pca_bits,
+)
 
 LARGEST = float(np.finfo(np.float32).max)
 DENORMAL = 2e-45  # float32's smallest step, when everything is that small
 BITS: dict[Precision, int] = {"int4": 4, "int3": 3, "int2": 2}
 PACKED = st.sampled_from(list(BITS))
 PRECISION = st.sampled_from(PRECISIONS)
+VALUE_PRECISION = st.sampled_from(VALUE_PRECISIONS)
+PCA: list[Precision] = [precision for precision in PRECISIONS if pca_bits(precision)]
 VALUES = st.floats(-LARGEST, LARGEST, width=32) | st.floats(-1.0, 1.0, width=32)
 TENSORS = arrays(np.float32, array_shapes(min_dims=2, max_dims=3, max_side=6), elements=VALUES)
 # Far from where scales, halves and float32 itself lose bits.
@@ -80,14 +93,14 @@ def test_few_bits_are_off_by_half_a_step_and_beyond_the_highest_level_by_one(x: 
     assert (error(x, precision) <= (np.where(beyond, step, step / 2) + scale_rounding) * 1.001 + DENORMAL).all()
 
 
-@given(MODERATE_TENSORS, PRECISION)
+@given(MODERATE_TENSORS, VALUE_PRECISION)
 @settings(deadline=None)
 def test_what_was_decoded_comes_through_again_as_it_is(x: Float32, precision: Precision) -> None:
     once = round_trip(x, precision)
     np.testing.assert_array_equal(round_trip(once, precision), once)
 
 
-@given(MODERATE_TENSORS, PRECISION, st.integers(-100, 110))
+@given(MODERATE_TENSORS, VALUE_PRECISION, st.integers(-100, 110))
 @settings(deadline=None)
 def test_a_power_of_two_changes_nothing_but_the_size(x: Float32, precision: Precision, power: int) -> None:
     np.testing.assert_array_equal(round_trip(np.ldexp(x, power), precision), np.ldexp(round_trip(x, precision), power))
@@ -103,7 +116,7 @@ RELATIVE: dict[Precision, float] = {"fp32": 0, "fp16": 2**-10, "bf16": 2**-8}  #
 LEVELS: dict[Precision, float] = {"int8": 127, "int4": 8, "int3": 4, "int2": 2}
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", VALUE_PRECISIONS)
 @pytest.mark.parametrize("size", [1e-9, 1e-30, 1e-36, 1e-42])
 def test_tiny_gradients_survive(precision: Precision, size: float) -> None:
     x = gaussian(4, 5, 16, size=size)
@@ -122,7 +135,7 @@ def test_a_tensor_of_zeros_comes_back(precision: Precision) -> None:
     assert not round_trip(x, precision).any()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", VALUE_PRECISIONS)
 def test_a_token_of_zeros_beside_others_comes_back(precision: Precision) -> None:
     x = np.array([[0, 0, 0], [1, -0.5, 0.5]], np.float32)
     np.testing.assert_allclose(round_trip(x, precision), x, atol=0.005)
@@ -156,7 +169,7 @@ def test_the_size_is_known_before_encoding_and_a_tail_follows(precision: Precisi
     assert message[: SIZES[precision]] == encode(x, precision)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", VALUE_PRECISIONS)
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (3, 0), (1, 1), (5,)])
 def test_tensors_of_odd_shapes_come_back(precision: Precision, shape: tuple[int, ...]) -> None:
     x = np.full(shape, -3.0, np.float32)
@@ -179,7 +192,7 @@ def test_the_layout_is_the_documented_one() -> None:
     assert encode(-y, "int2") == struct.pack("<ie2B", 2, -0.25, 0b10010, 0b11110)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", VALUE_PRECISIONS)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_largest_float32_comes_back_finite(precision: Precision, sign: float) -> None:
     x = np.array([[LARGEST * sign, 0.0], [LARGEST * (1 - 2.0**-9) * sign, 0.0]], np.float32)
@@ -230,7 +243,7 @@ def test_another_length_is_refused(precision: Precision, change: int) -> None:
     assert caught.value.code == "size"
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", VALUE_PRECISIONS)
 def test_a_large_scale_is_fine_where_the_values_are_small(precision: Precision) -> None:
     if precision in LEVELS:  # a sender of another make may scale otherwise
         size = encoded_bytes((1, 2), precision) - 6

@@ -1,0 +1,1 @@
+"""ADC and its rivals at equal bytes: accuracy, bytes, plots."""

@@ -1,0 +1,184 @@
+"""`adc-edge evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adc_edge.options import data_option, optimizer_options, parse_model_args
+
+_DATA = click.Path(path_type=Path)
+
+
+def _listed(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _take_preset(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    """Put a preset's values in the place of the other options' defaults."""
+    from adc_edge.evaluation.presets import preset
+
+    if name is not None:
+        context.default_map = preset(name, context.params.get("data", ""))
+
+
+@click.command()
+@data_option(default="digits", show_default=True, is_eager=True)
+@click.option(
+    "--methods",
+    default="",
+    callback=_listed,
+    metavar="M,…",
+    help="none, adc, adc-batch, adc-tokens, topk, randtopk, c3sl, bottlenetpp, or a precision as int4: all activations in it.",
+)
+@click.option(
+    "--ratios",
+    default="0.1",
+    show_default=True,
+    callback=_listed,
+    metavar="R,…",
+    help="Of each method: 0.1, or T/B x k/N as 0.5x0.2.",
+)
+@click.option(
+    "--precisions",
+    default="fp32",
+    show_default=True,
+    callback=_listed,
+    metavar="P,…",
+    help="Of each method: pca1, or up:down as pca0.5:pca1.",
+)
+@click.option(
+    "--setting",
+    "extra",
+    multiple=True,
+    metavar="METHOD[@RATIO][/UP[:DOWN]]",
+    help="One more, as adc@0.5x0.2/pca1; repeatable.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["small", "paper"]),
+    is_eager=True,
+    callback=_take_preset,
+    expose_value=False,
+    help="Other defaults: small, a main plot in a quarter of an hour; paper, the paper's grid for --data cifar100:ROOT or food101:ROOT.",
+)
+@click.option("--seeds", default="0,1,2", show_default=True, callback=_listed, metavar="N,…")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=_DATA,
+    metavar="DIR",
+    help="Where runs are kept and results written; runs there are not made again.",
+)
+@click.option("--model", default="deit_tiny_patch16_224", show_default=True, help="A timm VisionTransformer.")
+@click.option("--weights", type=_DATA, help="Weights file (safetensors).")
+@click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights.")
+@click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels.")
+@click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
+@click.option("--split", default=3, show_default=True, type=int, help="Cut after this block.")
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=2), help="Images a step.")
+@click.option("--epochs", default=8.0, show_default=True, type=float, help="Of every run: the view at equal steps.")
+@click.option(
+    "--budget",
+    type=float,
+    metavar="SHARE",
+    help="Share of an uncompressed run's bytes that each run goes on to spend: the view at equal bytes.",
+)
+@click.option(
+    "--budgets",
+    default="0.01,0.02,0.05,0.1",
+    show_default=True,
+    callback=_listed,
+    metavar="SHARE,…",
+    help="Shares of the uncompressed bytes at which the tables compare.",
+)
+@click.option("--max-epochs", type=float, help="Where a run ends at the latest, with --budget.")
+@click.option("--eval-every", "evaluate_every", default=1.0, show_default=True, type=float, metavar="EPOCHS")
+@click.option(
+    "--train-images",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="A fixed random sample of the train split; 0: all.",
+)
+@click.option("--test-images", default=0, type=click.IntRange(min=0), metavar="N", help="Of the test split; 0: all.")
+@click.option("--augment", default="flip", show_default=True, help="none, or some of flip, jitter, randaugment.")
+@optimizer_options
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--compute",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="What both halves compute in.",
+)
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Runs at a time.")
+def evaluate(output: Path, **options: Any) -> None:
+    """Train with ADC and with its rivals, and compare accuracy at equal bytes and at equal steps.
+
+    Bytes are those of the real messages, both ways. Runs are kept one by one: what was interrupted goes on where it was.
+    """
+    from rich.console import Console
+
+    from adc_edge.evaluation.output import write_all
+    from adc_edge.evaluation.runner import evaluate as run_all
+    from adc_edge.evaluation.runner import read_runs
+    from adc_edge.evaluation.tables import tables
+
+    console = Console()
+    settings, seeds, budgets, jobs = _what(options)
+    study = _task(options)
+    failures = run_all(study, settings, seeds, output, jobs, console)
+    _, runs = read_runs(output)
+    if runs:
+        for table in tables(study, runs, budgets):
+            console.print(table)
+        write_all(study, runs, budgets, output)
+        console.print(f"wrote    {output}: index.html, plot.png, curves.png, results.csv, results.json", soft_wrap=True)
+    if failures:
+        raise failures[0].error
+
+
+def _what(options: dict[str, Any]) -> tuple[list[Any], list[int], list[float], int]:
+    """Settings, seeds, budgets and jobs, which are taken out of ``options``."""
+    from adc_edge.errors import SettingError
+    from adc_edge.evaluation.setting import parse, product, unique
+
+    methods, extra = options.pop("methods"), options.pop("extra")
+    wanted = product(methods or ([] if extra else ["none", "adc"]), options.pop("ratios"), options.pop("precisions"))
+    lists: dict[str, list[Any]] = {}
+    for name, kind in (("seeds", int), ("budgets", float)):
+        texts = options.pop(name)
+        try:
+            lists[name] = [kind(text) for text in texts]
+        except ValueError:
+            raise SettingError(f"--{name} {','.join(texts)}", "numbers with commas", "for example 0,1,2") from None
+    return unique([*wanted, *map(parse, extra)]), lists["seeds"], lists["budgets"], options.pop("jobs")
+
+
+def _task(options: dict[str, Any]) -> Any:
+    """The study that the other options describe."""
+    import torch
+
+    from adc_edge.errors import SettingError
+    from adc_edge.evaluation.study import Study
+    from adc_edge.learning import take_settings
+
+    size = options.pop("img_size")
+    arguments = parse_model_args(options.pop("model_arg")) | ({} if size is None else {"img_size": size})
+    weights, device = options.pop("weights"), options.pop("device")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise SettingError("--device cuda, and torch finds no CUDA device", "a CUDA device", "use --device auto")
+    return Study(
+        optimizer=take_settings(options),
+        model_args=arguments,
+        weights=None if weights is None else str(weights),
+        pretrained=options.pop("pretrained") and weights is None,
+        device=device,
+        **options,
+    )

@@ -1,0 +1,43 @@
+"""Tasks and settings by name: what ``evaluate --preset`` puts in the place of its options' defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_RIVALS = "topk,randtopk,c3sl,bottlenetpp"
+_PAPER = {
+    "methods": f"none,adc,{_RIVALS}",
+    "ratios": "0.5,0.4,0.3,0.2,0.1,0.05,0.01",
+    "seeds": "43422,51,114",
+    "img_size": 224,
+    "split": 3,
+    "pretrained": True,
+    "augment": "randaugment,jitter,flip",
+    "optimizer": "adam",
+    "lr": 1e-4,
+    "budget": 1.0,
+    "max_epochs": 100.0,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    # 500 000 and 750 000 images of 50 000 and 75 750, at the paper's batch sizes (paper, section "Experiments").
+    "paper-cifar100": {**_PAPER, "batch_size": 128, "epochs": 10.0},
+    "paper-food101": {**_PAPER, "batch_size": 256, "epochs": 9.9},
+    # The main plot, small: a quarter of an hour on two cores.
+    "small": {
+        "methods": f"none,int4,int2,adc,{_RIVALS}",
+        "ratios": "0.02",
+        "extra": ("none/pca0.5:pca0.75", "none/pca1:pca2"),
+        "seeds": "0",
+        "img_size": 64,
+        "epochs": 3.0,
+        "compute": "bf16",
+        "jobs": 2,
+    },
+}
+
+
+def preset(name: str, data: str) -> dict[str, Any]:
+    """Defaults for the options of `evaluate`; ``paper`` is the one for the data that it is given."""
+    if name == "paper":
+        name = "paper-food101" if data.startswith("food101") else "paper-cifar100"
+    return PRESETS[name]
