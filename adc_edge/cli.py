@@ -26,6 +26,7 @@ COMMANDS = {
     "keys": "adc_edge.keys",
     "link": "adc_edge.calibration.command",
     "merge": "adc_edge.export.command",
+    "privacy": "adc_edge.evaluation.privacy_command",
     "serve": "adc_edge.edge_runtime.command",
     "trainer": "adc_edge.cloud_trainer.command",
 }
@@ -88,6 +89,7 @@ _EXTRAS = {
     "pandas": "eval",
     "matplotlib": "eval",
     "plotly": "eval",
+    "skimage": "eval",
 }
 
 

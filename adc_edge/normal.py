@@ -29,7 +29,7 @@ def codes(x: Float32, widths: UInt8) -> UInt8:
     """Codes of the nearest levels.
 
     Args:
-        x: in deviations, any shape.
+        x: in deviations, any shape, magnitudes up to 2**100.
         widths: bits of each, 0 to 8; broadcast to the shape of ``x``.
     """
     cells = x * np.float32(_GRID)

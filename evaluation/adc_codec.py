@@ -46,15 +46,21 @@ class Adc(Dense):
         full = found.counts > 0
         tensor = found.activations[full].float()  # [T', k, D]
         clusters = torch.cumsum(full, 0)[found.assignment] - 1  # numbered without the empty ones
-        labels = label_triples(clusters.numpy(), batch.labels, self.classes)
+        labels = label_triples(clusters.cpu().numpy(), batch.labels, self.classes)
         header = Header(len(batch.labels), tuple(tensor.shape), len(labels), self.precision)
         return Sent(header, encode_with_labels(tensor, labels, self.precision), tensor)
+
+    @staticmethod
+    def seeds(batch: Batch, shape: Shape) -> Tensor:
+        """The T distinct rows that start k-means."""
+        rows = batch.rng.permutation(shape.images)[: shape.clusters].astype(np.int64)
+        return torch.from_numpy(rows).to(batch.images.device)
 
     def choose(self, trunk: Trunk, batch: Batch) -> Compressed:
         """What merges with what, and which tokens stay."""
         shape = self.shape(len(batch.labels))
-        seeds = torch.from_numpy(batch.rng.permutation(shape.images)[: shape.clusters].astype(np.int64))
-        slots = torch.zeros(shape.kept - self.spec.prefix, dtype=torch.int64)
+        seeds = self.seeds(batch, shape)
+        slots = torch.zeros(shape.kept - self.spec.prefix, dtype=torch.int64, device=seeds.device)
         return trunk.compress(batch.images, seeds, slots)
 
 
@@ -82,14 +88,14 @@ class AdcByToken(Adc):
     def choose(self, trunk: Trunk, batch: Batch) -> Compressed:
         """As ADC, with k-means on the output of the trunk."""
         shape = self.shape(len(batch.labels))
-        seeds = torch.from_numpy(batch.rng.permutation(shape.images)[: shape.clusters].astype(np.int64))
+        seeds = self.seeds(batch, shape)
         state = trunk.states(batch.images)[-1]
         with torch.no_grad():
-            slots = torch.zeros(1, dtype=torch.int64)
+            slots = torch.zeros(1, dtype=torch.int64, device=seeds.device)
             scores = trunk.inspect_last(state, seeds, slots).scores
             output = trunk.blocks[-1](state)
             assignment, counts = adc.kmeans(_feature(output, self.mean), seeds)
-            clusters = torch.arange(shape.clusters)
+            clusters = torch.arange(shape.clusters, device=seeds.device)
             centroids = adc.cluster_mean(scores, assignment, clusters)
             tokens = adc.select_tokens(centroids, shape.kept - self.spec.prefix, self.spec.prefix)
         start = len(trunk.blocks) - 1

@@ -70,7 +70,7 @@ class C3sl(Dense):
 
     def bind(self, flat: Tensor) -> Tensor:
         """Samples ``[B, n]`` to sums of bound samples ``[G, n]``."""
-        keys = self.spectra(min(self.group, len(flat)))
+        keys = self.spectra(min(self.group, len(flat))).to(flat.device)
         groups = torch.fft.rfft(flat).split(self.group)  # G of [R, f]
         sums = torch.stack([(samples * keys[: len(samples)]).sum(0) for samples in groups])  # [G, f]
         bound: Tensor = torch.fft.irfft(sums, n=self.total)
@@ -78,8 +78,8 @@ class C3sl(Dense):
 
     def unbind(self, sums: Tensor, images: int) -> Tensor:
         """Sums ``[G, n]`` to the samples' estimates ``[B, n]``."""
-        sample = torch.arange(images)
-        keys = self.spectra(min(self.group, images))[sample % self.group]  # [B, f]
+        sample = torch.arange(images, device=sums.device)
+        keys = self.spectra(min(self.group, images)).to(sums.device)[sample % self.group]  # [B, f]
         mine = torch.fft.rfft(sums)[sample // self.group]  # [B, f]
         samples: Tensor = torch.fft.irfft(mine * keys.conj(), n=self.total)
         return samples

@@ -93,7 +93,7 @@ class Codec(Protocol):
 
 def encode_with_labels(tensor: Tensor, labels: npt.NDArray[np.int32], precision: Precision) -> memoryview:
     """A body: ``tensor`` ``[..., W]`` in ``precision``, then label triples."""
-    return encode(tensor.detach().float().numpy(), precision, labels.tobytes())
+    return encode(tensor.detach().float().cpu().numpy(), precision, labels.tobytes())
 
 
 def own_labels(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int32]:
@@ -150,9 +150,10 @@ class Dense:
     def extract(self, header: Header, body: memoryview) -> Arrived:
         """The decoded tensor, and what ``restore`` makes of it."""
         tensor, labels = split_body(header, body)
-        values = decode_tensor(tensor, header.shape, header.precision).requires_grad_()
+        values = decode_tensor(tensor, header.shape, header.precision).to(self.place).requires_grad_()
         features = self.restore(values, header.images)
-        return Arrived(values, features, read_labels(labels, len(features), self.classes, header.images))
+        soft = read_labels(labels, len(features), self.classes, header.images)
+        return Arrived(values, features, soft.to(self.place))
 
     def restore(self, values: Tensor, images: int) -> Tensor:
         """What the head sees of what arrived."""
@@ -160,11 +161,11 @@ class Dense:
 
     def compress_gradient(self, arrived: Arrived, gradient: Tensor) -> memoryview:
         """The whole gradient."""
-        return encode(gradient.float().numpy(), self.gradient_precision)
+        return encode(gradient.float().cpu().numpy(), self.gradient_precision)
 
     def extract_gradient(self, sent: Sent, body: memoryview) -> Tensor:
         """The whole gradient."""
-        return decode_tensor(body, tuple(sent.tensor.shape), self.gradient_precision)
+        return decode_tensor(body, tuple(sent.tensor.shape), self.gradient_precision).to(sent.tensor.device)
 
     def through(self, features: Tensor) -> Tensor | None:
         """Whole: compression is for training."""

@@ -31,7 +31,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     default="",
     callback=_listed,
     metavar="M,…",
-    help="none, adc, adc-batch, adc-tokens, topk, randtopk, c3sl, bottlenetpp, or a precision as int4: all activations in it.",
+    help="none, adc, adc-batch, adc-tokens, topk, randtopk, c3sl, bottlenetpp, or a precision (int4).",
 )
 @click.option(
     "--ratios",
@@ -62,7 +62,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     is_eager=True,
     callback=_take_preset,
     expose_value=False,
-    help="Other defaults: small, a main plot in a quarter of an hour; paper, the paper's grid for --data cifar100:ROOT or food101:ROOT.",
+    help="Other defaults. small: a quarter of an hour; paper: its grid, for cifar100:ROOT or food101:ROOT.",
 )
 @click.option("--seeds", default="0,1,2", show_default=True, callback=_listed, metavar="N,…")
 @click.option(
@@ -119,7 +119,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 def evaluate(output: Path, **options: Any) -> None:
     """Train with ADC and with its rivals, and compare accuracy at equal bytes and at equal steps.
 
-    Bytes are those of the real messages, both ways. Runs are kept one by one: what was interrupted goes on where it was.
+    Bytes are those of the real messages, both ways. Each run is kept when it is done, and not made again.
     """
     from rich.console import Console
 

@@ -157,8 +157,8 @@ class TopK(Dense):
         tensor = flat.gather(1, where)  # [B, K]; its backward scatters the gradient into zeros
         labels = own_labels(batch.labels, self.classes)
         header = Header(len(batch.labels), tuple(tensor.shape), len(labels), self.precision)
-        tail = pack_places(where.numpy(), self.total) + labels.tobytes()
-        return Sent(header, encode(tensor.detach().numpy(), self.precision, tail), tensor, where)
+        tail = pack_places(where.cpu().numpy(), self.total) + labels.tobytes()
+        return Sent(header, encode(tensor.detach().float().cpu().numpy(), self.precision, tail), tensor, where)
 
     def extract(self, header: Header, body: memoryview) -> Arrived:
         """The values ``[B, K]``, spread over zeros ``[B, N, D]``.
@@ -168,10 +168,10 @@ class TopK(Dense):
         """
         data, labels = split_body(header, body)
         cut = encoded_bytes(header.shape, header.precision)
-        values = decode_tensor(data[:cut], header.shape, header.precision).requires_grad_()
+        values = decode_tensor(data[:cut], header.shape, header.precision).to(self.place).requires_grad_()
         rows, count = header.shape
-        where = torch.from_numpy(unpack_places(data[cut:], rows, count, self.total))
-        soft = read_labels(labels, header.images, self.classes, header.images)
+        where = torch.from_numpy(unpack_places(data[cut:], rows, count, self.total)).to(self.place)
+        soft = read_labels(labels, header.images, self.classes, header.images).to(self.place)
         return Arrived(values, self.spread(values, where), soft, where)
 
     def spread(self, values: Tensor, where: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class RandTopK(TopK):
     def choose(self, flat: Tensor, rng: np.random.Generator) -> Tensor:
         """Places to send of each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending; a function of ``rng``."""
         top = flat.detach().abs().topk(self.kept, dim=1).indices  # [B, K], the largest first
-        others = torch.ones(flat.shape, dtype=torch.bool).scatter(1, top, False).numpy()
+        others = torch.ones(flat.shape, dtype=torch.bool).scatter(1, top.cpu(), False).numpy()
         drawn = [rng.choice(np.flatnonzero(row), self.drawn, replace=False, shuffle=False) for row in others]
-        places = torch.cat([top[:, : self.kept - self.drawn], torch.from_numpy(np.stack(drawn))], dim=1)
+        places = torch.cat([top[:, : self.kept - self.drawn], torch.from_numpy(np.stack(drawn)).to(top.device)], dim=1)
         return places.sort(dim=1).values

@@ -126,14 +126,18 @@ class _End(NamedTuple):
     steps_per_epoch: int
     uncompressed_step_bytes: int
 
+    @property
+    def least(self) -> int:
+        """Steps of the study's epochs, which every run makes."""
+        return max(1, round(self.study.epochs * self.steps_per_epoch))
+
     def reached(self, step: int, wire: Wire) -> bool:
         """Whether ``step`` steps are enough."""
         return self.done(step, wire) >= 1.0
 
     def done(self, step: int, wire: Wire) -> float:
         """Share of the run that ``step`` steps are."""
-        study = self.study
-        least = max(1, round(study.epochs * self.steps_per_epoch))
+        study, least = self.study, self.least
         if study.budget is None:
             return step / least
         most = round((study.max_epochs or study.epochs) * self.steps_per_epoch)
@@ -143,7 +147,7 @@ class _End(NamedTuple):
     def evaluates(self, step: int, wire: Wire) -> bool:
         """Whether the model is judged after ``step`` steps: each so many epochs, and at the end."""
         every = max(1, round(self.study.evaluate_every * self.steps_per_epoch))
-        return step % every == 0 or self.reached(step, wire)
+        return step % every == 0 or step == self.least or self.reached(step, wire)
 
 
 def uncompressed_step_bytes(spec: TrunkSpec, images: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import zmq
 
@@ -155,7 +155,7 @@ class Carried:
         source: zmq.Socket[bytes],
         sink: zmq.Socket[bytes],
         frames: list[tuple[bytes, memoryview]],
-        assembler: Assembler[object],  # type: ignore[type-var]
+        assembler: Assembler[Any],
     ) -> memoryview:
         whole: memoryview | None = None
         for frame, piece in self._exchange(source, sink, frames, len(frames)):

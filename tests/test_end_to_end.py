@@ -318,6 +318,23 @@ def test_each_way_has_its_own_precision(bundle_dir: Path, tmp_path: Path, cloud:
     assert losses(tmp_path / "low") == pytest.approx(losses(tmp_path / "fp32"), rel=0.1)
 
 
+def test_principal_components_train_alike_at_a_fraction_of_the_bytes(
+    bundle_dir: Path, tmp_path: Path, cloud: Any
+) -> None:
+    sent, loss = {}, {}
+    for precision in ("fp32", "pca1"):
+        with cloud(OptimizerSettings("sgd", lr=0.05)) as endpoint:
+            how = {"precision": precision, "optimizer": OptimizerSettings("sgd", lr=0.05), "run": tmp_path / precision}
+            report = serve(settings(bundle_dir, endpoint, steps=40, evaluate_precision=precision, **how))
+        assert (report["precision"], report["gradient_precision"]) == (precision, precision)
+        sent[precision] = report["bytes_up"] + report["bytes_down"]
+        loss[precision] = losses(tmp_path / precision)
+    assert sent["pca1"] < 0.15 * sent["fp32"]
+    assert loss["pca1"] == pytest.approx(loss["fp32"], rel=0.3)
+    assert np.mean(loss["pca1"]) == pytest.approx(np.mean(loss["fp32"]), rel=0.05)
+    assert loss["pca1"] != loss["fp32"]
+
+
 def test_an_engine_that_is_refreshed_every_third_step_drifts_and_says_how_far(
     bundle_dir: Path, tmp_path: Path, cloud: Any
 ) -> None:

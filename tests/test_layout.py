@@ -20,6 +20,7 @@ NO_TORCH = (  # what a device with a frozen trunk imports
     "adc_edge/handshake.py adc_edge/noise.py adc_edge/machine.py edge_runtime/settings.py edge_runtime/state.py "
     "edge_runtime/engine.py edge_runtime/loop.py edge_runtime/onnx_engine.py edge_runtime/runner.py "
     "edge_runtime/tally.py edge_runtime/display.py calibration/link.py adc_edge/agreement.py adc_edge/golden.py "
+    "adc_edge/lowrank.py adc_edge/bit_plan.py adc_edge/normal.py "
     "adc_edge/tensorrt_ops.py adc_edge/onnx_session.py edge_runtime/providers.py edge_runtime/board.py "
     "edge_runtime/power.py edge_runtime/packages.py edge_runtime/doctor.py edge_runtime/doctor_report.py "
     "edge_runtime/doctor_bundle.py edge_runtime/bench.py edge_runtime/bench_case.py edge_runtime/bench_report.py "

@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from adc_edge.errors import SettingError
+from adc_edge.lowrank import coordinates_in
 from adc_edge.noise import NoiseSettings, awgn, bit_errors, noise_rng
-from adc_edge.precision import PRECISIONS, Float32, Precision, decode, encode
+from adc_edge.precision import PRECISIONS, VALUE_PRECISIONS, Float32, Precision, decode, encode, pca_bits
 
 LARGEST = float(np.finfo(np.float32).max)
 VALUES = st.floats(-LARGEST, LARGEST, width=32) | st.floats(-1.0, 1.0, width=32)
 TENSORS = arrays(np.float32, array_shapes(min_dims=2, max_dims=3, max_side=6), elements=VALUES)
 SEEDS = st.integers(0, 2**32 - 1)
 PRECISION = st.sampled_from(PRECISIONS)
-HEAD = {precision: 0 if precision in ("fp32", "bf16") else 4 for precision in PRECISIONS}  # bytes of the exponent
+HEAD = {precision: 0 if precision in ("fp32", "bf16") else 4 for precision in VALUE_PRECISIONS}  # the exponent
+PCA: list[Precision] = [precision for precision in PRECISIONS if pca_bits(precision)]
 Message = bytes | memoryview
 SCALED: list[Precision] = ["int8", "int4", "int3", "int2"]
 NOT_SNR = [math.nan, math.inf, -math.inf, 200.1, -200.1]
@@ -48,6 +50,13 @@ def difference(after: Message, before: Message) -> npt.NDArray[np.bool_]:
 def numbers(encoded: Message, precision: Precision) -> npt.NDArray[np.unsignedinteger]:
     """Bit patterns of the values in fp32, fp16 or bf16."""
     return np.frombuffer(encoded, "<u4" if precision == "fp32" else "<u2", offset=HEAD[precision])
+
+
+def exposed(encoded: Message, shape: tuple[int, ...], precision: Precision) -> slice:
+    """The bytes that errors may meet."""
+    if pca_bits(precision):
+        return coordinates_in(memoryview(encoded), math.prod(shape[:-1]), shape[-1])
+    return slice(HEAD[precision], len(encoded))
 
 
 # white Gaussian noise
@@ -121,7 +130,7 @@ def test_without_a_ratio_the_tensor_comes_through_as_it_is() -> None:
 # bit errors
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", VALUE_PRECISIONS)
 @pytest.mark.parametrize("rate", [1e-4, 1e-2])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_bit_error_rate_is_the_one_asked_for(precision: Precision, rate: float, seed: int) -> None:
@@ -135,6 +144,33 @@ def test_the_bit_error_rate_is_the_one_asked_for(precision: Precision, rate: flo
     # No bit of a byte and no part of the message is spared.
     for share in (flips.sum(axis=0), np.add.reduceat(flips.sum(axis=1), range(0, len(flips) - 7, len(flips) // 8))[:8]):
         assert share == pytest.approx(np.full(8, flips.size * rate / 8), abs=SIGMAS * spread / math.sqrt(8))
+
+
+@pytest.mark.parametrize("precision", PCA)
+@pytest.mark.parametrize("rate", [1e-3, 1e-1])
+def test_of_pca_every_bit_of_the_coordinates_is_hit_at_that_rate_and_no_other(
+    precision: Precision, rate: float
+) -> None:
+    x = (gaussian(8, 300, 64) * 2.0 ** (-np.arange(64) / 6)).astype(np.float32)
+    sent = encode(x, precision)
+    hit = exposed(sent, x.shape, precision)
+    assert 0.4 * len(sent) < hit.stop - hit.start < len(sent)
+    flips = difference(bit_errors(sent, x.shape, precision, rate, rng()), sent)
+    assert flips.sum() == flips[hit].sum()
+    tolerance = SIGMAS * math.sqrt(flips[hit].size * rate * (1 - rate))
+    assert flips[hit].sum() == pytest.approx(flips[hit].size * rate, abs=tolerance)
+    for half in np.array_split(flips[hit], 2):
+        assert half.sum() == pytest.approx(half.size * rate, abs=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["pca2", "pca0.5"])
+def test_of_pca_a_few_errors_spoil_a_few_rows(precision: Precision) -> None:
+    x = (gaussian(8, 300, 64) * 2.0 ** (-np.arange(64) / 6)).astype(np.float32)
+    sent = encode(x, precision)
+    came = bit_errors(sent, x.shape, precision, 1e-3, rng())
+    clean, noisy = decode(sent, x.shape, precision), decode(came, x.shape, precision)
+    spoiled = (clean != noisy).any(axis=-1).sum()
+    assert 0 < spoiled <= difference(came, sent).sum()
 
 
 @pytest.mark.parametrize("precision", SCALED)
@@ -162,7 +198,9 @@ def test_whatever_is_hit_still_decodes_to_finite_numbers(
 ) -> None:
     sent = encode(x, precision)
     came = bit_errors(sent, x.shape, precision, rate, rng(seed))
-    assert came[: HEAD[precision]] == sent[: HEAD[precision]]
+    hit = exposed(sent, x.shape, precision)
+    assert came[: hit.start] == sent[: hit.start]
+    assert came[hit.stop :] == sent[hit.stop :]
     assert np.isfinite(decode(came, x.shape, precision)).all()
 
 
@@ -173,8 +211,10 @@ def test_large_numbers_still_decode_under_heavy_errors(precision: Precision, pea
     x = (x * (peak / np.abs(x).max(axis=1, keepdims=True).astype(np.float64))).astype(np.float32)
     sent = encode(x, precision)
     came = bit_errors(sent, x.shape, precision, 0.5, rng())
-    assert came[: HEAD[precision]] == sent[: HEAD[precision]]
-    assert difference(came, sent).sum() > len(sent)  # half of the bits, less what is restored
+    hit = exposed(sent, x.shape, precision)
+    assert came[: hit.start] == sent[: hit.start]
+    flips = difference(came, sent)[hit]
+    assert flips.sum() >= len(flips)  # half of the bits, less what is restored
     assert np.isfinite(decode(came, x.shape, precision)).all()
 
 
@@ -218,9 +258,9 @@ def test_a_rate_of_zero_changes_nothing(x: Float32, precision: Precision, seed: 
     assert bit_errors(sent, x.shape, precision, 0.0, rng(seed)) is sent
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*VALUE_PRECISIONS, "pca2"])
 def test_a_message_that_may_only_be_read_is_left_as_it_is_whatever_holds_it(precision: Precision) -> None:
-    x = gaussian(3, 5, 7)
+    x = gaussian(6, 50, 7)
     sent = bytes(encode(x, precision))
     held: list[Message] = [sent, memoryview(sent), memoryview(b"!" + sent + b"tail")[1:-4], encode(x, precision)]
     came = [bit_errors(message, x.shape, precision, 0.1, rng()) for message in held]

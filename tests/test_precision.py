@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 
 import numpy as np
@@ -154,6 +155,14 @@ SIZES: dict[Precision, int] = {  # of 105 values in 15 rows
     "int4": 4 + 2 * 15 + 4 * 14,
     "int3": 4 + 2 * 15 + 3 * 14,
     "int2": 4 + 2 * 15 + 2 * 14,
+    "pca2": math.ceil(2 * 105 / 8),
+    "pca1.5": 14 + 8,  # what the mean row takes
+    "pca1": 14 + 8,
+    "pca0.75": 14 + 8,
+    "pca0.5": 14 + 8,
+    "pca0.375": 14 + 8,
+    "pca0.25": 14 + 8,
+    "pca0.125": 14 + 8,
 }
 
 
@@ -178,6 +187,55 @@ def test_tensors_of_odd_shapes_come_back(precision: Precision, shape: tuple[int,
     back = decode(data, shape, precision)
     assert back.shape == shape
     np.testing.assert_allclose(back, x, rtol=0.001)
+
+
+def test_the_names_are_those_of_the_command_line_and_tell_the_bits() -> None:
+    assert tuple(OPTION.choices) == PRECISIONS
+    assert {p: pca_bits(p) for p in PRECISIONS if p not in VALUE_PRECISIONS} == {p: float(p[3:]) for p in PCA}
+    assert not any(pca_bits(p) for p in VALUE_PRECISIONS)
+    assert not any(integer_bits(p) for p in PCA)
+
+
+@pytest.mark.parametrize("precision", PCA)
+def test_pca_takes_so_many_bits_for_each_value_in_all(precision: Precision) -> None:
+    for shape in ((64, 17, 192), (1000, 63)):
+        assert encoded_bytes(shape, precision) == math.ceil(pca_bits(precision) * math.prod(shape) / 8)
+        assert len(encode(gaussian(*shape), precision)) == encoded_bytes(shape, precision)
+
+
+def smooth(*shape: int) -> Float32:
+    """Rows of which a few directions tell most."""
+    return (gaussian(*shape) * 2.0 ** (-np.arange(shape[-1]) / 3) + 1.0).astype(np.float32)
+
+
+LOST: dict[Precision, float] = {"pca2": 0.002, "pca1": 0.02, "pca0.5": 0.1, "pca0.25": 0.3, "pca0.125": 0.7}
+
+
+@pytest.mark.parametrize("precision", LOST)
+@pytest.mark.parametrize("size", [1.0, 1e-9, 1e-30, 1e-36])
+def test_pca_keeps_what_rows_of_any_size_vary_by_the_more_the_more_bits(precision: Precision, size: float) -> None:
+    x = (smooth(20, 30, 48) * np.float64(size)).astype(np.float32)
+    exact = x.astype(np.float64) / size
+    lost = np.square(error(x, precision) / size).sum() / np.square(exact - exact.mean(axis=(0, 1))).sum()
+    assert lost < LOST[precision]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5,), (3, 2), (2, 4, 9)])
+@pytest.mark.parametrize("precision", PCA)
+def test_pca_brings_back_rows_that_are_all_alike(precision: Precision, shape: tuple[int, ...]) -> None:
+    x = np.full(shape, -3.0, np.float32)
+    np.testing.assert_allclose(round_trip(x, precision), x, rtol=0.02)
+
+
+@pytest.mark.parametrize("precision", PCA)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_pca_leaves_the_largest_float32_finite(precision: Precision, sign: float) -> None:
+    x = (smooth(300, 24) * np.float32(sign)).astype(np.float32)
+    x = (x * (LARGEST / np.abs(x).max().astype(np.float64))).astype(np.float32)
+    back = round_trip(x, precision)
+    assert np.isfinite(back).all()
+    exact = x.astype(np.float64) / LARGEST
+    assert np.square(back / LARGEST - exact).sum() < np.square(exact - exact.mean(axis=0)).sum()
 
 
 def test_the_layout_is_the_documented_one() -> None:
@@ -300,9 +358,11 @@ def test_any_bytes_of_the_right_length_are_finite_values_or_refused(precision: P
     message = bytearray(data.draw(st.binary(min_size=size, max_size=size)))
     if precision not in ("fp32", "bf16") and data.draw(st.booleans()):  # else hardly any would come past the exponent
         message[:4] = struct.pack("<i", data.draw(st.integers(-150, 130)))
+    if pca_bits(precision) and data.draw(st.booleans()):  # nor, of these, past the rank and the class bits
+        message[4:6], message[10:12] = struct.pack("<H", data.draw(st.integers(0, 4))), bytes(2)
     try:
         x = decode(message, (2, 3), precision)
     except ProtocolError as refusal:
-        assert refusal.code == "nan"  # noqa: PT017 - both outcomes are allowed
+        assert refusal.code in ("nan", "size") if pca_bits(precision) else refusal.code == "nan"  # noqa: PT017 - or none
     else:
         assert np.isfinite(x).all()

@@ -126,3 +126,8 @@ def test_bfloat16_computes_the_same_task(text: str) -> None:
 
 def study_with(**changes: object) -> Study:
     return msgspec.structs.replace(STUDY, **changes)
+
+
+def test_a_run_is_judged_at_the_studys_epochs_also_when_it_goes_on() -> None:
+    run = train(study_with(budget=0.5, max_epochs=2.0, evaluate_every=0.75), parse("int2"), seed=0)
+    assert [p.step for p in run.curve] == [6, 8, 12, 16]

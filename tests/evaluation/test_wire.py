@@ -17,7 +17,17 @@ from adc_edge.evaluation.wire import Carried
 from tests.conftest import TINY
 
 STUDY = Study("digits", "vit_tiny_patch16_224", model_args=TINY, split=2, batch_size=32, epochs=4 / 44, test_images=32)
-TEXTS = ["none", "fp16", "int8", "int4", "int3", "int2", *(f"{m}@0.25" for m in METHODS if m != "none")]
+TEXTS = [
+    "none",
+    "fp16",
+    "int8",
+    "int4",
+    "int3",
+    "int2",
+    "pca1",
+    "none/pca0.5:pca0.25",
+    *(f"{m}@0.25" for m in METHODS if m != "none"),
+]
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "adc@0.5x0.5/int4:int2"])
@@ -31,7 +41,7 @@ def test_counted_bytes_are_those_that_the_kernel_carries(text: str) -> None:
     assert (ours.loss, ours.accuracy) == (theirs.loss, theirs.accuracy)  # and what arrives is what was sent
 
 
-@pytest.mark.parametrize("text", ["adc@0.4", "adc@0.4/int8:int4"])
+@pytest.mark.parametrize("text", ["adc@0.4", "adc@0.4/int8:int4", "adc@1x1/pca1:pca0.5"])
 def test_counted_bytes_are_those_of_a_device_that_serves(text: str, server: Server, bundle_dir: Path) -> None:
     """`serve` and a real trainer, over ZeroMQ, by the kernel's counts."""
     setting = parse(text)

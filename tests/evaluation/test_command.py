@@ -1,0 +1,106 @@
+"""`adc-edge evaluate`, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from adc_edge.cli import main
+from adc_edge.evaluation.presets import PRESETS, preset
+from adc_edge.evaluation.setting import parse, product
+
+TASK = (
+    "--data digits --model vit_tiny_patch16_224 --img-size 16 --model-arg patch_size=4 --model-arg embed_dim=32 "
+    "--model-arg num_heads=2 --model-arg depth=4 --split 2 --batch-size 32 --epochs 0.25 --train-images 256 "
+    "--test-images 50"
+).split()
+
+
+def test_one_command_gives_table_plot_page_and_data_and_a_second_adds_to_it(tmp_path: Path, command: Any) -> None:
+    asked = [*TASK, "--methods", "none,adc", "--ratios", "0.3", "--seeds", "0", "-o", tmp_path / "out"]
+    with command("evaluate", *asked) as process:
+        code, text = process.finish()
+    assert code == 0, text
+    assert "adc@0.3" in text
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "index.html",
+        "plot.png",
+        "curves.png",
+        "results.csv",
+        "results.json",
+        "runs",
+        "study.json",
+    }
+    points = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert set(points["setting"]) == {"none", "adc@0.3"}
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["study"]["batch_size"] == 32
+
+    with command("evaluate", *asked, "--setting", "none/int4:int2") as process:
+        code, text = process.finish()
+    assert code == 0, text
+    assert "2 of 3 runs are there already" in text
+    assert set(pd.read_csv(tmp_path / "out" / "results.csv")["setting"]) == {"none", "adc@0.3", "none/int4:int2"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--methods", "adcc"], "METHOD"),
+        (["--ratios", "2"], "0, 1"),
+        (["--seeds", "one"], "--seeds"),
+        (["--budgets", "much"], "--budgets"),
+        (["--epochs", "0"], "--epochs"),
+        (["--max-epochs", "0.1"], "--max-epochs"),
+        (["--data", "nothing"], "digits, folder:PATH"),
+        (["--split", "9"], "--split 9"),
+    ],
+)
+def test_wrong_use_ends_with_exit_code_2_and_says_what_was_expected(
+    wrong: list[str], told: str, tmp_path: Path
+) -> None:
+    asked = ["evaluate", *TASK, "--seeds", "0", "--methods", "adc", *wrong, "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 2, result.output
+    assert told in result.output
+    assert "Traceback" not in result.output
+
+
+def test_the_papers_grid_is_the_papers() -> None:
+    cifar, food = preset("paper", "cifar100:/data"), preset("paper", "food101:/data")
+    assert (cifar["batch_size"], food["batch_size"]) == (128, 256)
+    assert cifar["batch_size"] // 128 * 50_000 * cifar["epochs"] == 500_000
+    assert 75_750 * food["epochs"] == pytest.approx(750_000, rel=0.01)
+    assert cifar["seeds"] == "43422,51,114"
+    assert set(cifar["augment"].split(",")) == {"randaugment", "jitter", "flip"}
+    assert cifar["split"] == 3
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_names_options_and_settings_that_exist(name: str) -> None:
+    from adc_edge.evaluation.command import evaluate
+
+    values = PRESETS[name]
+    assert values.keys() <= {parameter.name for parameter in evaluate.params}
+    settings = product(values["methods"].split(","), values["ratios"].split(","), ["fp32"])
+    assert len(settings) > 5
+    for text in values.get("extra", ()):
+        parse(text)
+
+
+def test_an_option_that_is_typed_wins_over_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adc_edge.evaluation import runner
+
+    seen: list[Any] = []
+    monkeypatch.setattr(runner, "evaluate", lambda study, settings, *rest: seen.append((study, settings)) or [])
+    monkeypatch.setattr(runner, "read_runs", lambda directory: (seen[0][0], []))
+    typed = ["evaluate", "--preset", "small", "--epochs", "1", "-o", str(tmp_path)]
+    assert CliRunner().invoke(main, typed).exit_code == 0
+    study, settings = seen[0]
+    assert study.epochs == 1.0
+    assert study.compute == "bf16"
+    assert parse("none/pca1:pca2") in settings
