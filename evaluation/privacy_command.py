@@ -191,7 +191,8 @@ def _figure(leaks: Sequence[Leak], examples: Sequence[Examples]) -> Figure:
     shown = len(examples[0].originals)
     height = (1 + len(leaks)) * 8.0 / shown
     result = Figure(figsize=(10.0, 4.2 + height), dpi=110, layout="constrained")
-    above, below = result.subfigures(2, 1, height_ratios=(4.2, height))
+    parts: Any = result.subfigures(2, 1, height_ratios=(4.2, height))  # typed as one
+    above, below = parts
     left, right = above.subplots(1, 2)
     _scatter(left, leaks, "psnr_db", "PSNR (dB)")
     _scatter(right, leaks, "ssim", "SSIM")

@@ -198,7 +198,7 @@ def _read_plan(directory: Path) -> Plan | None:
     path = directory / _PLAN
     if not path.exists():
         return None
-    plan = _read(path, Plan)
+    plan: Plan = _read(path, Plan)
     if plan.format != FORMAT:
         raise CheckpointError(f"{path} of format {plan.format}", f"format {FORMAT}", "use the version that wrote it")
     return plan

@@ -76,7 +76,7 @@ def parse(text: str) -> Setting:
         )
     if (method == "none") == bool(at):
         raise SettingError(f"setting {text!r}", "@RATIO for every method but none", _EXAMPLE)
-    return Setting(method, _ratio(text, method, ratio) if at else None, up, down)  # type: ignore[arg-type]
+    return Setting(method, _ratio(text, method, ratio) if at else None, up, down)
 
 
 def _ratio(text: str, method: str, ratio: str) -> Ratio:

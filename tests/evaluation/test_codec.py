@@ -132,7 +132,7 @@ def test_a_step_through_the_codec_equals_one_graph_where_nothing_is_quantized(te
     trunk.zero_grad()
     again = codec.compress(trunk, batch._replace(rng=np.random.default_rng(1)))
     restored = codec.restore(again.tensor, IMAGES) if hasattr(codec, "restore") else again.tensor
-    (restored * weight).sum().backward()  # type: ignore[no-untyped-call]
+    (restored * weight).sum().backward()
     torch.testing.assert_close(ours, weights.grad, rtol=1e-4, atol=1e-6)
 
 

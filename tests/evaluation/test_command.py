@@ -96,7 +96,12 @@ def test_an_option_that_is_typed_wins_over_the_preset(tmp_path: Path, monkeypatc
     from adc_edge.evaluation import runner
 
     seen: list[Any] = []
-    monkeypatch.setattr(runner, "evaluate", lambda study, settings, *rest: seen.append((study, settings)) or [])
+
+    def note(study: Any, settings: Any, *rest: Any) -> list[Any]:
+        seen.append((study, settings))
+        return []
+
+    monkeypatch.setattr(runner, "evaluate", note)
     monkeypatch.setattr(runner, "read_runs", lambda directory: (seen[0][0], []))
     typed = ["evaluate", "--preset", "small", "--epochs", "1", "-o", str(tmp_path)]
     assert CliRunner().invoke(main, typed).exit_code == 0

@@ -71,7 +71,8 @@ def mean_image() -> Float32:
     """Of the study's training images as the model gets them: 8x8 digits, resized."""
     split = sampled(load("digits"), STUDY).train
     images = [split.image(i).convert("RGB").resize((16, 16), 3) for i in range(512)]  # 3: bicubic
-    return np.mean([np.asarray(image, np.float64) / 255 for image in images], axis=0).astype(np.float32)
+    mean: Float32 = np.mean([np.asarray(image, np.float64) / 255 for image in images], axis=0).astype(np.float32)
+    return mean
 
 
 @functools.cache
@@ -117,7 +118,7 @@ def test_who_plays_the_device_knows_whose_tokens_a_row_has_and_which(text: str) 
     trunk, batch = make_trunk(), make_batch()
     view = look(make(text), trunk, batch)
     assert view.places is not None
-    assert view.rows.unique().tolist() == list(range(len(view.features)))
+    assert sorted(set(view.rows.tolist())) == list(range(len(view.features)))
     whole = trunk(batch.images).detach()
     for row, (tokens, places) in enumerate(zip(view.features, view.places, strict=True)):
         members = whole[view.rows == row]

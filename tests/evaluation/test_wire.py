@@ -45,6 +45,7 @@ def test_counted_bytes_are_those_that_the_kernel_carries(text: str) -> None:
 def test_counted_bytes_are_those_of_a_device_that_serves(text: str, server: Server, bundle_dir: Path) -> None:
     """`serve` and a real trainer, over ZeroMQ, by the kernel's counts."""
     setting = parse(text)
+    assert setting.ratio is not None
     serving = ServeSettings(
         bundle_dir,
         server.endpoint,
