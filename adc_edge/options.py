@@ -13,9 +13,9 @@ from adc_edge.errors import SettingError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PRECISION = click.Choice(
-    "fp32 fp16 bf16 int8 int4 int3 int2 pca2 pca1.5 pca1 pca0.75 pca0.5 pca0.375 pca0.25 pca0.125".split()
-)
+_CASTS_AND_INTEGERS = "fp32 fp16 bf16 int8 int4 int3 int2"
+_COMPONENTS = "pca4 pca3 pca2 pca1.5 pca1 pca0.75 pca0.5 pca0.375 pca0.25 pca0.125 pca0.0625"
+PRECISION = click.Choice(f"{_CASTS_AND_INTEGERS} {_COMPONENTS}".split())
 _RATIO = click.FloatRange(0.0, 1.0, min_open=True)
 
 

@@ -9,7 +9,7 @@ Layout of an encoded ``[rows, D]`` tensor (little endian):
     int4, int3, int2
           int32 e, rows float16 scales, then a plane for each bit, lowest first: that bit of all rows*D values, eight to
           a byte, the first value lowest. A value q means ``(q - 2**(bits-1)) * scale * 2**e``.
-    pca2 ... pca0.125
+    pca4 ... pca0.0625
           so many bits for each value in all: the rows' principal components and their coordinates (`lowrank.py`), or
           their mean where there is room for no more. What comes back is near in sum, not value by value.
 
@@ -50,6 +50,8 @@ Precision = Literal[
     "int4",
     "int3",
     "int2",
+    "pca4",
+    "pca3",
     "pca2",
     "pca1.5",
     "pca1",
@@ -58,6 +60,7 @@ Precision = Literal[
     "pca0.375",
     "pca0.25",
     "pca0.125",
+    "pca0.0625",
 ]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _PCA_BITS = {precision: float(precision[3:]) for precision in PRECISIONS if precision.startswith("pca")}

@@ -37,7 +37,7 @@ from adc_edge.evaluation.adc_codec import Adc
 from adc_edge.evaluation.codec import Batch, Codec
 from adc_edge.evaluation.setting import Setting
 from adc_edge.evaluation.study import Study
-from adc_edge.evaluation.training import _computing, _make, sampled
+from adc_edge.evaluation.training import computing, make_parts, sampled
 from adc_edge.learning import OptimizerSettings
 from adc_edge.loader import Batch as LoadedBatch
 from adc_edge.loader import Loader
@@ -210,7 +210,7 @@ class _Attack:
 
     def __init__(self, study: Study, setting: Setting, seed: int, classes: int) -> None:
         self.study, self.setting, self.seed = study, setting, seed
-        parts, self.how = _make(study, setting, seed, classes)
+        parts, self.how = make_parts(study, setting, seed, classes)
         self.trunk, self.codec, self.place = parts.trunk, parts.codec, parts.place
         for module in (self.trunk, self.codec.device, self.codec.trainer):
             if module is not None:
@@ -259,7 +259,7 @@ class _Attack:
 
     def _view(self, batch: LoadedBatch, stream: int, step: int) -> View:
         rng = np.random.default_rng([self.seed, stream, step])
-        with _computing(self.study):
+        with computing(self.study):
             images = torch.from_numpy(batch.images).to(self.place)
             view = look(self.codec, self.trunk, Batch(images, batch.labels, rng))
         places = None if view.places is None else view.places.to(self.place)

@@ -8,6 +8,7 @@ import queue
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from adc_edge.data import load
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
 from adc_edge.evaluation.setting import Setting, parse
 from adc_edge.evaluation.study import FORMAT, Plan, Run, Study, run_name
@@ -34,6 +36,9 @@ class _Task(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.setting} seed {self.seed}"
+
+
+_Outcome = tuple[_Task, "Run | AdcEdgeError"]
 
 
 class Failure(NamedTuple):
@@ -68,7 +73,7 @@ def evaluate(
         settings: the methods.
         seeds: of each.
         directory: where each run is written when it is done.
-        jobs: runs at a time, each in a process with its share of the processor's cores.
+        jobs: runs at a time; more than one, each in a process with its share of the processor's cores.
         console: shows progress and the time left.
 
     Raises:
@@ -88,12 +93,38 @@ def evaluate(
 
 def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, console: Console) -> list[Failure]:
     failures: list[Failure] = []
-    spawn = multiprocessing.get_context("spawn")
-    told = spawn.Queue()
-    threads = max(1, torch.get_num_threads() // jobs)
-    waiting = list(reversed(tasks))
-    with _pool(jobs, (told, threads), spawn) as pool, _display(console) as display:
+    with _display(console) as display:
         whole = display.add_task("all runs", total=float(len(tasks)))
+
+        def advance(share: float) -> None:
+            display.advance(whole, share)
+
+        for task, outcome in (_one_by_one if jobs == 1 else partial(_at_a_time, jobs))(study, tasks, advance):
+            if isinstance(outcome, AdcEdgeError):
+                failures.append(Failure(str(task), outcome))
+                display.console.print(f"{task}: {outcome}", markup=False)
+                continue
+            write_atomic(directory / _RUNS / run_name(*task), msgspec.json.encode(outcome))
+            display.console.print(_line(task, outcome), markup=False, highlight=False)
+        display.update(whole, completed=float(len(tasks)))
+    return failures
+
+
+def _one_by_one(study: Study, tasks: list[_Task], advance: Callable[[float], None]) -> Iterator[_Outcome]:
+    dataset = load(study.data)
+    for task in tasks:
+        try:
+            yield task, train(study, task.setting, task.seed, tell=_increments(advance), dataset=dataset)
+        except AdcEdgeError as error:
+            yield task, error
+
+
+def _at_a_time(jobs: int, study: Study, tasks: list[_Task], advance: Callable[[float], None]) -> Iterator[_Outcome]:
+    """So many runs in processes of their own."""
+    spawn = multiprocessing.get_context("spawn")  # a process that is forked may not use CUDA
+    told = spawn.Queue()
+    waiting = list(reversed(tasks))
+    with _pool(jobs, (told, max(1, torch.get_num_threads() // jobs)), spawn) as pool:
         running: dict[Future[Run], _Task] = {}
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -101,19 +132,13 @@ def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, conso
                 running[pool.submit(_work, study, task)] = task
             finished, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             for share in _drain(told):
-                display.advance(whole, share)
+                advance(share)
             for future in finished:
                 task = running.pop(future)
                 try:
-                    run = future.result()
+                    yield task, future.result()
                 except AdcEdgeError as error:
-                    failures.append(Failure(str(task), error))
-                    display.console.print(f"{task}: {error}", markup=False)
-                    continue
-                write_atomic(directory / _RUNS / run_name(*task), msgspec.json.encode(run))
-                display.console.print(_line(task, run), markup=False, highlight=False)
-        display.update(whole, completed=float(len(tasks)))
-    return failures
+                    yield task, error
 
 
 def _line(task: _Task, run: Run) -> str:
@@ -144,17 +169,20 @@ def _begin(told: Any, threads: int) -> None:
 
 def _work(study: Study, task: _Task) -> Run:
     """One run, in a worker; tells the share of it that each step is."""
-    spent = 0.0
+    return train(study, task.setting, task.seed, tell=_increments(_told.put))
+
+
+def _increments(advance: Callable[[float], None]) -> Callable[[float], None]:
+    """Told how much of a run is done, tells by how much that has grown."""
+    before = 0.0
 
     def tell(share: float) -> None:
-        nonlocal spent
+        nonlocal before
         share = min(share, 1.0)
-        _told.put(share - spent)
-        spent = share
+        advance(share - before)
+        before = share
 
-    run = train(study, task.setting, task.seed, tell=tell)
-    tell(1.0)
-    return run
+    return tell
 
 
 def _drain(told: Any) -> Iterator[float]:

@@ -37,7 +37,7 @@ _TEST_BATCH = 250
 _CHANCE = 7  # stream of a step's random numbers, beside the loader's own
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     """Both halves and what teaches them."""
 
     trunk: Trunk
@@ -95,7 +95,7 @@ def train(
     wire = wire or Counted()
     data = sampled(dataset or load(study.data), study)
     check_labels(data, len(data.classes))
-    parts, how = _make(study, setting, seed, len(data.classes))
+    parts, how = make_parts(study, setting, seed, len(data.classes))
     with ExitStack() as stack:
         loader = Loader(data.train, how, study.batch_size, seed, augment.parse(study.augment))
         stack.callback(loader.close)
@@ -117,6 +117,17 @@ def train(
     ratio = parts.codec.ratio(study.batch_size)
     about = machine.describe(threads=torch.get_num_threads(), device=study.device, compute=study.compute)
     return Run(str(setting), seed, ratio, end.uncompressed_step_bytes, end.steps_per_epoch, tuple(curve), about)
+
+
+def check(study: Study, settings: Sequence[Setting]) -> None:
+    """Raise an InputError that a run of these would end with at once: of the study, its data, model or a setting."""
+    data = sampled(load(study.check().data), study)
+    augment.parse(study.augment)
+    for setting in settings[:1]:
+        parts, how = make_parts(study, setting, 0, len(data.classes))
+        Loader(data.train, how, study.batch_size).close()
+        for other in settings[1:]:
+            make_codec(other, parts.trunk.spec, len(data.classes), 0).ratio(study.batch_size)
 
 
 class _End(NamedTuple):
@@ -156,7 +167,8 @@ def uncompressed_step_bytes(spec: TrunkSpec, images: int) -> int:
     return 2 * tensor + TRIPLE_BYTES * images
 
 
-def _make(study: Study, setting: Setting, seed: int, classes: int) -> tuple[_Parts, Preprocessing]:
+def make_parts(study: Study, setting: Setting, seed: int, classes: int) -> tuple[Parts, Preprocessing]:
+    """Both halves from the study's weights, the setting's codec, optimizers, and what images go through."""
     torch.manual_seed(seed)  # a new classifier is drawn
     weights = None if study.weights is None else Path(study.weights)
     vit = create_vit(study.model, study.model_args, classes, weights, study.pretrained)
@@ -167,10 +179,10 @@ def _make(study: Study, setting: Setting, seed: int, classes: int) -> tuple[_Par
     sides = ((trunk, codec.device), (head, codec.trainer))
     halves = [nn.ModuleList(m for m in side if m is not None).to(place) for side in sides]
     optimizers = Optimizer(halves[0], study.optimizer), Optimizer(halves[1], study.optimizer)
-    return _Parts(trunk, head, codec, optimizers, place), preprocessing(vit)
+    return Parts(trunk, head, codec, optimizers, place), preprocessing(vit)
 
 
-def _step(parts: _Parts, study: Study, loader: Loader, step: int, wire: Wire) -> float:
+def _step(parts: Parts, study: Study, loader: Loader, step: int, wire: Wire) -> float:
     """One step as both sides do it; returns the loss."""
     codec = parts.codec
     for module in (parts.trunk, parts.head, codec.device, codec.trainer):
@@ -178,10 +190,10 @@ def _step(parts: _Parts, study: Study, loader: Loader, step: int, wire: Wire) ->
             module.train()
     images, labels = loader.batch(step)
     rng = np.random.default_rng([loader.seed, _CHANCE, step])
-    with _computing(study):
+    with computing(study):
         sent = codec.compress(parts.trunk, Batch(torch.from_numpy(images).to(parts.place), labels, rng))
     body = wire.up(sent.header, sent.body, codec, step)
-    with _computing(study):
+    with computing(study):
         arrived = codec.extract(sent.header, body)
         logits = parts.head(arrived.features)
     loss = F.cross_entropy(logits.float(), arrived.soft)
@@ -198,7 +210,7 @@ def _step(parts: _Parts, study: Study, loader: Loader, step: int, wire: Wire) ->
 
 
 @torch.no_grad()
-def _judge(parts: _Parts, study: Study, batches: Sequence[LoadedBatch]) -> tuple[float, float | None]:
+def _judge(parts: Parts, study: Study, batches: Sequence[LoadedBatch]) -> tuple[float, float | None]:
     """Accuracy on the test images: nothing compressed, and as the method would compress them (None: it would not)."""
     codec = parts.codec
     for module in (parts.trunk, parts.head, codec.device, codec.trainer):
@@ -208,7 +220,7 @@ def _judge(parts: _Parts, study: Study, batches: Sequence[LoadedBatch]) -> tuple
     compresses = False
     for batch in batches:
         labels = torch.from_numpy(batch.labels).to(parts.place)
-        with _computing(study):
+        with computing(study):
             features = parts.trunk(torch.from_numpy(batch.images).to(parts.place))
             through = codec.through(features)
             right += _correct(parts.head(features), labels)
@@ -224,7 +236,7 @@ def _correct(logits: Tensor, labels: Tensor) -> int:
 
 
 @contextmanager
-def _computing(study: Study) -> Iterator[None]:
+def computing(study: Study) -> Iterator[None]:
     """bfloat16 where the study says so; there the CPU's fused attention is several times slower than the plain one."""
     with ExitStack() as stack:
         if study.compute == "bf16":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.bottleneck import BottleNetPlusPlus
 from adc_edge.evaluation.codec import Batch, Codec
-from adc_edge.precision import PRECISIONS, Precision
+from adc_edge.precision import VALUE_PRECISIONS, Precision
 from tests.test_trunk import SPEC, make_trunk
 
 CLASSES, TOKENS, DIM = 5, SPEC.tokens, SPEC.embed_dim
@@ -110,7 +110,7 @@ def test_both_halves_work_as_defined_by_hand() -> None:
     np.testing.assert_allclose(decoded, normed(encoded, decoder["0.weight"]), atol=1e-4)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", VALUE_PRECISIONS)
 def test_any_precision_works_and_the_trainer_needs_but_header_bytes_and_its_own_weights(precision: Precision) -> None:
     codec, trunk, batch = bottleneck(0.25, precision), make_trunk(), a_batch()
     step(codec, trunk, batch)

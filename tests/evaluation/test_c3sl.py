@@ -14,7 +14,7 @@ from torch import Tensor
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.c3sl import C3sl
 from adc_edge.evaluation.codec import Batch
-from adc_edge.precision import PRECISIONS, Precision
+from adc_edge.precision import VALUE_PRECISIONS, Precision
 from tests.test_trunk import SPEC, make_trunk
 
 CLASSES, TOKENS, DIM = 5, SPEC.tokens, SPEC.embed_dim
@@ -116,7 +116,7 @@ def test_the_keys_are_nearly_orthogonal_of_unit_length_and_a_function_of_the_see
     assert not torch.equal(c3sl(8, tokens=64, dim=64, seed=8).key(3), codec.key(3))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", VALUE_PRECISIONS)
 def test_any_precision_works_and_the_trainer_needs_but_header_and_bytes(precision: Precision) -> None:
     codec, batch, trunk = c3sl(2, precision), a_batch(5), make_trunk()
     sent = codec.compress(trunk, batch)

@@ -34,7 +34,7 @@ QUIET = Console(quiet=True)
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("study")
-    assert evaluate(STUDY, SETTINGS, [0, 1], directory, 2, QUIET) == []
+    assert evaluate(STUDY, SETTINGS, [0, 1], directory, 1, QUIET) == []
     return directory
 
 
@@ -57,8 +57,8 @@ def test_what_is_there_is_not_run_again_and_what_is_missing_is(finished: Path) -
 
 
 def test_a_setting_added_later_joins_the_others(finished: Path) -> None:
-    assert evaluate(STUDY, [parse("int2")], [0], finished, 1, QUIET) == []
-    assert {run.setting for run in read_runs(finished)[1]} == {"none", "adc@0.3/int8", "int2"}
+    assert evaluate(STUDY, [parse("int2"), parse("int3")], [0], finished, 2, QUIET) == []  # two at a time
+    assert {run.setting for run in read_runs(finished)[1]} == {"none", "adc@0.3/int8", "int2", "int3"}
 
 
 def test_another_study_is_refused_by_what_differs(finished: Path) -> None:

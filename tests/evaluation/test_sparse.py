@@ -15,7 +15,7 @@ from torch import Tensor
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.evaluation.codec import Batch, Codec, Sent
 from adc_edge.evaluation.sparse import Places, RandTopK, TopK, pack_places, place_bytes, unpack_places
-from adc_edge.precision import PRECISIONS, Precision
+from adc_edge.precision import VALUE_PRECISIONS, Precision
 from tests.test_trunk import SPEC, make_trunk
 
 CLASSES, TOKENS, DIM = 5, SPEC.tokens, SPEC.embed_dim
@@ -176,7 +176,7 @@ def test_test_activations_are_those_that_the_head_trains_on(share: float) -> Non
     torch.testing.assert_close(through, trained_on, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", VALUE_PRECISIONS)
 @pytest.mark.parametrize("make", [top_k, rand_top_k])
 def test_any_precision_works_and_the_trainer_needs_but_header_and_bytes(
     make: Callable[..., TopK], precision: Precision

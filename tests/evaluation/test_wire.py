@@ -41,7 +41,7 @@ def test_counted_bytes_are_those_that_the_kernel_carries(text: str) -> None:
     assert (ours.loss, ours.accuracy) == (theirs.loss, theirs.accuracy)  # and what arrives is what was sent
 
 
-@pytest.mark.parametrize("text", ["adc@0.4", "adc@0.4/int8:int4", "adc@1x1/pca1:pca0.5"])
+@pytest.mark.parametrize("text", ["adc@0.4", "adc@0.4/int8:int4", "adc@1x1/pca4:pca2"])
 def test_counted_bytes_are_those_of_a_device_that_serves(text: str, server: Server, bundle_dir: Path) -> None:
     """`serve` and a real trainer, over ZeroMQ, by the kernel's counts."""
     setting = parse(text)
