@@ -155,6 +155,8 @@ SIZES: dict[Precision, int] = {  # of 105 values in 15 rows
     "int4": 4 + 2 * 15 + 4 * 14,
     "int3": 4 + 2 * 15 + 3 * 14,
     "int2": 4 + 2 * 15 + 2 * 14,
+    "pca4": math.ceil(4 * 105 / 8),
+    "pca3": math.ceil(3 * 105 / 8),
     "pca2": math.ceil(2 * 105 / 8),
     "pca1.5": 14 + 8,  # what the mean row takes
     "pca1": 14 + 8,
@@ -163,6 +165,7 @@ SIZES: dict[Precision, int] = {  # of 105 values in 15 rows
     "pca0.375": 14 + 8,
     "pca0.25": 14 + 8,
     "pca0.125": 14 + 8,
+    "pca0.0625": 14 + 8,
 }
 
 
@@ -235,7 +238,8 @@ def test_pca_leaves_the_largest_float32_finite(precision: Precision, sign: float
     back = round_trip(x, precision)
     assert np.isfinite(back).all()
     exact = x.astype(np.float64) / LARGEST
-    assert np.square(back / LARGEST - exact).sum() < np.square(exact - exact.mean(axis=0)).sum()
+    rounded = 1.001  # where there is room for the mean alone, it comes in so many bits
+    assert np.square(back / LARGEST - exact).sum() < rounded * np.square(exact - exact.mean(axis=0)).sum()
 
 
 def test_the_layout_is_the_documented_one() -> None:
