@@ -14,7 +14,7 @@ import pytest
 from adc_edge.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-TOP = {"torch", "timm", "onnx", "torchvision", "onnxscript"}
+TOP = {"torch", "timm", "onnx", "torchvision", "onnxscript", "pandas", "matplotlib", "plotly", "skimage"}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,12 @@ for module in pkgutil.walk_packages(adc_edge.__path__, "adc_edge."):
     result = run(bare, "-c", code)
     assert result.returncode == 0, result.stderr
     lacking = set(result.stdout.split())
-    assert {"adc_edge.trunk", "adc_edge.export.graph", "adc_edge.cloud_trainer.head"} <= lacking
+    assert {
+        "adc_edge.trunk",
+        "adc_edge.export.graph",
+        "adc_edge.cloud_trainer.head",
+        "adc_edge.evaluation.views",
+    } <= lacking
     calibrating = {f"adc_edge.calibration.{m}" for m in ("int8", "quality", "compare", "calibrate")}  # on a host
     assert {m for m in lacking if m.startswith("adc_edge.calibration")} == calibrating
     assert lacking & {f"adc_edge.edge_runtime.{m}" for m in ("runner", "loop", "onnx_engine", "shim")} == {

@@ -38,7 +38,7 @@ STUDY = Study(
     model_args=TINY,
     split=2,
     batch_size=32,
-    train_images=512,
+    train_images=256,
     test_images=64,
     augment="none",
 )
@@ -70,7 +70,7 @@ def make_inverter(view: View) -> Inverter:
 def mean_image() -> Float32:
     """Of the study's training images as the model gets them: 8x8 digits, resized."""
     split = sampled(load("digits"), STUDY).train
-    images = [split.image(i).convert("RGB").resize((16, 16), 3) for i in range(512)]  # 3: bicubic
+    images = [split.image(i).convert("RGB").resize((16, 16), 3) for i in range(256)]  # 3: bicubic
     mean: Float32 = np.mean([np.asarray(image, np.float64) / 255 for image in images], axis=0).astype(np.float32)
     return mean
 
@@ -78,7 +78,7 @@ def mean_image() -> Float32:
 @functools.cache
 def attack(text: str) -> tuple[Leak, Examples]:
     """After a short training; on one thread, as the test that asks first."""
-    return invert(STUDY, parse(text), 0, 4.0)
+    return invert(STUDY, parse(text), 0, 3.0)
 
 
 @pytest.mark.parametrize("text", ["none", "topk@0.2", "adc@0.4", "adc-batch@0.5", "adc-tokens@0.5"])
