@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "methods": f"none,int4,int2,adc,{_RIVALS}",
         "ratios": "0.02",
-        "extra": ("none/pca0.5:pca0.75", "none/pca1:pca2"),
+        "extra": ("none/pca0.5:pca0.125", "none/pca1:pca0.25"),
         "seeds": "0",
         "img_size": 64,
         "epochs": 3.0,

@@ -109,4 +109,4 @@ def test_an_option_that_is_typed_wins_over_the_preset(tmp_path: Path, monkeypatc
     study, settings = seen[0]
     assert study.epochs == 1.0
     assert study.compute == "bf16"
-    assert parse("none/pca1:pca2") in settings
+    assert parse("none/pca1:pca0.25") in settings
