@@ -120,14 +120,14 @@ def train(
 
 
 def check(study: Study, settings: Sequence[Setting]) -> None:
-    """Raise an InputError that a run of these would end with at once: of the study, its data, model or a setting."""
+    """Raise the InputError of study, data, model or setting with which a run of them would end at once."""
     data = sampled(load(study.check().data), study)
     augment.parse(study.augment)
-    for setting in settings[:1]:
-        parts, how = make_parts(study, setting, 0, len(data.classes))
-        Loader(data.train, how, study.batch_size).close()
-        for other in settings[1:]:
-            make_codec(other, parts.trunk.spec, len(data.classes), 0).ratio(study.batch_size)
+    classes = len(data.classes)
+    parts, how = make_parts(study, settings[0], 0, classes)
+    Loader(data.train, how, study.batch_size).close()
+    for setting in settings:
+        make_codec(setting, parts.trunk.spec, classes, 0).ratio(study.batch_size)
 
 
 class _End(NamedTuple):
