@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adc_edge.options import data_option, optimizer_options, parse_model_args
+from adc_edge.options import data_option, optimizer_options
 
 _DATA = click.Path(path_type=Path)
 
@@ -127,10 +127,13 @@ def evaluate(output: Path, **options: Any) -> None:
     from adc_edge.evaluation.runner import evaluate as run_all
     from adc_edge.evaluation.runner import read_runs
     from adc_edge.evaluation.tables import tables
+    from adc_edge.evaluation.task import study_of
+    from adc_edge.learning import take_settings
 
     console = Console()
     settings, seeds, budgets, jobs = _what(options)
-    study = _task(options)
+    optimizer = take_settings(options)
+    study = study_of(options | {"optimizer": optimizer})
     failures = run_all(study, settings, seeds, output, jobs, console)
     _, runs = read_runs(output)
     if runs:
@@ -157,28 +160,3 @@ def _what(options: dict[str, Any]) -> tuple[list[Any], list[int], list[float], i
         except ValueError:
             raise SettingError(f"--{name} {','.join(texts)}", "numbers with commas", "for example 0,1,2") from None
     return unique([*wanted, *map(parse, extra)]), lists["seeds"], lists["budgets"], options.pop("jobs")
-
-
-def _task(options: dict[str, Any]) -> Any:
-    """The study that the other options describe."""
-    import torch
-
-    from adc_edge.errors import SettingError
-    from adc_edge.evaluation.study import Study
-    from adc_edge.learning import take_settings
-
-    size = options.pop("img_size")
-    arguments = parse_model_args(options.pop("model_arg")) | ({} if size is None else {"img_size": size})
-    weights, device = options.pop("weights"), options.pop("device")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise SettingError("--device cuda, and torch finds no CUDA device", "a CUDA device", "use --device auto")
-    return Study(
-        optimizer=take_settings(options),
-        model_args=arguments,
-        weights=None if weights is None else str(weights),
-        pretrained=options.pop("pretrained") and weights is None,
-        device=device,
-        **options,
-    )

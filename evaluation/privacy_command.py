@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import data_option, parse_model_args
+from adc_edge.options import data_option
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,10 +81,11 @@ def privacy(texts: tuple[str, ...], output: Path, epochs: float, seed: int, **op
 
     from adc_edge.evaluation.plots import png
     from adc_edge.evaluation.setting import parse, unique
+    from adc_edge.evaluation.task import study_of
     from adc_edge.files import write_atomic
 
     console = Console()
-    settings, study = unique(parse(text) for text in texts), _task(options)
+    settings, study = unique(parse(text) for text in texts), study_of(options)
     leaks, examples = _attack(study, settings, seed, epochs, console)
     console.print(_table(leaks))
     files = {
@@ -96,29 +97,6 @@ def privacy(texts: tuple[str, ...], output: Path, epochs: float, seed: int, **op
         write_atomic(output / name, data)
     console.print(_CAVEAT, soft_wrap=True)
     console.print(f"wrote    {output}: {', '.join(files)}", soft_wrap=True)
-
-
-def _task(options: dict[str, Any]) -> Study:
-    """The study that the options describe."""
-    import torch
-
-    from adc_edge.errors import SettingError
-    from adc_edge.evaluation.study import Study
-
-    size = options.pop("img_size")
-    arguments = parse_model_args(options.pop("model_arg")) | ({} if size is None else {"img_size": size})
-    weights, device = options.pop("weights"), options.pop("device")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise SettingError("--device cuda, and torch finds no CUDA device", "a CUDA device", "use --device auto")
-    return Study(
-        model_args=arguments,
-        weights=None if weights is None else str(weights),
-        pretrained=options.pop("pretrained") and weights is None,
-        device=device,
-        **options,
-    )
 
 
 def _attack(
