@@ -3,8 +3,8 @@
 Nothing here knows of timm, of sockets or of files. Every function traces to ONNX with dynamic B, T and S, which is
 why loops are unrolled, masks are arithmetic and no shape depends on a value.
 
-Scores, distances and means are computed in FP32 whatever the blocks compute in: in FP16 no batch keeps its assignments
-on raw scores, and centred ones keep them in 95 of 100.
+Scores, distances and means are computed in FP32 whatever the blocks compute in, autocast included: in FP16 no batch
+keeps its assignments on raw scores, and centred ones keep them in 95 of 100.
 
 Shapes:
     B images, N tokens (the P prefix tokens first, CLS at 0), D channels, H heads,
@@ -13,12 +13,34 @@ Shapes:
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 
 LLOYD_ITERATIONS = 10
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
+
+def _without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Autocast would round the products of matrices, whatever they are of."""
+
+    @functools.wraps(function)
+    def plain(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return plain
+
+
+@_without_autocast
 def cls_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     """The CLS row of a block's softmax attention, averaged over the heads (paper, step 1).
 
@@ -43,6 +65,7 @@ def membership(assignment: Tensor, clusters: Tensor) -> Tensor:
     return (assignment.unsqueeze(0) == clusters.unsqueeze(1)).to(torch.float32)
 
 
+@_without_autocast
 def kmeans(scores: Tensor, seeds: Tensor, iterations: int = LLOYD_ITERATIONS) -> tuple[Tensor, Tensor]:
     """Lloyd's k-means on the score rows, started from rows of the batch (paper, step 2).
 
@@ -71,6 +94,7 @@ def kmeans(scores: Tensor, seeds: Tensor, iterations: int = LLOYD_ITERATIONS) ->
     return assignment, counts.squeeze(1).to(torch.int64)
 
 
+@_without_autocast
 def cluster_mean(values: Tensor, assignment: Tensor, clusters: Tensor) -> Tensor:
     """Mean of each cluster's members: ``[B, ...]`` -> ``[T, ...]``; an empty cluster gives zeros (paper, step 2)."""
     members = membership(assignment, clusters)

@@ -96,3 +96,19 @@ def test_cls_attention_is_the_cls_row_of_the_softmax_averaged_over_heads() -> No
 def test_no_gradient_flows_through_the_choice() -> None:
     q = torch.randn(2, 1, 1, 4, requires_grad=True)
     assert not adc.cls_attention(q, torch.randn(2, 1, 5, 4, requires_grad=True), 0.5).requires_grad
+
+
+def test_autocast_changes_no_score_no_cluster_and_no_mean() -> None:
+    """The blocks may compute in bfloat16; eight bits of mantissa would decide otherwise who is alike."""
+    random = torch.Generator().manual_seed(0)
+    query, keys = (torch.randn(32, 3, n, 16, generator=random) for n in (1, 50))
+    seeds = torch.randperm(32, generator=random)[:8]
+    scores = adc.cls_attention(query, keys, 0.25)
+    assignment, counts = adc.kmeans(scores, seeds)
+    means = adc.cluster_mean(keys, assignment, torch.arange(8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (query[:, 0] @ keys[:, 0].mT).dtype == torch.bfloat16, "autocast is on"
+        assert torch.equal(adc.cls_attention(query, keys, 0.25), scores)
+        for got, expected in zip(adc.kmeans(scores, seeds), (assignment, counts), strict=True):
+            assert torch.equal(got, expected)
+        assert torch.equal(adc.cluster_mean(keys, assignment, torch.arange(8)), means)
