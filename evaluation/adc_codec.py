@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -50,27 +53,43 @@ class Adc(Dense):
         header = Header(len(batch.labels), tuple(tensor.shape), len(labels), self.precision)
         return Sent(header, encode_with_labels(tensor, labels, self.precision), tensor)
 
-    @staticmethod
-    def seeds(batch: Batch, shape: Shape) -> Tensor:
-        """The T distinct rows that start k-means."""
-        rows = batch.rng.permutation(shape.images)[: shape.clusters].astype(np.int64)
-        return torch.from_numpy(rows).to(batch.images.device)
-
     def choose(self, trunk: Trunk, batch: Batch) -> Compressed:
         """What merges with what, and which tokens stay."""
         shape = self.shape(len(batch.labels))
-        seeds = self.seeds(batch, shape)
+        rows = batch.rng.permutation(shape.images)[: shape.clusters].astype(np.int64)  # distinct: they start k-means
+        seeds = torch.from_numpy(rows).to(batch.images.device)
         slots = torch.zeros(shape.kept - self.spec.prefix, dtype=torch.int64, device=seeds.device)
         return trunk.compress(batch.images, seeds, slots)
 
 
-class AdcByToken(Adc):
-    """ADC that clusters by what a token holds instead of by attention: the paper's ablation.
+Feature = Callable[[Tensor, Tensor], Tensor]  # scores [B, N] and the trunk's output [B, N, D] -> rows [B, F]
+Start = Callable[[Tensor, int, np.random.Generator], npt.NDArray[np.int64]]  # those rows and T -> seeds [T]
+
+
+def cls_token(scores: Tensor, output: Tensor) -> Tensor:
+    """What the CLS token holds (the paper's ablation)."""
+    return output[:, 0].float()
+
+
+def mean_token(scores: Tensor, output: Tensor) -> Tensor:
+    """The mean of an image's tokens (the paper's ablation)."""
+    return output.mean(dim=1).float()
+
+
+def random_rows(rows: Tensor, clusters: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Distinct rows by chance: what ADC starts its k-means from."""
+    return rng.permutation(len(rows))[:clusters].astype(np.int64)
+
+
+class AdcBy(Adc):
+    """ADC that clusters by something else than attention, or in another way: for ablations.
 
     Tokens are still kept by the cluster's mean attention.
 
     Args:
-        mean: by the mean of the image's tokens; else by its CLS token.
+        feature: what k-means sees.
+        start: which rows it starts from.
+        iterations: of Lloyd's.
     """
 
     def __init__(
@@ -80,28 +99,26 @@ class AdcByToken(Adc):
         target: Ratio,
         precision: Precision,
         gradient_precision: Precision,
-        mean: bool,
+        feature: Feature,
+        start: Start = random_rows,
+        iterations: int = adc.LLOYD_ITERATIONS,
     ) -> None:
         super().__init__(spec, classes, target, precision, gradient_precision)
-        self.mean = mean
+        self.feature, self.start, self.iterations = feature, start, iterations
 
     def choose(self, trunk: Trunk, batch: Batch) -> Compressed:
-        """As ADC, with k-means on the output of the trunk."""
+        """As ADC, after the trunk's whole output."""
         shape = self.shape(len(batch.labels))
-        seeds = self.seeds(batch, shape)
         state = trunk.states(batch.images)[-1]
         with torch.no_grad():
-            slots = torch.zeros(1, dtype=torch.int64, device=seeds.device)
-            scores = trunk.inspect_last(state, seeds, slots).scores
-            output = trunk.blocks[-1](state)
-            assignment, counts = adc.kmeans(_feature(output, self.mean), seeds)
-            clusters = torch.arange(shape.clusters, device=seeds.device)
+            one = torch.zeros(2, dtype=torch.int64, device=state.device)
+            scores = trunk.inspect_last(state, one, one).scores
+            rows = self.feature(scores, trunk.blocks[-1](state))
+            seeds = torch.from_numpy(self.start(rows, shape.clusters, batch.rng)).to(state.device)
+            assignment, counts = adc.kmeans(rows, seeds, self.iterations)
+            clusters = torch.arange(shape.clusters, device=state.device)
             centroids = adc.cluster_mean(scores, assignment, clusters)
             tokens = adc.select_tokens(centroids, shape.kept - self.spec.prefix, self.spec.prefix)
         start = len(trunk.blocks) - 1
         activations = trunk.replay(state if start else batch.images, assignment, tokens, start=start)
         return Compressed(activations, assignment, tokens, counts)
-
-
-def _feature(output: Tensor, mean: bool) -> Tensor:
-    return (output.mean(dim=1) if mean else output[:, 0]).float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adc_edge.errors import SettingError
-from adc_edge.evaluation.adc_codec import Adc, AdcByToken
+from adc_edge.evaluation.adc_codec import Adc, AdcBy, cls_token, mean_token
 from adc_edge.evaluation.bottleneck import BottleNetPlusPlus
 from adc_edge.evaluation.c3sl import C3sl
 from adc_edge.evaluation.codec import Codec, Dense
@@ -20,7 +20,7 @@ def make_codec(setting: Setting, spec: TrunkSpec, classes: int, seed: int) -> Co
     if ratio is None:
         return Dense(classes, *travels)
     if method in ("adc-cls", "adc-mean"):
-        return AdcByToken(spec, classes, ratio, *travels, mean=method == "adc-mean")
+        return AdcBy(spec, classes, ratio, *travels, cls_token if method == "adc-cls" else mean_token)
     if method == "adc":
         return Adc(spec, classes, ratio, *travels)
     share = ratio.xi

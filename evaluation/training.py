@@ -33,6 +33,8 @@ from adc_edge.spec import TrunkSpec
 from adc_edge.split import Head, create_vit, cut, preprocessing
 from adc_edge.trunk import Trunk
 
+MakeCodec = Callable[[Setting, TrunkSpec, int, int], Codec]  # of a setting for a model, C classes and a seed
+
 _TEST_BATCH = 250
 _CHANCE = 7  # stream of a step's random numbers, beside the loader's own
 
@@ -78,6 +80,7 @@ def train(
     wire: Wire | None = None,
     tell: Callable[[float], None] = lambda share: None,
     dataset: Dataset | None = None,
+    make: MakeCodec = make_codec,
 ) -> Run:
     """Train one setting from the study's weights; the same seed gives the same images in the same order to each method.
 
@@ -88,6 +91,7 @@ def train(
         wire: carries the bodies; default: they are counted.
         tell: told after each step which share of the run is done.
         dataset: the study's, if it has been loaded; not sampled yet.
+        make: the codec, where it is not the setting's own (`benchmarks/ideas.py`).
 
     Raises:
         ProtocolError: code ``nan``: the training diverged.
@@ -95,7 +99,7 @@ def train(
     wire = wire or Counted()
     data = sampled(dataset or load(study.data), study)
     check_labels(data, len(data.classes))
-    parts, how = make_parts(study, setting, seed, len(data.classes))
+    parts, how = make_parts(study, setting, seed, len(data.classes), make)
     with ExitStack() as stack:
         loader = Loader(data.train, how, study.batch_size, seed, augment.parse(study.augment))
         stack.callback(loader.close)
@@ -167,14 +171,16 @@ def uncompressed_step_bytes(spec: TrunkSpec, images: int) -> int:
     return 2 * tensor + TRIPLE_BYTES * images
 
 
-def make_parts(study: Study, setting: Setting, seed: int, classes: int) -> tuple[Parts, Preprocessing]:
+def make_parts(
+    study: Study, setting: Setting, seed: int, classes: int, make: MakeCodec = make_codec
+) -> tuple[Parts, Preprocessing]:
     """Both halves from the study's weights, the setting's codec, optimizers, and what images go through."""
     torch.manual_seed(seed)  # a new classifier is drawn
     weights = None if study.weights is None else Path(study.weights)
     vit = create_vit(study.model, study.model_args, classes, weights, study.pretrained)
     trunk, head = cut(vit, study.split)
     place = torch.device(study.device)
-    codec = make_codec(setting, trunk.spec, classes, seed)
+    codec = make(setting, trunk.spec, classes, seed)
     codec.place = place
     sides = ((trunk, codec.device), (head, codec.trainer))
     halves = [nn.ModuleList(m for m in side if m is not None).to(place) for side in sides]

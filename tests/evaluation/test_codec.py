@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adc_edge.evaluation.adc_codec import Adc, AdcByToken
+from adc_edge.evaluation.adc_codec import Adc, AdcBy, cls_token, mean_token
 from adc_edge.evaluation.codec import Batch, Codec, Dense
 from adc_edge.evaluation.codecs import make_codec
 from adc_edge.evaluation.setting import METHODS, parse
@@ -99,7 +99,8 @@ def test_clustering_by_tokens_is_k_means_on_those_tokens(mean: bool) -> None:
     from sklearn.cluster import KMeans
 
     trunk, batch = make_trunk(), make_batch()
-    codec = AdcByToken(SPEC, CLASSES, Ratio(batch=0.5, token=0.5), "fp32", "fp32", mean)
+    feature = mean_token if mean else cls_token
+    codec = AdcBy(SPEC, CLASSES, Ratio(batch=0.5, token=0.5), "fp32", "fp32", feature)
     choice = codec.choose(trunk, batch)
     z = trunk(batch.images).detach().numpy().astype(np.float64)
     rows = z.mean(axis=1) if mean else z[:, 0]
