@@ -41,7 +41,10 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is in a bundle. ``tokens`` is N, ``dim`` D and ``prefix`` P of the paper; ``depth`` counts all blocks."""
+    """What is in a bundle, and how it is served by default.
+
+    ``tokens`` is N, ``dim`` D and ``prefix`` P of the paper; ``depth`` counts all blocks.
+    """
 
     format: int
     model: str
@@ -60,6 +63,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     opset: int
     files: dict[str, str]
     versions: dict[str, str]
+    gradient_precision: Precision | None = None  # None: as ``precision``, and in bundles up to 0.5
 
     def limits(self, max_images: int = 1024) -> Limits:
         """What a message about this model may hold."""

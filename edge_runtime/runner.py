@@ -50,8 +50,7 @@ class Serve:
         self.bundle = Bundle.load(settings.bundle, () if self._torchless else (TRUNK,))
         self.graph = None if settings.engine == "torch" else self.bundle.client(settings.computes)
         self.manifest = self.bundle.manifest
-        self.precision = settings.precision or self.manifest.precision
-        self.gradient_precision = settings.gradient_precision or self.precision
+        self.precision, self.gradient_precision = settings.precisions(self.manifest)
         self.batch_size = settings.batch_size or self.manifest.batch_size
         ratio = self.manifest.ratio if settings.ratio == Ratio() else settings.ratio.check()
         self.shape: Shape = settings.cut(ratio, self.manifest)  # of a micro-batch

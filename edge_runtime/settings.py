@@ -61,6 +61,13 @@ class ServeSettings(msgspec.Struct, frozen=True):
         """What the engine computes in."""
         return self.compute or ("fp16" if self.engine == "tensorrt" else "fp32")
 
+    def precisions(self, manifest: Manifest) -> tuple[Precision, Precision]:
+        """Of activations and gradients: the bundle's, or where the first is asked for, both ways the same."""
+        up, down = manifest.precision, manifest.gradient_precision
+        if self.precision is not None:
+            up, down = self.precision, None
+        return up, self.gradient_precision or down or up
+
     def check_compute(self) -> None:
         """Raise SettingError unless the engine can compute so for this trunk."""
         compute, engine = self.computes, self.engine

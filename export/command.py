@@ -25,7 +25,10 @@ from adc_edge.options import PRECISION, parse_model_args, ratio_options
 @click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
 @ratio_options
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=2), help="Images a step.")
-@click.option("--precision", type=PRECISION, default="fp16", show_default=True, help="Default on the wire.")
+@click.option(
+    "--precision", type=PRECISION, help="Default on the wire, both ways; without it pca1 up and pca0.25 down."
+)
+@click.option("--gradient-precision", type=PRECISION, help="Of gradients, if it is another.")
 @click.option("--fp16", is_flag=True, help="Also a graph that computes in fp16, for GPUs (ADC itself stays in fp32).")
 @click.option(
     "--tensorrt", is_flag=True, help="Also what `serve --engine tensorrt` builds its engine of, on the device."
@@ -53,9 +56,10 @@ def export(
 
     arguments = parse_model_args(model_arg) | ({} if img_size is None else {"img_size": img_size})
     chosen = Ratio(ratio, batch_ratio, token_ratio)
-    chosen = Ratio(xi=0.1) if chosen == Ratio() else chosen
+    if chosen != Ratio():
+        rest["ratio"] = chosen
     console = Console()
-    settings = Settings(model, split, output, chosen, classes=num_classes, model_args=arguments, **rest)
+    settings = Settings(model, split, output, classes=num_classes, model_args=arguments, **rest)
     rows = export_bundle(settings, console.print)
     console.print(parity_table(rows))
     console.print(f"wrote    {output}\n\nnext:")

@@ -8,14 +8,31 @@ from typing import Any
 
 import pytest
 
+from adc_edge.precision import Precision, encoded_bytes
+from adc_edge.protocol import TRIPLE_BYTES
+
 
 @pytest.mark.slow
-def test_deit_tiny_learns_cifar10_over_the_wire(shared_data: Path, tmp_path: Path, command: Any) -> None:
+@pytest.mark.parametrize(
+    ("options", "precisions", "xi", "least"),
+    [
+        pytest.param(["--ratio", "0.4", "--precision", "fp16"], ("fp16", "fp16"), 0.4, 0.5, id="ADC in fp16"),
+        pytest.param([], ("pca1", "pca0.25"), 1.0, 0.6, id="the defaults"),
+    ],
+)
+def test_deit_tiny_learns_cifar10_over_the_wire(
+    options: list[str],
+    precisions: tuple[Precision, Precision],
+    xi: float,
+    least: float,
+    shared_data: Path,
+    tmp_path: Path,
+    command: Any,
+) -> None:
     bundle, report_file = tmp_path / "out", tmp_path / "run.json"
     with command(
         "export", "--model", "deit_tiny_patch16_224", "--weights", shared_data / "deit_tiny_patch16_224.safetensors",
-        "--split", "6", "--num-classes", "10", "--img-size", "112", "--ratio", "0.4", "--batch-size", "64",
-        "-o", bundle,
+        "--split", "6", "--num-classes", "10", "--img-size", "112", *options, "--batch-size", "64", "-o", bundle,
     ) as export:  # fmt: skip
         code, output = export.finish()
         assert code == 0, output
@@ -36,8 +53,12 @@ def test_deit_tiny_learns_cifar10_over_the_wire(shared_data: Path, tmp_path: Pat
     report = json.loads(report_file.read_text())
     accuracy = [evaluation["accuracy"] for evaluation in report["evaluations"]]
     assert report["loss"] < 0.8 * report["loss_first"]
-    assert accuracy[-1] > 0.5
+    assert accuracy[-1] > least
     assert accuracy[-1] > accuracy[0]
-    booked = report["xi"] * report["images"] * 50 * 192 * 2  # fp16, one way
-    assert report["bytes_up"] == pytest.approx(booked, rel=0.02)
-    assert report["bytes_down"] == pytest.approx(booked, rel=0.02)
+    assert (report["precision"], report["gradient_precision"]) == precisions
+    assert report["xi"] == pytest.approx(xi, rel=0.01)
+    rows = round(report["xi"] * 64 * 50)
+    for way, precision in zip(("up", "down"), precisions, strict=True):
+        labels = TRIPLE_BYTES * 64 * (way == "up")  # no row has more than each image's own
+        booked = report["steps"] * (encoded_bytes((rows, 192), precision) + labels)
+        assert report[f"bytes_{way}"] == pytest.approx(booked, rel=0.02)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
+from adc_edge.bundle import Bundle
 from adc_edge.cli import main
 from adc_edge.edge_runtime.settings import ServeSettings
 
@@ -37,3 +40,22 @@ def test_what_is_computed_in_follows_the_engine(bundle_dir: Path) -> None:
     assert computes() == "fp32"
     assert computes(engine="tensorrt") == "fp16"
     assert computes(engine="tensorrt", compute="fp32") == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("asked", "bundle", "expected"),
+    [
+        ((None, None), ("pca1", "pca0.25"), ("pca1", "pca0.25")),
+        ((None, None), ("int8", None), ("int8", "int8")),
+        ((None, "int4"), ("pca1", "pca0.25"), ("pca1", "int4")),
+        (("int8", None), ("pca1", "pca0.25"), ("int8", "int8")),
+        (("int8", "int4"), ("pca1", None), ("int8", "int4")),
+    ],
+)
+def test_what_travels_is_what_is_asked_for_or_what_the_bundle_says(
+    asked: tuple[Any, Any], bundle: tuple[Any, Any], expected: tuple[str, str], bundle_dir: Path
+) -> None:
+    manifest = Bundle.load(bundle_dir, ()).manifest
+    manifest = msgspec.structs.replace(manifest, precision=bundle[0], gradient_precision=bundle[1])
+    settings = ServeSettings(bundle_dir, "", precision=asked[0], gradient_precision=asked[1])
+    assert settings.precisions(manifest) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -240,3 +241,20 @@ def test_a_directory_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None
     with pytest.raises(SettingError, match="no bundle"):
         export_bundle(settings)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, ("pca1", "pca0.25")),
+        ({"gradient_precision": "int4"}, ("pca1", "int4")),
+        ({"precision": "int8"}, ("int8", "int8")),
+        ({"precision": "int8", "gradient_precision": "int4"}, ("int8", "int4")),
+    ],
+)
+def test_a_bundle_is_served_in_the_precisions_asked_for_or_in_what_came_out_best(
+    asked: dict[str, Any], expected: tuple[str, str], tmp_path: Path
+) -> None:
+    settings = Settings("vit_tiny_patch16_224", 1, tmp_path, **asked)
+    assert settings.precisions == expected
+    assert settings.ratio.shape(32, 17, 1).xi == 1.0, "all is sent"
