@@ -139,8 +139,8 @@ def evaluate(output: Path, **options: Any) -> None:
     if runs:
         for table in tables(study, runs, budgets):
             console.print(table)
-        write_all(study, runs, budgets, output)
-        console.print(f"wrote    {output}: index.html, plot.png, curves.png, results.csv, results.json", soft_wrap=True)
+        written = write_all(study, runs, budgets, output)
+        console.print(f"wrote    {output}: {', '.join(path.name for path in written)}", soft_wrap=True)
     if failures:
         raise failures[0].error
 

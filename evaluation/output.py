@@ -13,6 +13,7 @@ from adc_edge.errors import SettingError
 from adc_edge.evaluation.page import machines, page
 from adc_edge.evaluation.plots import curves_figure, figure, png
 from adc_edge.evaluation.study import Run, Study
+from adc_edge.evaluation.tables import markdown, sheets
 from adc_edge.evaluation.views import Views, parts_of, records, views
 from adc_edge.files import write_atomic
 
@@ -23,7 +24,7 @@ _COLUMNS = (
 
 
 def write_all(study: Study, runs: Sequence[Run], budgets: Sequence[float], directory: Path) -> list[Path]:
-    """Write results.csv, results.json, plot.png, curves.png and index.html, each whole or not at all.
+    """Write results.csv, results.json, results.md, plot.png, curves.png and index.html, each whole or not at all.
 
     Args:
         study: the task of all runs.
@@ -44,6 +45,7 @@ def write_all(study: Study, runs: Sequence[Run], budgets: Sequence[float], direc
     files = {
         "results.csv": points(runs).to_csv(index=False).encode(),
         "results.json": msgspec.json.format(msgspec.json.encode(to_dict(study, runs, seen)), indent=2) + b"\n",
+        "results.md": markdown(sheets(seen)).encode(),
         "plot.png": png(figure(study, runs, seen, middle)),
         "curves.png": png(curves_figure(runs)),
         "index.html": page(study, runs, seen, middle).encode(),

@@ -34,6 +34,7 @@ def test_one_command_gives_table_plot_page_and_data_and_a_second_adds_to_it(tmp_
         "curves.png",
         "results.csv",
         "results.json",
+        "results.md",
         "runs",
         "study.json",
     }

@@ -22,6 +22,7 @@ from adc_edge.evaluation.output import write_all
 from adc_edge.evaluation.page import curves_plot, page, steps_plot
 from adc_edge.evaluation.plots import CURVES_SIZE, DPI, SIZE, STYLES, curves_figure, figure, frontier
 from adc_edge.evaluation.study import Run, Study
+from adc_edge.evaluation.tables import markdown, sheets
 from adc_edge.evaluation.views import GROUPS, by_steps, views
 from tests.evaluation.test_views import STUDY, a_run, rises, some_runs
 
@@ -64,10 +65,15 @@ def test_the_directory_holds_what_is_promised(written: Path) -> None:
     assert {p.name for p in written.iterdir()} == {
         "results.csv",
         "results.json",
+        "results.md",
         "plot.png",
         "curves.png",
         "index.html",
     }
+
+
+def test_the_tables_are_there_as_markdown(written: Path) -> None:
+    assert (written / "results.md").read_text() == markdown(sheets(SEEN))
 
 
 def test_the_csv_reads_back_as_every_point_of_every_run(written: Path) -> None:
