@@ -1,4 +1,4 @@
-"""What the last bits of a run's numbers depend on, for the record."""
+"""What the last bits of a run's numbers depend on: told for the record, and its threads limited."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import threadpoolctl
 
 from adc_edge import __version__
 
@@ -23,6 +25,15 @@ def describe(**more: Any) -> dict[str, Any]:
         **{name: found for name in _PACKAGES if (found := _version(name))},
         **more,
     }
+
+
+def limit_threads(threads: int) -> None:
+    """Let NumPy's linear algebra, which finds principal components, have so many threads; 0: as many as it likes.
+
+    Left alone it takes every core in every process.
+    """
+    if threads:
+        threadpoolctl.threadpool_limits(threads, user_api="blas")
 
 
 def _processor() -> str:

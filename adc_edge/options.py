@@ -126,7 +126,7 @@ def run_options(command: F) -> F:
             default=0,
             show_default=True,
             type=click.IntRange(min=0),
-            help="Of torch and the engine; 0: their choice.",
+            help="Of torch, the engine and NumPy; 0: their choice.",
         ),
     )
 

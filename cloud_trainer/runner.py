@@ -64,6 +64,7 @@ class Trainer:
         self.access = None if settings.keys is None else Access(settings.keys)
         if settings.threads:
             torch.set_num_threads(settings.threads)
+            machine.limit_threads(settings.threads)
         self.bundle = Bundle.load(settings.bundle, need=(HEAD,))
         self.training = self._training()
         # Standings of the checkpoints that a damaged newest one would fall back on.

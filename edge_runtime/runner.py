@@ -62,6 +62,7 @@ class Serve:
     def run(self) -> dict[str, Any]:
         """Train to the end, or to the first Ctrl-C; returns the report."""
         settings = self.settings
+        machine.limit_threads(settings.threads)
         dataset = data.load(settings.data)
         data.check_labels(dataset, self.manifest.classes)
         with ExitStack() as stack:

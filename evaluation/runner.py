@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import threadpoolctl
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from adc_edge import machine
 from adc_edge.data import load
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
 from adc_edge.evaluation.setting import Setting, parse
@@ -166,7 +166,7 @@ def _begin(told: Any, threads: int) -> None:
     _told = told
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     torch.set_num_threads(threads)
-    threadpoolctl.threadpool_limits(threads)  # NumPy's own: it would take every core in every worker
+    machine.limit_threads(threads)
 
 
 def _work(study: Study, task: _Task) -> Run:

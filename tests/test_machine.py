@@ -8,6 +8,7 @@ import platform
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from adc_edge import __version__, machine
 
@@ -33,3 +34,17 @@ def test_what_the_caller_adds_is_there_and_has_the_last_word() -> None:
 def test_a_package_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_PACKAGES", ("numpy", "no-such-package-anywhere"))
     assert {"numpy"} == {"numpy", "no-such-package-anywhere"} & set(machine.describe())
+
+
+def test_numpy_has_as_many_threads_as_it_is_let() -> None:
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
+
+    np.ones((2, 2)) @ np.ones((2, 2))
+    before = threads()
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):  # and as before afterwards
+        machine.limit_threads(0)
+        assert threads() == {2}
+        machine.limit_threads(1)
+        assert threads() == {1}
+    assert threads() == before

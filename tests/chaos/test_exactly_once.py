@@ -142,11 +142,13 @@ def test_kills_cuts_flips_and_stalls_change_nothing_bit_for_bit(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nor_do_they_under_encryption(storm: Callable[..., tuple[dict[str, int], BadLink]], tmp_path: Path) -> None:
+    """In what `export` writes by default: principal components are found anew by each process that needs them."""
+    more = ("--precision", "pca1", "--gradient-precision", "pca0.25")
     for name in ("trainer", "device"):
         make_keys(tmp_path / name)
     allow(tmp_path / "trainer", "device", load_public(tmp_path / "device" / "public.key"))
     pin(tmp_path / "device", load_public(tmp_path / "trainer" / "public.key"))
-    happened, link = storm(120, tmp_path, trainer=7, device=7, both=1, cut=5, flip=15, stall=2)
+    happened, link = storm(120, tmp_path, more, trainer=7, device=7, both=1, cut=5, flip=15, stall=2)
     assert happened["trainer"] >= 5
     assert happened["device"] >= 5
     assert link.flips >= 10
