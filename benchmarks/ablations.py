@@ -8,6 +8,7 @@ kept when it is done and not made again. The table is written to ablations.md.
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +18,15 @@ import ideas
 import msgspec
 import numpy as np
 import torch
-from harness import arguments
 from joblib import Parallel, delayed, parallel_config
 from rich.progress import track
 
+from adc_edge.data import load
 from adc_edge.errors import ProtocolError
 from adc_edge.evaluation.codecs import make_codec
 from adc_edge.evaluation.setting import parse
 from adc_edge.evaluation.study import Run, Study
-from adc_edge.evaluation.training import MakeCodec, train
+from adc_edge.evaluation.training import MakeCodec, sampled, train
 from adc_edge.files import write_atomic
 from adc_edge.learning import OptimizerSettings
 
@@ -138,8 +139,42 @@ def _table(title: str, rows: list[tuple[str, list[Run]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _path(output: Path, case: Case, seed: int) -> Path:
+    return output / f"{case.file}.seed{seed}.json"
+
+
+def _keep_apart(study: Study, output: Path) -> None:
+    """One directory, one study: what is there is not made again, so it must be the same."""
+    path, text = output / "study.json", msgspec.json.encode(study)
+    if path.exists() and path.read_bytes() != text:
+        raise SystemExit(f"{output} holds another study: {path.read_text()}; choose another -o")
+    write_atomic(path, text)
+
+
+def _train_missing(chosen: list[Case], study: Study, seeds: list[int], output: Path, jobs: int) -> None:
+    tasks = [(case, study, seed, _path(output, case, seed)) for seed in seeds for case in chosen]
+    missing = [delayed(_run)(*task) for task in tasks if not task[-1].exists()]
+    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+        for trouble in track(Parallel(return_as="generator_unordered")(missing), "runs", len(missing)):
+            if trouble:
+                print(trouble)
+
+
+def _tables(chosen: list[Case], seeds: list[int], output: Path) -> str:
+    """All tables of the runs that are there."""
+    tables: dict[str, list[tuple[str, list[Run]]]] = {}
+    for case in chosen:
+        there = [path for seed in seeds if (path := _path(output, case, seed)).exists()]
+        if there:
+            runs = [msgspec.json.decode(path.read_bytes(), type=Run) for path in there]
+            tables.setdefault(case.table, []).append((case.name, runs))
+    return "\n".join(_table(title, rows) for title, rows in tables.items())
+
+
 def main() -> None:
-    parser = arguments("Ablations: the paper's, and ideas.")
+    parser = argparse.ArgumentParser(
+        description="Ablations: the paper's, and ideas.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--data", default="digits")
     parser.add_argument("--weights", help="weights file (safetensors)")
     parser.add_argument("--img-size", type=int, default=112)
@@ -147,7 +182,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--train-images", type=int, default=0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tables", nargs="+", help="those whose title begins so; default: all")
+    parser.add_argument("--tables", nargs="+", default=[""], help="those whose title begins so; default: all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compute", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
@@ -165,32 +200,13 @@ def main() -> None:
         device=args.device,
         compute=args.compute,
     )
-    steps = args.epochs * (args.train_images or 4000) // args.batch_size
-    chosen = [case for case in cases(int(steps)) if not args.tables or case.table.startswith(tuple(args.tables))]
-    paths = {(case.file, seed): args.output / f"{case.file}.seed{seed}.json" for case in chosen for seed in args.seeds}
-    tasks = [
-        delayed(_run)(case, study, seed, paths[case.file, seed])
-        for seed in args.seeds
-        for case in chosen
-        if not paths[case.file, seed].exists()
-    ]
-    with parallel_config("loky", n_jobs=args.jobs, inner_max_num_threads=1):
-        results = Parallel(return_as="generator_unordered")(tasks)
-        for trouble in track(results, "runs", len(tasks)):
-            if trouble:
-                print(trouble)
-    text = []
-    for title in dict.fromkeys(case.table for case in chosen):
-        rows = []
-        for case in chosen:
-            there = [paths[case.file, seed] for seed in args.seeds if case.table == title]
-            runs = [msgspec.json.decode(path.read_bytes(), type=Run) for path in there if path.exists()]
-            if runs:
-                rows.append((case.name, runs))
-        if rows:
-            text.append(_table(title, rows))
-    write_atomic(args.output / "ablations.md", "\n".join(text).encode())
-    print("\n".join(text))
+    _keep_apart(study, args.output)
+    steps = int(args.epochs * (len(sampled(load(args.data), study).train.labels) // args.batch_size))
+    chosen = [case for case in cases(steps) if case.table.startswith(tuple(args.tables))]
+    _train_missing(chosen, study, args.seeds, args.output, args.jobs)
+    text = _tables(chosen, args.seeds, args.output)
+    write_atomic(args.output / "ablations.md", text.encode())
+    print(text)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ablations
 import ideas
+import msgspec
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +21,7 @@ from adc_edge.evaluation.codec import Arrived, Codec, Sent
 from adc_edge.evaluation.setting import parse
 from adc_edge.evaluation.training import MakeCodec
 from tests.evaluation.test_codec import CLASSES, IMAGES, SHAPE, make, make_batch
+from tests.evaluation.test_views import STUDY, rises
 from tests.test_trunk import SPEC, make_trunk
 
 ADC = "adc@0.5x0.5"
@@ -136,3 +140,19 @@ def test_what_error_feedback_has_brought_adds_up_to_the_gradients() -> None:
     brought = sum((gradients_back(codec, gradient) for _ in range(20)), torch.zeros(SHAPE))
     plain = 20 * gradients_back(make("int2"), gradient)
     assert (brought - 20 * gradient).norm() < 0.2 * (plain - 20 * gradient).norm()
+
+
+def test_an_ablation_tells_how_far_it_is_from_its_reference_seed_by_seed() -> None:
+    first, second = [0.50, 0.58, 0.41], [0.55, 0.61, 0.49]
+    runs = [rises(*ends, setting="int8", share=0.5) for ends in (first, second)]
+    text = ablations._table("A choice", [("one", runs[0]), ("another", runs[1])])
+    t = scipy.stats.ttest_rel(second, first).statistic  # of paired differences: their mean in standard errors
+    row = text.splitlines()[-1]
+    assert row == f"| another | 50 | 55.0 ± 6.0 | 3 | +5.3 | {t:+.1f} |"
+
+
+def test_one_directory_holds_one_study(tmp_path: Path) -> None:
+    ablations._keep_apart(STUDY, tmp_path)
+    ablations._keep_apart(STUDY, tmp_path)
+    with pytest.raises(SystemExit, match="another study.*choose another -o"):
+        ablations._keep_apart(msgspec.structs.replace(STUDY, split=5), tmp_path)
