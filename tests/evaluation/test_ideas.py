@@ -154,5 +154,5 @@ def test_an_ablation_tells_how_far_it_is_from_its_reference_seed_by_seed() -> No
 def test_one_directory_holds_one_study(tmp_path: Path) -> None:
     ablations._keep_apart(STUDY, tmp_path)
     ablations._keep_apart(STUDY, tmp_path)
-    with pytest.raises(SystemExit, match="another study.*choose another -o"):
+    with pytest.raises(SystemExit, match=r"another study.*choose another -o"):
         ablations._keep_apart(msgspec.structs.replace(STUDY, split=5), tmp_path)
