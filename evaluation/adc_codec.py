@@ -18,6 +18,11 @@ from adc_edge.spec import TrunkSpec
 from adc_edge.trunk import Compressed, Trunk
 
 
+def random_rows(rows: Tensor, clusters: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Distinct rows by chance: what ADC starts its k-means from."""
+    return rng.permutation(len(rows))[:clusters].astype(np.int64)
+
+
 class Adc(Dense):
     """ADC at a ratio: T clusters of k tokens out of B images of N.
 
@@ -56,8 +61,7 @@ class Adc(Dense):
     def choose(self, trunk: Trunk, batch: Batch) -> Compressed:
         """What merges with what, and which tokens stay."""
         shape = self.shape(len(batch.labels))
-        rows = batch.rng.permutation(shape.images)[: shape.clusters].astype(np.int64)  # distinct: they start k-means
-        seeds = torch.from_numpy(rows).to(batch.images.device)
+        seeds = torch.from_numpy(random_rows(batch.images, shape.clusters, batch.rng)).to(batch.images.device)
         slots = torch.zeros(shape.kept - self.spec.prefix, dtype=torch.int64, device=seeds.device)
         return trunk.compress(batch.images, seeds, slots)
 
@@ -74,11 +78,6 @@ def cls_token(scores: Tensor, output: Tensor) -> Tensor:
 def mean_token(scores: Tensor, output: Tensor) -> Tensor:
     """The mean of an image's tokens (the paper's ablation)."""
     return output.mean(dim=1).float()
-
-
-def random_rows(rows: Tensor, clusters: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Distinct rows by chance: what ADC starts its k-means from."""
-    return rng.permutation(len(rows))[:clusters].astype(np.int64)
 
 
 class AdcBy(Adc):
@@ -111,8 +110,8 @@ class AdcBy(Adc):
         shape = self.shape(len(batch.labels))
         state = trunk.states(batch.images)[-1]
         with torch.no_grad():
-            one = torch.zeros(2, dtype=torch.int64, device=state.device)
-            scores = trunk.inspect_last(state, one, one).scores
+            any_choice = torch.zeros(1, dtype=torch.int64, device=state.device)  # scores come before it
+            scores = trunk.inspect_last(state, any_choice, any_choice).scores
             rows = self.feature(scores, trunk.blocks[-1](state))
             seeds = torch.from_numpy(self.start(rows, shape.clusters, batch.rng)).to(state.device)
             assignment, counts = adc.kmeans(rows, seeds, self.iterations)
