@@ -73,6 +73,8 @@ def _merging(steps: int) -> Iterator[Case]:
         yield Case("ADC", name, adc, make)
     for name, setting in (("by CLS token", "adc-cls@0.25"), ("by mean token", "adc-mean@0.25")):
         yield Case("ADC", f"clustered {name}", setting)
+    for name in ("as it is", "T images, nothing merged"):
+        yield Case("merging at a tenth", name, "adc@0.1", made[name])
 
 
 def _low_bits() -> Iterator[Case]:
