@@ -30,7 +30,8 @@ def ratio_options(command: F) -> F:
     """``--ratio`` or ``--batch-ratio`` with ``--token-ratio``."""
     command = click.option("--token-ratio", type=_RATIO, help="k/N: share of the tokens kept.")(command)
     command = click.option("--batch-ratio", type=_RATIO, help="T/B: clusters for each image.")(command)
-    return click.option("--ratio", type=_RATIO, help="ξ = (T/B)(k/N): share of the activations sent.")(command)
+    share = "ξ = (T/B)(k/N): share of the activations sent; default: all, or as the bundle says."
+    return click.option("--ratio", type=_RATIO, help=share)(command)
 
 
 def bundle_option(command: F) -> F:
