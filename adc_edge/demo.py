@@ -19,7 +19,7 @@ import click
 _EXPORT = (
     "--model vit_tiny_patch16_224 --model-arg patch_size=4 --img-size 24 --model-arg embed_dim=96 "
     "--model-arg num_heads=4 --model-arg depth=4 --num-classes 10 --split 2 "
-    "--batch-ratio 0.8 --token-ratio 0.55 --batch-size 64 --precision int8"
+    "--batch-size 64"
 )
 # One thread a process: device and trainer share the cores here.
 _LEARNING = "--fresh --lr 2e-3 --schedule cosine --warmup-steps 20 --weight-decay 0.05 --clip-norm 1 --threads 1"
