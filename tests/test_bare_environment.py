@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 
 from adc_edge.cli import COMMANDS
+from deploy import arm64_check
 
 ROOT = Path(__file__).parents[1]
 TOP = {"torch", "timm", "onnx", "torchvision", "onnxscript", "pandas", "matplotlib", "plotly", "skimage"}
+
+
+def test_the_arm64_check_expects_no_more_of_a_device() -> None:
+    assert TOP <= arm64_check.EXTRAS
 
 
 @pytest.fixture(scope="module")
