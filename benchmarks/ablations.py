@@ -202,9 +202,11 @@ def main() -> None:
         device=args.device,
         compute=args.compute,
     )
-    _keep_apart(study, args.output)
     steps = int(args.epochs * (len(sampled(load(args.data), study).train.labels) // args.batch_size))
     chosen = [case for case in cases(steps) if case.table.startswith(tuple(args.tables))]
+    if not chosen:
+        raise SystemExit(f"--tables {args.tables}: choose of {'; '.join(dict.fromkeys(c.table for c in cases(steps)))}")
+    _keep_apart(study, args.output)
     _train_missing(chosen, study, args.seeds, args.output, args.jobs)
     text = _tables(chosen, args.seeds, args.output)
     write_atomic(args.output / "ablations.md", text.encode())
