@@ -145,6 +145,8 @@ class Server:
         self._guard.received(fd, sum(map(len, frames)))
         owner = self._access.owner(last) if self._access is not None else ""
         peer = self.sessions.peer(route, fd, owner, self._new_inbox)
+        if peer.cut_off:
+            return
         try:
             if self._access is not None:
                 self._access.check(owner)
@@ -152,8 +154,12 @@ class Server:
                 raise ProtocolError(f"{len(frames)} frames", "a header and a piece", "use one version")
             self._speaker = peer
             whole = peer.inbox.feed(frames[0].bytes, last.buffer)
-            if whole is not None and self._guard.reads(fd):
+            if whole is None:
+                return
+            if self._guard.reads(fd):
                 self._answer(route, peer, fd, *whole)
+            else:
+                self.sessions.cut_off(route)
         except ProtocolError as error:
             self._refuse(route, peer, fd, error)
         except OSError as error:
@@ -195,7 +201,7 @@ class Server:
             self._send(route, fd, cut(pong, bytes(message.reply_bytes)))
             return
         if isinstance(message, Hello) and self._guard.hello(fd):  # one for each connection is all a device needs
-            self.sessions.leave(route)
+            self.sessions.cut_off(route)
             return
         if isinstance(message, Hello):
             self.answers.congestion = prefer_bbr(fd)  # gradients have not left yet
@@ -224,7 +230,7 @@ class Server:
         # Another version cannot read our seal, but it can read the header alone.
         self._send(route, fd, [(pack(refused), memoryview(b""))] if error.code == "version" else cut(refused))
         if peer.session is None and self._guard.strike(fd):
-            self.sessions.leave(route)
+            self.sessions.cut_off(route)
 
     def _send(self, route: bytes, fd: int, frames: Frames) -> None:
         try:

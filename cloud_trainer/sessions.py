@@ -24,6 +24,7 @@ class Peer:
     def __init__(self, fd: int, owner: str, new_inbox: Callable[[], Assembler[FromDevice]]) -> None:
         self.fd, self.owner, self._new_inbox, self.inbox = fd, owner, new_inbox, new_inbox()
         self.session: Session | None = None
+        self.cut_off = False
 
     def leave_session(self) -> None:
         """Speak for nobody; what has been received stays with the session."""
@@ -107,6 +108,12 @@ class Sessions:
     def leave(self, route: bytes) -> None:
         """A connection has ended."""
         self.peers.pop(route, None)
+
+    def cut_off(self, route: bytes) -> None:
+        """A connection was cut off; it stays known, for libzmq still delivers what it had queued."""
+        if route in self.peers:
+            self.peers[route].leave_session()
+            self.peers[route].cut_off = True
 
     def held_bytes(self) -> int:
         """Size of all bodies that are being received."""

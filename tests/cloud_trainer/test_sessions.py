@@ -367,6 +367,21 @@ def test_two_sessions_over_one_connection_do_not_share_what_has_arrived(sessions
     assert first.inbox is not second.inbox
 
 
+def test_a_connection_that_was_cut_off_stays_known_speaks_for_nobody_and_holds_nothing(sessions: Sessions) -> None:
+    session, peer = connect(sessions, hello(), way=b"cut")
+    stranger = sessions.peer(b"stranger", 6, "", inbox)
+    stranger.inbox.feed(*long_step(3)[0])
+    for way in (b"cut", b"stranger", b"never seen"):
+        sessions.cut_off(way)
+    assert sessions.held_bytes() == 0
+    assert peer.session is stranger.session is None
+    assert sessions.peer(b"cut", 5, "", inbox) is peer
+    assert peer.cut_off
+    _, again = connect(sessions, hello(life=2), way=b"again")
+    assert again.session is session
+    assert not again.cut_off
+
+
 def test_held_bytes_are_of_every_body_in_progress_and_each_counts_once(sessions: Sessions) -> None:
     assert sessions.held_bytes() == 0
     _, device = connect(sessions, hello())
