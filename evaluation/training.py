@@ -193,7 +193,7 @@ def _unfuse_attention(head: Head) -> None:
     """Attention as plain products: PyTorch's own for a CPU is slow in bfloat16."""
     for module in head.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            module.fused_attn = False  # type: ignore[assignment]
 
 
 def _step(parts: Parts, study: Study, loader: Loader, step: int, wire: Wire) -> float:
