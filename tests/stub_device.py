@@ -73,8 +73,9 @@ class Device:
         )
 
     def settle(self) -> None:
-        """Wait until the trainer has done what it does after it has answered."""
-        assert self.channel.probe() is not None
+        """Wait until the trainer has done what it does after it has answered; anew if the link was cut meanwhile."""
+        while self.channel.probe() is None:
+            self.channel.open(30)
 
     def step(self, step: int, images: int = 8) -> tuple[Gradient, bytes]:
         message, body = self.message(step, images=images)

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -79,18 +79,19 @@ def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_secon
     rate_mbit_s: float,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with slow_link(bundle, training, tmp_path, rate_mbit_s) as link, cut_regularly(link):
+    with slow_link(bundle, training, tmp_path, rate_mbit_s) as link:
         device = Device(bundle, link.endpoint)
         device.shape = (CLUSTERS, 17, 32)
-        device.channel.open(30)
-        start = time.monotonic()
-        for step in range(2):
-            answer, gradient = device.step(step, images=CLUSTERS)
-            assert answer.step == step
-            assert len(gradient) == CLUSTERS * 17 * 32 * 4
-        seconds = time.monotonic() - start
-        device.settle()
-        device.channel.close()
+        with closing(device.channel):
+            with cut_regularly(link):
+                device.channel.open(30)
+                start = time.monotonic()
+                for step in range(2):
+                    answer, gradient = device.step(step, images=CLUSTERS)
+                    assert answer.step == step
+                    assert len(gradient) == CLUSTERS * 17 * 32 * 4
+                seconds = time.monotonic() - start
+            device.settle()
     size = 2 * CLUSTERS * 17 * 32 * 4
     bound_s = 2 * size * 8 / (rate_mbit_s * 1e6)
     with capsys.disabled():
@@ -116,12 +117,12 @@ def test_a_link_that_becomes_ten_times_slower_and_recovers_is_no_outage(
     with slow_link(bundle, training, tmp_path, 20.0) as link:
         device = Device(bundle, link.endpoint)
         device.shape = (450, 17, 32)  # 1 MB each way
-        device.channel.open(30)
-        for step, rate_mbit_s in enumerate([20.0, 2.0, 2.0, 20.0]):
-            link.rate_mbit_s = rate_mbit_s
-            device.step(step, images=450)
-        device.settle()
-        device.channel.close()
+        with closing(device.channel):
+            device.channel.open(30)
+            for step, rate_mbit_s in enumerate([20.0, 2.0, 2.0, 20.0]):
+                link.rate_mbit_s = rate_mbit_s
+                device.step(step, images=450)
+            device.settle()
     assert device.channel.outages == 0
     assert training.steps == 4
     assert device.channel.repeated == [0, 0]
