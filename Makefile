@@ -18,12 +18,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/adc-edge demo
 
-# Two at a time: many wait for sockets and processes. The slow ones measure and kill, each by itself.
+# Two at a time: many wait for sockets and processes.
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# Most of the slow ones measure or kill: each by itself.
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and untimed' -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m 'slow and not untimed'
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ _EXPORT = (
 )
 # One thread a process: device and trainer share the cores here.
 _LEARNING = "--fresh --lr 2e-3 --schedule cosine --warmup-steps 20 --weight-decay 0.05 --clip-norm 1 --threads 1"
-_STEPS, _EVALUATE_EVERY = 500, 100
+_STEPS, _EVALUATE_EVERY = 400, 100
 _READY_S = 60.0
 _STOP_S = 10.0
 

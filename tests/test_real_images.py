@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from adc_edge.protocol import TRIPLE_BYTES
 
 
 @pytest.mark.slow
+@pytest.mark.untimed
 @pytest.mark.parametrize(
     ("options", "precisions", "xi", "least"),
     [
@@ -43,6 +45,7 @@ def test_deit_tiny_learns_cifar10_over_the_wire(
     ) as trainer:  # fmt: skip
         while not (cloud / "endpoint").exists():
             assert trainer.process.poll() is None
+            time.sleep(0.1)
         with command(
             "serve", "--bundle", bundle, "--trainer", (cloud / "endpoint").read_text(), "--data",
             f"npz:{shared_data / 'cifar10_subset.npz'}", "--report", report_file, "--lr", "1e-4", "--steps", "60",
