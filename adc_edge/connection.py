@@ -90,8 +90,13 @@ class Connection:
 
     def send(self, header: bytes, piece: bytes | memoryview) -> None:
         """Send two frames; raises LinkLost, Stopped."""
-        self.writable()
-        self._socket.send_multipart([header, piece], copy=False)  # of a body that stays as it is
+        while True:
+            self.writable()
+            try:
+                self._socket.send_multipart([header, piece], zmq.NOBLOCK, copy=False)  # of a body that stays as it is
+                break
+            except zmq.Again:  # cut since it was writable: a send that blocks would wait for ever
+                continue
         self.framed = (self.framed[0] + frame_bytes(header, piece), self.framed[1])
 
     def receive(self, deadline: float | None) -> list[memoryview]:
