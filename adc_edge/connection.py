@@ -90,13 +90,11 @@ class Connection:
 
     def send(self, header: bytes, piece: bytes | memoryview) -> None:
         """Send two frames; raises LinkLost, Stopped."""
-        while True:
-            self.writable()
-            try:
-                self._socket.send_multipart([header, piece], zmq.NOBLOCK, copy=False)  # of a body that stays as it is
-                break
-            except zmq.Again:  # cut since it was writable: a send that blocks would wait for ever
-                continue
+        self.writable()
+        try:
+            self._socket.send_multipart([header, piece], zmq.NOBLOCK, copy=False)  # of a body that stays as it is
+        except zmq.Again:  # without a high-water mark: cut since, and a send that blocks would wait for ever
+            raise LinkLost("connection closed") from None
         self.framed = (self.framed[0] + frame_bytes(header, piece), self.framed[1])
 
     def receive(self, deadline: float | None) -> list[memoryview]:

@@ -138,20 +138,37 @@ def steps_done(run: Path) -> int:
         return int(json.loads(file.read().splitlines()[-1])["step"])
 
 
-def duration_s(steps: int, run: Path) -> float:
-    """How long so many steps take a device at work."""
-    start, before = time.monotonic(), steps_done(run)
-    while (done := steps_done(run) - before) < steps:
-        assert time.monotonic() < start + 60, f"{done} steps in a minute"
-        time.sleep(0.05)
-    return (time.monotonic() - start) * steps / done
-
-
 def resources(child: Child) -> tuple[float, int]:
     """Resident memory in MB and open descriptors."""
     lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
     rss = next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS"))
     return rss, len(os.listdir(f"/proc/{child.pid}/fd"))
+
+
+def pace(run: Path, during: Callable[[], object]) -> float:
+    """Steps a second that the device makes meanwhile."""
+    start, before = time.monotonic(), steps_done(run)
+    during()
+    return (steps_done(run) - before) / (time.monotonic() - start)
+
+
+def paces(strangers: Strangers, run: Path, trainer: Child) -> tuple[dict[str, list[float]], tuple[float, int]]:
+    """The device's paces in peace and attacked, in turn, and what the trainer holds after two windows of each."""
+    rates: dict[str, list[float]] = {"calm": [], "attacked": []}
+    window_s = STEPS / pace(run, lambda: time.sleep(4))  # a slow machine is not attacked more densely
+    warm = (0.0, 0)
+    with ThreadPoolExecutor(1, initializer=yield_the_cores) as elsewhere:
+
+        def attack() -> None:
+            elsewhere.submit(strangers.attack, MESSAGES // WINDOWS, CONNECTIONS // WINDOWS, window_s).result()
+
+        for window in range(WINDOWS):
+            rates["calm"].append(pace(run, lambda: time.sleep(window_s / 2)))
+            rates["attacked"].append(pace(run, attack))
+            if window == 1:
+                time.sleep(11)  # libzmq closes half handshakes after 10 s
+                warm = resources(trainer)
+    return rates, warm
 
 
 @pytest.mark.slow
@@ -174,27 +191,12 @@ def test_strangers_cost_a_device_at_work_little_and_the_trainer_nothing(
         "--steps", "1000000", "--wait", "60", log=tmp_path / "device.log",
     )  # fmt: skip
     strangers = Strangers(bundle, endpoint, seed=0)
-    elsewhere = ThreadPoolExecutor(1, initializer=yield_the_cores)
-    rates: dict[str, list[float]] = {"calm": [], "attacked": []}
     deadline = time.monotonic() + 60
     while not (tmp_path / "device" / "metrics.jsonl").exists() or not steps_before(tmp_path / "device"):
         assert time.monotonic() < deadline, trainer.output() + device.output()
         time.sleep(0.1)
     time.sleep(2)
-    window_s = duration_s(STEPS, tmp_path / "device")  # a slow machine is not attacked more densely
-    warm = (0.0, 0)
-    for window in range(WINDOWS):
-        for kind in rates:
-            start, before = time.monotonic(), steps_done(tmp_path / "device")
-            if kind == "attacked":
-                elsewhere.submit(strangers.attack, MESSAGES // WINDOWS, CONNECTIONS // WINDOWS, window_s).result()
-            else:
-                time.sleep(window_s / 2)
-            rates[kind].append((steps_done(tmp_path / "device") - before) / (time.monotonic() - start))
-        if window == 1:
-            time.sleep(11)  # libzmq closes half handshakes after 10 s
-            warm = resources(trainer)
-    elsewhere.shutdown()
+    rates, warm = paces(strangers, tmp_path / "device", trainer)
     strangers.close()
     time.sleep(11)
     end = resources(trainer)
