@@ -149,8 +149,9 @@ def test_refusals_may_come_from_many_threads() -> None:
 
 
 def test_a_stranger_who_makes_no_sense_is_cut_off_and_others_are_not(
-    connect: Callable[..., Client], log: list[str], eventually: Wait
+    connect: Callable[..., Client], log: list[str], eventually: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Refusals, "WINDOW_S", 3600.0)  # however slow the machine: all of it within one window
     stranger, other = connect(), connect()
     for number in range(guard.STRIKES * 3):
         stranger.throw(b"nonsense", b"%d" % number)
@@ -216,7 +217,7 @@ def test_a_peer_that_asks_and_never_reads_is_cut_off_before_its_answers_fill_the
     assert cut_lines(log) == ["cut off a connection: it asks and does not read the answers"]
     assert peak - before < 4 * guard.UNREAD_BYTES / MB
     assert asked * CHUNK_BYTES > guard.UNREAD_BYTES
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not greedy.cut_off:  # what had arrived comes first
         assert time.monotonic() < deadline
         if greedy.socket.poll(100):
