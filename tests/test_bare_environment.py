@@ -39,7 +39,6 @@ def run(python: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.slow
-@pytest.mark.untimed
 def test_it_holds_no_torch_and_every_help_is_printed(bare: Path) -> None:
     installed = {p["name"].lower() for p in json.loads(run(bare, "-m", "pip", "list", "--format", "json").stdout)}
     assert not installed & TOP
@@ -50,7 +49,6 @@ def test_it_holds_no_torch_and_every_help_is_printed(bare: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.untimed
 def test_every_module_imports_or_lacks_just_an_extra(bare: Path) -> None:
     code = f"""
 import importlib, pkgutil, adc_edge
@@ -80,7 +78,6 @@ for module in pkgutil.walk_packages(adc_edge.__path__, "adc_edge."):
 
 
 @pytest.mark.slow
-@pytest.mark.untimed
 def test_a_frozen_device_trains_the_head_from_it(bare: Path, bundle_dir: Path, tmp_path: Path, command: Any) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 10

@@ -28,14 +28,13 @@ def ignore_ctrl_c() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_reaches_90_percent_on_a_fortieth_of_the_bytes_within_three_minutes(tmp_path: Path) -> None:
+def test_the_demo_reaches_90_percent_on_a_fortieth_of_the_bytes(tmp_path: Path) -> None:
     process = demo("--report", tmp_path / "report.json")
     output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["complete"]
     assert report["accuracy"] >= 0.9
-    assert report["seconds"] < 180
     assert (report["bytes_up"] + report["bytes_down"]) * 40 <= report["bytes_uncompressed_fp32"]
     assert "test accuracy" in output
 

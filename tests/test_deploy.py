@@ -294,7 +294,6 @@ def megabytes(place: Path) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.untimed
 @pytest.mark.timeout(900)
 def test_the_install_lines_of_the_jetson_image_make_a_device(tmp_path: Path) -> None:
     if sys.version_info >= (3, 13) and python_of("3.10") == sys.executable:
@@ -320,7 +319,6 @@ def test_the_install_lines_of_the_jetson_image_make_a_device(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.untimed
 @pytest.mark.timeout(900)
 def test_the_install_lines_of_the_trainer_image_resolve_to_the_pinned_versions(tmp_path: Path) -> None:
     lines, environment = installs(TRAINER)  # resolved, not installed: that would be gigabytes
@@ -352,7 +350,6 @@ def recorded(line: str, environment: Mapping[str, str], place: Path) -> list[str
 
 
 @pytest.mark.slow
-@pytest.mark.untimed
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("python", "glibc"), [("3.10", 35), ("3.12", 39)], ids=["JetPack 6", "JetPack 7"])
 def test_wheels_of_all_that_the_jetson_image_installs_exist_for_arm64(python: str, glibc: int, tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ def in_process(bundle: Bundle, steps: int, optimizer: OptimizerSettings, micro_b
 
 
 @pytest.mark.parametrize(
-    ("micro_batches", "window"), [(1, 0), (4, 0), pytest.param(4, 2, marks=[pytest.mark.slow, pytest.mark.untimed])]
+    ("micro_batches", "window"),
+    [(1, 0), pytest.param(4, 0, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],
 )
 def test_training_equals_an_in_process_pytorch_loop(
     bundle_dir: Path, bundle: Bundle, tmp_path: Path, trainer: Any, micro_batches: int, window: int
@@ -203,7 +204,6 @@ def test_both_engines_train_alike(bundle_dir: Path, tmp_path: Path, cloud: Any) 
 
 
 @pytest.mark.slow
-@pytest.mark.untimed
 def test_the_commands_train_report_and_merge_into_a_timm_checkpoint(
     bundle_dir: Path, bundle: Bundle, tmp_path: Path, trainer: Any, command: Any, proxy_type: Any
 ) -> None:
@@ -248,7 +248,6 @@ def test_the_commands_train_report_and_merge_into_a_timm_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.untimed
 def test_a_trainer_stopped_in_mid_run_is_waited_for_and_the_run_goes_on(
     bundle_dir: Path, tmp_path: Path, trainer: Any, command: Any, eventually: Any
 ) -> None:

@@ -17,7 +17,7 @@ import link_forwarder
 import pytest
 from link_emulator import LinkEmulator, Way, available, goodput_mbit_s, inside, rtt_ms, tcp_pair
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timed]
 PAYLOAD = 1448 / 1500  # of a packet
 real = pytest.mark.skipif(available() is not None, reason=str(available()))
 

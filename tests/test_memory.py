@@ -26,6 +26,7 @@ print(max(faults[-5:]), peak[-1] - peak[-6])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
 def test_a_process_that_keeps_freed_memory_soon_maps_no_page_twice_and_grows_no_further() -> None:
     found = {}

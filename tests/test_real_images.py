@@ -14,7 +14,6 @@ from adc_edge.protocol import TRIPLE_BYTES
 
 
 @pytest.mark.slow
-@pytest.mark.untimed
 @pytest.mark.parametrize(
     ("options", "precisions", "xi", "least"),
     [

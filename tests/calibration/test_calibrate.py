@@ -302,6 +302,7 @@ def imagenet(shared: Path, root: Path, seed: int) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_deit_tiny_in_int8_names_the_same_classes_and_is_faster(shared_data: Path, tmp_path: Path) -> None:
     weights = shared_data / "deit_tiny_patch16_224.safetensors"
     bundle = tmp_path / "out"

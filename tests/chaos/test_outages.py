@@ -85,6 +85,7 @@ def test_an_answer_that_is_lost_is_answered_again_and_the_step_applied_once(
     assert weights(stormy) == weights(calm)
 
 
+@pytest.mark.slow
 def test_without_the_detection_of_duplicates_that_test_would_fail(
     bundle: Bundle,
     tmp_path: Path,
@@ -97,6 +98,7 @@ def test_without_the_detection_of_duplicates_that_test_would_fail(
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_a_link_that_goes_silent_is_noticed_within_ten_seconds_and_resumed(bundle: Bundle, tmp_path: Path) -> None:
     with trainer(bundle, tmp_path) as (server, training), bad_link(server, delay_ms=5) as link:
         device = Device(bundle, link.endpoint)
@@ -117,6 +119,7 @@ def test_a_link_that_goes_silent_is_noticed_within_ten_seconds_and_resumed(bundl
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_an_outage_that_is_longer_than_asked_ends_the_run_and_it_resumes(
     zygote: Zygote, bundle_dir: Path, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:

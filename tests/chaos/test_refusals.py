@@ -275,6 +275,7 @@ def test_hello_says_nothing_of_who_somebody_is(world: World) -> None:
     assert standings[1].owner.encode() == load_pair(world.keys / "alice").public
 
 
+@pytest.mark.slow
 def test_commands_train_with_keys(
     bundle_dir: Path, keys: Path, tmp_path: Path, command: Any, free_port: Callable[[], int]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.run import Run, compare
 from tests.chaos.zygote import Child, Zygote
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timed]
 STEPS = 60
 
 

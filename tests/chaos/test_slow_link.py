@@ -71,6 +71,7 @@ def whole_messages_arrive(rate_mbit_s: float, seconds: float) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.parametrize("rate_mbit_s", [20.0, 5.0])
 def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_seconds(
     bundle: Bundle,
@@ -106,11 +107,13 @@ def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_secon
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_the_same_as_one_message_never_arrives() -> None:
     assert not whole_messages_arrive(5.0, 20.0)
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_a_link_that_becomes_ten_times_slower_and_recovers_is_no_outage(
     bundle: Bundle, training: HeadTraining, tmp_path: Path
 ) -> None:

@@ -172,6 +172,7 @@ def paces(strangers: Strangers, run: Path, trainer: Child) -> tuple[dict[str, li
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.timeout(600)
 def test_strangers_cost_a_device_at_work_little_and_the_trainer_nothing(
     zygote: Zygote,

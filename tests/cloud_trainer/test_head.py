@@ -137,7 +137,6 @@ def test_a_checkpoint_continues_bit_for_bit(bundle: Bundle, training: HeadTraini
 
 
 @pytest.mark.slow
-@pytest.mark.untimed
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_head_learns_alike_and_takes_every_shape(bundle: Bundle, training: HeadTraining) -> None:
     head = head_from_manifest(bundle.manifest)

@@ -22,7 +22,6 @@ TASK = (
 
 
 @pytest.mark.slow
-@pytest.mark.untimed
 def test_one_command_gives_table_plot_page_and_data_and_a_second_adds_to_it(tmp_path: Path, command: Any) -> None:
     asked = [*TASK, "--methods", "none,adc", "--ratios", "0.3", "--seeds", "0", "-o", tmp_path / "out"]
     with command("evaluate", *asked) as process:

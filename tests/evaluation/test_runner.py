@@ -56,6 +56,7 @@ def test_what_is_there_is_not_run_again_and_what_is_missing_is(finished: Path) -
     assert {path.name: path.stat().st_mtime_ns for path in files[1:]} == before
 
 
+@pytest.mark.slow
 def test_a_setting_added_later_joins_the_others(finished: Path) -> None:
     assert evaluate(STUDY, [parse("int2"), parse("int3")], [0], finished, 2, QUIET) == []  # two at a time
     assert {run.setting for run in read_runs(finished)[1]} == {"none", "adc@0.3/int8", "int2", "int3"}
