@@ -59,6 +59,11 @@ class BadLink:
         self._over = True
         self._thread.join()
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to cut."""
+        return bool(self._ways)
+
     def cut(self) -> None:
         """Reset every connection."""
         self._cut = True

@@ -49,12 +49,18 @@ def disturb(run: Run, rng: random.Random, faults: list[str], long_stall_s: float
                     time.sleep(0.005)
                 time.sleep(rng.uniform(0, 0.04))
                 fault = left.pop()
-                if fault in ("trainer", "both"):
-                    happened["trainer"] += processes["trainer"].signal(signal.SIGKILL)
-                if fault in ("device", "both"):
-                    happened["device"] += processes["device"].signal(signal.SIGKILL)
-                happened["both"] += fault == "both"
+                killed = [
+                    side for side in processes if fault in (side, "both") and processes[side].signal(signal.SIGKILL)
+                ]
+                for side in killed:
+                    happened[side] += 1
+                    processes[side].wait(30)
+                happened["both"] += len(killed) == 2
                 if fault == "cut":
+                    # What was killed may not be back yet: there would be nothing to cut.
+                    patience = time.monotonic() + 5
+                    while not link.connected and time.monotonic() < patience and processes["device"].code is None:
+                        time.sleep(0.005)
                     link.cut()
                 elif fault == "flip":
                     link.flip()
@@ -64,24 +70,9 @@ def disturb(run: Run, rng: random.Random, faults: list[str], long_stall_s: float
                     link.stall(long_stall_s)
             else:
                 time.sleep(0.05)
-            for child in processes.values():
-                while fault_is_deadly(fault) and child.code is None and not alive(child.pid):
-                    time.sleep(0.005)
             revive()
         assert processes["trainer"].wait(60) == 0, run.logs()
     return happened, link
-
-
-def fault_is_deadly(fault: str) -> bool:
-    return fault in ("trainer", "device", "both")
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def tell(capsys: pytest.CaptureFixture[str], run: Run, seed: int, happened: dict[str, int], link: BadLink) -> None:
@@ -132,7 +123,7 @@ def storm(
 def test_kills_cuts_flips_and_stalls_change_nothing_bit_for_bit(
     storm: Callable[..., tuple[dict[str, int], BadLink]],
 ) -> None:
-    happened, link = storm(400, trainer=38, device=38, both=6, cut=15, flip=15, stall=6, **{"long stall": 1})
+    happened, link = storm(400, trainer=30, device=30, both=4, cut=10, flip=12, stall=6, **{"long stall": 1})
     assert happened["trainer"] >= 30
     assert happened["device"] >= 30
     assert link.cuts >= 8
@@ -148,7 +139,7 @@ def test_nor_do_they_under_encryption(storm: Callable[..., tuple[dict[str, int],
         make_keys(tmp_path / name)
     allow(tmp_path / "trainer", "device", load_public(tmp_path / "device" / "public.key"))
     pin(tmp_path / "device", load_public(tmp_path / "trainer" / "public.key"))
-    happened, link = storm(120, tmp_path, more, trainer=7, device=7, both=1, cut=5, flip=15, stall=2)
+    happened, link = storm(120, tmp_path, more, trainer=5, device=5, both=1, cut=5, flip=12, stall=2)
     assert happened["trainer"] >= 5
     assert happened["device"] >= 5
     assert link.flips >= 10
@@ -162,7 +153,7 @@ def test_nor_in_the_middle_of_a_step_that_is_cut_into_micro_batches(
     """With an engine that is refreshed at other steps than checkpoints are made, and other bits down than up."""
     more = ("--micro-batches", "4", "--window", "3", "--refresh-every", "3", "--precision", "int8")
     happened, link = storm(
-        150, more=(*more, "--gradient-precision", "int4"), trainer=12, device=12, both=2, cut=14, flip=6, stall=2
+        150, more=(*more, "--gradient-precision", "int4"), trainer=8, device=8, both=2, cut=8, flip=6, stall=2
     )
     assert happened["trainer"] >= 9
     assert happened["device"] >= 9

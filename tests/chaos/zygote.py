@@ -31,10 +31,11 @@ class Child:
 
     def signal(self, number: int) -> bool:
         """Whether it was still there to be told."""
-        if self.code is not None:
-            return False
-        os.kill(self.pid, number)
-        return True
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and the forking process is about to say so
+            if self.code is None:
+                os.kill(self.pid, number)
+                return True
+        return False
 
     def wait(self, timeout_s: float) -> int:
         deadline = time.monotonic() + timeout_s
