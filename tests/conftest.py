@@ -28,7 +28,7 @@ from tests.serving import serving
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = {"patch_size": 4, "img_size": 16, "embed_dim": 32, "num_heads": 2, "depth": 4}  # 17 tokens of 32 channels
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # as many workers as cores: more threads only wait for each other, spinning
 
 
 @pytest.fixture(scope="session")
