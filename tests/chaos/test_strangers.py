@@ -23,7 +23,7 @@ from adc_edge.protocol import VERSION, Bye, Evaluate, Fetch, Hello, Ping
 from tests.chaos.zygote import Child, Zygote
 from tests.stub_device import Device
 
-MESSAGES, CONNECTIONS, WINDOWS, STEPS = 100_000, 5_000, 10, 200
+MESSAGES, CONNECTIONS, WINDOWS, STEPS = 100_000, 5_000, 10, 300
 
 
 class Strangers:
@@ -163,7 +163,7 @@ def paces(strangers: Strangers, run: Path, trainer: Child) -> tuple[dict[str, li
             elsewhere.submit(strangers.attack, MESSAGES // WINDOWS, CONNECTIONS // WINDOWS, window_s).result()
 
         for window in range(WINDOWS):
-            rates["calm"].append(pace(run, lambda: time.sleep(window_s / 2)))
+            rates["calm"].append(pace(run, lambda: time.sleep(window_s / 3)))
             rates["attacked"].append(pace(run, attack))
             if window == 1:
                 time.sleep(11)  # libzmq closes half handshakes after 10 s
