@@ -59,13 +59,8 @@ class BadLink:
         self._over = True
         self._thread.join()
 
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection to cut."""
-        return bool(self._ways)
-
     def cut(self) -> None:
-        """Reset every connection."""
+        """Reset every connection; if there is none, the next one."""
         self._cut = True
 
     def flip(self) -> None:
@@ -82,9 +77,9 @@ class BadLink:
             self._listener.setblocking(False)
             selector.register(self._listener, selectors.EVENT_READ, None)
             while not self._over:
-                if self._cut:
+                if self._cut and self._ways:
                     self._cut = False
-                    self.cuts += bool(self._ways)
+                    self.cuts += 1
                     self._reset(selector, list(self._ways))
                 stalled = time.monotonic() < self._stalled_until_s
                 for key, _ in selector.select(0.001 if self._ways else 0.02):

@@ -57,10 +57,6 @@ def disturb(run: Run, rng: random.Random, faults: list[str], long_stall_s: float
                     processes[side].wait(30)
                 happened["both"] += len(killed) == 2
                 if fault == "cut":
-                    # What was killed may not be back yet: there would be nothing to cut.
-                    patience = time.monotonic() + 5
-                    while not link.connected and time.monotonic() < patience and processes["device"].code is None:
-                        time.sleep(0.005)
                     link.cut()
                 elif fault == "flip":
                     link.flip()
