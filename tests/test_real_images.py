@@ -15,16 +15,17 @@ from adc_edge.protocol import TRIPLE_BYTES
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "precisions", "xi", "least"),
+    ("options", "precisions", "xi", "steps", "least"),
     [
-        pytest.param(["--ratio", "0.4", "--precision", "fp16"], ("fp16", "fp16"), 0.4, 0.4, id="ADC in fp16"),
-        pytest.param([], ("pca1", "pca0.25"), 1.0, 0.55, id="the defaults"),
+        pytest.param(["--ratio", "0.4", "--precision", "fp16"], ("fp16", "fp16"), 0.4, 60, 0.5, id="ADC in fp16"),
+        pytest.param([], ("pca1", "pca0.25"), 1.0, 40, 0.6, id="the defaults"),
     ],
 )
 def test_deit_tiny_learns_cifar10_over_the_wire(
     options: list[str],
     precisions: tuple[Precision, Precision],
     xi: float,
+    steps: int,
     least: float,
     shared_data: Path,
     tmp_path: Path,
@@ -47,14 +48,14 @@ def test_deit_tiny_learns_cifar10_over_the_wire(
             time.sleep(0.1)
         with command(
             "serve", "--bundle", bundle, "--trainer", (cloud / "endpoint").read_text(), "--data",
-            f"npz:{shared_data / 'cifar10_subset.npz'}", "--report", report_file, "--lr", "1e-4", "--steps", "40",
+            f"npz:{shared_data / 'cifar10_subset.npz'}", "--report", report_file, "--lr", "1e-4", "--steps", str(steps),
             "--eval-every", "20", "--eval-images", "200", "--threads", "1",
         ) as edge:  # fmt: skip
             code, output = edge.finish(280)
             assert code == 0, output
     report = json.loads(report_file.read_text())
     accuracy = [evaluation["accuracy"] for evaluation in report["evaluations"]]
-    assert report["loss"] < 0.9 * report["loss_first"]
+    assert report["loss"] < 0.8 * report["loss_first"]
     assert accuracy[-1] > least
     assert accuracy[-1] > accuracy[0]
     assert (report["precision"], report["gradient_precision"]) == precisions
