@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("calibration", "cloud_trainer", "edge_runtime", "evaluation", "export")
-SOURCES = sorted(p for part in ("adc_edge", *PARTS) for p in (ROOT / part).glob("*.py"))
-LIGHT = {"click", "json", "math", "pathlib", "typing", "__future__"}  # what a command module may import at its head
+LIGHT = {"click", "json", "math", "pathlib", "typing", "__future__", "collections"}  # at a command module's head
+HEAVY = {"torch", "timm", "torchvision"}
 NO_TORCH = (  # what a device with a frozen trunk imports
     "adc_edge/bundle.py adc_edge/channel.py adc_edge/checkpoint.py adc_edge/cli.py adc_edge/data.py "
     "adc_edge/loader.py adc_edge/augment.py adc_edge/precision.py adc_edge/protocol.py adc_edge/framing.py "
@@ -30,68 +30,134 @@ NO_TORCH = (  # what a device with a frozen trunk imports
 ).split()
 
 
+def core_files(root: Path) -> list[Path]:
+    """The core's own files: `rglob` would follow the links to the parts."""
+    links = {p for p in (root / "adc_edge").iterdir() if p.is_symlink()}
+    return sorted(p for p in (root / "adc_edge").rglob("*.py") if not links & set(p.parents))
+
+
+def part_files(root: Path, part: str) -> list[Path]:
+    return sorted((root / part).rglob("*.py"))
+
+
+def source_files(root: Path) -> list[Path]:
+    return core_files(root) + [path for part in PARTS for path in part_files(root, part)]
+
+
 def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
     tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
-    for node in nodes:
+    for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            yield node.module or ""
+            module = node.module or ""
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
+def top(module: str) -> str:
+    return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_part_imports_the_core_and_itself_never_another_part(part: str) -> None:
-    others = [f"adc_edge.{other}" for other in PARTS if other != part]
-    for path in (ROOT / part).glob("*.py"):
-        wrong = [m for m in imports(path) if m.startswith(tuple(others)) or m.partition(".")[0] in PARTS]
-        assert not wrong, f"{name(path)} imports {wrong}"
+def imports_part(module: str, parts: tuple[str, ...]) -> bool:
+    return top(module) in PARTS or f"{module}.".startswith(tuple(f"adc_edge.{part}." for part in parts))
 
 
-def test_the_core_imports_no_part() -> None:
-    for path in (ROOT / "adc_edge").glob("*.py"):
-        wrong = [m for m in imports(path) if m.startswith(tuple(f"adc_edge.{part}" for part in PARTS))]
-        assert not wrong, f"{name(path)} imports {wrong}"
+def foreign_imports(root: Path) -> list[str]:
+    """Imports of another part by a part, or of any part by the core."""
+    faults = [(p, m) for p in core_files(root) for m in imports(p) if imports_part(m, PARTS)]
+    for part in PARTS:
+        others = tuple(other for other in PARTS if other != part)
+        faults += [(p, m) for p in part_files(root, part) for m in imports(p) if imports_part(m, others)]
+    return [f"{path.relative_to(root)} imports {module}" for path, module in faults]
 
 
-@pytest.mark.parametrize("path", [*ROOT.glob("*/*command.py"), ROOT / "adc_edge" / "options.py"], ids=name)
-def test_a_command_module_imports_only_click_at_its_head(path: Path) -> None:
-    heavy = {m for m in imports(path, top_level_only=True) if m.partition(".")[0] not in LIGHT | {"collections"}}
-    assert heavy <= {"adc_edge.options", "adc_edge.errors"}
+def heavy_heads(root: Path) -> list[str]:
+    """Command modules that import more than click at their head."""
+    allowed = ("adc_edge.options.", "adc_edge.errors.")
+    return [
+        f"{path.relative_to(root)} imports {module}"
+        for path in source_files(root)
+        if path.name.endswith("command.py") or path.name == "options.py"
+        for module in imports(path, top_level_only=True)
+        if top(module) not in LIGHT and not module.startswith(allowed)
+    ]
 
 
-@pytest.mark.parametrize("path", [ROOT / p for p in NO_TORCH], ids=name)
-def test_what_a_frozen_device_runs_imports_no_torch_and_no_timm(path: Path) -> None:
-    heavy = [m for m in imports(path, top_level_only=True) if m.partition(".")[0] in {"torch", "timm", "torchvision"}]
-    assert not heavy
+def unpickling(root: Path) -> list[str]:
+    """Anything that could run code from a file or a socket."""
+    faults = []
+    for path in source_files(root):
+        called = {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)}
+        wrong = called & {"torch.load", "recv_pyobj", "send_pyobj", "eval", "exec"}
+        wrong |= {top(m) for m in imports(path)} & {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
+        faults += [f"{path.relative_to(root)} uses {name}" for name in sorted(wrong)]
+    return faults
+
+
+def too_long(root: Path) -> list[str]:
+    """Files above 300 lines, functions above 60 without their docstring."""
+    faults = []
+    for path in source_files(root):
+        text = path.read_text()
+        if text.count("\n") > 300:
+            faults.append(f"{path.relative_to(root)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
+                if lines > 60:
+                    faults.append(f"{path.relative_to(root)}: {node.name}: {lines} lines")
+    return faults
+
+
+RULES: dict[Callable[[Path], list[str]], dict[str, str]] = {  # each rule, and violations in a sub-folder by file
+    foreign_imports: {
+        "adc_edge/room/a.py": "from adc_edge.export import build\n",
+        "adc_edge/room/b.py": "from adc_edge import export\n",
+        "export/room/deeper/a.py": "import adc_edge.evaluation.study\n",
+        "edge_runtime/room/a.py": "def f():\n    from adc_edge.cloud_trainer.server import Server\n",
+    },
+    heavy_heads: {
+        "edge_runtime/room/command.py": "import numpy\n",
+        "adc_edge/room/command.py": "from adc_edge.files import sha256\n",
+    },
+    unpickling: {
+        "adc_edge/room/a.py": "import pickle\n",
+        "cloud_trainer/room/a.py": "import torch\ntorch.load('x')\n",
+    },
+    too_long: {
+        "adc_edge/room/a.py": "\n" * 301,
+        "evaluation/room/a.py": "def f():\n" + "    pass\n" * 60,
+    },
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_tree_keeps_the_rule(rule: Callable[[Path], list[str]]) -> None:
+    assert not rule(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("rule", "file"), [(r, f) for r, files in RULES.items() for f in files], ids=lambda v: getattr(v, "__name__", v)
+)
+def test_a_violation_in_a_sub_folder_is_found(rule: Callable[[Path], list[str]], file: str, tmp_path: Path) -> None:
+    for folder in ("adc_edge", *PARTS):
+        (tmp_path / folder).mkdir()
+    assert not rule(tmp_path)
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(RULES[rule][file])
+    (fault,) = rule(tmp_path)
+    assert file in fault
+
+
+@pytest.mark.parametrize("file", NO_TORCH)
+def test_a_frozen_device_runs_without_torch_and_timm(file: str) -> None:
+    assert not [m for m in imports(ROOT / file, top_level_only=True) if top(m) in HEAVY]
 
 
 def test_only_the_seam_and_the_exporter_know_timm() -> None:
-    users = {name(path) for path in SOURCES if any(m.partition(".")[0] == "timm" for m in imports(path))}
+    users = {p.relative_to(ROOT).as_posix() for p in source_files(ROOT) if "timm" in map(top, imports(p))}
     assert users == {"adc_edge/split.py", "export/build.py"}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_files_and_functions_stay_within_the_house_numbers(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= 300
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            lines = (node.end_lineno or 0) - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
-            assert lines <= 60, f"{node.name}: {lines} lines"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_nothing_is_ever_unpickled(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    assert not called & {"torch.load", "recv_pyobj", "send_pyobj", "eval", "exec"}
-    assert not {"pickle", "cloudpickle", "dill", "marshal", "shelve"} & set(imports(path))
 
 
 def test_every_part_is_reachable_through_its_link() -> None:
