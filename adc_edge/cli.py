@@ -17,16 +17,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Each module imports click at its head and everything heavy inside the command.
 COMMANDS = {
-    "bench": "adc_edge.edge_runtime.tools_command",
+    "bench": "adc_edge.edge_runtime.bench.command",
     "calibrate": "adc_edge.calibration.command",
     "demo": "adc_edge.demo",
-    "doctor": "adc_edge.edge_runtime.tools_command",
+    "doctor": "adc_edge.edge_runtime.doctor.command",
     "evaluate": "adc_edge.evaluation.command",
     "export": "adc_edge.export.command",
-    "keys": "adc_edge.keys",
+    "keys": "adc_edge.security.command",
     "link": "adc_edge.calibration.command",
     "merge": "adc_edge.export.command",
-    "privacy": "adc_edge.evaluation.privacy_command",
+    "privacy": "adc_edge.evaluation.privacy.command",
     "serve": "adc_edge.edge_runtime.command",
     "trainer": "adc_edge.cloud_trainer.command",
 }

@@ -21,14 +21,14 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from rich.progress import track
 
-from adc_edge.data import load
+from adc_edge.data.sources import load
 from adc_edge.errors import ProtocolError
-from adc_edge.evaluation.codecs import make_codec
-from adc_edge.evaluation.setting import parse
-from adc_edge.evaluation.study import Run, Study
-from adc_edge.evaluation.training import MakeCodec, sampled, train
+from adc_edge.evaluation.codecs.factory import make_codec
+from adc_edge.evaluation.study.setting import parse
+from adc_edge.evaluation.study.study import Run, Study
+from adc_edge.evaluation.study.training import MakeCodec, sampled, train
 from adc_edge.files import write_atomic
-from adc_edge.learning import OptimizerSettings
+from adc_edge.optimizer.settings import OptimizerSettings
 
 
 class Case(NamedTuple):

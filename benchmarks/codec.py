@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from harness import Result, arguments, compare, medians_ms, show
 
-from adc_edge.precision import PRECISIONS, Float32, Precision, decode, encode, encoded_bytes
+from adc_edge.codec.precision import PRECISIONS, Float32, Precision, decode, encode, encoded_bytes
 
 SHAPE = (195, 7, 192)  # 1 MB: clusters of seven tokens
 

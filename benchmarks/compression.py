@@ -21,13 +21,13 @@ import torch
 from harness import Result, arguments, compare, medians_ms, show
 from torch.export import Dim
 
-from adc_edge import adc
-from adc_edge.bundle import OUTPUTS
 from adc_edge.export.graph import client_graph, trace
-from adc_edge.onnx_session import cpu_session
-from adc_edge.ratio import Ratio
-from adc_edge.split import create_vit, cut
-from adc_edge.trunk import Trunk
+from adc_edge.method import adc
+from adc_edge.method.ratio import Ratio
+from adc_edge.method.split import create_vit, cut
+from adc_edge.method.trunk import Trunk
+from adc_edge.onnx.session import cpu_session
+from adc_edge.storage.bundle import OUTPUTS
 
 Feeds = dict[str, npt.NDArray[Any]]
 

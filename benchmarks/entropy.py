@@ -14,13 +14,13 @@ import torch
 import zstandard
 from harness import Result, arguments, compare, show
 
-from adc_edge.bits import Float32, unpack
-from adc_edge.data import load
-from adc_edge.evaluation.setting import parse
-from adc_edge.evaluation.study import Study
-from adc_edge.evaluation.training import computing, make_parts
-from adc_edge.loader import Loader
-from adc_edge.precision import Precision, encode, encoded_bytes, integer_bits
+from adc_edge.codec.casts import Float32, unpack
+from adc_edge.codec.precision import Precision, encode, encoded_bytes, integer_bits
+from adc_edge.data.loader import Loader
+from adc_edge.data.sources import load
+from adc_edge.evaluation.study.setting import parse
+from adc_edge.evaluation.study.study import Study
+from adc_edge.evaluation.study.training import computing, make_parts
 
 _LEVEL = 19  # of Zstandard: near its best, at any cost
 

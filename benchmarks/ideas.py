@@ -3,7 +3,7 @@
 `benchmarks/ablations.py` trains them beside what they differ from. What helps goes into the product; these stay as the
 record of what was tried.
 
-Letters as in `adc_edge.evaluation.codec`.
+Letters as in `adc_edge.evaluation.codecs.base`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adc_edge import adc
-from adc_edge.evaluation.adc_codec import Adc, AdcBy, Feature, Start, random_rows
-from adc_edge.evaluation.codec import (
+from adc_edge.codec.precision import Precision, decode, encode, integer_bits
+from adc_edge.evaluation.codecs.adc import Adc, AdcBy, Feature, Start, random_rows
+from adc_edge.evaluation.codecs.base import (
     Arrived,
     Batch,
     Codec,
@@ -31,12 +31,12 @@ from adc_edge.evaluation.codec import (
     read_labels,
     split_body,
 )
-from adc_edge.evaluation.setting import Setting
-from adc_edge.evaluation.training import MakeCodec
-from adc_edge.precision import Precision, decode, encode, integer_bits
-from adc_edge.ratio import Ratio, Shape
-from adc_edge.spec import TrunkSpec
-from adc_edge.trunk import Compressed, Trunk
+from adc_edge.evaluation.study.setting import Setting
+from adc_edge.evaluation.study.training import MakeCodec
+from adc_edge.method import adc
+from adc_edge.method.ratio import Ratio, Shape
+from adc_edge.method.spec import TrunkSpec
+from adc_edge.method.trunk import Compressed, Trunk
 
 Rows = Callable[[Tensor], Tensor]
 

@@ -15,13 +15,13 @@ import torch
 from compression import make_feeds
 from harness import Result, arguments, compare, medians_ms, show
 
-from adc_edge.bundle import OUTPUTS
-from adc_edge.calibration.int8 import frozen, linears, quantise, tapped
-from adc_edge.calibration.ranges import collect
+from adc_edge.calibration.int8.graph import frozen, linears, quantise, tapped
+from adc_edge.calibration.int8.ranges import collect
 from adc_edge.export.graph import client_graph
-from adc_edge.onnx_session import cpu_session
-from adc_edge.split import create_vit, cut
-from adc_edge.trunk import Trunk
+from adc_edge.method.split import create_vit, cut
+from adc_edge.method.trunk import Trunk
+from adc_edge.onnx.session import cpu_session
+from adc_edge.storage.bundle import OUTPUTS
 
 
 def graphs(trunk: Trunk) -> dict[str, bytes]:

@@ -20,13 +20,13 @@ import numpy as np
 import onnx
 from harness import arguments, medians_ms, table
 
-from adc_edge.bundle import CLIENT, Bundle
-from adc_edge.edge_runtime.onnx_engine import OnnxEngine
+from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.errors import AdcEdgeError
 from adc_edge.export.build import Settings, export_bundle
-from adc_edge.golden import check_golden
-from adc_edge.ratio import Ratio
-from adc_edge.tensorrt_lint import fits, lint
+from adc_edge.method.ratio import Ratio
+from adc_edge.onnx.golden import check_golden
+from adc_edge.onnx.tensorrt_lint import fits, lint
+from adc_edge.storage.bundle import CLIENT, Bundle
 
 SPLIT, BATCH, XI = 6, 8, 0.1
 MODELS: list[tuple[str, dict[str, Any]]] = [

@@ -18,8 +18,8 @@ from compression import Feeds, frozen, make_feeds, make_session
 from harness import Result, arguments, compare, medians_ms, show
 from shim import make_case
 
-from adc_edge.bundle import OUTPUTS
 from adc_edge.export.graph import client_graph
+from adc_edge.storage.bundle import OUTPUTS
 
 
 def in_place(session: ort.InferenceSession, feeds: Feeds, weights: Feeds) -> Callable[[], object]:

@@ -28,15 +28,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from adc_edge import adc
-from adc_edge import trunk as trunk_module
-from adc_edge.edge_runtime.engine import Sent
-from adc_edge.edge_runtime.shim import Shim
-from adc_edge.learning import OptimizerSettings
-from adc_edge.memory import keep_freed_memory
-from adc_edge.precision import Float32
-from adc_edge.ratio import Ratio
-from adc_edge.split import create_vit, cut
+from adc_edge.codec.precision import Float32
+from adc_edge.edge_runtime.engines.base import Sent
+from adc_edge.edge_runtime.trunk.memory import keep_freed_memory
+from adc_edge.edge_runtime.trunk.trainer import Shim
+from adc_edge.method import adc
+from adc_edge.method import trunk as trunk_module
+from adc_edge.method.ratio import Ratio
+from adc_edge.method.split import create_vit, cut
+from adc_edge.optimizer.settings import OptimizerSettings
 
 Alternative = tuple[Any, str, Callable[..., Any]]  # owner, attribute, what replaces it
 

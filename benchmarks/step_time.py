@@ -28,8 +28,8 @@ from unittest.mock import patch
 from harness import Result, arguments, compare, show, table
 from link_emulator import LinkEmulator, Way, available, process
 
-from adc_edge.precision import Precision
-from adc_edge.schedule import Costs, step_seconds
+from adc_edge.codec.precision import Precision
+from adc_edge.planning.schedule import Costs, step_seconds
 
 # What is heavy (torch, timm, onnx) is imported inside functions: the emulator's process reads this module, too.
 
@@ -85,7 +85,7 @@ class Row(NamedTuple):
 
 def export(bundle: Path) -> None:
     from adc_edge.export.build import Settings, export_bundle
-    from adc_edge.ratio import Ratio
+    from adc_edge.method.ratio import Ratio
 
     ratio = Ratio(batch=CLUSTERS, token=TOKENS)  # both parts: ξ is the same for every M
     export_bundle(Settings(MODEL, SPLIT, bundle, ratio, BATCH, PRECISION, classes=10, model_args=MODEL_ARGS))

@@ -26,20 +26,20 @@ import numpy as np
 from harness import Result, arguments, compare, show
 from rivals import connect_raw, serve_raw, server
 
-from adc_edge.bundle import HEAD, Bundle
 from adc_edge.cloud_trainer.accumulated import Accumulated
 from adc_edge.cloud_trainer.head import HeadTraining, Learned
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
-from adc_edge.device_channel import DeviceChannel
+from adc_edge.codec.precision import Float32, Precision, decode, encode, encoded_bytes
+from adc_edge.edge_runtime.session import DeviceChannel
 from adc_edge.export.build import Settings, export_bundle
-from adc_edge.journal import Journal, Key
-from adc_edge.labels import label_triples
-from adc_edge.learning import OptimizerSettings
-from adc_edge.precision import Float32, Precision, decode, encode, encoded_bytes
-from adc_edge.protocol import VERSION, Gradient, Hello, Step, pack
-from adc_edge.ratio import Ratio
-from adc_edge.split import head_from_manifest
+from adc_edge.method.labels import label_triples
+from adc_edge.method.ratio import Ratio
+from adc_edge.method.split import head_from_manifest
+from adc_edge.optimizer.settings import OptimizerSettings
+from adc_edge.storage.bundle import HEAD, Bundle
+from adc_edge.storage.journal import Journal, Key
+from adc_edge.wire.messages import VERSION, Gradient, Hello, Step, pack
 
 DIM, KEPT = 192, 16  # DeiT-T: 12 kB a cluster at fp32
 CLASSES = 10

@@ -32,11 +32,11 @@ def link(
     from rich.console import Console
     from rich.table import Table
 
-    from adc_edge.calibration.link import measure
-    from adc_edge.channel import Channel
-    from adc_edge.connection import ClientKeys
-    from adc_edge.endpoint import check_endpoint
+    from adc_edge.calibration.link.measure import measure
     from adc_edge.files import write_atomic
+    from adc_edge.wire.channel import Channel
+    from adc_edge.wire.connection import ClientKeys
+    from adc_edge.wire.sockets import check_endpoint
 
     console = Console()
     endpoint = check_endpoint(trainer, insecure, keys is not None)
@@ -98,8 +98,8 @@ def calibrate(**options: Any) -> None:
     """
     from rich.console import Console
 
-    from adc_edge.calibration.calibrate import Settings, calibrate_bundle
-    from adc_edge.calibration.report import notes, tables
+    from adc_edge.calibration.int8.calibrate import Settings, calibrate_bundle
+    from adc_edge.calibration.int8.report import notes, tables
 
     console = Console()
     settings = Settings(**options)

@@ -9,9 +9,9 @@ from typing import Any
 import zmq
 
 from adc_edge.cloud_trainer.guard import Refusals
-from adc_edge.curve import Devices, fingerprint, load_pair
 from adc_edge.errors import ProtocolError
-from adc_edge.handshake import Authenticator, secure_server, self_test
+from adc_edge.security.authenticator import Authenticator, secure_server, self_test
+from adc_edge.security.keystore import Devices, fingerprint, load_pair
 
 _LOOK_EVERY_S = 0.5
 

@@ -10,18 +10,18 @@ import msgspec
 import numpy as np
 
 from adc_edge import __version__
-from adc_edge.bundle import Bundle
 from adc_edge.cloud_trainer.accumulated import Accumulated
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.session import Session
 from adc_edge.cloud_trainer.sessions import Peer, Sessions
+from adc_edge.codec.precision import decode, encode, encoded_bytes
 from adc_edge.errors import ProtocolError
-from adc_edge.framing import Body
-from adc_edge.journal import Key
-from adc_edge.labels import check_classes, soft_labels
-from adc_edge.limits import Limits
-from adc_edge.precision import decode, encode, encoded_bytes
-from adc_edge.protocol import (
+from adc_edge.method.labels import check_classes, soft_labels
+from adc_edge.storage.bundle import Bundle
+from adc_edge.storage.journal import Key
+from adc_edge.wire.framing import Body
+from adc_edge.wire.limits import Limits
+from adc_edge.wire.messages import (
     LABEL_BYTES,
     Absent,
     Bye,

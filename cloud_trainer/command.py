@@ -54,6 +54,6 @@ def trainer(**options: Any) -> None:
     from rich.console import Console
 
     from adc_edge.cloud_trainer.runner import Trainer, TrainerSettings
-    from adc_edge.learning import take_settings
+    from adc_edge.optimizer.settings import take_settings
 
     Trainer(TrainerSettings(optimizer=take_settings(options), **options), Console()).run()

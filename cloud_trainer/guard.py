@@ -19,7 +19,7 @@ from collections.abc import Callable
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from adc_edge.tcp import same_socket, tcp_info
+from adc_edge.wire.tcp import same_socket, tcp_info
 
 MAX_CONNECTIONS = 2048
 UNDELIVERED_BYTES = 32 * 2**20  # received and not yet taken by the loop, of one connection; or twice a message

@@ -16,11 +16,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adc_edge.cloud_trainer.accumulated import Accumulated
+from adc_edge.codec.precision import Float32
 from adc_edge.errors import ProtocolError
-from adc_edge.learning import OptimizerSettings
-from adc_edge.optim import Optimizer
-from adc_edge.precision import Float32
-from adc_edge.split import Head
+from adc_edge.method.split import Head
+from adc_edge.optimizer.settings import OptimizerSettings
+from adc_edge.optimizer.torch_optimizer import Optimizer
 
 _HEAD, _OPTIMIZER = "head.", "optimizer."
 

@@ -15,20 +15,20 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from adc_edge import machine
-from adc_edge.bundle import HEAD, MANIFEST, Bundle
-from adc_edge.checkpoint import KEPT, Checkpoint
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.session import Standing
 from adc_edge.cloud_trainer.sessions import Sessions
-from adc_edge.endpoint import check_endpoint
 from adc_edge.errors import BundleError, CheckpointError, SettingError
-from adc_edge.journal import LIMIT_BYTES
-from adc_edge.learning import OptimizerSettings
-from adc_edge.run_dir import RunDir
+from adc_edge.method.split import head_from_manifest
+from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.signals import StopFlag
-from adc_edge.split import head_from_manifest
+from adc_edge.storage.bundle import HEAD, MANIFEST, Bundle
+from adc_edge.storage.checkpoint import KEPT, Checkpoint
+from adc_edge.storage.journal import LIMIT_BYTES
+from adc_edge.storage.run_dir import RunDir
+from adc_edge.wire.sockets import check_endpoint
 
 ENDPOINT = "endpoint"  # file in the run directory: where the trainer listens
 OPEN = "insecure: anybody who reaches this address can train this head and read what is sent"

@@ -7,16 +7,15 @@ from typing import Any
 
 import zmq
 
-from adc_edge.bundle import Bundle
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.answers import Answers, outside_session
 from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.sessions import Peer, Sessions
-from adc_edge.endpoint import tune
 from adc_edge.errors import ProtocolError, SettingError
-from adc_edge.framing import Assembler, chunk_bytes, cut
-from adc_edge.protocol import (
+from adc_edge.storage.bundle import Bundle
+from adc_edge.wire.framing import Assembler, chunk_bytes, cut
+from adc_edge.wire.messages import (
     Evaluate,
     FromDevice,
     FromTrainer,
@@ -29,7 +28,8 @@ from adc_edge.protocol import (
     pack,
     unpack_from_device,
 )
-from adc_edge.tcp import prefer_bbr, tcp_info
+from adc_edge.wire.sockets import tune
+from adc_edge.wire.tcp import prefer_bbr, tcp_info
 
 _TICK_MS = 100
 _LINGER_MS = 1_000

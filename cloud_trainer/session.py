@@ -10,9 +10,9 @@ import msgspec
 
 from adc_edge.cloud_trainer.accumulated import Accumulated
 from adc_edge.errors import ProtocolError
-from adc_edge.framing import Assembler, Body
-from adc_edge.journal import Journal, Key, oldest
-from adc_edge.protocol import Evaluated, FromDevice, Gradient, Hello, pack, unpack_from_trainer
+from adc_edge.storage.journal import Journal, Key, oldest
+from adc_edge.wire.framing import Assembler, Body
+from adc_edge.wire.messages import Evaluated, FromDevice, Gradient, Hello, pack, unpack_from_trainer
 
 _LIVES = 16
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from adc_edge.cloud_trainer.session import Session, Standing
 from adc_edge.errors import ProtocolError
-from adc_edge.framing import Assembler
-from adc_edge.protocol import FromDevice, Hello
+from adc_edge.wire.framing import Assembler
+from adc_edge.wire.messages import FromDevice, Hello
 
 MAX_PEERS = 1024
 MAX_SESSIONS = 256

@@ -76,9 +76,9 @@ def main() -> None:
 
 def describe_device(bundle_path: Path) -> dict[str, Any]:
     """Import everything, run the golden pair; raises what goes wrong."""
-    from adc_edge.bundle import CLIENT, Bundle
-    from adc_edge.edge_runtime.onnx_engine import OnnxEngine
-    from adc_edge.golden import check_golden
+    from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
+    from adc_edge.onnx.golden import check_golden
+    from adc_edge.storage.bundle import CLIENT, Bundle
 
     importlib.import_module("adc_edge.edge_runtime.runner")
     assert "torch" not in sys.modules, "a frozen device imports torch"

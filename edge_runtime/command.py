@@ -143,11 +143,11 @@ def serve(
     from rich.console import Console
 
     from adc_edge.edge_runtime.display import report_table
+    from adc_edge.edge_runtime.noise import NoiseSettings
     from adc_edge.edge_runtime.runner import Serve
     from adc_edge.edge_runtime.settings import ServeSettings
-    from adc_edge.learning import take_settings
-    from adc_edge.noise import NoiseSettings
-    from adc_edge.ratio import Ratio
+    from adc_edge.method.ratio import Ratio
+    from adc_edge.optimizer.settings import take_settings
 
     console = Console()
     settings = ServeSettings(

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
-from adc_edge import noise
-from adc_edge.device_channel import DeviceChannel
-from adc_edge.edge_runtime.engine import Engine, Sent
-from adc_edge.edge_runtime.refresher import Refresher
+from adc_edge.codec.precision import Float32, Precision, decode, encode, encoded_bytes
+from adc_edge.data.loader import Batch, Loader
+from adc_edge.edge_runtime import noise
+from adc_edge.edge_runtime.engines.base import Engine, Sent
+from adc_edge.edge_runtime.noise import NoiseSettings
+from adc_edge.edge_runtime.session import DeviceChannel
 from adc_edge.edge_runtime.stopwatch import Stopwatch
 from adc_edge.edge_runtime.tally import Evaluation, StepRecord
+from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import ProtocolError
-from adc_edge.framing import Body
-from adc_edge.journal import Journal, Key
-from adc_edge.labels import label_triples
-from adc_edge.loader import Batch, Loader
-from adc_edge.noise import NoiseSettings
-from adc_edge.precision import Float32, Precision, decode, encode, encoded_bytes
-from adc_edge.protocol import Evaluate, Evaluated, Gradient, Step, pack
-from adc_edge.ratio import Shape
+from adc_edge.method.labels import label_triples
+from adc_edge.method.ratio import Shape
+from adc_edge.storage.journal import Journal, Key
+from adc_edge.wire.framing import Body
+from adc_edge.wire.messages import Evaluate, Evaluated, Gradient, Step, pack
 
 if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
-    from adc_edge.edge_runtime.shim import Shim
+    from adc_edge.edge_runtime.trunk.trainer import Shim
 
 
 _TRANSFER_BITS = 62
@@ -184,7 +184,7 @@ class DeviceLoop:
 
     def use_torch(self) -> None:
         """Let the engine go, and send what the shim's own forward gives from now on."""
-        from adc_edge.edge_runtime.shim import TorchEngine
+        from adc_edge.edge_runtime.trunk.trainer import TorchEngine
 
         assert self.shim is not None
         assert self.refresher is not None

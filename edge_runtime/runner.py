@@ -12,28 +12,30 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.console import Console
 
-from adc_edge import augment, data, machine
-from adc_edge.bundle import MANIFEST, TRUNK, Bundle
-from adc_edge.connection import ClientKeys
-from adc_edge.device_channel import DeviceChannel
+from adc_edge import machine
+from adc_edge.data import augment
+from adc_edge.data import sources as data
+from adc_edge.data.loader import Loader
 from adc_edge.edge_runtime.display import Display
-from adc_edge.edge_runtime.engine import Engine
-from adc_edge.edge_runtime.engines import ENGINE, WHERE, check_provider, make_engine, make_shim
+from adc_edge.edge_runtime.engines.base import Engine
+from adc_edge.edge_runtime.engines.factory import ENGINE, WHERE, check_provider, make_engine, make_shim
 from adc_edge.edge_runtime.loop import DeviceLoop, StepSettings
-from adc_edge.edge_runtime.refresher import Refresher
+from adc_edge.edge_runtime.session import DeviceChannel
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.state import State
 from adc_edge.edge_runtime.training import Training
-from adc_edge.endpoint import check_endpoint
+from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.files import write_atomic
-from adc_edge.loader import Loader
-from adc_edge.protocol import VERSION, Gradient, Hello
-from adc_edge.ratio import Ratio, Shape
-from adc_edge.run_dir import RunDir
+from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.signals import StopFlag
+from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
+from adc_edge.storage.run_dir import RunDir
+from adc_edge.wire.connection import ClientKeys
+from adc_edge.wire.messages import VERSION, Gradient, Hello
+from adc_edge.wire.sockets import check_endpoint
 
 if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
-    from adc_edge.edge_runtime.shim import Shim
+    from adc_edge.edge_runtime.trunk.trainer import Shim
 
 
 class Serve:

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from adc_edge.bundle import Compute, Manifest
+from adc_edge.codec.precision import Precision
+from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.errors import SettingError
-from adc_edge.learning import OptimizerSettings
-from adc_edge.noise import NoiseSettings
-from adc_edge.precision import Precision
-from adc_edge.ratio import Ratio, Shape
+from adc_edge.method.ratio import Ratio, Shape
+from adc_edge.optimizer.settings import OptimizerSettings
+from adc_edge.storage.bundle import Compute, Manifest
 
 
 class ServeSettings(msgspec.Struct, frozen=True):

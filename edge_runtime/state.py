@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from adc_edge.edge_runtime.refresher import Refresher
 from adc_edge.edge_runtime.tally import Tally
+from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import CheckpointError
-from adc_edge.journal import Journal
-from adc_edge.run_dir import RunDir
+from adc_edge.storage.journal import Journal
+from adc_edge.storage.run_dir import RunDir
 
 _ID_BITS = 63
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from adc_edge.edge_runtime.tally import StepRecord
-from adc_edge.protocol import Gradient
+from adc_edge.wire.messages import Gradient
 
 
 class Stopwatch:

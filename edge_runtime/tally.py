@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from adc_edge.ratio import Shape
+from adc_edge.method.ratio import Shape
 
 SAMPLES = 1000
 

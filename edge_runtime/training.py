@@ -8,21 +8,21 @@ from collections.abc import Callable
 import msgspec
 from rich.filesize import decimal
 
-from adc_edge.bundle import Manifest
-from adc_edge.checkpoint import KEPT
-from adc_edge.connection import Stopped
-from adc_edge.device_channel import PROBE_BYTES, Behind
+from adc_edge.codec.precision import encoded_bytes
+from adc_edge.data.loader import Loader
 from adc_edge.edge_runtime.display import Display
-from adc_edge.edge_runtime.engines import ENGINE, Link, choose
+from adc_edge.edge_runtime.engines.factory import ENGINE, Link, choose
+from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.loop import DeviceLoop
-from adc_edge.edge_runtime.onnx_engine import OnnxEngine
+from adc_edge.edge_runtime.session import PROBE_BYTES, Behind
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.state import State
 from adc_edge.errors import CheckpointError, LinkError
-from adc_edge.journal import LIMIT_BYTES
-from adc_edge.loader import Loader
-from adc_edge.precision import encoded_bytes
-from adc_edge.run_dir import RunDir
+from adc_edge.storage.bundle import Manifest
+from adc_edge.storage.checkpoint import KEPT
+from adc_edge.storage.journal import LIMIT_BYTES
+from adc_edge.storage.run_dir import RunDir
+from adc_edge.wire.connection import Stopped
 
 
 class Training:

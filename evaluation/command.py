@@ -18,7 +18,7 @@ def _listed(context: click.Context, parameter: click.Parameter, value: str) -> l
 
 def _take_preset(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
     """Put a preset's values in the place of the other options' defaults."""
-    from adc_edge.evaluation.presets import preset
+    from adc_edge.evaluation.study.presets import preset
 
     if name is not None:
         context.default_map = preset(name, context.params.get("data", ""))
@@ -123,12 +123,12 @@ def evaluate(output: Path, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from adc_edge.evaluation.output import write_all
-    from adc_edge.evaluation.runner import evaluate as run_all
-    from adc_edge.evaluation.runner import read_runs
-    from adc_edge.evaluation.tables import tables
-    from adc_edge.evaluation.task import study_of
-    from adc_edge.learning import take_settings
+    from adc_edge.evaluation.report.output import write_all
+    from adc_edge.evaluation.report.tables import tables
+    from adc_edge.evaluation.study.runner import evaluate as run_all
+    from adc_edge.evaluation.study.runner import read_runs
+    from adc_edge.evaluation.study.task import study_of
+    from adc_edge.optimizer.settings import take_settings
 
     console = Console()
     settings, seeds, budgets, jobs = _what(options)
@@ -148,7 +148,7 @@ def evaluate(output: Path, **options: Any) -> None:
 def _what(options: dict[str, Any]) -> tuple[list[Any], list[int], list[float], int]:
     """Settings, seeds, budgets and jobs, which are taken out of ``options``."""
     from adc_edge.errors import SettingError
-    from adc_edge.evaluation.setting import parse, product, unique
+    from adc_edge.evaluation.study.setting import parse, product, unique
 
     methods, extra = options.pop("methods"), options.pop("extra")
     wanted = product(methods or ([] if extra else ["none", "adc"]), options.pop("ratios"), options.pop("precisions"))

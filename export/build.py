@@ -14,7 +14,17 @@ import torch
 from safetensors.torch import save
 
 from adc_edge import __version__
-from adc_edge.bundle import (
+from adc_edge.codec.precision import Precision
+from adc_edge.errors import ModelError, SettingError
+from adc_edge.export.graph import OPSET, client_graph, without_weights
+from adc_edge.export.parity import Row, check_parity
+from adc_edge.files import new_directory, sha256
+from adc_edge.method.ratio import Ratio
+from adc_edge.method.split import create_vit, cut, preprocessing
+from adc_edge.method.trunk import Trunk
+from adc_edge.onnx.golden import GOLDEN_CLUSTERS, Golden, golden_images, golden_pixels
+from adc_edge.onnx.tensorrt_lint import lint, summary
+from adc_edge.storage.bundle import (
     CLIENT,
     CLIENT_BARE,
     CLIENT_FP16,
@@ -27,16 +37,6 @@ from adc_edge.bundle import (
     Manifest,
     Preprocessing,
 )
-from adc_edge.errors import ModelError, SettingError
-from adc_edge.export.graph import OPSET, client_graph, without_weights
-from adc_edge.export.parity import Row, check_parity
-from adc_edge.files import new_directory, sha256
-from adc_edge.golden import GOLDEN_CLUSTERS, Golden, golden_images, golden_pixels
-from adc_edge.precision import Precision
-from adc_edge.ratio import Ratio
-from adc_edge.split import create_vit, cut, preprocessing
-from adc_edge.tensorrt_lint import lint, summary
-from adc_edge.trunk import Trunk
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "timm", "torch")
 

@@ -52,7 +52,7 @@ def export(
 
     from adc_edge.export.build import Settings, export_bundle
     from adc_edge.export.report import parity_table
-    from adc_edge.ratio import Ratio
+    from adc_edge.method.ratio import Ratio
 
     arguments = parse_model_args(model_arg) | ({} if img_size is None else {"img_size": img_size})
     chosen = Ratio(ratio, batch_ratio, token_ratio)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from adc_edge.bundle import OUTPUTS
-from adc_edge.trunk import Trunk
+from adc_edge.method.trunk import Trunk
+from adc_edge.storage.bundle import OUTPUTS
 
 OPSET = 20  # Gelu as one op; the ceiling of TensorRT 10.0-10.3
 INPUTS = ["images", "seeds", "slots"]

@@ -8,10 +8,10 @@ import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from adc_edge.bundle import HEAD, MANIFEST, TRUNK, Manifest, parse_manifest
 from adc_edge.errors import CheckpointError
 from adc_edge.files import write_atomic
-from adc_edge.split import create_vit
+from adc_edge.method.split import create_vit
+from adc_edge.storage.bundle import HEAD, MANIFEST, TRUNK, Manifest, parse_manifest
 
 _TRAINED = "a run directory whose run has ended"
 

@@ -20,14 +20,14 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from adc_edge import adc
-from adc_edge.agreement import agreement, moved
-from adc_edge.bundle import Compute
 from adc_edge.errors import ParityError
-from adc_edge.onnx_session import cpu_session
-from adc_edge.ratio import Ratio
-from adc_edge.spec import TrunkSpec
-from adc_edge.trunk import Compressed, Trunk
+from adc_edge.method import adc
+from adc_edge.method.ratio import Ratio
+from adc_edge.method.spec import TrunkSpec
+from adc_edge.method.trunk import Compressed, Trunk
+from adc_edge.onnx.agreement import agreement, moved
+from adc_edge.onnx.session import cpu_session
+from adc_edge.storage.bundle import Compute
 
 _NEXT = "report it with the model's name; nothing was written"
 

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from adc_edge.bundle import HEAD, Bundle
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
-from adc_edge.curve import make_keys
 from adc_edge.export.build import Settings, export_bundle
-from adc_edge.learning import OptimizerSettings
-from adc_edge.ratio import Ratio
-from adc_edge.split import head_from_manifest
+from adc_edge.method.ratio import Ratio
+from adc_edge.method.split import head_from_manifest
+from adc_edge.optimizer.settings import OptimizerSettings
+from adc_edge.security.keystore import make_keys
+from adc_edge.storage.bundle import HEAD, Bundle
 from tests.serving import serving
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

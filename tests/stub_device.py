@@ -6,13 +6,13 @@ import itertools
 
 import numpy as np
 
-from adc_edge.bundle import Bundle
-from adc_edge.connection import ClientKeys
-from adc_edge.device_channel import DeviceChannel
-from adc_edge.journal import Journal, Key
-from adc_edge.labels import label_triples
-from adc_edge.precision import encode, encoded_bytes
-from adc_edge.protocol import VERSION, Gradient, Hello, Step, pack
+from adc_edge.codec.precision import encode, encoded_bytes
+from adc_edge.edge_runtime.session import DeviceChannel
+from adc_edge.method.labels import label_triples
+from adc_edge.storage.bundle import Bundle
+from adc_edge.storage.journal import Journal, Key
+from adc_edge.wire.connection import ClientKeys
+from adc_edge.wire.messages import VERSION, Gradient, Hello, Step, pack
 
 NUMBERS = itertools.count()
 

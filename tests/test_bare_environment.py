@@ -65,15 +65,15 @@ for module in pkgutil.walk_packages(adc_edge.__path__, "adc_edge."):
     assert result.returncode == 0, result.stderr
     lacking = set(result.stdout.split())
     assert {
-        "adc_edge.trunk",
+        "adc_edge.method.trunk",
         "adc_edge.export.graph",
         "adc_edge.cloud_trainer.head",
-        "adc_edge.evaluation.views",
+        "adc_edge.evaluation.report.views",
     } <= lacking
     calibrating = {f"adc_edge.calibration.{m}" for m in ("int8", "quality", "compare", "calibrate")}  # on a host
     assert {m for m in lacking if m.startswith("adc_edge.calibration")} == calibrating
     assert lacking & {f"adc_edge.edge_runtime.{m}" for m in ("runner", "loop", "onnx_engine", "shim")} == {
-        "adc_edge.edge_runtime.shim"
+        "adc_edge.edge_runtime.trunk.trainer"
     }
 
 

@@ -19,18 +19,19 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from adc_edge import adc, data
-from adc_edge.bundle import Bundle
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
+from adc_edge.data import sources as data
+from adc_edge.data.loader import Loader
+from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.settings import ServeSettings
-from adc_edge.journal import Journal
-from adc_edge.learning import OptimizerSettings
-from adc_edge.loader import Loader
-from adc_edge.noise import NoiseSettings
-from adc_edge.split import Head, create_vit, cut, head_from_manifest
+from adc_edge.method import adc
+from adc_edge.method.split import Head, create_vit, cut, head_from_manifest
+from adc_edge.optimizer.settings import OptimizerSettings
+from adc_edge.storage.bundle import Bundle
+from adc_edge.storage.journal import Journal
 
 FIELDS = [
     "steps",

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from adc_edge.bundle import HEAD, Bundle
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.errors import RefusedError
-from adc_edge.learning import OptimizerSettings
-from adc_edge.split import head_from_manifest
+from adc_edge.method.split import head_from_manifest
+from adc_edge.optimizer.settings import OptimizerSettings
+from adc_edge.storage.bundle import HEAD, Bundle
 from tests.serving import serving
 from tests.stub_device import Device
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from adc_edge.precision import Precision, encoded_bytes
-from adc_edge.protocol import TRIPLE_BYTES
+from adc_edge.codec.precision import Precision, encoded_bytes
+from adc_edge.wire.messages import TRIPLE_BYTES
 
 
 @pytest.mark.slow

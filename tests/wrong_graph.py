@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from adc_edge.bundle import CLIENT, MANIFEST
 from adc_edge.files import sha256
+from adc_edge.storage.bundle import CLIENT, MANIFEST
 
 Array = npt.NDArray[Any]
 

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import msgpack
 
-from adc_edge.bundle import Bundle
-from adc_edge.framing import cut, sealed
-from adc_edge.protocol import VERSION, Bye, Evaluate, Fetch, Hello, Ping
+from adc_edge.storage.bundle import Bundle
+from adc_edge.wire.framing import cut, sealed
+from adc_edge.wire.messages import VERSION, Bye, Evaluate, Fetch, Hello, Ping
 from tests.stub_device import Device
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)  # ZMTP 3.1, section 3.1
@@ -171,7 +171,7 @@ def _start(bundle: Path, endpoint: str, seed: int) -> None:
     """In the attacking process, whose low priority stands for machines of its own."""
     global _attacker
     os.nice(10)
-    _attacker = Attacker(Bundle.load(bundle), endpoint, seed)
+    _attacker = Attacker(Bundle.load(bundle, need=()), endpoint, seed)
 
 
 def _ready() -> None:

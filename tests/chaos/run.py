@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from adc_edge.checkpoint import latest_checkpoint
+from adc_edge.storage.checkpoint import latest_checkpoint
 from tests.chaos.zygote import Child, Zygote
 
 LEARNING = ["--threads", "1", "--lr", "1e-3", "--clip-norm", "1"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adc_edge.checkpoint import checkpoint_steps
+from adc_edge.storage.checkpoint import checkpoint_steps
 from tests.chaos.run import Run, compare
 from tests.chaos.zygote import Zygote
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from adc_edge.bundle import Bundle
-from adc_edge.connection import ClientKeys
-from adc_edge.curve import allow, load_public, make_keys, pin
+from adc_edge.security.keystore import allow, load_public, make_keys, pin
+from adc_edge.storage.bundle import Bundle
+from adc_edge.wire.connection import ClientKeys
 from tests.stub_device import Device
 
 

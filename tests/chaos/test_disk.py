@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adc_edge.checkpoint import checkpoint_steps, latest_checkpoint
+from adc_edge.storage.checkpoint import checkpoint_steps, latest_checkpoint
 from tests.chaos.run import Run, compare
 from tests.chaos.zygote import Zygote
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from adc_edge.curve import allow, load_public, make_keys, pin
+from adc_edge.security.keystore import allow, load_public, make_keys, pin
 from tests.chaos.proxy import BadLink
 from tests.chaos.run import Run, compare
 from tests.chaos.zygote import Zygote

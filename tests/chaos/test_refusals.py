@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import zmq
 
-from adc_edge.bundle import Bundle
-from adc_edge.channel import Channel
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
-from adc_edge.connection import ClientKeys, Connection, LinkLost
-from adc_edge.curve import allow, fingerprint, load_pair, load_public, make_keys, pin, revoke
 from adc_edge.errors import LinkError, RefusedError
-from adc_edge.framing import sealed
-from adc_edge.handshake import secure_client
-from adc_edge.protocol import VERSION, Hello, Ping, pack
+from adc_edge.security.authenticator import secure_client
+from adc_edge.security.keystore import allow, fingerprint, load_pair, load_public, make_keys, pin, revoke
+from adc_edge.storage.bundle import Bundle
+from adc_edge.wire.channel import Channel
+from adc_edge.wire.connection import ClientKeys, Connection, LinkLost
+from adc_edge.wire.framing import sealed
+from adc_edge.wire.messages import VERSION, Hello, Ping, pack
 from tests.stub_device import Device
 
 NAMES = ("alice", "bob", "mallory")

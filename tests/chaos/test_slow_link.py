@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import zmq
 
-from adc_edge.bundle import Bundle
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.sessions import Sessions
+from adc_edge.storage.bundle import Bundle
 from tests.chaos.proxy import BadLink
 from tests.serving import serving
 from tests.stub_device import Device

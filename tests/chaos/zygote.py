@@ -101,9 +101,9 @@ def _serve() -> None:
     os.environ["OMP_WAIT_POLICY"] = "passive"
     import adc_edge.cloud_trainer.runner
     import adc_edge.edge_runtime.runner
-    import adc_edge.edge_runtime.shim
-    import adc_edge.keys  # noqa: F401
-    from adc_edge import data
+    import adc_edge.edge_runtime.trunk.trainer
+    import adc_edge.security.command  # noqa: F401
+    from adc_edge.data import sources as data
 
     data.load("digits")
     children: set[int] = set()

@@ -16,12 +16,12 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from adc_edge.bundle import Bundle
 from adc_edge.cloud_trainer import guard
 from adc_edge.cloud_trainer.guard import Refusals
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.framing import cut
-from adc_edge.protocol import (
+from adc_edge.storage.bundle import Bundle
+from adc_edge.wire.framing import cut
+from adc_edge.wire.messages import (
     CHUNK_BYTES,
     VERSION,
     FromTrainer,

@@ -15,9 +15,18 @@ from adc_edge.cloud_trainer import sessions as module
 from adc_edge.cloud_trainer.session import Session, Standing
 from adc_edge.cloud_trainer.sessions import Peer, Sessions
 from adc_edge.errors import ProtocolError
-from adc_edge.framing import Assembler, cut
-from adc_edge.journal import Key
-from adc_edge.protocol import CHUNK_BYTES, VERSION, Evaluate, Evaluated, FromDevice, Gradient, Hello, unpack_from_device
+from adc_edge.storage.journal import Key
+from adc_edge.wire.framing import Assembler, cut
+from adc_edge.wire.messages import (
+    CHUNK_BYTES,
+    VERSION,
+    Evaluate,
+    Evaluated,
+    FromDevice,
+    Gradient,
+    Hello,
+    unpack_from_device,
+)
 
 NUMBERS = itertools.count()
 JUDGED = Evaluated(1, 3, 0, 10, 9, 0.5, 0.1)

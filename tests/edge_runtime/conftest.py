@@ -9,10 +9,10 @@ import onnx
 import pytest
 from safetensors.torch import load_file
 
-from adc_edge.bundle import CLIENT_BARE, CLIENT_FP16, MANIFEST, TRUNK, Bundle
 from adc_edge.export.graph import client_graph, without_weights
 from adc_edge.files import sha256
-from adc_edge.trunk import Trunk
+from adc_edge.method.trunk import Trunk
+from adc_edge.storage.bundle import CLIENT_BARE, CLIENT_FP16, MANIFEST, TRUNK, Bundle
 
 
 @pytest.fixture(scope="package")

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from adc_edge.bundle import Bundle
 from adc_edge.cli import main
 from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.storage.bundle import Bundle
 
 
 @pytest.mark.parametrize(

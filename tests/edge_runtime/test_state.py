@@ -10,7 +10,7 @@ from typing import Any
 
 from adc_edge.edge_runtime.state import State
 from adc_edge.edge_runtime.tally import Evaluation
-from adc_edge.run_dir import RunDir
+from adc_edge.storage.run_dir import RunDir
 
 
 @contextmanager

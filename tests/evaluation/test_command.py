@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from adc_edge.cli import main
-from adc_edge.evaluation.presets import PRESETS, preset
-from adc_edge.evaluation.setting import parse, product
+from adc_edge.evaluation.study.presets import PRESETS, preset
+from adc_edge.evaluation.study.setting import parse, product
 
 TASK = (
     "--data digits --model vit_tiny_patch16_224 --img-size 16 --model-arg patch_size=4 --model-arg embed_dim=32 "
@@ -95,7 +95,7 @@ def test_every_preset_names_options_and_settings_that_exist(name: str) -> None:
 
 
 def test_an_option_that_is_typed_wins_over_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adc_edge.evaluation import runner
+    from adc_edge.evaluation.study import runner
 
     seen: list[Any] = []
 

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
-from adc_edge.bundle import OUTPUTS, Bundle
 from adc_edge.errors import ParityError, SettingError
 from adc_edge.export.build import Settings, export_bundle
 from adc_edge.export.graph import client_graph, without_weights
 from adc_edge.export.parity import check_parity
-from adc_edge.ratio import Ratio
-from adc_edge.split import create_vit, cut
-from adc_edge.trunk import Trunk
+from adc_edge.method.ratio import Ratio
+from adc_edge.method.split import create_vit, cut
+from adc_edge.method.trunk import Trunk
+from adc_edge.storage.bundle import OUTPUTS, Bundle
 
 TINY = {"patch_size": 8, "img_size": 16, "embed_dim": 32, "num_heads": 2, "depth": 4}
 

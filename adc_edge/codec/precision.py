@@ -1,0 +1,274 @@
+"""A tensor <-> bytes on the wire, for each precision.
+
+Layout of an encoded ``[rows, D]`` tensor (little endian):
+    fp32  rows*D float32.
+    bf16  rows*D times the upper 16 bits of a float32, rounded to nearest even.
+    fp16  int32 e, then rows*D float16 of ``x * 2**-e``: gradients of an averaged loss lie below fp16's range, and a
+          power of two costs nothing.
+    int8  int32 e, rows float16 scales, rows*D int8: each token (row) has its own scale, its largest magnitude / 127.
+    int4, int3, int2
+          int32 e, rows float16 scales, then a plane for each bit, lowest first: that bit of all rows*D values, eight to
+          a byte, the first value lowest. A value q means ``(q - 2**(bits-1)) * scale * 2**e``.
+    pca4 ... pca0.0625
+          so many bits for each value in all: the rows' principal components and their coordinates (`lowrank.py`), or
+          their mean where there is room for no more. What comes back is near in sum, not value by value.
+
+With few bits every level counts, so there a scale has a sign: the row's value of largest magnitude is the lowest of
+2**bits levels, and the same large value of the other sign, for which there is no level, comes one step smaller. Zero is
+a level. On activations and gradients of DeiT-T that is closer than symmetric levels (1, 0, -1, ...) and than levels
+without a zero (3/2, 1/2, -1/2, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from adc_edge.codec import lowrank
+from adc_edge.codec.casts import Float32, UInt8, from_bfloat, from_half, from_integers, to_bfloat, to_half, to_integers
+from adc_edge.errors import ProtocolError
+
+__all__ = [
+    "PRECISIONS",
+    "VALUE_PRECISIONS",
+    "Float32",
+    "Precision",
+    "decode",
+    "encode",
+    "encoded_bytes",
+    "integer_bits",
+    "pca_bits",
+]
+
+Precision = Literal[
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "int4",
+    "int3",
+    "int2",
+    "pca4",
+    "pca3",
+    "pca2",
+    "pca1.5",
+    "pca1",
+    "pca0.75",
+    "pca0.5",
+    "pca0.375",
+    "pca0.25",
+    "pca0.125",
+    "pca0.0625",
+]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_PCA_BITS = {precision: float(precision[3:]) for precision in PRECISIONS if precision.startswith("pca")}
+VALUE_PRECISIONS: tuple[Precision, ...] = tuple(p for p in PRECISIONS if p not in _PCA_BITS)  # each value by itself
+
+_EXPONENT = np.dtype("<i4")
+_SCALE = np.dtype("<f2")
+_INTEGER_BITS: dict[Precision, int] = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+_INT8_MAX = 127.0
+_EXPONENTS = range(-149, 129)  # of float32, as frexp gives them
+_FOLDED = range(-100, 15)  # where 2**e, also times a scale or its inverse, is a normal float32: no step of its own
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+_LARGEST_HALF = 65504.0
+_LARGEST = 2.0**128 * (1 - 2.0**-11)  # with a half's 11 bits; what is larger would be rounded to infinity
+_LARGEST_BFLOAT = 2.0**128 * (1 - 2.0**-8)
+
+
+def integer_bits(precision: Precision) -> int:
+    """Bits of each value where rows have scales (int8 and below), 0 where they have none."""
+    return _INTEGER_BITS.get(precision, 0)
+
+
+def pca_bits(precision: Precision) -> float:
+    """Bits for each value in all where rows travel as principal components, 0.0 where each value does by itself."""
+    return _PCA_BITS.get(precision, 0.0)
+
+
+def encoded_bytes(shape: tuple[int, ...], precision: Precision) -> int:
+    """Size of an encoded tensor of ``shape`` (last axis D), in bytes."""
+    rows, values = math.prod(shape[:-1]), math.prod(shape)
+    if all_bits := pca_bits(precision):
+        return lowrank.payload_bytes(rows, shape[-1], all_bits)
+    if bits := integer_bits(precision):
+        return _EXPONENT.itemsize + _SCALE.itemsize * rows + (values if bits == 8 else bits * -(-values // 8))
+    if precision == "fp16":
+        return _EXPONENT.itemsize + 2 * values
+    return (4 if precision == "fp32" else 2) * values
+
+
+def encode(x: Float32, precision: Precision, tail: bytes = b"") -> memoryview:
+    """Encode a finite float32 tensor; ``tail`` follows it, so that a message needs no second copy.
+
+    Args:
+        x: ``[..., D]``. A value so near float32's largest that ``precision`` would make it infinite comes back as the
+            largest that it has.
+        precision: how each number travels.
+        tail: any bytes.
+
+    Returns:
+        ``encoded_bytes(x.shape, precision) + len(tail)`` bytes of memory that is the caller's own.
+
+    Raises:
+        ProtocolError: if a value is NaN or infinite, which no receiver could use.
+    """
+    x = np.ascontiguousarray(x, dtype="<f4")
+    size = encoded_bytes(x.shape, precision)
+    buffer = np.empty(size + len(tail), np.uint8)
+    buffer.data[size:] = tail
+    if pca_bits(precision):
+        _finite_peak(x)
+        lowrank.encode_rows(_as_rows(x), buffer[:size])
+    elif bits := integer_bits(precision):
+        _encode_rows(_as_rows(x), bits, buffer[:size])
+    else:
+        _encode_values(x.reshape(-1), precision, buffer[:size])
+    return buffer.data
+
+
+def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
+    """Decode what ``encode`` made of a tensor of ``shape``.
+
+    Args:
+        data: a buffer (bytes, memoryview) of exactly ``encoded_bytes(shape, precision)`` bytes.
+        shape: of the tensor.
+        precision: it was encoded in.
+
+    Returns:
+        A contiguous tensor that may be written to. In fp32 it may share memory with ``data``, if that can be written
+        to and lies on a multiple of four bytes.
+
+    Raises:
+        ProtocolError: on another length, on values that are not finite, or on a head that no encoder writes.
+    """
+    view = memoryview(data).cast("B")
+    expected = encoded_bytes(shape, precision)
+    if view.nbytes != expected:
+        raise ProtocolError(
+            f"{view.nbytes} bytes for a {precision} tensor {list(shape)}",
+            f"{expected} bytes",
+            "use one version",
+            "size",
+        )
+    if precision == "fp32":
+        x = np.frombuffer(view, "<f4")
+        x = x.astype(np.float32, copy=not (x.flags.writeable and x.flags.aligned))
+        _finite_peak(x)
+    elif pca_bits(precision):
+        x = lowrank.decode_rows(view, math.prod(shape[:-1]), shape[-1])
+        _finite_peak(x)
+    elif bits := integer_bits(precision):
+        x = _decode_rows(view, math.prod(shape[:-1]), shape[-1], bits)
+    else:
+        x = _decode_values(view, precision)
+    return x.reshape(shape)
+
+
+def _as_rows(x: Float32) -> Float32:
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _encode_values(x: Float32, precision: Precision, out: UInt8) -> None:
+    peak = _finite_peak(x)
+    if precision == "fp32":
+        out.view("<f4")[:] = x
+        return
+    largest = _LARGEST_BFLOAT if precision == "bf16" else _LARGEST
+    if peak > largest:
+        x = np.clip(x, -largest, largest)
+    if precision == "bf16":
+        to_bfloat(x, out.view("<u2"))
+        return
+    exponent = math.frexp(peak)[1]
+    out[: _EXPONENT.itemsize].view(_EXPONENT)[:] = exponent
+    x, factor = (x, 2.0**-exponent) if exponent in _FOLDED else (np.ldexp(x, -exponent), 1.0)
+    to_half(x, factor, out[_EXPONENT.itemsize :].view("<u2"))
+
+
+def _decode_values(view: memoryview, precision: Precision) -> Float32:
+    if precision == "bf16":
+        x = np.empty(view.nbytes // 2, np.float32)
+        from_bfloat(np.frombuffer(view, "<u2"), x)
+        _finite_peak(x)
+        return x
+    exponent = _exponent(view)
+    halves = np.frombuffer(view, "<u2", offset=_EXPONENT.itemsize)
+    x = np.empty(len(halves), np.float32)
+    from_half(halves, 2.0**exponent if exponent in _FOLDED else 1.0, x)
+    x = _rest(x, exponent)
+    if _finite_peak(x) > math.ldexp(_LARGEST_HALF, exponent):  # what a half that is NaN or infinite became
+        raise _not_finite()
+    return x
+
+
+def _encode_rows(x: Float32, bits: int, out: UInt8) -> None:
+    """Write exponent, scales and values of ``x`` ``[rows, D]`` to ``out``."""
+    with np.errstate(invalid="ignore"):  # NaN is refused by name
+        high, low = x.max(axis=-1, initial=0.0), x.min(axis=-1, initial=0.0)
+    exponent = math.frexp(_finite_peak(np.stack((high, low))))[1]
+    extremes = np.clip(np.where(high >= -low, high, low).astype(np.float64), -_LARGEST, _LARGEST)
+    units = np.ldexp(extremes, -exponent)  # |unit| < 1
+    levels = np.copysign(_INT8_MAX, extremes) if bits == 8 else np.float64(-(2 ** (bits - 1)))
+    head = _EXPONENT.itemsize
+    out[:head].view(_EXPONENT)[:] = exponent
+    scales = out[head : head + _SCALE.itemsize * len(x)].view(_SCALE)
+    scales[:] = units / levels
+    if exponent not in _FOLDED:
+        x, extremes = np.ldexp(x, -exponent), units
+    # By the row's own largest, not by its rounded scale: no value can lie beyond the lowest level.
+    steps = np.divide(levels, extremes, out=np.zeros(len(x)), where=scales != 0).astype(np.float32)[:, None]
+    to_integers(x, steps, bits, out[head + scales.nbytes :])
+
+
+def _decode_rows(view: memoryview, rows: int, width: int, bits: int) -> Float32:
+    """Tensor ``[rows, width]`` of exponent, scales and values."""
+    exponent = _exponent(view)
+    scales = np.frombuffer(view, _SCALE, rows, _EXPONENT.itemsize)
+    body = np.frombuffer(view, np.uint8, offset=_EXPONENT.itemsize + scales.nbytes)
+    x = np.empty((rows, width), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale gives inf or NaN: refused below
+        factors = scales.astype(np.float64)
+        largest = float(np.abs(factors).max(initial=0.0)) * 2.0 ** (bits - 1 + exponent)
+        if exponent in _FOLDED:
+            factors *= 2.0**exponent
+        steps = factors.astype(np.float32)[:, None]
+        from_integers(body, steps, bits, x)
+    x = _rest(x, exponent)
+    if not largest <= _LARGEST_FLOAT32:  # so put, it is true of NaN; else no value can be too large
+        _finite_peak(x)
+    return x
+
+
+def _rest(x: Float32, exponent: int) -> Float32:
+    """``x * 2**exponent`` in place, unless the factor was folded into ``x`` before."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x if exponent in _FOLDED else np.ldexp(x, exponent, out=x)
+
+
+def _exponent(view: memoryview) -> int:
+    exponent = int.from_bytes(view[: _EXPONENT.itemsize], "little", signed=True)
+    if exponent not in _EXPONENTS:
+        raise _not_finite()
+    return exponent
+
+
+def _finite_peak(x: Float32) -> float:
+    """Largest magnitude, without a copy of ``x``.
+
+    Raises:
+        ProtocolError: if a value is NaN or infinite.
+    """
+    with np.errstate(invalid="ignore"):
+        peak = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))  # of a NaN both are NaN
+    if not math.isfinite(peak):
+        raise _not_finite()
+    return peak
+
+
+def _not_finite() -> ProtocolError:
+    return ProtocolError(
+        "a tensor with NaN or infinite values", "finite values", "lower the learning rate or clip gradients", "nan"
+    )

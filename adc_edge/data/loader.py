@@ -1,0 +1,179 @@
+"""Images -> batches, in an order that is a pure function of (seed, step), so that any step can be made again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from adc_edge.codec.precision import Float32
+from adc_edge.data.augment import Augmentation
+from adc_edge.data.sources import Labels, Split
+from adc_edge.errors import DataError
+from adc_edge.storage.bundle import Preprocessing
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_ORDER, _AUGMENT, _SEEDS = range(3)  # streams of random numbers that must not depend on one another
+
+
+class Batch(NamedTuple):
+    """``images`` float32 [B, C, H, W] normalised; ``labels`` int64 [B]."""
+
+    images: Float32
+    labels: Labels
+
+
+def prepare(image: Image.Image, how: Preprocessing) -> Image.Image:
+    """The model's geometry and channels: short side resized, centre cropped, RGB or grey."""
+    height, width = how.size
+    image = image.convert("L" if len(how.mean) == 1 else "RGB")
+    return ImageOps.fit(image, (width, height), _RESAMPLING[how.interpolation])
+
+
+def normalise(image: Image.Image, how: Preprocessing) -> Float32:
+    """A prepared image -> float32 ``[C, H, W]``."""
+    pixels = np.asarray(image).reshape(*how.size, -1)  # [H, W, C]
+    normalised = np.empty((len(how.mean), *how.size), np.float32)
+    for channel, values in enumerate(_normalised_values(how.mean, how.std)):
+        np.take(values, pixels[..., channel], out=normalised[channel], mode="clip")  # else it is checked in a copy
+    return normalised
+
+
+@functools.cache
+def _normalised_values(mean: tuple[float, ...], std: tuple[float, ...]) -> Float32:
+    """What each of a channel's 256 values becomes: ``[C, 256]``. To look it up is cheaper than to compute it."""
+    values = np.arange(256, dtype=np.float32) / np.float32(255)
+    return (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+
+
+class Loader:
+    """Batches of a split.
+
+    Training batches are whole (an epoch's incomplete last one is left out) and reshuffled each epoch; the test split
+    comes in its own order, or a fixed random sample of it. A broken image is replaced by the one that follows it in
+    the order, and counted.
+
+    Args:
+        split: the images.
+        how: the model's preprocessing.
+        batch_size: B.
+        seed: of order, augmentation and k-means rows.
+        augment: functions applied in order, in training.
+        workers: threads that decode.
+
+    Raises:
+        DataError: fewer images than one batch.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        how: Preprocessing,
+        batch_size: int,
+        seed: int = 0,
+        augment: Sequence[Augmentation] = (),
+        workers: int = 2,
+    ) -> None:
+        if len(split.labels) < batch_size:
+            raise DataError(
+                f"{len(split.labels)} training images", f"at least one batch of {batch_size}", "lower --batch-size"
+            )
+        self._split, self._how, self._augment = split, how, augment
+        self.batch_size, self.seed = batch_size, seed
+        self.broken: set[int] = set()
+        self._pool = ThreadPoolExecutor(max(1, workers), "decode")
+        self._ahead: tuple[int, list[Future[tuple[int, Float32]]]] | None = None
+        self._epoch_order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of one epoch."""
+        return len(self._split.labels) // self.batch_size
+
+    def batch(self, step: int) -> Batch:
+        """The batch of ``step``; the next one is decoded meanwhile."""
+        ready = self._ahead[1] if self._ahead and self._ahead[0] == step else self._start(step)
+        self._ahead = (step + 1, self._start(step + 1))
+        return self._collect(ready)
+
+    def sample(self, limit: int) -> list[npt.NDArray[np.int64]]:
+        """Indices of up to ``limit`` images (0: all) in batches: the same ones each time, in the split's order."""
+        total = len(self._split.labels)
+        chosen = np.arange(total, dtype=np.int64)
+        if 0 < limit < total:
+            chosen = np.sort(np.random.default_rng(0).permutation(total)[:limit])
+        return [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]
+
+    def plain(self, indices: npt.NDArray[np.int64]) -> Batch:
+        """These images, not augmented; broken ones are left out and counted."""
+        futures = {int(i): self._pool.submit(self._plain, int(i)) for i in indices}
+        found = {i: image for i, future in futures.items() if (image := future.result()) is not None}
+        if not found:
+            return Batch(np.empty((0, len(self._how.mean), *self._how.size), np.float32), np.empty(0, np.int64))
+        return Batch(np.stack(list(found.values())), self._split.labels[list(found)])
+
+    def seeds(self, step: int, clusters: int, images: int, micro_batch: int = 0) -> npt.NDArray[np.int64]:
+        """The T distinct rows of a micro-batch of so many images that start its k-means."""
+        rng = np.random.default_rng([self.seed, _SEEDS, step, micro_batch])
+        return rng.permutation(images)[:clusters].astype(np.int64)
+
+    def close(self) -> None:
+        """Let the decoding threads go."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        if self._epoch_order[0] != epoch:
+            rng = np.random.default_rng([self.seed, _ORDER, epoch])
+            self._epoch_order = (epoch, rng.permutation(len(self._split.labels)).astype(np.int64))
+        return self._epoch_order[1]
+
+    def _start(self, step: int) -> list[Future[tuple[int, Float32]]]:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = self._order(epoch)
+        first = within * self.batch_size
+        return [
+            self._pool.submit(self._augmented, order, position, epoch)
+            for position in range(first, first + self.batch_size)
+        ]
+
+    def _collect(self, futures: list[Future[tuple[int, Float32]]]) -> Batch:
+        found = [future.result() for future in futures]
+        return Batch(np.stack([image for _, image in found]), self._split.labels[[index for index, _ in found]])
+
+    def _augmented(self, order: npt.NDArray[np.int64], position: int, epoch: int) -> tuple[int, Float32]:
+        for offset in range(len(order)):
+            index = int(order[(position + offset) % len(order)])
+            image = self._decode(index)
+            if image is not None:
+                rng = np.random.default_rng([self.seed, _AUGMENT, epoch, index])
+                for change in self._augment:
+                    image = change(image, rng)
+                return index, normalise(image, self._how)
+        raise DataError(
+            f"all {len(order)} images are broken",
+            "at least one that Pillow can read",
+            "check the files and their format",
+        )
+
+    def _plain(self, index: int) -> Float32 | None:
+        image = self._decode(index)
+        return None if image is None else normalise(image, self._how)
+
+    def _decode(self, index: int) -> Image.Image | None:
+        if index in self.broken:
+            return None
+        try:
+            return prepare(self._split.image(index), self._how)
+        except Exception:  # on a broken file Pillow raises OSError, SyntaxError, ValueError, TypeError, struct.error, …
+            self.broken.add(index)
+            return None

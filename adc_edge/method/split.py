@@ -1,0 +1,218 @@
+"""The seam to timm (host only): a VisionTransformer cut into Trunk and Head.
+
+The trunk is rebuilt from its spec and loaded strictly by name, so whatever in the model it could not express shows as
+a name or a number that differs, and is refused. The head is timm's own model without its first blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import timm
+import torch
+from timm.layers import Mlp, PatchEmbed
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from adc_edge.errors import ModelError
+from adc_edge.method.spec import TrunkSpec
+from adc_edge.method.trunk import Trunk
+from adc_edge.storage.bundle import Interpolation, Manifest, Preprocessing
+
+_TOLERANCE = 1e-4
+_SUPPORTED = "a timm VisionTransformer with a CLS token (DeiT, ViT, distilled, DINOv2 with registers)"
+
+
+class Head(nn.Module):
+    """Blocks split+1..L, norm and classifier of a VisionTransformer: ``[T, k, D]`` -> logits ``[T, C]``.
+
+    ``vit`` keeps timm's parameter names (``blocks.6.…`` for split 6), the first blocks being empty.
+    """
+
+    def __init__(self, vit: VisionTransformer, split: int) -> None:
+        super().__init__()
+        self.vit = copy.deepcopy(vit)
+        for name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
+            if getattr(self.vit, name, None) is not None:
+                setattr(self.vit, name, None)
+        self.vit.patch_embed = self.vit.norm_pre = nn.Identity()
+        for index in range(split):
+            self.vit.blocks[index] = nn.Identity()
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Logits; any subset of tokens is valid, since positions were added at the embedding."""
+        x = self.vit.norm(self.vit.blocks(activations))
+        return self.vit.forward_head(x)  # type: ignore[no-any-return]
+
+
+def create_vit(
+    model: str,
+    model_args: Mapping[str, Any],
+    classes: int | None,
+    weights: Path | None = None,
+    pretrained: bool = False,
+) -> VisionTransformer:
+    """Make a timm model, with weights from a file or timm's hub; a classifier of another size starts anew.
+
+    Raises:
+        ModelError: timm does not know the model, refuses the arguments or the weights, or it is no VisionTransformer.
+    """
+    extra = dict(model_args)
+    if classes is not None:
+        extra["num_classes"] = classes
+    if weights is not None:
+        if not weights.is_file():
+            raise ModelError(f"--weights {weights} is no file", "a safetensors file", "check the path")
+        extra["pretrained_cfg_overlay"] = {"file": str(weights)}
+    try:
+        vit = timm.create_model(model, pretrained=pretrained or weights is not None, **extra)
+    except Exception as error:  # timm raises whatever it met: RuntimeError, TypeError, KeyError, OSError, hub errors
+        raise ModelError(
+            f"timm cannot make {model!r}: {type(error).__name__}: {error}",
+            "a model name, arguments and weights that timm takes",
+            "without a network name a weights file with --weights"
+            if pretrained
+            else "list names with python -c \"import timm; print(timm.list_models('*vit*'))\"",
+        ) from error
+    if not isinstance(vit, VisionTransformer):
+        raise ModelError(f"{model} is a {type(vit).__name__}", _SUPPORTED, "for example --model deit_tiny_patch16_224")
+    return vit
+
+
+def cut(vit: VisionTransformer, split: int) -> tuple[Trunk, Head]:
+    """Cut a model after block ``split``; both halves own copies of its weights.
+
+    Raises:
+        ModelError: no CLS token, a split outside 1..L-1, or a part that the trunk cannot express.
+    """
+    depth = len(vit.blocks)
+    if not vit.has_class_token:
+        raise ModelError(
+            "a model without a CLS token", "one with it: ADC reads the CLS row of attention", f"use {_SUPPORTED}"
+        )
+    if not 1 <= split <= depth - 1:
+        raise ModelError(f"--split {split}", f"1 to {depth - 1} for a model of {depth} blocks", "choose one of those")
+    trunk = Trunk(trunk_spec(vit, split))
+    wanted = trunk.state_dict().keys()
+    mine = {name: value for name, value in vit.state_dict().items() if _in_trunk(name, split)}
+    if wanted != mine.keys():
+        raise _unsupported(f"parameters {sorted(wanted ^ mine.keys())[:4]}")
+    trunk.load_state_dict(mine)
+    trunk.eval()
+    _check_equal(vit, trunk, split)
+    return trunk, Head(vit, split)
+
+
+def head_from_manifest(manifest: Manifest) -> Head:
+    """The head that a bundle describes, with fresh weights."""
+    return Head(create_vit(manifest.model, manifest.model_args, manifest.classes), manifest.split)
+
+
+def preprocessing(vit: VisionTransformer) -> Preprocessing:
+    """What the model's images go through, by timm's configuration of it."""
+    config = timm.data.resolve_model_data_config(vit)
+    mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
+    if vit.patch_embed.proj.in_channels == 1:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    interpolation: Interpolation = "bicubic"  # also for timm's "random"
+    for known in get_args(Interpolation):
+        interpolation = known if known == config["interpolation"] else interpolation
+    height, width = vit.patch_embed.img_size
+    return Preprocessing((height, width), mean, std, interpolation)
+
+
+def trunk_spec(vit: VisionTransformer, split: int) -> TrunkSpec:
+    """The architecture of a model's first ``split`` blocks.
+
+    Raises:
+        ModelError: a part that the trunk cannot express.
+    """
+    blocks, embed = list(vit.blocks[:split]), vit.patch_embed
+    if type(embed) is not PatchEmbed or not all(type(block) is Block for block in blocks):
+        raise _unsupported(f"{type(embed).__name__} and {type(blocks[0]).__name__}")
+    attn, mlp = blocks[0].attn, blocks[0].mlp
+    if type(attn) is not Attention or type(mlp) is not Mlp:
+        raise _unsupported(f"{type(attn).__name__} and {type(mlp).__name__}")
+    if vit.dynamic_img_size:
+        raise _unsupported("dynamic_img_size")
+    _refuse_dropout(vit, split)
+    try:
+        return msgspec.convert(_spec_fields(vit, split), TrunkSpec)
+    except msgspec.ValidationError as error:
+        raise _unsupported(str(error)) from None
+
+
+def _spec_fields(vit: VisionTransformer, split: int) -> dict[str, Any]:
+    block, embed = vit.blocks[0], vit.patch_embed
+    return {
+        "image_size": embed.img_size,
+        "patch_size": embed.patch_size,
+        "channels": embed.proj.in_channels,
+        "embed_dim": vit.embed_dim,
+        "heads": block.attn.num_heads,
+        "depth": split,
+        "mlp_dim": block.mlp.fc1.out_features,
+        "register_tokens": vit.num_reg_tokens,
+        "distilled": getattr(vit, "dist_token", None) is not None,
+        "position_tokens": 0 if vit.pos_embed is None else vit.pos_embed.shape[1],
+        "patch_bias": embed.proj.bias is not None,
+        "patch_norm": isinstance(embed.norm, nn.LayerNorm),
+        "pre_norm": isinstance(vit.norm_pre, nn.LayerNorm),
+        "qkv_bias": block.attn.qkv.bias is not None,
+        "qk_norm": isinstance(block.attn.q_norm, nn.LayerNorm),
+        "proj_bias": block.attn.proj.bias is not None,
+        "layer_scale": hasattr(block.ls1, "gamma"),
+        "norm_eps": getattr(block.norm1, "eps", None),
+        "activation": _activation(block.mlp.act),
+    }
+
+
+def _activation(act: nn.Module) -> str:
+    name = type(act).__name__
+    if name in ("GELU", "GELUTanh"):
+        tanh = name == "GELUTanh" or getattr(act, "approximate", "none") == "tanh"
+        return "gelu_tanh" if tanh else "gelu"
+    return {"QuickGELU": "quick_gelu", "QuickGELUQuant": "quick_gelu"}.get(name, name)
+
+
+def _refuse_dropout(vit: VisionTransformer, split: int) -> None:
+    """The trunk is computed twice (engine and shim), so nothing in it may be drawn at random."""
+    parts = [vit.pos_drop, vit.patch_drop, *vit.blocks[:split].modules()]
+    for part in parts:
+        rate = getattr(part, "p", getattr(part, "drop_prob", getattr(part, "prob", 0.0)))
+        if isinstance(rate, float) and rate > 0.0 and "Drop" in type(part).__name__:
+            raise ModelError(
+                f"{type(part).__name__}({rate}) in the trunk",
+                "no dropout before the split: the device computes the trunk twice and both must agree",
+                "export without drop rates (drop_rate, before the classifier, is fine)",
+            )
+
+
+def _in_trunk(name: str, split: int) -> bool:
+    parts = name.split(".")
+    if parts[0] == "blocks":
+        return int(parts[1]) < split
+    return parts[0] in {"cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"}
+
+
+@torch.no_grad()
+def _check_equal(vit: VisionTransformer, trunk: Trunk, split: int) -> None:
+    """The last word on support: the trunk computes what timm computes."""
+    was_training = vit.training
+    images = torch.randn(2, trunk.spec.channels, *trunk.spec.image_size, generator=torch.Generator().manual_seed(0))
+    vit.eval()
+    x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+    expected = vit.blocks[:split](x)
+    vit.train(was_training)
+    worst = float((trunk(images) - expected).abs().max() / expected.abs().max())
+    if not worst <= _TOLERANCE:
+        raise _unsupported(f"a forward pass that differs by {worst:.1e} from ours")
+
+
+def _unsupported(what: str) -> ModelError:
+    return ModelError(f"a model with {what}", _SUPPORTED, "for example --model deit_tiny_patch16_224")

@@ -1,0 +1,1 @@
+"""Everything that export, calibration and the device ask about ONNX graphs."""

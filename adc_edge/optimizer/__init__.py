@@ -1,0 +1,1 @@
+"""The optimizer of either half: its settings without torch, and its steps."""

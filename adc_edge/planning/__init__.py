@@ -1,0 +1,1 @@
+"""The model of a step's time."""

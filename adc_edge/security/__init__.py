@@ -1,0 +1,1 @@
+"""CURVE keys, and who may connect."""

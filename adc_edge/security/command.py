@@ -1,0 +1,142 @@
+"""`adc-edge keys`: who may talk to whom, as files in a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adc_edge.options import F
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def _keys_option(command: F) -> F:
+    return click.option(
+        "--keys",
+        "directory",
+        required=True,
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="This machine's keys.",
+    )(command)
+
+
+_file_argument = click.argument("file", type=click.Path(path_type=Path))
+
+
+@click.group()
+def keys() -> None:
+    """Make and exchange the keys with which device and trainer know each other and encrypt.
+
+    Each machine makes its own keys and copies its public.key to the other side: a trainer allows devices by name, a
+    device pins its trainer. The secret.key never leaves its machine.
+    """
+
+
+@keys.command("new")
+@_keys_option
+def make(directory: Path) -> None:
+    """Make this machine's keys."""
+    from shlex import quote
+
+    from adc_edge.security.keystore import fingerprint, make_keys
+
+    pair = make_keys(directory)
+    public = quote(str(directory / "public.key"))
+    click.echo(f"made keys in {directory}, fingerprint {fingerprint(pair.public)}")
+    click.echo(f"if this is a device: copy {public} to the trainer and type there")
+    click.echo("  adc-edge keys allow NAME public.key --keys DIR")
+    click.echo(f"if this is the trainer: copy {public} to each device and type there")
+    click.echo("  adc-edge keys pin public.key --keys DIR")
+
+
+@keys.command("allow")
+@click.argument("name")
+@_file_argument
+@_keys_option
+def allow_device(name: str, file: Path, directory: Path) -> None:
+    """On a trainer: let the device whose public.key is FILE connect, under NAME."""
+    from adc_edge.security.keystore import allow, fingerprint, load_public
+
+    public = load_public(file)
+    allow(directory, name, public)
+    click.echo(f"{name} may connect, fingerprint {fingerprint(public)}; a running trainer needs no restart")
+
+
+@keys.command("pin")
+@_file_argument
+@_keys_option
+def pin_trainer(file: Path, directory: Path) -> None:
+    """On a device: trust the trainer whose public.key is FILE, and no other."""
+    from adc_edge.security.keystore import fingerprint, load_public, pin
+
+    public = load_public(file)
+    pin(directory, public)
+    click.echo(f"this device trusts the trainer with fingerprint {fingerprint(public)}, and no other")
+
+
+@keys.command("revoke")
+@click.argument("name")
+@_keys_option
+def revoke_device(name: str, directory: Path) -> None:
+    """On a trainer: let the device NAME connect no more."""
+    from adc_edge.security.keystore import revoke
+
+    revoke(directory, name)
+    click.echo(f"{name} may not connect any more; a running trainer notices within a second")
+
+
+@keys.command("list")
+@_keys_option
+def show(directory: Path) -> None:
+    """Show the keys in DIR: this machine's, the trainer's, the devices'."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from adc_edge.errors import SettingError
+    from adc_edge.security.keystore import Devices, load_pair, read_keys, trainer_key
+
+    table = Table("what", "name", "fingerprint", "state", "since")
+    secret, pinned = directory / "secret.key", directory / "trainer.key"
+    troubles = []
+    if not secret.exists():
+        load_pair(directory)  # says what to type
+    try:
+        _add_row(table, "this machine", secret, load_pair(directory).public, "own")
+    except SettingError as error:
+        _add_row(table, "this machine", secret, None, "unreadable")
+        troubles.append(str(error))
+    if pinned.exists():
+        try:
+            _add_row(table, "trainer", pinned, trainer_key(directory), "pinned")
+        except SettingError as error:
+            _add_row(table, "trainer", pinned, None, "unreadable")
+            troubles.append(str(error))
+    devices = Devices(directory)
+    for place in ("devices", "revoked"):
+        for file, key in read_keys(directory / place).items():
+            if isinstance(key, str):
+                _add_row(table, "device", file, None, "unreadable", file.stem)
+            else:
+                _add_row(table, "device", file, key, "revoked" if devices.name(key) is None else "allowed", file.stem)
+    troubles += devices.faults.values()
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    for trouble in troubles:
+        console.print(trouble, soft_wrap=True)
+
+
+def _add_row(table: Table, what: str, file: Path, key: bytes | None, state: str, name: str = "") -> None:
+    import datetime
+
+    from adc_edge.security.keystore import fingerprint
+
+    try:
+        # A rename changes this date, so a revoked key shows when it was revoked.
+        since = f"{datetime.datetime.fromtimestamp(file.stat().st_ctime):%Y-%m-%d %H:%M}"
+    except OSError:
+        since = ""
+    table.add_row(what, name, "" if key is None else fingerprint(key), state, since)

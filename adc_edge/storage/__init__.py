@@ -1,0 +1,1 @@
+"""Everything on disk: bundles, checkpoints, journals, run directories."""

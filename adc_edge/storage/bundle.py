@@ -1,0 +1,176 @@
+"""The exported directory that both sides load: manifest, ONNX, weights. Nothing in it is ever unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from adc_edge.codec.precision import Precision
+from adc_edge.errors import BundleError
+from adc_edge.files import sha256
+from adc_edge.method.ratio import Ratio
+from adc_edge.method.spec import TrunkSpec
+from adc_edge.wire.limits import Limits
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+CLIENT = "client.onnx"
+CLIENT_FP16 = "client.fp16.onnx"  # `export --fp16`: weights in fp16 under the same names; ADC in fp32
+CLIENT_BARE = "client.fp16.bare.onnx"  # `export --tensorrt`: the same without weights, which are all inputs
+CLIENT_INT8 = "client.int8.onnx"  # `calibrate`, with CALIBRATION beside it
+CALIBRATION = "calibration.json"
+GOLDEN = "golden.safetensors"  # images and what the device must make of them (golden.py)
+TRUNK = "trunk.safetensors"
+HEAD = "head.safetensors"
+OUTPUTS = ["activations", "assignment", "tokens", "counts"]  # of every client graph; it may have more
+ENGINES = "engines"  # TensorRT's, for one GPU and one TensorRT: built on the device, never copied
+
+Compute = Literal["fp32", "fp16", "int8"]  # what an engine computes in
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model's own: resize the short side to ``size``, crop its centre, scale to 0..1, normalise."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is in a bundle, and how it is served by default.
+
+    ``tokens`` is N, ``dim`` D and ``prefix`` P of the paper; ``depth`` counts all blocks.
+    """
+
+    format: int
+    model: str
+    model_args: dict[str, Any]
+    classes: int
+    split: int
+    depth: int
+    tokens: int
+    prefix: int
+    dim: int
+    trunk: TrunkSpec
+    preprocessing: Preprocessing
+    ratio: Ratio
+    batch_size: int
+    precision: Precision
+    opset: int
+    files: dict[str, str]
+    versions: dict[str, str]
+    gradient_precision: Precision | None = None  # None: as ``precision``, and in bundles up to 0.5
+
+    def limits(self, max_images: int = 1024) -> Limits:
+        """What a message about this model may hold."""
+        return Limits(self.tokens, self.prefix, self.dim, self.classes, max_images)
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """calibration.json: what `calibrate` made and how good it is; the manifest, and so the bundle's digest, stays."""
+
+    format: int
+    client: str  # SHA-256 of the client.onnx that it was made of
+    int8: str  # SHA-256 of client.int8.onnx
+    method: str
+    images: int
+    report: dict[str, Any]
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """A loaded and verified bundle; ``digest`` names it on the wire."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def load(cls, path: Path, need: tuple[str, ...]) -> Bundle:
+        """Read the manifest and check the digest of each file in ``need``.
+
+        Raises:
+            BundleError: no bundle there, an unknown format, or a file that is missing or changed.
+        """
+        text = _read(path / MANIFEST)
+        manifest = parse_manifest(text, str(path / MANIFEST))
+        for name in need:
+            _check(path / name, manifest.files.get(name))
+        return cls(path, manifest, sha256(path / MANIFEST))
+
+    def file(self, name: str) -> Path:
+        """One of the manifest's files, verified; raises BundleError if it is missing or changed."""
+        _check(self.path / name, self.manifest.files.get(name))
+        return self.path / name
+
+    def client(self, compute: Compute) -> Path:
+        """The graph that computes so, verified.
+
+        Raises:
+            BundleError: the bundle has none, or it is missing or changed, or calibrated from another client.onnx.
+        """
+        if compute == "int8":
+            return self._int8()
+        name = CLIENT if compute == "fp32" else CLIENT_FP16
+        if compute == "fp16" and name not in self.manifest.files:
+            raise BundleError(
+                f"{self.path} has no {name}", "a bundle with a graph in fp16", "export it again with --fp16"
+            )
+        return self.file(name)
+
+    def _int8(self) -> Path:
+        try:
+            calibration = msgspec.json.decode((self.path / CALIBRATION).read_bytes(), type=Calibration)
+        except FileNotFoundError:
+            raise BundleError(
+                f"{self.path} has no {CALIBRATION}", "a calibrated bundle", "adc-edge calibrate --bundle DIR --data SRC"
+            ) from None
+        except msgspec.DecodeError as error:
+            raise BundleError(f"{CALIBRATION}: {error}", "as `adc-edge calibrate` wrote it", _CALIBRATE) from None
+        if calibration.format != FORMAT or calibration.client != self.manifest.files.get(CLIENT):
+            raise BundleError(f"{CALIBRATION} belongs to another bundle", f"one of this {CLIENT}", _CALIBRATE)
+        _check(self.path / CLIENT_INT8, calibration.int8, _CALIBRATE)
+        return self.path / CLIENT_INT8
+
+
+_CALIBRATE = "calibrate it again: adc-edge calibrate --bundle DIR --data SRC"
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
+    """Read a manifest; raises BundleError on another format version or unreadable text."""
+    try:
+        found = msgspec.json.decode(text, type=_Format).format
+        if found != FORMAT:
+            raise BundleError(
+                f"{where} has bundle format {found}", f"format {FORMAT}", "export it again with this adc-edge"
+            )
+        return msgspec.json.decode(text, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{where}: {error}", "a manifest as `adc-edge export` writes it", "export it again") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"no bundle at {path.parent} ({error.strerror}: {path.name})",
+            "a directory made by `adc-edge export`",
+            "adc-edge export --model deit_tiny_patch16_224 --split 6 -o DIR",
+        ) from None
+
+
+def _check(path: Path, expected: str | None, remedy: str = "copy or export the bundle again") -> None:
+    if expected is None or not path.is_file():
+        raise BundleError(f"{path} is missing", "every file that the manifest lists", remedy)
+    if sha256(path) != expected:
+        raise BundleError(
+            f"{path} was changed or damaged: its SHA-256 differs from the manifest", f"SHA-256 {expected}", remedy
+        )

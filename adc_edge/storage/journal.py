@@ -1,0 +1,190 @@
+"""What was sent and is not yet durable on the other side: a file for each message, pruned as the watermark moves.
+
+The device keeps its steps until the trainer can no longer come back older than them; the trainer keeps its answers
+until the device can no longer. A file is there as soon as it is written (a killed process loses nothing) and survives
+a power cut after ``sync``, which comes before each checkpoint. One that is torn or damaged counts as absent.
+
+Files that are no longer needed are written over: to the kernel that is a tenth of the work of making and removing one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from adc_edge.files import sync_directory
+from adc_edge.wire.framing import Body
+
+LIMIT_BYTES = 256 * 1024 * 1024  # of what one side makes the other keep; then it makes a checkpoint out of turn
+_SPARE, _SPARE_BYTES = "spare-", 64 * 1024 * 1024
+_MAGIC = b"ADC-EDGE JOURNAL"
+_CHECKED = len(_MAGIC) + 8  # magic and XXH3, which is of all that follows: length of the header, header, body
+_LENGTH = struct.Struct("<I")
+
+
+class Key(NamedTuple):
+    """Of a step's micro-batch; or, where ``part`` is a number, of that part of the evaluation before the step."""
+
+    step: int
+    micro_batch: int = 0
+    part: int | None = None
+
+    @property
+    def file_name(self) -> str:
+        """``00000042-0`` or, for an evaluation, ``00000042.3``."""
+        return f"{self.step:08d}" + (f"-{self.micro_batch}" if self.part is None else f".{self.part}")
+
+
+class Journal:
+    """One session's messages in one direction, in a directory of their own.
+
+    Args:
+        directory: made if absent; damaged entries in it are removed.
+
+    Raises:
+        OSError: it cannot be made or read.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._keys: dict[Key, int] = {}  # and their sizes
+        self._spares: list[tuple[Path, int]] = []
+        self._spare_bytes = 0  # not summed up anew for each of the hundreds of entries that one checkpoint frees
+        self._made = itertools.count()
+        self._unsynced: set[Key] = set()
+        for path in directory.iterdir():
+            key = _key(path.name)
+            if key is None or key.file_name != path.name or _read(path) is None:
+                path.unlink()
+            else:
+                self._keys[key] = path.stat().st_size
+        self._unsynced |= self._keys.keys()
+
+    def append(self, key: Key, header: bytes, body: Body) -> None:
+        """Keep a message; raises OSError and keeps nothing of it if it cannot be written."""
+        length = _LENGTH.pack(len(header))
+        check = xxhash.xxh3_64(length + header)
+        check.update(body)
+        path = self.directory / key.file_name
+        spare, old_bytes = self._spares.pop() if self._spares else (self._new_spare(), 0)
+        self._spare_bytes -= old_bytes
+        try:
+            size = _write_over(spare, _MAGIC + check.digest() + length + header, body)
+            os.replace(spare, path)
+        except OSError as error:
+            self._remove(key)
+            self._spares.append((spare, 0))
+            self.drop_spares()  # whoever needs room needs it more
+            error.filename = str(path)
+            raise
+        self._keys[key] = size
+        self._unsynced.add(key)
+
+    def read(self, key: Key) -> tuple[bytes, memoryview] | None:
+        """Header and body of a message; None if it is not here whole."""
+        return _read(self.directory / key.file_name) if key in self._keys else None
+
+    def has(self, key: Key) -> bool:
+        """Whether a message was kept."""
+        return key in self._keys
+
+    def oldest(self, until: int, micro_batches: int = 1) -> int:
+        """As the function ``oldest``, of what is here."""
+        return oldest(self.has, until, micro_batches)
+
+    def prune(self, before: int) -> None:
+        """Drop what belongs to steps before ``before``: the other side can no longer need it."""
+        for key in [key for key in self._keys if key.step < before]:
+            self._remove(key)
+
+    def forget(self, start: int) -> None:
+        """Drop the steps from ``start`` on: whoever made them has come back older and will make them again."""
+        for key in [key for key in self._keys if key.part is None and key.step >= start]:
+            self._remove(key)
+
+    def sync(self) -> None:
+        """Make all of it survive a power cut."""
+        for key in self._unsynced:
+            handle = os.open(self.directory / key.file_name, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        self._unsynced.clear()
+        sync_directory(self.directory)
+
+    def drop_spares(self) -> None:
+        """Give back the room that is only kept to be written over."""
+        for spare, _ in self._spares:
+            with contextlib.suppress(OSError):
+                spare.unlink(missing_ok=True)
+        self._spares.clear()
+        self._spare_bytes = 0
+
+    def _new_spare(self) -> Path:
+        return self.directory / f"{_SPARE}{next(self._made)}"
+
+    def _remove(self, key: Key) -> None:
+        self._unsynced.discard(key)
+        size = self._keys.pop(key, None)
+        if size is None:
+            return
+        path, spare = self.directory / key.file_name, self._new_spare()
+        with contextlib.suppress(OSError):
+            if self._spare_bytes + size <= _SPARE_BYTES:
+                os.replace(path, spare)
+                self._spares.append((spare, size))
+                self._spare_bytes += size
+            else:
+                path.unlink()
+
+
+def oldest(has: Callable[[Key], bool], until: int, micro_batches: int) -> int:
+    """The first step from which on ``has`` knows every micro-batch of every step before ``until``."""
+    step = until
+    while step > 0 and all(has(Key(step - 1, micro_batch)) for micro_batch in range(micro_batches)):
+        step -= 1
+    return step
+
+
+def _key(name: str) -> Key | None:
+    separator = "." if "." in name else "-"
+    step, _, number = name.partition(separator)
+    if not step.isdecimal() or not number.isdecimal():
+        return None
+    return Key(int(step), part=int(number)) if separator == "." else Key(int(step), int(number))
+
+
+def _write_over(path: Path, head: bytes, body: Body) -> int:
+    """Make this the whole content of a file, and tell its size; raises OSError, and it is anything then."""
+    size = len(head) + memoryview(body).nbytes
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        if os.writev(handle, [head, body]) < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if os.fstat(handle).st_size > size:
+            os.ftruncate(handle, size)
+    finally:
+        os.close(handle)
+    return size
+
+
+def _read(path: Path) -> tuple[bytes, memoryview] | None:
+    try:
+        data = memoryview(path.read_bytes())
+        (length,) = _LENGTH.unpack_from(data, _CHECKED)
+    except (OSError, struct.error):
+        return None
+    if data[:_CHECKED] != _MAGIC + xxhash.xxh3_64(data[_CHECKED:]).digest():
+        return None
+    rest = data[_CHECKED + _LENGTH.size :]
+    return bytes(rest[:length]), rest[length:]

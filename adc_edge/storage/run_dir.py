@@ -1,0 +1,221 @@
+"""What a run leaves in its ``--run DIR``: settings, metrics line by line, checkpoints, and the weights at the end.
+
+settings.json      what was asked for, which bundle, and on which machine; a resumed run must match the first two
+metrics.jsonl      one JSON object a step or evaluation
+manifest.json      of the bundle; a trainer's run also says in `endpoint` where it listens
+checkpoint-*.safetensors
+journal/           what was sent and may be asked for again
+lock               held while a process runs there
+trunk.safetensors or head.safetensors, once the run has ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from adc_edge.errors import CheckpointError, SettingError
+from adc_edge.files import write_atomic
+from adc_edge.storage.checkpoint import (
+    Arrays,
+    Checkpoint,
+    checkpoint_steps,
+    drop_newer,
+    latest_checkpoint,
+    save_checkpoint,
+)
+
+SETTINGS = "settings.json"
+METRICS = "metrics.jsonl"
+JOURNAL = "journal"
+LOCK = "lock"
+_OURS = (
+    SETTINGS,
+    METRICS,
+    "manifest.json",
+    "endpoint",
+    "engine",
+    "checkpoint-*.safetensors",
+    "trunk.safetensors",
+    "head.safetensors",
+)
+_CUT_OFF = tuple(f".{name}.*" for name in _OURS)  # write_atomic's temporary files, left by a kill
+
+
+class _Settings(msgspec.Struct):
+    fixed: dict[str, Any]
+    machine: dict[str, Any] = {}
+
+
+class RunDir:
+    """A run's directory; with ``path`` None it keeps nothing.
+
+    Args:
+        path: of the directory, made if absent.
+        fixed: settings that a resumed run must share (bundle, seed, …).
+        free: settings that may differ from one start to the next, for the record.
+        machine: what the numbers may depend on (versions, threads, …), for the record.
+        fresh: forget the run that is there.
+
+    Raises:
+        CheckpointError: the directory holds a run with other ``fixed`` settings.
+        SettingError: it cannot be written to, or another process is at work in it.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        fixed: Mapping[str, Any],
+        free: Mapping[str, Any],
+        machine: Mapping[str, Any] | None = None,
+        *,
+        fresh: bool = False,
+    ) -> None:
+        self.path = path
+        self.changes: list[str] = []  # of the machine, since the run was last at work
+        self.trouble: OSError | None = None  # why the last metric could not be written
+        self._temporary = tempfile.TemporaryDirectory(prefix="adc-edge-") if path is None else None
+        self.journal = Path(self._temporary.name) if self._temporary else Path(str(path)) / JOURNAL
+        if path is None:
+            return
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take(path)
+            try:
+                if fresh:
+                    _clear(path)
+                now = json.loads(msgspec.json.encode({"fixed": fixed, "free": free, "machine": machine or {}}))
+                self._match(path / SETTINGS, now)
+                write_atomic(path / SETTINGS, msgspec.json.format(msgspec.json.encode(now)))
+                _remove(path, _CUT_OFF)
+                self._metrics = os.open(path / METRICS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                self._steps = checkpoint_steps(path)  # asked for at every step
+            except BaseException:
+                os.close(self._lock)
+                raise
+        except OSError as error:
+            raise SettingError(f"--run {path}: {error.strerror}", "a directory to write to", "choose another") from None
+
+    @staticmethod
+    def _take(path: Path) -> int:
+        """Hold the directory for this process; the kernel lets it go when the process ends, however it ends."""
+        handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise SettingError(
+                f"--run {path} is in use by another process", "one process for each run", "stop it, or choose another"
+            ) from None
+        return handle
+
+    def _match(self, path: Path, now: Mapping[str, Any]) -> None:
+        if not path.exists():
+            return
+        try:
+            old = msgspec.json.decode(path.read_bytes(), type=_Settings)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{path}: {error}",
+                "settings as adc-edge wrote them",
+                "use another --run directory, or start over with --fresh",
+            ) from None
+        self.changes = _changes(old.machine, now["machine"]) if old.machine else []
+        changed = _changes(old.fixed, now["fixed"])
+        if changed:
+            raise CheckpointError(
+                f"{path.parent} holds another run: {'; '.join(changed)}",
+                "the settings it was started with",
+                "use those, or another --run directory, or start over with --fresh",
+            )
+
+    def latest(self, until: int | None = None) -> Checkpoint | None:
+        """The newest whole checkpoint (of a step up to ``until``), or None."""
+        return latest_checkpoint(self.path, until) if self.path else None
+
+    def checkpoint(self, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
+        """Keep the state at the beginning of ``step``; raises OSError, and what was there stays."""
+        if self.path:
+            save_checkpoint(self.path, step, arrays, meta)
+            self._steps = checkpoint_steps(self.path)
+
+    def oldest(self, step: int) -> int:
+        """The oldest step that a run now at ``step`` may come back to: the newest checkpoint might be damaged."""
+        if self.path is None:
+            return step
+        return self._steps[-2] if len(self._steps) > 1 else 0
+
+    def metric(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl; a disk that is full loses the line, not the run (see ``trouble``)."""
+        if self.path is None:
+            return
+        line = (b"\n" if self.trouble else b"") + json.dumps(values).encode() + b"\n"
+        try:
+            if os.write(self._metrics, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.trouble = None
+        except OSError as error:
+            self.trouble = error
+
+    def rewind(self, step: int, keep: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Go back to ``step``: drop later checkpoints and the metrics that ``keep`` denies, and return these."""
+        if self.path is None:
+            return []
+        drop_newer(self.path, step)
+        self._steps = checkpoint_steps(self.path)
+        kept: list[dict[str, Any]] = []
+        dropped: list[dict[str, Any]] = []
+        for line in (self.path / METRICS).read_bytes().splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:  # torn by a kill or a full disk
+                continue
+            (kept if keep(values) else dropped).append(values)
+        write_atomic(self.path / METRICS, b"".join(json.dumps(values).encode() + b"\n" for values in kept))
+        os.close(self._metrics)
+        self._metrics = os.open(self.path / METRICS, os.O_WRONLY | os.O_APPEND)
+        return dropped
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Write a file of the run, whole or not at all."""
+        if self.path:
+            write_atomic(self.path / name, data)
+
+    def kept(self, name: str) -> bytes | None:
+        """A file that ``keep`` wrote; None if there is none."""
+        file = self.path / name if self.path else None
+        return file.read_bytes() if file is not None and file.is_file() else None
+
+    def close(self) -> None:
+        """Let the directory go."""
+        if self._temporary:
+            self._temporary.cleanup()
+        else:
+            os.close(self._metrics)
+            os.close(self._lock)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k)]
+
+
+def _clear(path: Path) -> None:
+    _remove(path, _OURS)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path / JOURNAL)
+
+
+def _remove(path: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        for file in path.glob(pattern):
+            file.unlink()

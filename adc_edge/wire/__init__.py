@@ -1,0 +1,1 @@
+"""Bytes <-> the other side: messages, frames, sockets, connections."""

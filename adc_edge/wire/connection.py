@@ -1,0 +1,144 @@
+"""One connection of a device to its trainer: a fresh socket that is never reused.
+
+Heartbeats notice a dead peer within seconds, and every retry uses a fresh socket: a kept one wakes up to 20 s late and
+with duplicates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import zmq
+
+from adc_edge.security.authenticator import secure_client
+from adc_edge.security.keystore import KeyPair, load_pair, trainer_key
+from adc_edge.wire.sockets import tune
+from adc_edge.wire.tcp import SocketMeter, TcpInfo, frame_bytes
+
+CONNECT_MS = 3_000
+_TICK_MS = 100  # how soon a signal or a dead link is noticed while waiting
+
+
+class LinkLost(Exception):
+    """The connection ended; a fresh one may work. Never leaves this module's users without a retry."""
+
+
+class Stopped(Exception):
+    """The caller asked to stop while it was waiting."""
+
+
+class ClientKeys(NamedTuple):
+    """What a device needs for an encrypted connection: its own pair, and the trainer's public key that it pins."""
+
+    own: KeyPair
+    trainer: bytes
+
+    @classmethod
+    def load(cls, directory: Path) -> ClientKeys:
+        """From a key directory; raises SettingError with the command to type."""
+        return cls(load_pair(directory), trainer_key(directory))
+
+
+class Connection:
+    """A DEALER socket and what the kernel knows of it.
+
+    Args:
+        context: of the socket.
+        endpoint: ``tcp://HOST:PORT``.
+        keys: None for an open connection.
+        stop: asked while waiting; True raises Stopped.
+
+    Raises:
+        LinkLost: the address makes no sense to the system.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        keys: ClientKeys | None,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._stop, self._encrypted = stop, keys is not None
+        self._socket = context.socket(zmq.DEALER)
+        tune(self._socket, endpoint)
+        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)  # a fresh socket per retry instead
+        if keys is not None:
+            secure_client(self._socket, keys.own, keys.trainer)
+        self._meter = SocketMeter(self._socket)
+        self.framed = (0, 0)  # bytes of frames sent and received
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise LinkLost(error.strerror) from None
+
+    def writable(self) -> None:
+        """Wait until something can be sent; raises LinkLost, Stopped."""
+        deadline = time.monotonic() + CONNECT_MS / 1e3
+        while not self._socket.poll(_TICK_MS, zmq.POLLOUT):
+            self._watch()
+            if time.monotonic() > deadline:
+                raise LinkLost("connection refused or no route")
+        if not self._meter.connected:
+            self._meter.poll()  # which sets the congestion control, before the first bulk
+
+    def send(self, header: bytes, piece: bytes | memoryview) -> None:
+        """Send two frames; raises LinkLost, Stopped."""
+        self.writable()
+        try:
+            self._socket.send_multipart([header, piece], zmq.NOBLOCK, copy=False)  # of a body that stays as it is
+        except zmq.Again:  # without a high-water mark: cut since, and a send that blocks would wait for ever
+            raise LinkLost("connection closed") from None
+        self.framed = (self.framed[0] + frame_bytes(header, piece), self.framed[1])
+
+    def receive(self, deadline: float | None) -> list[memoryview]:
+        """The next frames; raises LinkLost, also when ``deadline`` (of the monotonic clock) has passed, and Stopped."""
+        while not self._socket.poll(_TICK_MS, zmq.POLLIN):
+            self._watch()
+            if deadline is not None and time.monotonic() > deadline:
+                raise LinkLost("no answer in time")
+        frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
+        self.framed = (self.framed[0], self.framed[1] + frame_bytes(*frames))
+        return frames
+
+    def totals(self) -> tuple[int, int]:
+        """Bytes sent and received as the kernel counts them."""
+        return self._meter.totals()
+
+    def tcp(self) -> TcpInfo | None:
+        """The connection as the kernel sees it."""
+        return self._meter.now()
+
+    @property
+    def congestion(self) -> str | None:
+        """The congestion control that it sends by; None where the system does not tell."""
+        return self._meter.congestion
+
+    def close(self) -> None:
+        """Drop it at once; ``totals`` keeps its last value."""
+        self._meter.close()
+        self._socket.close(0)
+
+    def _watch(self) -> None:
+        if self._stop():
+            raise Stopped
+        self._meter.poll()
+        if self._meter.failure:
+            raise LinkLost(self._meter.failure)
+        if self._meter.lost:
+            raise LinkLost(self._why_lost())
+
+    def _why_lost(self) -> str:
+        if not self._meter.connected:
+            return "connection refused or no route"
+        if self._meter.handshaken:
+            return "connection closed"
+        if self._encrypted:
+            return "it hung up during the handshake: its key is not the one in trainer.key, or keys on one side only"
+        return "it hung up during the handshake: keys on one side only?"

@@ -1,0 +1,54 @@
+"""What a message's body may hold, by its header's numbers; asked before a byte of it is allocated."""
+
+from __future__ import annotations
+
+import msgspec
+
+from adc_edge.codec.precision import encoded_bytes
+from adc_edge.errors import ProtocolError
+from adc_edge.wire.messages import LABEL_BYTES, TRIPLE_BYTES, Evaluate, Step
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Of one bundle: N ``tokens`` of an image, P of them ``prefix``, D ``dim``, C ``classes``."""
+
+    tokens: int
+    prefix: int
+    dim: int
+    classes: int
+    max_images: int = 1024
+
+    def step_bytes(self, step: Step) -> int:
+        """Exact size of a Step's body.
+
+        Raises:
+            ProtocolError: code ``shape`` or ``size``.
+        """
+        self._within("images", step.images, 1, self.max_images)
+        self._within("clusters", step.clusters, 1, step.images)
+        self._within("kept tokens", step.kept, self.prefix, self.tokens)
+        self._within("label triples", step.triples, step.clusters, step.images)
+        size = encoded_bytes((step.clusters, step.kept, self.dim), step.precision) + TRIPLE_BYTES * step.triples
+        return self._exactly(step.body_bytes, size)
+
+    def evaluate_bytes(self, part: Evaluate) -> int:
+        """Exact size of an Evaluate's body; raises as ``step_bytes``."""
+        self._within("images", part.images, 1, self.max_images)
+        size = encoded_bytes((part.images, self.tokens, self.dim), part.precision) + LABEL_BYTES * part.images
+        return self._exactly(part.body_bytes, size)
+
+    def largest_bytes(self) -> int:
+        """Of any body: whole activations of as many images as a message may hold, at fp32."""
+        return encoded_bytes((self.max_images, self.tokens, self.dim), "fp32") + TRIPLE_BYTES * self.max_images
+
+    def _within(self, what: str, value: int, low: int, high: int) -> None:
+        if not low <= value <= high:
+            raise ProtocolError(
+                f"{value} {what}", f"{low} to {high}", "use the trainer's bundle, or raise its --max-images", "shape"
+            )
+
+    @staticmethod
+    def _exactly(value: int, expected: int) -> int:
+        if value != expected:
+            raise ProtocolError(f"a body of {value} bytes", f"{expected} for its shapes", "use one version", "size")
+        return expected

@@ -1,0 +1,1 @@
+"""`adc-edge calibrate`: client.onnx -> client.int8.onnx."""

@@ -1,0 +1,159 @@
+"""`adc-edge calibrate`: images -> ranges -> client.int8.onnx, held to the float graph before anything is written.
+
+The manifest is not touched, so the bundle's digest stays, which device and trainer compare. client.int8.onnx is written
+before calibration.json, which names its SHA-256: after a kill in between, the bundle says so and gives no INT8 graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import onnx
+
+from adc_edge import __version__
+from adc_edge.calibration.int8.compare import Graphs, compare, load_head
+from adc_edge.calibration.int8.graph import frozen, kept_in_float, linears, quantise, tapped, zero_points
+from adc_edge.calibration.int8.images import Sample, test_batches
+from adc_edge.calibration.int8.ranges import Method, collect
+from adc_edge.calibration.int8.report import Quality, Report
+from adc_edge.data.sources import check_labels, load
+from adc_edge.errors import EngineError, SettingError
+from adc_edge.files import sha256, write_atomic
+from adc_edge.onnx.session import cpu_session
+from adc_edge.onnx.tensorrt_lint import fits, lint, summary
+from adc_edge.storage.bundle import CALIBRATION, CLIENT, CLIENT_INT8, FORMAT, HEAD, Bundle, Calibration
+
+PERCENTILE = 99.99
+_LEAST_IMAGES = 8
+_PACKAGES = ("numpy", "onnx", "onnxruntime")
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What `adc-edge calibrate` was asked for."""
+
+    bundle: Path
+    data: str
+    images: int = 256
+    method: Method = "percentile"
+    percentile: float | None = None
+    max_drop: float = 1.0
+    eval_images: int = 1000
+    seed: int = 0
+
+    @property
+    def covered(self) -> float:
+        """The percentile, where the method is one."""
+        return PERCENTILE if self.percentile is None else self.percentile
+
+    def check(self) -> None:
+        """Raise SettingError unless the options make sense, also together."""
+        if self.images < _LEAST_IMAGES:
+            raise SettingError(
+                f"--images {self.images}", f"at least {_LEAST_IMAGES}; 32 to 256 suffice", "leave --images out"
+            )
+        if self.percentile is not None and self.method != "percentile":
+            raise SettingError(
+                f"--percentile {self.percentile} with --method {self.method}",
+                "a percentile with --method percentile alone",
+                "leave one of them out",
+            )
+
+
+def calibrate_bundle(settings: Settings, say: Callable[[str], None] = lambda text: None) -> Report:
+    """Make client.int8.onnx and calibration.json in the bundle; what was there is replaced.
+
+    Raises:
+        SettingError: options that make no sense.
+        BundleError: a file that is missing or changed.
+        DataError: a source that cannot be read, too few images or too many broken ones, labels outside of the classes.
+        EngineError: values that are not finite, a graph that TensorRT refuses, a golden pair that is not met, or top-1
+            that falls by more than ``max_drop`` points. Nothing is written.
+    """
+    settings.check()
+    has_head = (settings.bundle / HEAD).exists()  # a device's copy may lack it
+    bundle = Bundle.load(settings.bundle, (CLIENT, HEAD) if has_head else (CLIENT,))
+    dataset = load(settings.data)
+    check_labels(dataset, bundle.manifest.classes)
+    how = bundle.manifest.preprocessing
+    sample = Sample(dataset.train, how, settings.images, settings.seed)
+    graphs = _quantise(bundle, sample, settings, say)
+    lines = _check_lines(graphs)
+    say(f"int8     {len(graphs.chosen)} linears, {settings.method}; TensorRT {', '.join(lines) or 'takes it nowhere'}")
+    batches = test_batches(dataset.test, how, settings.eval_images, bundle.manifest.batch_size)
+    quality = compare(bundle, graphs, batches, load_head(bundle) if has_head else None, settings.seed)
+    _check_drop(quality, settings)
+    content = graphs.int8.SerializeToString()
+    report = _report(bundle, settings, sample.broken, graphs, lines, quality)
+    write_atomic(bundle.path / CLIENT_INT8, content)
+    calibration = Calibration(
+        FORMAT,
+        bundle.manifest.files[CLIENT],
+        sha256(bundle.path / CLIENT_INT8),
+        settings.method,
+        settings.images,
+        report.builtins(),
+    )
+    write_atomic(bundle.path / CALIBRATION, msgspec.json.format(msgspec.json.encode(calibration), indent=2))
+    return report
+
+
+def _quantise(bundle: Bundle, sample: Sample, settings: Settings, say: Callable[[str], None]) -> Graphs:
+    manifest = bundle.manifest
+    model = onnx.load(bundle.path / CLIENT)
+    chosen = linears(model, manifest.trunk)
+    fixed = frozen(model)
+    session = cpu_session(tapped(fixed, [linear.input for linear in chosen]))
+    names = {linear.name: linear.input for linear in chosen}
+    reaches = collect(session, names, sample, manifest.trunk.patches, manifest.prefix)
+    broken = f", {sample.broken} broken ones replaced" if sample.broken else ""
+    say(f"ranges   {settings.images} images{broken}")
+    scales = {name: reach.scale(settings.method, settings.covered) for name, reach in reaches.items()}
+    return Graphs(fixed, quantise(fixed, chosen, scales), chosen)
+
+
+def _check_lines(graphs: Graphs) -> tuple[str, ...]:
+    """The lines of TensorRT that the INT8 graph fits; raises EngineError if quantising has lost one."""
+    found = lint(graphs.int8)
+    lost = set(fits(lint(graphs.float32))) - set(fits(found))
+    if lost:
+        raise EngineError(
+            f"the INT8 graph does not fit what its FP32 graph fits: {summary(found)}",
+            f"TensorRT {', '.join(sorted(lost))} too",
+            "report it with the model's name; nothing was written",
+        )
+    return fits(found)
+
+
+def _check_drop(quality: Quality, settings: Settings) -> None:
+    found = quality.accuracy
+    if found is not None and found.judged and found.drop_points > settings.max_drop:
+        raise EngineError(
+            f"top-1 falls by {found.drop_points:.1f} points in INT8, "
+            f"from {found.top1:.1%} to {found.top1_int8:.1%} of {found.images} images",
+            f"at most {settings.max_drop:g} (--max-drop)",
+            "calibrate on more --images or by another --method, judge by more --eval-images, "
+            "or keep the float trunk (--compute fp32); nothing was written",
+        )
+
+
+def _report(
+    bundle: Bundle, settings: Settings, broken: int, graphs: Graphs, lines: tuple[str, ...], quality: Quality
+) -> Report:
+    return Report(
+        method=settings.method,
+        percentile=settings.covered if settings.method == "percentile" else None,
+        images=settings.images,
+        broken=broken,
+        seed=settings.seed,
+        quantised=[linear.name for linear in graphs.chosen],
+        float32=kept_in_float(bundle.manifest.trunk),
+        zero_points=sorted({int(value) for points in zero_points(graphs.int8) for value in points.flat}),
+        tensorrt=list(lines),
+        client_bytes=(bundle.path / CLIENT).stat().st_size,
+        int8_bytes=graphs.int8.ByteSize(),
+        quality=quality,
+        versions={"adc-edge": __version__, **{name: version(name) for name in _PACKAGES}},
+    )

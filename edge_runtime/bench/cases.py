@@ -1,0 +1,268 @@
+"""`bench`: which engines there are to measure here, and each of them measured in a process of its own.
+
+A process of its own makes peak memory that engine's alone, and one that crashes costs one row.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from adc_edge.edge_runtime import board
+from adc_edge.edge_runtime.engines.base import Engine
+from adc_edge.edge_runtime.engines.providers import NAMES, Provider, available
+from adc_edge.edge_runtime.packages import ending
+from adc_edge.errors import SettingError
+from adc_edge.method.ratio import Ratio, Shape
+from adc_edge.onnx.golden import GOLDEN_IMAGES
+from adc_edge.storage.bundle import CLIENT_FP16, CLIENT_INT8, TRUNK, Bundle, Compute
+
+Backend = Literal["onnxruntime", "tensorrt", "torch"]
+Status = Literal["passed", "not validated", "exported but failed validation", "failed"]
+_CASE_TIMEOUT_S = 3600.0  # a board builds a TensorRT engine for many minutes
+_GPU_PROVIDERS: tuple[Provider, ...] = ("cuda",)  # measured by default where they are; others by name
+_ENV = {"OMP_WAIT_POLICY": "passive"}  # as `serve` has it (cli.py)
+_REQUEST, _RESULT = "request.json", "result.json"
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One row: an engine, what it computes in, and how many images at once."""
+
+    engine: Backend
+    compute: Compute
+    batch_size: int
+    provider: Provider = "cpu"  # of ONNX Runtime
+
+    @property
+    def backend(self) -> str:
+        """Engine and provider."""
+        return f"{self.engine} {self.provider}" if self.engine == "onnxruntime" else self.engine
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What holds for every case; ``seconds`` is how long each works at least, None: 3 where power is measured."""
+
+    bundle: Path
+    ratio: Ratio | None = None
+    rounds: int = 20
+    seconds: float | None = None
+    engine_cache: Path | None = None
+
+    def shape(self, bundle: Bundle, images: int) -> Shape:
+        """What a batch sends; raises SettingError if it cannot be cut so."""
+        ratio = self.ratio or bundle.manifest.ratio
+        return ratio.check().shape(images, bundle.manifest.tokens, bundle.manifest.prefix)
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What the process of a case is asked for."""
+
+    case: Case
+    settings: Settings
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a case did; None is what was not measured, and the notes say why."""
+
+    case: Case
+    status: Status
+    reason: str = ""
+    clusters: int = 0
+    kept: int = 0
+    rounds: int = 0
+    where: str = ""  # what the engine says of itself
+    open_s: float | None = None  # to load the engine, or to build it
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    images_s: float | None = None
+    refresh_ms: float | None = None
+    refresh_note: str = ""
+    peak_mb: float | None = None  # of the process; what a GPU holds apart is not in it
+    board_mb: float | None = None  # growth of the whole board's memory in use, by tegrastats
+    mj_image: float | None = None
+    busy_mw: float | None = None
+    idle_mw: float | None = None
+    rails: str = ""
+    energy_note: str = ""
+    size_mb: float | None = None
+    assignment: float | None = None  # agreement with the golden pair
+    tokens: float | None = None
+    difference: float | None = None
+
+    @property
+    def good(self) -> bool:
+        """Whether its numbers are those of an engine that may be used."""
+        return self.status in ("passed", "not validated")
+
+
+class Bench(NamedTuple):
+    """A whole run of `bench`."""
+
+    settings: Settings
+    bundle: Bundle
+    facts: board.Board
+    before: board.State
+    after: board.State
+    results: Sequence[Result]
+    absent: Sequence[str]  # cases that are not possible here, in words
+
+
+def open_engine(case: Case, bundle: Bundle, shape: Shape, cache: Path | None = None) -> Engine:
+    """The engine of a case, to be entered. The one place where `bench` makes engines.
+
+    Args:
+        case: which.
+        bundle: loaded.
+        shape: of the batches that it will be given, for engines that are built for one.
+        cache: where such engines are kept; None: in the bundle.
+
+    Raises:
+        AdcEdgeError: the bundle or this machine does not have it.
+    """
+    if case.engine == "onnxruntime":
+        from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
+
+        return OnnxEngine(bundle.client(case.compute), bundle.manifest.trunk, provider=case.provider)
+    if case.engine == "torch" and case.compute == "fp32":
+        from adc_edge.edge_runtime.trunk.trainer import Shim, TorchEngine
+
+        return TorchEngine(Shim(bundle.manifest.trunk, bundle.file(TRUNK), None))
+    if case.engine == "tensorrt":
+        from adc_edge.edge_runtime.engines.tensorrt.engine import TensorRtEngine
+
+        largest = max(shape.images, GOLDEN_IMAGES)  # the golden pair must fit too
+        opt = shape.clusters, shape.kept - bundle.manifest.prefix
+        return TensorRtEngine(bundle, largest, opt, case.compute, trains=case.compute != "int8", directory=cache)
+    raise SettingError(
+        f"engine {case.engine} in {case.compute}", "an engine that computes so", "choose another --engine or --compute"
+    )
+
+
+def model_file(case: Case, bundle: Bundle) -> Path:
+    """What the engine is made from, whose size the table tells."""
+    return bundle.file(TRUNK) if case.engine == "torch" else bundle.client(case.compute)
+
+
+def find_cases(bundle: Bundle, batch_sizes: Sequence[int]) -> tuple[list[Case], list[str]]:
+    """Every case that is possible here, and in words what is not."""
+    here: list[tuple[Backend, Compute, Provider]] = []
+    absent: list[str] = []
+    for engine, compute, provider, why in _candidates(bundle):
+        if why:
+            absent.append(why)
+        else:
+            here.append((engine, compute, provider))
+    return [Case(engine, compute, b, provider) for engine, compute, provider in here for b in batch_sizes], absent
+
+
+def choose_cases(
+    bundle: Bundle,
+    engines: Sequence[Backend],
+    providers: Sequence[Provider],
+    computes: Sequence[Compute],
+    batch_sizes: Sequence[int],
+) -> tuple[list[Case], list[str]]:
+    """What was asked for by name, whether possible or not; what was not named is as it is by default.
+
+    A row that cannot be had then says so, instead of being left out.
+    """
+    if not (engines or providers or computes):
+        return find_cases(bundle, batch_sizes)
+    engines = engines or (("onnxruntime",) if providers else sorted({c.engine for c in find_cases(bundle, [2])[0]}))
+    cases = [
+        Case(engine, compute, batch_size, provider)
+        for engine in engines
+        for provider in ((providers or ("cpu",)) if engine == "onnxruntime" else ("cpu",))
+        for compute in computes or ("fp32",)
+        for batch_size in batch_sizes
+    ]
+    return list(dict.fromkeys(cases)), []
+
+
+def _candidates(bundle: Bundle) -> Iterator[tuple[Backend, Compute, Provider, str]]:
+    """(engine, compute, provider, why not; empty: it is possible)."""
+    yield "onnxruntime", "fp32", "cpu", ""
+    no_int8 = "onnxruntime int8: no client.int8.onnx in the bundle: adc-edge calibrate --bundle DIR --data SRC"
+    yield "onnxruntime", "int8", "cpu", "" if (bundle.path / CLIENT_INT8).exists() else no_int8
+    fp16 = CLIENT_FP16 in bundle.manifest.files
+    for provider in _GPU_PROVIDERS:
+        no_provider = f"onnxruntime {provider}: this onnxruntime has no {NAMES[provider]}: docs/boards.md"
+        no_fp16 = f"onnxruntime {provider} fp16: no {CLIENT_FP16} in the bundle: export it again with --fp16"
+        has = provider in available()
+        yield "onnxruntime", "fp32", provider, "" if has else no_provider
+        if has:
+            yield "onnxruntime", "fp16", provider, "" if fp16 else no_fp16
+    yield "torch", "fp32", "cpu", _no_torch(bundle)
+    no_tensorrt = "" if importlib.util.find_spec("tensorrt") else "tensorrt: not installed: docs/boards.md"
+    yield "tensorrt", "fp32", "cpu", no_tensorrt
+    if not no_tensorrt:
+        yield "tensorrt", "fp16", "cpu", "" if fp16 else "tensorrt fp16: export the bundle again with --tensorrt"
+
+
+def _no_torch(bundle: Bundle) -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "torch: not installed: pip install 'adc-edge[train]'"
+    return "" if (bundle.path / TRUNK).exists() else f"torch: no {TRUNK} in this copy of the bundle"
+
+
+def measure_all(
+    settings: Settings,
+    batch_sizes: Sequence[int] = (),
+    engines: Sequence[Backend] = (),
+    providers: Sequence[Provider] = (),
+    computes: Sequence[Compute] = (),
+    say: Callable[[str], object] = lambda text: None,
+    root: Path = board.ROOT,
+) -> Bench:
+    """Measure what was asked for, one case after another; nothing named: every case that is possible here.
+
+    Raises:
+        BundleError: no bundle.
+        SettingError: a batch that cannot be cut by the ratio.
+    """
+    bundle = Bundle.load(settings.bundle, ())
+    sizes = batch_sizes or (bundle.manifest.batch_size,)
+    for size in sizes:
+        settings.shape(bundle, size)
+    cases, absent = choose_cases(bundle, engines, providers, computes, sizes)
+    before, results = board.state(root), []
+    for number, case in enumerate(cases, 1):
+        say(f"{number} of {len(cases)}: {case.backend} in {case.compute}, {case.batch_size} images")
+        results.append(run_case(Request(case, settings)))
+    return Bench(settings, bundle, board.describe(root), before, board.state(root), results, absent)
+
+
+def run_case(request: Request, timeout_s: float = _CASE_TIMEOUT_S) -> Result:
+    """Measure one case in a process of its own; whatever happens there becomes a result."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / _REQUEST).write_bytes(msgspec.json.encode(request, enc_hook=str))
+        command = [sys.executable, "-m", "adc_edge.edge_runtime.bench.case", place]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False, env=_ENV | os.environ)
+        except subprocess.TimeoutExpired:
+            return Result(request.case, "failed", f"took more than {timeout_s:.0f} s")
+        try:
+            return msgspec.json.decode((folder / _RESULT).read_bytes(), type=Result)
+        except (OSError, msgspec.DecodeError):
+            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            return Result(request.case, "failed", ": ".join([f"its process {ending(done.returncode)}", *said]))
+
+
+def read_request(folder: Path) -> Request:
+    """What ``run_case`` has left for the process."""
+    return msgspec.json.decode((folder / _REQUEST).read_bytes(), type=Request, dec_hook=lambda kind, value: kind(value))
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """What ``run_case`` waits for."""
+    (folder / _RESULT).write_bytes(msgspec.json.encode(result))

@@ -1,0 +1,227 @@
+"""What `bench` found, as a table on a terminal, as Markdown and as JSON; and the command to go on with."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.box import SIMPLE
+from rich.table import Table
+
+from adc_edge import machine
+from adc_edge.edge_runtime import board, packages
+from adc_edge.edge_runtime.bench.cases import Bench, Result
+
+NOT_MEASURED = "not measured"
+HEAD = (
+    "backend",
+    "compute",
+    "B",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "images/s",
+    "refresh ms",
+    "peak MB",
+    "mJ/image",
+    "size MB",
+    "agreement",
+    "status",
+)
+_WIDE, _NOT_NARROW = 98, ("p90 ms", "p99 ms", "peak MB", "size MB")
+_WORDS = {"backend", "compute", "agreement", "status"}  # columns that are no numbers
+_CAPTION = (
+    "agreement with the golden pair: assignments, tokens, largest difference. refresh: new weights, and what the next "
+    "batch takes more with them. peak MB: of the process. size MB: of the file it is made from."
+)
+
+
+def header(bench: Bench) -> dict[str, str]:
+    """What the numbers depend on."""
+    facts, before, after = bench.facts, bench.before, bench.after
+    manifest = bench.bundle.manifest
+    jetpack = f", JetPack {facts.jetpack or '?'} (L4T {facts.l4t})" if facts.l4t else ""
+    gpus = f", {', '.join(facts.gpus)}" if facts.gpus else ""
+    size = "x".join(map(str, manifest.trunk.image_size))
+    lines = {
+        "board": f"{facts.name}{jetpack}{gpus}",
+        "system": f"{facts.system}, {facts.architecture}, {facts.cores_online} of {facts.cores} cores",
+        "versions": _versions(),
+        "power mode": before.power_mode or "not told",
+        "clocks": "; ".join(map(str, before.clocks)) or "not told",
+        "temperature": _temperature(before, after),
+        "throttling": _throttling(before, after),
+        "model": f"{manifest.model}, split {manifest.split} of {manifest.depth}, {size} px",
+        "batches": _batches(bench.results, manifest.tokens),
+    }
+    if rails := {result.rails for result in bench.results if result.rails}:
+        lines["energy"] = f"{'; '.join(rails)}, beyond what it draws when idle"
+    return lines
+
+
+def table(bench: Bench, width: int = _WIDE) -> Table:
+    """For a terminal: engine and compute share a column, headings take two lines, a narrow one lacks some columns."""
+    left_out = _NOT_NARROW if width < _WIDE else ()
+    more = f" --markdown and a terminal of {_WIDE} columns have {', '.join(left_out)} too." if left_out else ""
+    result = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption=_CAPTION + more, caption_justify="left", pad_edge=False)
+    shown = [name for name in HEAD[2:] if name not in left_out]
+    for name in ("engine", *shown):
+        number = name not in _WORDS | {"engine"}
+        result.add_column(name.replace(" ", "\n"), justify="right" if number else "left", no_wrap=name != "status")
+    for row in bench.results:
+        by_name = dict(zip(HEAD, cells(row), strict=True))
+        engine = " ".join((by_name["backend"], by_name["compute"])).replace(" ", "\n", 1)
+        texts = [text if name == "status" else text.replace(" ", "\n") for name in shown for text in [by_name[name]]]
+        result.add_row(engine, *texts, style="" if row.good else "red")
+    return result
+
+
+def notes(bench: Bench) -> list[str]:
+    """Why a row has no numbers, and which rows there are none of."""
+    found = [f"{_name(row)}: {row.status}: {row.reason}" for row in bench.results if row.reason]
+    energy = dict.fromkeys(row.energy_note for row in bench.results if row.energy_note)
+    refresh = [f"{_name(row)}: refresh {row.refresh_note}" for row in bench.results if len(row.refresh_note) > 1]
+    return found + [f"mJ/image {note}" for note in energy] + refresh + [f"not here: {text}" for text in bench.absent]
+
+
+def markdown(bench: Bench) -> str:
+    """To paste into an issue or a page."""
+    rule = ("---" if name in _WORDS else "---:" for name in HEAD)
+    rows = [HEAD, tuple(rule), *(cells(row) for row in bench.results)]
+    parts = [
+        "# adc-edge bench\n",
+        *(f"- {name}: {text}" for name, text in header(bench).items()),
+        "",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"{_CAPTION[0].upper()}{_CAPTION[1:]}\n",
+        *(f"- {note}" for note in notes(bench)),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def to_dict(bench: Bench) -> dict[str, Any]:
+    """Plain values for JSON."""
+    return {
+        "header": header(bench),
+        "machine": machine.describe(),
+        "bundle": bench.bundle.digest,
+        "settings": msgspec.to_builtins(bench.settings, enc_hook=str),
+        "board": asdict(bench.facts),
+        "before": asdict(bench.before),
+        "after": asdict(bench.after),
+        "results": [msgspec.to_builtins(row) for row in bench.results],
+        "not_here": list(bench.absent),
+    }
+
+
+def next_command(bench: Bench, torch: bool | None = None) -> str | None:
+    """The fastest that passed, ready to paste; None if nothing did.
+
+    A trunk that trains needs torch and weights that can be refreshed. On the CPU its step also depends on what is
+    recomputed, which `serve --engine auto` measures.
+
+    Args:
+        bench: the run.
+        torch: whether it is installed; None looks.
+    """
+    trains = importlib.util.find_spec("torch") is not None if torch is None else torch
+    good = [row for row in bench.results if row.good and (row.refresh_ms is not None or not trains)]
+    if not good:
+        return None
+    case = max(good, key=lambda row: row.images_s or 0.0).case
+    on_cpu = case.provider == "cpu" and case.engine != "tensorrt" and case.compute == "fp32"
+    if trains and on_cpu and {"onnxruntime", "torch"} <= {row.case.engine for row in good}:
+        how = "--engine auto"
+    else:
+        provider = f" --provider {case.provider}" if case.engine == "onnxruntime" else ""
+        how = f"--engine {case.engine}{provider}" + (f" --compute {case.compute}" if case.engine != "torch" else "")
+    frozen = "" if trains else " --trunk frozen"
+    place = shlex.quote(str(bench.settings.bundle))
+    return (
+        f"adc-edge serve --bundle {place} --trainer tcp://HOST:5700 --data folder:PHOTOS "
+        f"--batch-size {case.batch_size} {how}{frozen}"
+    )
+
+
+def cells(row: Result) -> tuple[str, ...]:
+    """One row, as HEAD has it."""
+    times = (row.p50_ms, row.p90_ms, row.p99_ms, row.images_s)
+    failed = row.p50_ms is None
+    unknown = "–" if failed else NOT_MEASURED
+    agreement = (
+        unknown if row.assignment is None else f"{row.assignment:.0%} {row.tokens:.0%} {_difference(row.difference)}"
+    )
+    return (
+        row.case.backend,
+        row.case.compute,
+        str(row.case.batch_size),
+        *(_number(value, unknown) for value in times),
+        "–" if row.refresh_note == "–" else _number(row.refresh_ms, unknown),
+        _number(row.peak_mb, unknown),
+        _number(row.mj_image, unknown),
+        _number(row.size_mb, unknown),
+        agreement,
+        row.status,
+    )
+
+
+def _number(value: float | None, unknown: str) -> str:
+    """Three digits that count."""
+    if value is None:
+        return unknown
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _difference(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0e}" if value else "0"
+
+
+def _name(row: Result) -> str:
+    return f"{row.case.backend} {row.case.compute} B={row.case.batch_size}"
+
+
+def _versions() -> str:
+    found = machine.describe()
+    names = ("adc-edge", "python", "onnxruntime", "numpy", "torch")
+    tensorrt = packages.installed("tensorrt")
+    here = [f"{name} {found[name]}" for name in names if name in found]
+    return ", ".join([*here, *([f"tensorrt {tensorrt}"] if tensorrt else [])])
+
+
+def _temperature(before: board.State, after: board.State) -> str:
+    """The hottest sensor of the end, at both ends."""
+    if after.hottest is None:
+        return "not told"
+    name, value = after.hottest
+    start = before.temperatures_c.get(name)
+    return f"{name} {'?' if start is None else f'{start:.1f}'} → {value:.1f} °C"
+
+
+def _throttling(before: board.State, after: board.State) -> str:
+    if not after.throttling_told:
+        return "not told"
+    return ", ".join(board.throttled(before, after)) or "none"
+
+
+def _batches(results: Sequence[Result], tokens: int) -> str:
+    shapes = {(row.case.batch_size, row.clusters, row.kept): row for row in results if row.p50_ms is not None}
+    return "; ".join(
+        f"{images} images to {clusters} clusters, {kept} of {tokens} tokens (ξ={clusters * kept / images / tokens:.3f})"
+        for images, clusters, kept in shapes
+    )
+
+
+def save(bench: Bench, markdown_file: Path | None, json_file: Path | None) -> None:
+    """Write what was asked for."""
+    from adc_edge.files import write_atomic
+
+    if markdown_file is not None:
+        write_atomic(markdown_file, markdown(bench).encode())
+    if json_file is not None:
+        write_atomic(json_file, msgspec.json.format(msgspec.json.encode(to_dict(bench)), indent=2) + b"\n")

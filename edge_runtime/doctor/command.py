@@ -1,0 +1,36 @@
+"""`adc-edge doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR", help="A bundle to check too.")
+@click.option("--trainer", metavar="tcp://HOST:PORT", help="A trainer to knock at.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file for all of it.")
+@click.option(
+    "--health",
+    is_flag=True,
+    help="One line, for a container's health check; leaves out the golden pair, which would compute.",
+)
+def doctor(bundle: Path | None, trainer: str | None, json_file: Path | None, health: bool) -> None:
+    """Say what is here, what is missing and how to get it; exit 0 if this device can serve, 1 if not."""
+    import json
+    import shutil
+
+    from adc_edge.edge_runtime.doctor.examine import examine
+    from adc_edge.edge_runtime.doctor.report import health_line, lines
+    from adc_edge.files import write_atomic
+
+    report = examine(bundle, trainer, golden=not health)
+    if health:
+        click.echo(health_line(report))
+    else:
+        for line in lines(report, shutil.get_terminal_size((100, 24)).columns, bundle, trainer):
+            click.echo(line)
+    if json_file is not None:
+        write_atomic(json_file, json.dumps(report.to_dict(), indent=2, ensure_ascii=False).encode() + b"\n")
+    click.get_current_context().exit(1 if report.faults else 0)

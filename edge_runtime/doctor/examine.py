@@ -1,0 +1,198 @@
+"""`doctor`: what is here, what is missing, and the command to get it. Runs where nearly everything is missing."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from adc_edge.edge_runtime import board, packages
+from adc_edge.edge_runtime.doctor.report import Report, Row
+from adc_edge.edge_runtime.packages import DEVICE, Package, Versions
+from adc_edge.errors import SettingError
+
+_BOARDS = "docs/boards.md"
+_TRUNK = "trunk.safetensors"  # bundle.TRUNK, whose module may not import here
+_CONNECT_TIMEOUT_S = 3.0
+_SCARCE_MB = 500.0  # of memory or disk
+
+
+def examine(
+    bundle: Path | None = None,
+    trainer: str | None = None,
+    root: Path = board.ROOT,
+    versions: Versions = packages.installed,
+    golden: bool = True,
+) -> Report:
+    """Look at everything.
+
+    Args:
+        bundle: to check too.
+        trainer: ``tcp://HOST:PORT`` to knock at.
+        root: where /proc, /sys and /etc are.
+        versions: of installed distributions.
+        golden: whether to compute the bundle's golden pair.
+
+    Raises:
+        SettingError: the address is none.
+    """
+    address = None if trainer is None else _address(trainer)
+    facts, state = board.describe(root), board.state(root)
+    found = packages.find(versions)
+    imports = packages.imports(package for package in found if package.group == DEVICE)
+    rows = [*_machine(facts, bundle or Path()), *_board(facts, state), *_packages(found, imports, facts)]
+    trains = any(package.name == "torch" and package.good for package in found)
+    if bundle is not None:
+        rows += _bundle(bundle, found, golden) if not any(row.fault for row in rows) else [_unchecked(bundle)]
+        trains = trains and (bundle / _TRUNK).exists()
+    if trainer is not None and address is not None:
+        rows.append(_trainer(trainer, *address))
+    details = {
+        "python": platform.python_version(),
+        "board": asdict(facts),
+        "state": asdict(state),
+        "packages": [asdict(package) for package in found],
+        "imports": {name: asdict(how) for name, how in imports.items()},
+        "torch_cuda": packages.torch_cuda(),
+    }
+    return Report(tuple(rows), trains, details)
+
+
+def _machine(facts: board.Board, place: Path) -> Iterator[Row]:
+    yield Row("machine", "Python", "ok", platform.python_version())
+    yield Row("machine", "system", "info", f"{facts.system}, {facts.architecture}")
+    online = "" if facts.cores == facts.cores_online else f" ({facts.cores_online} switched on)"
+    yield Row("machine", "processor", "info", f"{facts.processor}, {facts.cores} cores{online}")
+    if facts.gpus:
+        yield Row("machine", "GPU", "info", ", ".join(facts.gpus))
+    if facts.memory_mb is not None and facts.memory_free_mb is not None:
+        text = f"{facts.memory_mb / 1e3:.1f} GB, {facts.memory_free_mb / 1e3:.1f} GB free"
+        yield Row("machine", "memory", "warning" if facts.memory_free_mb < _SCARCE_MB else "info", text)
+    existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+    free_mb = shutil.disk_usage(existing).free / 1e6
+    text = f"{free_mb / 1e3:.1f} GB free in {place}"
+    yield Row("machine", "disk", "warning" if free_mb < _SCARCE_MB else "info", text)
+
+
+def _board(facts: board.Board, state: board.State) -> Iterator[Row]:
+    if facts.model is not None:
+        yield Row("board", "model", "info", facts.model)
+    if facts.l4t is not None:
+        yield Row("board", "JetPack", "info", f"{facts.jetpack or 'not known'} (L4T {facts.l4t})")
+    if facts.jetson:
+        choose = "sudo nvpmodel -m NUMBER; /etc/nvpmodel.conf lists the modes"
+        mode = state.power_mode
+        yield Row("board", "power mode", "info", mode or "not told (no nvpmodel here)", choose if mode else None)
+    if state.clocks:
+        moves = facts.jetson and not all(clock.pinned for clock in state.clocks)
+        text = "; ".join(map(str, state.clocks))
+        pin = "sudo jetson_clocks, for numbers that repeat" if moves else None
+        yield Row("board", "clocks", "info", text, pin)
+    if state.temperatures_c:
+        text = ", ".join(f"{name} {value:.1f}" for name, value in state.temperatures_c.items())
+        yield Row("board", "temperature", "info", f"{text} °C")
+    if state.throttling_told:
+        events = [f"{name} {count} times since it is on" for name, count in state.throttle_events.items() if count]
+        text = ", ".join([*(f"{name} now" for name in state.throttling), *events]) or "none"
+        yield Row("board", "throttling", "warning" if state.throttling else "info", text)
+    if facts.congestion is not None:
+        bbr = "bbr" in facts.congestion_offered
+        text = f"{facts.congestion}; the kernel offers {', '.join(facts.congestion_offered)}"
+        remedy = None if bbr else "sudo modprobe tcp_bbr: a link that loses packets is several times as fast with BBR"
+        yield Row("board", "TCP", "ok" if bbr else "missing", text, remedy)
+
+
+def _packages(found: list[Package], imports: dict[str, packages.Import], facts: board.Board) -> Iterator[Row]:
+    for group in packages.GROUPS:
+        members = [package for package in found if package.group == group]
+        if members:
+            yield _group(group, members, imports if group == DEVICE else {}, facts.jetson)
+    # Without an answer (no process could be started to ask) nothing is said.
+    if (runtime := imports.get("onnxruntime")) is not None and runtime.more is not None:
+        names = ", ".join(name.removesuffix("ExecutionProvider") for name in runtime.more)
+        yield Row("packages", "ONNX Runtime", "ok", f"providers: {names}")
+    if (zmq := imports.get("pyzmq")) is not None and zmq.more is not None:
+        remedy = None if zmq.more else "pip install --force-reinstall pyzmq: --keys needs it"
+        text = "here" if zmq.more else "this ZeroMQ was built without it"
+        yield Row("packages", "CURVE", "ok" if zmq.more else "warning", text, remedy)
+    if (facts.l4t or "").startswith("36."):
+        yield from _clashes({package.name: package.version for package in found})
+
+
+def _clashes(versions: dict[str, str | None]) -> Iterator[Row]:
+    """What pip brings by itself and JetPack 6 cannot use."""
+    numpy, torch, cuda = (versions.get(name) for name in ("numpy", "torch", "cuda-python"))
+    if numpy and torch and packages.release(numpy) >= (2,):
+        text = f"{numpy}, beside JetPack 6's torch {torch}, which is built for numpy 1"
+        yield Row("packages", "numpy", "warning", text, "pip install 'numpy<2'")
+    if cuda and packages.release(cuda) >= (13,):
+        text = f"{cuda} is for CUDA 13, and JetPack 6 has CUDA 12"
+        yield Row("packages", "cuda-python", "warning", text, "pip install 'cuda-python<13'")
+
+
+def _group(group: str, members: list[Package], imports: dict[str, packages.Import], jetson: bool) -> Row:
+    faults = {}
+    for package in members:
+        how = imports.get(package.name)
+        if package.version is None:
+            faults[package.name] = "missing"
+        elif package.fault or (how and how.fault):
+            faults[package.name] = f"{package.version}: {package.fault or (how and how.fault)}"
+    here = [_with_version(package) for package in members if package.name not in faults]
+    text = "; ".join([*([", ".join(here)] if here else []), *(f"{name} {fault}" for name, fault in faults.items())])
+    if not faults:
+        return Row("packages", group, "ok", text, needed=group == DEVICE)
+    return Row("packages", group, "bad" if group == DEVICE else "missing", text, _get(group, jetson), group == DEVICE)
+
+
+def _with_version(package: Package) -> str:
+    cuda = packages.torch_cuda() if package.name == "torch" else None
+    return f"{package.name} {package.version}" + (f" (CUDA {cuda})" if cuda else "")
+
+
+def _get(group: str, jetson: bool) -> str:
+    if group == "tensorrt":
+        apt = "sudo apt install python3-libnvinfer; " if jetson else ""
+        return f"{apt}pip install 'adc-edge[tensorrt]' (NVIDIA GPUs only: {_BOARDS})"
+    if group == "train" and jetson:
+        return f"PyTorch for this JetPack: {_BOARDS}"
+    return "pip install --upgrade adc-edge" if group == DEVICE else f"pip install 'adc-edge[{group}]'"
+
+
+def _bundle(path: Path, found: list[Package], golden: bool) -> list[Row]:
+    from adc_edge.edge_runtime.doctor.bundle import examine_bundle
+
+    tensorrt = next((package.version for package in found if package.name == "tensorrt"), None)
+    return list(examine_bundle(path, tensorrt, golden))
+
+
+def _unchecked(path: Path) -> Row:
+    """An import that kills its process would take this one with it."""
+    return Row("bundle", str(path), "bad", "not checked: packages are missing, see above", needed=True)
+
+
+def _address(trainer: str) -> tuple[str, int]:
+    url = urlsplit(trainer)
+    try:
+        port = url.port
+    except ValueError:
+        port = None
+    if url.scheme != "tcp" or not url.hostname or port is None:
+        raise SettingError(f"address {trainer!r}", "tcp://HOST:PORT", "for example tcp://127.0.0.1:5700")
+    return url.hostname, port
+
+
+def _trainer(trainer: str, host: str, port: int) -> Row:
+    start = time.perf_counter()
+    try:
+        socket.create_connection((host, port), _CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        remedy = "start `adc-edge trainer` there, and let its port through firewalls"
+        return Row("trainer", "connection", "bad", f"{trainer} does not answer: {error}", remedy, needed=True)
+    text = f"{trainer} takes it in {(time.perf_counter() - start) * 1e3:.1f} ms; `adc-edge link` measures the rest"
+    return Row("trainer", "connection", "ok", text, needed=True)

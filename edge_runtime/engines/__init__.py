@@ -1,0 +1,1 @@
+"""Engines that run trunk + ADC, and how one is chosen."""

@@ -1,0 +1,118 @@
+"""Trunk + ADC under ONNX Runtime, from one of the bundle's graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from adc_edge.codec.precision import Float32
+from adc_edge.edge_runtime.engines.base import (
+    Int64,
+    Sent,
+    Weights,
+    check_freeze_first,
+    check_input,
+    whole_output,
+    without_empty,
+)
+from adc_edge.edge_runtime.engines.providers import Provider, open_session
+from adc_edge.errors import SettingError
+from adc_edge.method.spec import TrunkSpec
+from adc_edge.storage.bundle import OUTPUTS
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class OnnxEngine:
+    """ONNX Runtime, on the CPU or another of its providers.
+
+    Weights are fed with each run, as they lie in memory: no session is rebuilt and nothing is copied. A graph in fp16
+    is fed copies in fp16; one in int8 has none to feed.
+
+    Args:
+        path: of client.onnx, or its fp16 or int8 variant.
+        spec: the trunk's architecture.
+        threads: of the session; 0 lets ONNX Runtime choose.
+        freeze_first: K blocks that do not learn; with K > 0 ``Sent.hidden`` holds what leaves block K.
+        provider: which of ONNX Runtime's, or auto.
+
+    Raises:
+        SettingError: K leaves no block to train; on entering, a provider that does not work here, or a bundle too old
+            to give hidden states.
+    """
+
+    name = "onnxruntime"
+    keeps_graph = False
+
+    def __init__(
+        self,
+        path: Path,
+        spec: TrunkSpec,
+        threads: int = 0,
+        freeze_first: int = 0,
+        provider: Provider | Literal["auto"] = "cpu",
+    ) -> None:
+        check_freeze_first(spec, freeze_first)
+        self._path, self._spec, self._threads, self._provider = path, spec, threads, provider
+        self.where: str = provider
+        self._hidden = [f"hidden_{freeze_first}"] if freeze_first else []
+        self._session: ort.InferenceSession | None = None
+        self._weights: dict[str, npt.NDArray[Any]] = {}
+
+    def __enter__(self) -> OnnxEngine:
+        """Make the session."""
+        opened = open_session(str(self._path), self._provider, self._threads)
+        self._session = opened.session
+        self.where = f"{opened.provider}: {opened.reason}" if self._provider == "auto" else opened.provider
+        if not {*self._hidden} <= {output.name for output in self._session.get_outputs()}:
+            self._session = None
+            raise SettingError(
+                f"{self._path.name} has no output {self._hidden[0]}, as --freeze-first needs it",
+                "a bundle of this version of adc-edge",
+                "export the model again, or leave --freeze-first out",
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drop the session."""
+        self._session = None
+
+    def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
+        """Run the graph; raises SettingError on inputs that do not fit it."""
+        outputs = self._run(OUTPUTS + self._hidden, images, seeds, slots)
+        sent = without_empty(*outputs[: len(OUTPUTS)])
+        return sent._replace(hidden=outputs[-1]) if self._hidden else sent
+
+    def whole(self, images: Float32) -> Float32:
+        """Nothing merged or dropped, by the same graph."""
+        return whole_output(lambda *inputs: without_empty(*self._run(OUTPUTS, *inputs)), images, self._spec.patches)
+
+    def refresh(self, weights: Weights) -> None:
+        """Feed these weights from now on; float32, contiguous, timm's names and layouts.
+
+        Raises:
+            SettingError: a name or shape that the graph does not have.
+        """
+        assert self._session is not None, "enter the engine first"
+        known = {i.name: (i.shape, i.type) for i in self._session.get_overridable_initializers()}
+        wrong = [n for n, w in weights.items() if known.get(n, ([], ""))[0] != list(w.shape) or w.dtype != np.float32]
+        if wrong:
+            raise SettingError(
+                f"weights that the graph does not have: {wrong[:4]}",
+                "the trunk's float32 weights",
+                "use the bundle's trunk",
+            )
+        self._weights = {n: np.ascontiguousarray(w, _DTYPES[known[n][1]]) for n, w in weights.items()}
+
+    def _run(self, outputs: list[str], images: Float32, seeds: Int64, slots: int) -> list[Any]:
+        check_input(self._spec, images, seeds, slots)
+        assert self._session is not None, "enter the engine first"
+        feeds = {"images": images, "seeds": seeds, "slots": np.zeros(slots, np.int64), **self._weights}
+        return self._session.run(outputs, feeds)  # type: ignore[no-any-return]

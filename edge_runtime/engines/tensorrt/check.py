@@ -1,0 +1,96 @@
+"""Does a fresh TensorRT engine compute what ONNX Runtime computes, and still with new weights?
+
+TensorRT's refit has lost things: some 11.x drop the bias of a matrix product, so that no refresh would reach it. So
+after each build *all* weights are moved, twice, and the engine is compared with ONNX Runtime on the CPU, fed the same.
+
+The numbers are compared with a cluster for each image and all tokens, where nothing is chosen and so nothing can tip
+over; the choice with the bundle's own weights. Any one moved weight or bias that stayed behind, or fell away, shows as
+0.04 of the largest activation or more, where fp16 as such makes 0.0006 (both DeiT-T at split 6; a tiny ViT likewise).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from adc_edge.codec.precision import Float32
+from adc_edge.edge_runtime.engines.base import Int64, Weights
+from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
+from adc_edge.onnx.agreement import Agreement, Compressed, agreement, moved
+from adc_edge.onnx.golden import GOLDEN_CLUSTERS, LIMITS, golden_images, golden_pixels
+from adc_edge.storage.bundle import Bundle, Compute
+
+_TURNS = 2
+
+
+class Candidate(Protocol):
+    """What is tested."""
+
+    def compress(self, images: Float32, seeds: Int64, slots: int) -> Compressed:
+        """As Engine does."""
+
+    def refresh(self, weights: Weights) -> None:
+        """As Engine does."""
+
+
+class Check:
+    """The comparison, for one bundle.
+
+    Args:
+        bundle: with client.onnx, the reference.
+        compute: what the candidate computes in; sets the limits.
+        largest: images that it takes at most.
+    """
+
+    def __init__(self, bundle: Bundle, compute: Compute, largest: int) -> None:
+        spec = bundle.manifest.trunk
+        self._reference = OnnxEngine(bundle.client("fp32"), spec)
+        self._limit, self._patches = LIMITS[compute], spec.patches
+        self._images = golden_images(golden_pixels(spec), bundle.manifest.preprocessing)[:largest]
+
+    def fault(self, candidate: Candidate, weights: Weights | None) -> str | None:
+        """What is wrong with a candidate, or None; it is left with ``weights``.
+
+        Args:
+            candidate: with the bundle's weights.
+            weights: the bundle's, to be moved; None for a trunk that stays as it is.
+        """
+        with self._reference as reference:
+            for turn in range(1, 1 + _TURNS if weights is not None else 1):
+                assert weights is not None
+                new = moved(weights, turn)
+                candidate.refresh(new)
+                reference.refresh(new)
+                fault = self._numbers(candidate, reference)
+                if fault:
+                    candidate.refresh(weights)
+                    return f"with new weights, refresh {turn}: {fault}"
+            if weights is not None:
+                candidate.refresh(weights)
+                reference.refresh(weights)
+            return self._numbers(candidate, reference) or self._choice(candidate, reference)
+
+    def _numbers(self, candidate: Candidate, reference: OnnxEngine) -> str | None:
+        found = self._agreement(candidate, reference, len(self._images), self._patches)
+        if found.assignment == 1 and found.difference <= self._limit.difference:
+            return None
+        return (
+            f"activations differ from ONNX Runtime's by {found.difference:.1e} of the largest, "
+            f"at most {self._limit.difference:.0e} is due to rounding"
+        )
+
+    def _choice(self, candidate: Candidate, reference: OnnxEngine) -> str | None:
+        clusters = min(GOLDEN_CLUSTERS, len(self._images))
+        found = self._agreement(candidate, reference, clusters, max(1, self._patches // 3))
+        if found.assignment >= self._limit.assignment and found.tokens >= self._limit.tokens:
+            return None
+        return (
+            f"{found.assignment:.0%} of assignments and {found.tokens:.0%} of tokens are ONNX Runtime's, "
+            f"at least {self._limit.assignment:.0%} and {self._limit.tokens:.0%} must be"
+        )
+
+    def _agreement(self, candidate: Candidate, reference: OnnxEngine, clusters: int, slots: int) -> Agreement:
+        seeds = np.arange(clusters, dtype=np.int64)
+        ours, theirs = (each.compress(self._images, seeds, slots) for each in (candidate, reference))
+        return agreement(ours, theirs)

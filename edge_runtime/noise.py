@@ -1,0 +1,182 @@
+"""A noisy channel to train through: white Gaussian noise on tensors, bit errors on their encoding.
+
+TCP delivers every bit, so neither happens on a real link; they model an analog or uncoded one, as studies of split
+learning over noisy channels do. Nothing here keeps state: all chance is in the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from adc_edge.codec.lowrank import coordinates_in
+from adc_edge.codec.precision import Float32, Precision, integer_bits, pca_bits
+from adc_edge.errors import SettingError
+
+_LARGEST_SNR_DB = 200.0  # either way; float32 itself is good for about 150 dB
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_STREAM = {"up": 101, "down": 102}  # far from loader.py's 0, 1, 2: noise must not depend on the order of images
+_EXPONENT_BYTES = 4
+_HEADED: tuple[Precision, ...] = ("fp16", "int8", "int4", "int3", "int2")
+
+
+class NoiseSettings(msgspec.Struct, frozen=True):
+    """What the channel does to a run; the default is a clean one."""
+
+    snr_up_db: float | None = None  # AWGN on activations, as the trainer sees them
+    snr_down_db: float | None = None  # AWGN on gradients, as the device sees them
+    bit_error_rate: float = 0.0  # of every bit of an encoded tensor, both ways
+
+    @property
+    def any(self) -> bool:
+        """Whether the channel is noisy at all."""
+        return self.snr_up_db is not None or self.snr_down_db is not None or self.bit_error_rate > 0.0
+
+    def check(self) -> NoiseSettings:
+        """Return self, or raise SettingError unless each setting is one that ``awgn`` and ``bit_errors`` take."""
+        for snr_db in (self.snr_up_db, self.snr_down_db):
+            if snr_db is not None:
+                _check_snr(snr_db)
+        _check_rate(self.bit_error_rate)
+        return self
+
+
+def noise_rng(seed: int, step: int, way: Literal["up", "down"]) -> np.random.Generator:
+    """The generator of one step's noise on one way.
+
+    A function of its arguments alone, so that a step that is made again after a crash meets the same noise.
+
+    Args:
+        seed: of the run, >= 0.
+        step: >= 0.
+        way: "up" for activations, "down" for gradients.
+    """
+    return np.random.default_rng([seed, _STREAM[way], step])
+
+
+def awgn(x: Float32, snr_db: float | None, rng: np.random.Generator) -> Float32:
+    """Add white Gaussian noise of power mean(x²) / 10^(snr_db / 10).
+
+    The mean is over the whole tensor, so every element meets the same noise and quiet tokens suffer most. The result
+    is clipped to float32's range; zeros stay zeros.
+
+    Args:
+        x: finite, any shape; it is left as it is.
+        snr_db: signal-to-noise ratio in dB, -200 to 200; None for no noise, which returns ``x`` itself.
+        rng: draws the noise.
+
+    Raises:
+        SettingError: on another ``snr_db``.
+    """
+    if snr_db is None:
+        return x
+    _check_snr(snr_db)
+    signal = x.astype(np.float64)  # the square of a gradient underflows in float32
+    power = np.square(signal).sum() / max(1, x.size)
+    noise = rng.standard_normal(x.shape) * math.sqrt(power * 10.0 ** (-snr_db / 10.0))
+    noisy: Float32 = np.clip(signal + noise, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
+    return noisy
+
+
+def bit_errors(
+    encoded: bytes | memoryview, shape: tuple[int, ...], precision: Precision, rate: float, rng: np.random.Generator
+) -> bytes | memoryview:
+    """Flip each bit of an encoded tensor with probability ``rate``, each on its own.
+
+    The values are hit, and the scales of int8 and below. The exponent that heads all but fp32 and bf16 is not: four
+    bytes that a whole tensor hangs on are what any receiver would protect. Nor are, of pca, the head, the mean and the
+    vectors, for the same reason: there the coordinates are hit. A value or scale that would decode to NaN or
+    infinity, which a receiver can tell is wrong, keeps all its bits as they were sent; so whatever was decodable still
+    is. That makes the rate come out a little lower: in fp32, for values with 1 <= |x| < 2, by up to one part in 32 at
+    low rates. Finite is not small: one flip in an exponent can make 1e38 of an fp32 value, or 65504 peaks of fp16.
+
+    Args:
+        encoded: what ``encode`` made of a tensor of ``shape``, decodable, without a tail. It is left as it is.
+        shape: of the tensor, last axis D.
+        precision: it was encoded in.
+        rate: of errors, in [0, 1); 0 returns ``encoded``.
+        rng: draws the errors.
+
+    Returns:
+        As many bytes, in memory of their own unless ``rate`` is 0.
+
+    Raises:
+        SettingError: on another ``rate``.
+    """
+    _check_rate(rate)
+    if rate == 0.0:
+        return encoded
+    whole = np.frombuffer(encoded, np.uint8)
+    message = whole.copy()
+    hit = _exposed(whole.data, shape, precision)
+    sent, received = whole[hit], message[hit]
+    bits = 8 * sent.size
+    # How many, then which distinct ones: the same law as asking bit by bit, at the cost of the errors alone.
+    flipped = rng.choice(bits, rng.binomial(bits, rate), replace=False, shuffle=False)
+    np.bitwise_xor.at(received, flipped >> 3, np.left_shift(1, flipped & 7).astype(np.uint8))
+    if pca_bits(precision):
+        return message.data  # any coordinates are finite
+    exponent = int.from_bytes(encoded[: hit.start], "little", signed=True)
+    if value_bits := integer_bits(precision):
+        _keep_decodable_rows(received, sent, shape, exponent, value_bits)
+    else:
+        numbers, before = (part.view("<f4" if precision == "fp32" else "<u2") for part in (received, sent))
+        lost = _overflows(_as_floats(numbers, precision), exponent)
+        numbers[lost] = before[lost]
+    return message.data
+
+
+def _exposed(encoded: memoryview, shape: tuple[int, ...], precision: Precision) -> slice:
+    """The bytes of an encoded tensor that errors meet."""
+    if pca_bits(precision):
+        return coordinates_in(encoded, math.prod(shape[:-1]), shape[-1])
+    return slice(_EXPONENT_BYTES if precision in _HEADED else 0, None)
+
+
+def _as_floats(numbers: npt.NDArray[Any], precision: Precision) -> npt.NDArray[np.floating]:
+    if precision == "bf16":
+        return (numbers.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return numbers.view("<f2") if precision == "fp16" else numbers
+
+
+def _keep_decodable_rows(
+    received: npt.NDArray[np.uint8], sent: npt.NDArray[np.uint8], shape: tuple[int, ...], exponent: int, bits: int
+) -> None:
+    """Restore scales with which a value could decode to NaN or infinity: flipped bits reach -2**(bits-1)."""
+    rows, lowest = math.prod(shape[:-1]), 2.0 ** (bits - 1)
+    scales = received[: 2 * rows].view("<f2")
+    lost = _overflows(scales, exponent, lowest)
+    scales[lost] = sent[: 2 * rows].view("<f2")[lost]
+    if bits < 8:
+        return  # encode itself reaches the lowest level: with the scale that was sent every value is finite
+    # Within 1 % of float32's largest even the scale that was sent is too large for -128: no bit of that row flips.
+    lost = _overflows(scales, exponent, lowest)
+    values = received[2 * rows :].reshape(rows, shape[-1])
+    values[lost] = sent[2 * rows :].reshape(values.shape)[lost]
+
+
+def _overflows(numbers: npt.NDArray[np.floating], exponent: int, factor: float = 1.0) -> npt.NDArray[np.bool_]:
+    """Where ``factor * numbers * 2**exponent`` is no finite float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost: npt.NDArray[np.bool_] = ~np.isfinite(np.ldexp(numbers.astype(np.float32) * np.float32(factor), exponent))
+    return lost
+
+
+def _check_snr(snr_db: float) -> None:
+    if not abs(snr_db) <= _LARGEST_SNR_DB:  # so put, it refuses NaN
+        raise SettingError(
+            f"a signal-to-noise ratio of {snr_db} dB",
+            f"{-_LARGEST_SNR_DB:g} to {_LARGEST_SNR_DB:g} dB",
+            "for example 10; leave it out for no noise",
+        )
+
+
+def _check_rate(rate: float) -> None:
+    if not 0.0 <= rate < 1.0:
+        raise SettingError(
+            f"a bit error rate of {rate}", "a probability in [0, 1)", "for example 1e-5; 0 for no errors"
+        )

@@ -1,0 +1,1 @@
+"""The training of the trunk on the device."""

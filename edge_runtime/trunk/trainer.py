@@ -1,0 +1,156 @@
+"""The trunk's training on the device: recompute with autograd, backward, optimizer. Plain torch, no timm."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from adc_edge.codec.precision import Float32
+from adc_edge.edge_runtime.engines.base import Int64, Sent, Weights, check_freeze_first, check_input, without_empty
+from adc_edge.method.spec import TrunkSpec
+from adc_edge.method.trunk import Trunk
+from adc_edge.optimizer.settings import OptimizerSettings
+from adc_edge.optimizer.torch_optimizer import Optimizer
+
+_TRUNK, _OPTIMIZER = "trunk.", "optimizer."
+
+
+class Shim:
+    """A trunk that learns from the gradients that come down.
+
+    A step may be cut into micro-batches, several of them under way: each one's output waits here, in order, until its
+    gradient arrives. Gradients accumulate until ``update``.
+
+    Args:
+        spec: the trunk's architecture.
+        weights: its trunk.safetensors.
+        optimizer: how it learns; None for a frozen trunk (``--engine torch --trunk frozen``).
+        freeze_first: K; the embedding and blocks 1..K do not learn.
+
+    Raises:
+        SettingError: K leaves no block to train.
+    """
+
+    def __init__(
+        self, spec: TrunkSpec, weights: Path, optimizer: OptimizerSettings | None, freeze_first: int = 0
+    ) -> None:
+        check_freeze_first(spec, freeze_first)
+        self.trunk = Trunk(spec)
+        self.trunk.load_state_dict(load_file(weights))
+        learning = self.trunk.blocks[freeze_first:] if freeze_first else self.trunk
+        self.trunk.requires_grad_(False)
+        learning.requires_grad_(optimizer is not None)
+        self._frozen_blocks = freeze_first
+        self._optimizer = None if optimizer is None else Optimizer(self.trunk, optimizer)
+        self._waiting: deque[Tensor] = deque()  # [T, k, D] each, with their graphs
+
+    @property
+    def waiting(self) -> int:
+        """Outputs whose gradient has not come yet."""
+        return len(self._waiting)
+
+    def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
+        """Trunk + ADC in PyTorch; with an optimizer its output waits for ``backward``."""
+        check_input(self.trunk.spec, images, seeds, slots)
+        empty = torch.zeros(slots, dtype=torch.int64)
+        out = self.trunk.compress(torch.from_numpy(images), torch.from_numpy(seeds), empty)
+        if self._optimizer is not None:
+            self._waiting.append(out.activations[out.counts > 0])
+        activations, *choice = (part.detach().numpy() for part in out)
+        return without_empty(activations, *choice)
+
+    def recompute(self, images: Float32, sent: Sent) -> None:
+        """Make the activations again with autograd, for the choice that the engine made; they wait likewise.
+
+        Frozen blocks are not computed again where the engine gave what leaves them.
+        """
+        x, start = (images, 0) if sent.hidden is None else (sent.hidden, self._frozen_blocks)
+        choice = torch.from_numpy(sent.assignment), torch.from_numpy(sent.tokens)
+        self._waiting.append(self.trunk.replay(torch.from_numpy(x), *choice, start=start))
+
+    def drift(self, sent: Sent) -> float:
+        """Largest |engine - PyTorch| over the activations of the oldest output that waits."""
+        assert self._waiting, "recompute first"
+        return float(np.abs(sent.activations - self._waiting[0].detach().numpy()).max())
+
+    def backward(self, gradient: Float32) -> None:
+        """Backpropagate the oldest waiting output's gradient ``[T, k, D]``, onto what has accumulated."""
+        assert self._waiting, "recompute first"
+        self._waiting.popleft().backward(torch.from_numpy(gradient))  # type: ignore[no-untyped-call]
+
+    def update(self, step: int, planned_steps: int) -> None:
+        """One optimizer step with the gradients accumulated, which are cleared."""
+        assert self._optimizer is not None, "the trunk is frozen"
+        assert not self._waiting, "their graphs hold the weights as they are"
+        self._optimizer.step(step, planned_steps)
+
+    def drop(self) -> None:
+        """Give a step up: forget what waits and what has accumulated."""
+        self._waiting.clear()
+        self.trunk.zero_grad(set_to_none=True)
+
+    def weights(self) -> Weights:
+        """Views of the parameters by timm name: they follow every later step without a copy."""
+        return {name: p.detach().numpy() for name, p in self.trunk.named_parameters()}
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Weights and optimizer state, for a checkpoint."""
+        assert self._optimizer is not None
+        state = {_TRUNK + name: value for name, value in self.weights().items()}
+        return state | {_OPTIMIZER + name: value for name, value in self._optimizer.arrays().items()}
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take back what ``arrays`` gave."""
+        assert self._optimizer is not None
+        self.trunk.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in _under(_TRUNK, arrays).items()})
+        self._optimizer.restore(_under(_OPTIMIZER, arrays))
+
+    def safetensors(self) -> bytes:
+        """The trunk as trunk.safetensors."""
+        return save(self.trunk.state_dict())
+
+
+class TorchEngine:
+    """The shim's own forward as an engine: no second forward is needed, since its graph serves the backward."""
+
+    name = "torch"
+    where = "cpu"
+    keeps_graph = True
+
+    def __init__(self, shim: Shim) -> None:
+        self._shim = shim
+
+    def __enter__(self) -> TorchEngine:
+        """Nothing to load."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to let go."""
+
+    def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
+        """As ``Shim.compress``."""
+        return self._shim.compress(images, seeds, slots)
+
+    @torch.no_grad()
+    def whole(self, images: Float32) -> Float32:
+        """The bare trunk."""
+        z: Float32 = self._shim.trunk(torch.from_numpy(images)).numpy()
+        return z
+
+    def refresh(self, weights: Weights) -> None:
+        """The shim's weights are this engine's."""
+
+
+def _under(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    return {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}

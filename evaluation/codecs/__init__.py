@@ -1,0 +1,1 @@
+"""ADC and its rivals behind one interface."""

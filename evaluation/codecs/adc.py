@@ -1,0 +1,123 @@
+"""ADC as a codec, and its two halves alone: merging samples only, keeping tokens only (paper, section "ADC")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adc_edge.codec.precision import Precision
+from adc_edge.evaluation.codecs.base import Batch, Dense, Header, Sent, encode_with_labels
+from adc_edge.method import adc
+from adc_edge.method.labels import label_triples
+from adc_edge.method.ratio import Ratio, Shape
+from adc_edge.method.spec import TrunkSpec
+from adc_edge.method.trunk import Compressed, Trunk
+
+
+def random_rows(rows: Tensor, clusters: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Distinct rows by chance: what ADC starts its k-means from."""
+    return rng.permutation(len(rows))[:clusters].astype(np.int64)
+
+
+class Adc(Dense):
+    """ADC at a ratio: T clusters of k tokens out of B images of N.
+
+    Args:
+        spec: of the trunk.
+        classes: C.
+        target: ξ, or T/B and k/N.
+        precision: of what goes up.
+        gradient_precision: of what comes down.
+    """
+
+    def __init__(
+        self, spec: TrunkSpec, classes: int, target: Ratio, precision: Precision, gradient_precision: Precision
+    ) -> None:
+        super().__init__(classes, precision, gradient_precision)
+        self.spec, self.target = spec, target.check()
+
+    def shape(self, images: int) -> Shape:
+        """T and k for a batch of so many images."""
+        return self.target.shape(images, self.spec.tokens, self.spec.prefix)
+
+    def ratio(self, images: int) -> float:
+        """ξ."""
+        return self.shape(images).xi
+
+    def compress(self, trunk: Trunk, batch: Batch) -> Sent:
+        """Trunk and ADC; empty clusters are not sent."""
+        found = self.choose(trunk, batch)
+        full = found.counts > 0
+        tensor = found.activations[full].float()  # [T', k, D]
+        clusters = torch.cumsum(full, 0)[found.assignment] - 1  # numbered without the empty ones
+        labels = label_triples(clusters.cpu().numpy(), batch.labels, self.classes)
+        header = Header(len(batch.labels), tuple(tensor.shape), len(labels), self.precision)
+        return Sent(header, encode_with_labels(tensor, labels, self.precision), tensor)
+
+    def choose(self, trunk: Trunk, batch: Batch) -> Compressed:
+        """What merges with what, and which tokens stay."""
+        shape = self.shape(len(batch.labels))
+        seeds = torch.from_numpy(random_rows(batch.images, shape.clusters, batch.rng)).to(batch.images.device)
+        slots = torch.zeros(shape.kept - self.spec.prefix, dtype=torch.int64, device=seeds.device)
+        return trunk.compress(batch.images, seeds, slots)
+
+
+Feature = Callable[[Tensor, Tensor], Tensor]  # scores [B, N] and the trunk's output [B, N, D] -> rows [B, F]
+Start = Callable[[Tensor, int, np.random.Generator], npt.NDArray[np.int64]]  # those rows and T -> seeds [T]
+
+
+def cls_token(scores: Tensor, output: Tensor) -> Tensor:
+    """What the CLS token holds (the paper's ablation)."""
+    return output[:, 0].float()
+
+
+def mean_token(scores: Tensor, output: Tensor) -> Tensor:
+    """The mean of an image's tokens (the paper's ablation)."""
+    return output.mean(dim=1).float()
+
+
+class AdcBy(Adc):
+    """ADC that clusters by something else than attention, or in another way: for ablations.
+
+    Tokens are still kept by the cluster's mean attention.
+
+    Args:
+        feature: what k-means sees.
+        start: which rows it starts from.
+        iterations: of Lloyd's.
+    """
+
+    def __init__(
+        self,
+        spec: TrunkSpec,
+        classes: int,
+        target: Ratio,
+        precision: Precision,
+        gradient_precision: Precision,
+        feature: Feature,
+        start: Start = random_rows,
+        iterations: int = adc.LLOYD_ITERATIONS,
+    ) -> None:
+        super().__init__(spec, classes, target, precision, gradient_precision)
+        self.feature, self.start, self.iterations = feature, start, iterations
+
+    def choose(self, trunk: Trunk, batch: Batch) -> Compressed:
+        """As ADC, after the trunk's whole output."""
+        shape = self.shape(len(batch.labels))
+        state = trunk.states(batch.images)[-1]
+        with torch.no_grad():
+            any_choice = torch.zeros(1, dtype=torch.int64, device=state.device)  # scores come before it
+            scores = trunk.inspect_last(state, any_choice, any_choice).scores
+            rows = self.feature(scores, trunk.blocks[-1](state))
+            seeds = torch.from_numpy(self.start(rows, shape.clusters, batch.rng)).to(state.device)
+            assignment, counts = adc.kmeans(rows, seeds, self.iterations)
+            clusters = torch.arange(shape.clusters, device=state.device)
+            centroids = adc.cluster_mean(scores, assignment, clusters)
+            tokens = adc.select_tokens(centroids, shape.kept - self.spec.prefix, self.spec.prefix)
+        start = len(trunk.blocks) - 1
+        activations = trunk.replay(state if start else batch.images, assignment, tokens, start=start)
+        return Compressed(activations, assignment, tokens, counts)

@@ -1,0 +1,229 @@
+"""Top-K and RandTopK: of each sample only its largest activations travel, and the gradient of those.
+
+A body is the values ``[B, K]`` in their precision, then for each sample where they lie in its flattened ``[N*D]``
+activations, then the labels. Places go in ascending order, as a bitmap or as packed numbers, whichever is smaller; each
+sample's start on a byte. Both sides know them by then, so the gradient ``[B, K]`` needs none.
+
+Letters: as in `adc_edge.evaluation.codecs.base`; n = N*D values of a sample, K of them kept.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adc_edge.codec.precision import Precision, encode, encoded_bytes
+from adc_edge.errors import ProtocolError, SettingError
+from adc_edge.evaluation.codecs.base import (
+    Arrived,
+    Batch,
+    Dense,
+    Header,
+    Sent,
+    decode_tensor,
+    own_labels,
+    read_labels,
+    split_body,
+)
+from adc_edge.method.trunk import Trunk
+
+Places = npt.NDArray[np.int64]
+
+_FLOAT_BYTES = 4
+
+
+def check_share(share: float, method: str) -> float:
+    """The share, if it is one.
+
+    Raises:
+        SettingError: outside (0, 1].
+    """
+    if not 0.0 < share <= 1.0:
+        raise SettingError(f"a share of {share} for {method}", "more than 0, at most 1", "for example 0.1")
+    return share
+
+
+def place_bytes(count: int, total: int) -> int:
+    """Bytes that tell which ``count`` of ``total`` values of a sample are sent: K numbers or a bitmap."""
+    return -(-min(count * _place_bits(total), total) // 8)
+
+
+def _place_bits(total: int) -> int:
+    """Bits of a number in ``[0, total)``."""
+    return (total - 1).bit_length()
+
+
+def _is_bitmap(count: int, total: int) -> bool:
+    return count * _place_bits(total) >= total
+
+
+def pack_places(places: Places, total: int) -> bytes:
+    """Write ``places`` ``[B, K]``, ascending in ``[0, total)``, as ``B * place_bytes(K, total)`` bytes."""
+    rows, count = places.shape
+    if _is_bitmap(count, total):
+        bits = np.zeros((rows, total), np.uint8)
+        np.put_along_axis(bits, places, 1, axis=1)
+    else:
+        width = _place_bits(total)
+        bits = (places[:, :, None] >> np.arange(width) & 1).astype(np.uint8)  # [B, K, width]
+        bits = bits.reshape(rows, count * width)
+    return np.packbits(bits, axis=1, bitorder="little").tobytes()
+
+
+def unpack_places(data: memoryview, rows: int, count: int, total: int) -> Places:
+    """Read places ``[rows, count]`` back.
+
+    Raises:
+        ProtocolError: on another length, or unless each row has ``count`` places in ``[0, total)``, ascending.
+    """
+    if len(data) != rows * place_bytes(count, total):
+        raise _bad_places(f"{len(data)} bytes of places", f"{rows * place_bytes(count, total)} bytes")
+    packed = np.frombuffer(data, np.uint8).reshape(rows, -1)
+    if _is_bitmap(count, total):
+        bits = np.unpackbits(packed, axis=1, count=total, bitorder="little")  # [B, n]
+        found = bits.sum(axis=1, dtype=np.int64)
+        if (found != count).any():
+            raise _bad_places(f"a bitmap of {found[found != count][0]} places", f"{count}")
+        return np.nonzero(bits)[1].reshape(rows, count)
+    width = _place_bits(total)
+    bits = np.unpackbits(packed, axis=1, count=count * width, bitorder="little").reshape(rows, count, width)
+    places: Places = bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))  # [B, K]
+    if places.max(initial=0) >= total or (np.diff(places, axis=1) <= 0).any():
+        raise _bad_places("places out of range or out of order", f"ascending places below {total}")
+    return places
+
+
+def _bad_places(received: str, expected: str) -> ProtocolError:
+    return ProtocolError(received, expected, "use one version and one share on both sides", "size")
+
+
+class TopK(Dense):
+    """Of each sample the K activations of largest magnitude, prefix tokens not set apart.
+
+    Args:
+        classes: C.
+        share: of the 8*N*D bytes a sample that plain fp32 sends up and down: what K values, their places and K
+            gradients may take together in fp32. K is the largest that fits; labels are extra, as they are there.
+        tokens: N.
+        dim: D.
+        precision: of what goes up; with scales (int8 and below) a sample has one.
+        gradient_precision: of what comes down.
+
+    Raises:
+        SettingError: a share outside (0, 1], or too small for a single value.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        share: float,
+        tokens: int,
+        dim: int,
+        precision: Precision,
+        gradient_precision: Precision,
+    ) -> None:
+        super().__init__(classes, precision, gradient_precision)
+        self.tokens, self.dim, self.total = tokens, dim, tokens * dim
+        budget = check_share(share, "Top-K") * 2 * _FLOAT_BYTES * self.total
+        self.kept = bisect_right(range(1, self.total + 1), budget, key=self._sample_bytes)
+        if not self.kept:
+            least = self._sample_bytes(1) / (2 * _FLOAT_BYTES * self.total)
+            raise SettingError(f"a share of {share}", f"at least {least:.2g}, one value a sample", "raise the share")
+
+    def _sample_bytes(self, count: int) -> int:
+        """Bytes of a sample in fp32, both directions, with ``count`` values kept."""
+        return 2 * _FLOAT_BYTES * count + place_bytes(count, self.total)
+
+    def ratio(self, images: int) -> float:
+        """K/n."""
+        return self.kept / self.total
+
+    def choose(self, flat: Tensor, rng: np.random.Generator) -> Tensor:
+        """Places to send of each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending."""
+        return self.largest(flat)
+
+    def largest(self, flat: Tensor) -> Tensor:
+        """Places of the K largest magnitudes of each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending."""
+        return flat.detach().abs().topk(self.kept, dim=1, sorted=False).indices.sort(dim=1).values
+
+    def compress(self, trunk: Trunk, batch: Batch) -> Sent:
+        """Some of the activations ``[B, K]``, and where they lie."""
+        flat = trunk(batch.images).float().flatten(1)  # [B, n]
+        where = self.choose(flat, batch.rng)
+        tensor = flat.gather(1, where)  # [B, K]; its backward scatters the gradient into zeros
+        labels = own_labels(batch.labels, self.classes)
+        header = Header(len(batch.labels), tuple(tensor.shape), len(labels), self.precision)
+        tail = pack_places(where.cpu().numpy(), self.total) + labels.tobytes()
+        return Sent(header, encode(tensor.detach().float().cpu().numpy(), self.precision, tail), tensor, where)
+
+    def extract(self, header: Header, body: memoryview) -> Arrived:
+        """The values ``[B, K]``, spread over zeros ``[B, N, D]``.
+
+        Raises:
+            ProtocolError: if the body is not what the header says.
+        """
+        data, labels = split_body(header, body)
+        cut = encoded_bytes(header.shape, header.precision)
+        values = decode_tensor(data[:cut], header.shape, header.precision).to(self.place).requires_grad_()
+        rows, count = header.shape
+        where = torch.from_numpy(unpack_places(data[cut:], rows, count, self.total)).to(self.place)
+        soft = read_labels(labels, header.images, self.classes, header.images).to(self.place)
+        return Arrived(values, self.spread(values, where), soft, where)
+
+    def spread(self, values: Tensor, where: Tensor) -> Tensor:
+        """``values`` ``[B, K]`` at their places in zeros: ``[B, N, D]``."""
+        flat = values.new_zeros(len(values), self.total).scatter(1, where, values)
+        return flat.view(len(values), self.tokens, self.dim)
+
+    def through(self, features: Tensor) -> Tensor | None:
+        """Test activations with all but the K largest of each sample zero: ``[B, N, D]``, not quantized."""
+        flat = features.flatten(1)
+        where = self.largest(flat)
+        return self.spread(flat.gather(1, where), where)
+
+
+class RandTopK(TopK):
+    """Top-K in which a share of the places is drawn at random from outside the top (arXiv 2305.18469).
+
+    Of each sample the top K - R, and R = round(outside * K) drawn uniformly, without replacement, from those outside
+    the top K. Random in training alone: test activations are Top-K's.
+
+    Args:
+        classes: C.
+        share: as of ``TopK``.
+        tokens: N.
+        dim: D.
+        precision: of what goes up.
+        gradient_precision: of what comes down.
+        outside: share of the K that is drawn, the paper's alpha.
+
+    Raises:
+        SettingError: as ``TopK``, or ``outside`` not in [0, 1].
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        share: float,
+        tokens: int,
+        dim: int,
+        precision: Precision,
+        gradient_precision: Precision,
+        outside: float = 0.1,
+    ) -> None:
+        super().__init__(classes, share, tokens, dim, precision, gradient_precision)
+        if not 0.0 <= outside <= 1.0:
+            raise SettingError(f"a share of {outside} from outside the top", "0 to 1", "for example 0.1, the paper's")
+        self.drawn = min(round(outside * self.kept), self.total - self.kept)
+
+    def choose(self, flat: Tensor, rng: np.random.Generator) -> Tensor:
+        """Places to send of each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending; a function of ``rng``."""
+        top = flat.detach().abs().topk(self.kept, dim=1).indices  # [B, K], the largest first
+        others = torch.ones(flat.shape, dtype=torch.bool).scatter(1, top.cpu(), False).numpy()
+        drawn = [rng.choice(np.flatnonzero(row), self.drawn, replace=False, shuffle=False) for row in others]
+        places = torch.cat([top[:, : self.kept - self.drawn], torch.from_numpy(np.stack(drawn)).to(top.device)], dim=1)
+        return places.sort(dim=1).values

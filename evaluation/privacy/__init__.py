@@ -1,0 +1,1 @@
+"""`adc-edge privacy`: reconstruction of images from the activations."""

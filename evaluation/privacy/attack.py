@@ -1,0 +1,289 @@
+"""How much of its images a device gives away: what one attack makes of what travels up.
+
+The attacker is the trainer: honest, but curious. It knows the trunk as training starts (the bundle; both halves come
+from public weights) and has images of the same kind, the train split. On these it plays the device, and so learns an
+inverter: a small transformer from what arrived to images. It is judged on the test split, which it has not seen.
+
+Of a batch it takes ``codec.extract(header, body).features`` alone, whose bytes have been through the encoders; labels
+it leaves aside. ADC does not tell which tokens a row has: the attacker has to read their places from what is in them,
+which playing the device teaches it too. It makes one image of a row, so of images that were merged at best their mean;
+that one is held against each of them.
+
+A measurement of one attack, no bound: more images, more time or a better inverter may find more.
+
+Letters: as in `adc_edge.evaluation.codecs.base`; C colours here, h and w pixels of a patch, W the inverter's width.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from skimage import metrics
+from torch import Tensor, nn
+
+from adc_edge.codec.precision import Float32, encoded_bytes
+from adc_edge.data import augment
+from adc_edge.data.loader import Batch as LoadedBatch
+from adc_edge.data.loader import Loader
+from adc_edge.data.sources import Dataset, Split, load
+from adc_edge.errors import DataError
+from adc_edge.evaluation.codecs.adc import Adc
+from adc_edge.evaluation.codecs.base import Batch, Codec
+from adc_edge.evaluation.study.setting import Setting
+from adc_edge.evaluation.study.study import Study
+from adc_edge.evaluation.study.training import computing, make_parts, sampled
+from adc_edge.method.spec import TrunkSpec
+from adc_edge.method.trunk import Trunk
+from adc_edge.optimizer.settings import OptimizerSettings
+from adc_edge.optimizer.torch_optimizer import Optimizer
+from adc_edge.wire.messages import TRIPLE_BYTES
+
+EXAMPLES = 8
+BEST_DB = 100.0  # of an exact copy, which has no finite PSNR
+_WIDTH, _HEADS, _LAYERS = 128, 4, 2
+_LEARNING_RATE, _WARM_UP = 3e-3, 0.05  # share of the steps
+_WINDOW = 7  # of SSIM, scikit-image's own
+_TRAIN, _TEST = 8, 9  # streams of random numbers, beside the loader's
+
+
+class Leak(msgspec.Struct, frozen=True):
+    """What one attack found: means over all images, each against the image made of its row. Pixels are 0..1."""
+
+    setting: str
+    seed: int
+    ratio: float  # values sent up, as a share
+    share_up: float  # bytes of a body up, as a share of an uncompressed one
+    psnr_db: float
+    ssim: float
+    psnr_db_mean_image: float  # of who knows nothing but the mean of the training images
+    ssim_mean_image: float
+    images: int  # attacked
+    images_a_row: float  # merged into one, on average
+
+
+class Examples(NamedTuple):
+    """The first images attacked, and what came back: ``[n, H, W, C]``."""
+
+    originals: npt.NDArray[np.uint8]
+    reconstructions: npt.NDArray[np.uint8]
+
+
+class View(NamedTuple):
+    """A batch as the trainer gets it; and what only who plays the device knows of it."""
+
+    features: Tensor  # [R, k, D] float32
+    bytes_up: int
+    rows: Tensor  # [B] int64: the row that an image went into
+    places: Tensor | None  # [R, k] int64 in 0..N-1: which token; None: the trainer knows, all of them in order
+
+
+class Inverter(nn.Module):
+    """A row's tokens ``[R, k, D]`` to its image ``[R, C, H, W]``, pixels about 0..1; untrained, to the mean image.
+
+    A learned query for each patch, to which the token of its place is added if the row has it, attends to the other
+    patches and to all tokens.
+
+    Args:
+        spec: of the trunk.
+        view: to learn the scale of each channel from, and whether tokens tell their places.
+        mean: the mean training image ``[H, W, C]``.
+        deviation: of pixels from it.
+    """
+
+    def __init__(self, spec: TrunkSpec, view: View, mean: Tensor, deviation: float) -> None:
+        super().__init__()
+        self.spec, self.deviation = spec, deviation
+        self.mean = nn.Buffer(mean.movedim(-1, 0))
+        self.centre = nn.Buffer(view.features.mean((0, 1)))
+        self.spread = nn.Buffer(view.features.std((0, 1)).clamp_min(1e-6))
+        hidden = nn.Linear(spec.embed_dim, _WIDTH), nn.GELU()
+        self.place = None if view.places is None else nn.Sequential(*hidden, nn.Linear(_WIDTH, spec.tokens))
+        self.enter = nn.Linear(spec.embed_dim, _WIDTH)
+        self.own = nn.Linear(spec.embed_dim, _WIDTH)
+        self.ranks = nn.Parameter(0.02 * torch.randn(view.features.shape[1], _WIDTH))
+        self.queries = nn.Parameter(0.02 * torch.randn(spec.patches, _WIDTH))
+        layer = nn.TransformerDecoderLayer(_WIDTH, _HEADS, 4 * _WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerDecoder(layer, _LAYERS, nn.LayerNorm(_WIDTH))
+        self.leave = nn.Linear(_WIDTH, spec.channels * math.prod(spec.patch_size))
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The image of each row, and logits ``[R, k, N]`` of its tokens' places unless they are known."""
+        x = (features - self.centre) / self.spread  # [R, k, D]
+        logits, own = None, self.own(x)  # [R, k, W]
+        if self.place is not None:
+            logits = self.place(x)
+            own = logits.softmax(-1).transpose(1, 2) @ own  # [R, N, W]
+        queries = self.queries + own[:, self.spec.prefix :]
+        patches = self.leave(self.layers(queries, self.enter(x) + self.ranks))  # [R, patches, C*h*w]
+        size, patch = self.spec.image_size, self.spec.patch_size
+        change = F.fold(patches.transpose(1, 2), size, patch, stride=patch)  # [R, C, H, W]
+        return self.mean + self.deviation * change, logits
+
+    def loss(self, view: View, images: Tensor) -> Tensor:
+        """Of pixels ``[B, C, H, W]`` beside the mean image's, and of places.
+
+        Args:
+            view: whose ``rows`` and ``places`` are known.
+            images: the originals, 0..1.
+        """
+        made, logits = self(view.features)
+        loss = F.mse_loss(made[view.rows], images) / self.deviation**2
+        if logits is None or view.places is None:
+            return loss
+        return loss + F.cross_entropy(logits.flatten(0, 1), view.places.flatten())
+
+
+def look(codec: Codec, trunk: Trunk, batch: Batch) -> View:
+    """Send a batch as in training, and take it as the trainer."""
+    with torch.no_grad():
+        again = batch._replace(rng=copy.deepcopy(batch.rng))
+        sent = codec.compress(trunk, batch)
+        features = codec.extract(sent.header, memoryview(bytes(sent.body))).features.detach().float()
+        if not isinstance(codec, Adc):
+            return View(features, len(sent.body), torch.arange(len(batch.labels)), None)
+        found = codec.choose(trunk, again)
+    full = found.counts > 0
+    rows = (torch.cumsum(full, 0) - 1)[found.assignment]  # numbered without the empty ones
+    return View(features, len(sent.body), rows, found.tokens[full])
+
+
+def score(originals: Float32, reconstructions: Float32) -> npt.NDArray[np.float64]:
+    """PSNR in dB and SSIM, ``[n, 2]``, of images ``[n, H, W, C]`` in 0..1."""
+    return np.array([_score(*pair) for pair in zip(originals, reconstructions, strict=True)], np.float64)
+
+
+def _score(original: Float32, image: Float32) -> tuple[float, float]:
+    side = min(original.shape[:2])
+    window = min(_WINDOW, side - 1 + side % 2)  # odd
+    measure: Any = metrics  # without types
+    ssim = measure.structural_similarity(original, image, data_range=1.0, channel_axis=-1, win_size=window)
+    with np.errstate(divide="ignore"):
+        return min(BEST_DB, measure.peak_signal_noise_ratio(original, image, data_range=1.0)), ssim
+
+
+def invert(
+    study: Study,
+    setting: Setting,
+    seed: int,
+    epochs: float,
+    tell: Callable[[float], None] = lambda share: None,
+    dataset: Dataset | None = None,
+) -> tuple[Leak, Examples]:
+    """Attack one setting: learn on the train split, augmented as in the study, and be judged on the test split.
+
+    Both splits are taken in whole batches of the study's size, as what merges depends on it.
+
+    Args:
+        study: model, data and batches; how its halves learn has no part in this.
+        setting: the method.
+        seed: of order, augmentation, the inverter and whatever the method draws.
+        epochs: of the inverter.
+        tell: told which share of the learning is done.
+        dataset: the study's, if it has been loaded; not sampled yet.
+
+    Raises:
+        DataError: a split is smaller than a batch.
+    """
+    data, size = sampled(dataset or load(study.data), study), study.batch_size
+    for name, split in (("train", data.train), ("test", data.test)):
+        if len(split.labels) < size:
+            images = f"{len(split.labels)} images in the {name} split"
+            raise DataError(images, f"at least one batch of {size}", "lower --batch-size, or take more images")
+    attack = _Attack(study, setting, seed, len(data.classes))
+    inverter, mean = attack.learn(data.train, epochs, tell)
+    return attack.judge(data.test, inverter, mean)
+
+
+class _Attack:
+    """Device and attacker at one setting."""
+
+    def __init__(self, study: Study, setting: Setting, seed: int, classes: int) -> None:
+        self.study, self.setting, self.seed = study, setting, seed
+        parts, self.how = make_parts(study, setting, seed, classes)
+        self.trunk, self.codec, self.place = parts.trunk, parts.codec, parts.place
+        for module in (self.trunk, self.codec.device, self.codec.trainer):
+            if module is not None:
+                module.train()  # as in training's first step
+
+    def learn(self, split: Split, epochs: float, tell: Callable[[float], None]) -> tuple[Inverter, Float32]:
+        """An inverter, and the mean image ``[H, W, C]``."""
+        with closing(self._loader(split, self.study.augment)) as loader:
+            mean, deviation = self._pixels(loader)
+            steps = max(1, round(epochs * loader.steps_per_epoch))
+            inverter = self._inverter(self._view(loader.batch(0), _TRAIN, 0), mean, deviation)
+            rate = OptimizerSettings("adam", _LEARNING_RATE, clip_norm=1.0, schedule="cosine")
+            optimizer = Optimizer(inverter, msgspec.structs.replace(rate, warmup_steps=round(_WARM_UP * steps)))
+            for step in range(steps):
+                batch = loader.batch(step)
+                images = torch.from_numpy(self._shown(batch.images)).movedim(-1, 1).to(self.place)
+                inverter.loss(self._view(batch, _TRAIN, step), images).backward()  # type: ignore[no-untyped-call]
+                optimizer.step(step, steps)
+                tell((step + 1) / steps)
+        return inverter.eval(), mean
+
+    @torch.no_grad()
+    def judge(self, split: Split, inverter: Inverter, mean: Float32) -> tuple[Leak, Examples]:
+        """What it finds in images that it has not seen."""
+        scores, guesses, pairs = [], [], list[Examples]()
+        rows, bytes_up = 0, 0
+        with closing(self._loader(split, "none")) as loader:
+            steps = loader.steps_per_epoch
+            for step in range(steps):
+                batch = loader.batch(step)
+                view, originals = self._view(batch, _TEST, step), self._shown(batch.images)
+                made = inverter(view.features)[0][view.rows].clamp(0, 1).movedim(1, -1).cpu().numpy()
+                scores.append(score(originals, made))
+                guesses.append(score(originals, np.broadcast_to(mean, originals.shape)))
+                rows, bytes_up = rows + len(view.features), bytes_up + view.bytes_up
+                pairs = pairs or [Examples(_coarse(originals), _coarse(made))]
+        spec, size = self.trunk.spec, self.study.batch_size
+        whole = encoded_bytes((size, spec.tokens, spec.embed_dim), "fp32") + TRIPLE_BYTES * size
+        share, images = bytes_up / (steps * whole), steps * size
+        (psnr_db, ssim), (mean_db, mean_ssim) = (np.concatenate(x).mean(0).tolist() for x in (scores, guesses))
+        found = (self.codec.ratio(size), share, psnr_db, ssim, mean_db, mean_ssim, images, images / rows)
+        return Leak(str(self.setting), self.seed, *found), pairs[0]
+
+    def _loader(self, split: Split, changes: str) -> Loader:
+        return Loader(split, self.how, self.study.batch_size, self.seed, augment.parse(changes))
+
+    def _view(self, batch: LoadedBatch, stream: int, step: int) -> View:
+        rng = np.random.default_rng([self.seed, stream, step])
+        with computing(self.study):
+            images = torch.from_numpy(batch.images).to(self.place)
+            view = look(self.codec, self.trunk, Batch(images, batch.labels, rng))
+        places = None if view.places is None else view.places.to(self.place)
+        return View(view.features.to(self.place), view.bytes_up, view.rows.to(self.place), places)
+
+    def _inverter(self, view: View, mean: Float32, deviation: float) -> Inverter:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return Inverter(self.trunk.spec, view, torch.from_numpy(mean), deviation).to(self.place)
+
+    def _shown(self, images: Float32) -> Float32:
+        """Normalised images ``[B, C, H, W]`` as pixels 0..1, ``[B, H, W, C]``."""
+        deviation, mean = (np.array(x, np.float32) for x in (self.how.std, self.how.mean))
+        return np.ascontiguousarray((images.transpose(0, 2, 3, 1) * deviation + mean).clip(0, 1))
+
+    def _pixels(self, loader: Loader) -> tuple[Float32, float]:
+        """The mean image ``[H, W, C]``, and how far pixels are from it."""
+        first, second, images = np.zeros(1), 0.0, 0
+        for indices in loader.sample(0):
+            shown = self._shown(loader.plain(indices).images).astype(np.float64)
+            first, second, images = first + shown.sum(0), second + np.square(shown).sum(), images + len(shown)
+        mean = first / images
+        return mean.astype(np.float32), math.sqrt(max(1e-6, second / images / mean.size - np.square(mean).mean()))
+
+
+def _coarse(images: Float32) -> npt.NDArray[np.uint8]:
+    return np.rint(255 * images[:EXAMPLES]).astype(np.uint8)

@@ -1,0 +1,207 @@
+"""`adc-edge privacy`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adc_edge.options import data_option
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from rich.table import Table
+
+    from adc_edge.evaluation.privacy.attack import Examples, Leak
+    from adc_edge.evaluation.study.study import Study
+
+_DATA = click.Path(path_type=Path)
+_SETTINGS = ("none", "topk@0.5", "topk@0.1", "topk@0.02", "adc@0.5", "adc@0.25", "adc@0.1", "adc@0.02")
+_CAVEAT = "A measurement of one attack, not a guarantee: another attacker, or more data and time, may see more."
+_CAPTION = (
+    "share: bytes of a body up, of an uncompressed one. merged: images a row, each held against the one image made of "
+    "their row. PSNR in dB and SSIM: means over test images; mean image: of who knows nothing but the mean of the "
+    "training images. The more, the more was seen."
+)
+_SHARE = "bytes up (% of uncompressed)"
+
+
+@click.command()
+@data_option(default="digits", show_default=True)
+@click.option(
+    "--setting",
+    "texts",
+    multiple=True,
+    default=_SETTINGS,
+    show_default=True,
+    metavar="METHOD[@RATIO][/UP]",
+    help="What to attack, as none, int4, topk@0.1 or adc@0.1; repeatable.",
+)
+@click.option(
+    "-o", "--output", required=True, type=_DATA, metavar="DIR", help="For privacy.json, privacy.csv and privacy.png."
+)
+@click.option("--model", default="deit_tiny_patch16_224", show_default=True, help="A timm VisionTransformer.")
+@click.option("--weights", type=_DATA, help="Weights file (safetensors).")
+@click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights.")
+@click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels.")
+@click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
+@click.option("--split", default=3, show_default=True, type=int, help="Cut after this block.")
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=2), help="Images a step.")
+@click.option(
+    "--train-images",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="A fixed random sample of the train split, which the attacker learns on; 0: all.",
+)
+@click.option(
+    "--test-images", default=0, type=click.IntRange(min=0), metavar="N", help="Of the test split, attacked; 0: all."
+)
+@click.option(
+    "--epochs",
+    default=20.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="How long the attacker learns for each setting.",
+)
+@click.option("--augment", default="flip", show_default=True, help="Of what it learns on; as in `evaluate`.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def privacy(texts: tuple[str, ...], output: Path, epochs: float, seed: int, **options: Any) -> None:
+    """Measure how well a curious trainer can reconstruct images from what a device sends before training.
+
+    An inverter is trained on the train split and judged on the test split, for each setting: PSNR and SSIM. It is one
+    attack, reported as it went; that it finds little is no promise that nothing can be found.
+    """
+    from rich.console import Console
+
+    from adc_edge.evaluation.report.plots import png
+    from adc_edge.evaluation.study.setting import parse, unique
+    from adc_edge.evaluation.study.task import study_of
+    from adc_edge.files import write_atomic
+
+    console = Console()
+    settings, study = unique(parse(text) for text in texts), study_of(options)
+    leaks, examples = _attack(study, settings, seed, epochs, console)
+    console.print(_table(leaks))
+    files = {
+        "privacy.json": _json(study, epochs, leaks),
+        "privacy.csv": _csv(leaks),
+        "privacy.png": png(_figure(leaks, examples)),
+    }
+    for name, data in files.items():
+        write_atomic(output / name, data)
+    console.print(_CAVEAT, soft_wrap=True)
+    console.print(f"wrote    {output}: {', '.join(files)}", soft_wrap=True)
+
+
+def _attack(
+    study: Study, settings: Sequence[Any], seed: int, epochs: float, console: Console
+) -> tuple[list[Leak], list[Examples]]:
+    """Every setting, one after another, with the time left."""
+    from rich.progress import Progress
+
+    from adc_edge.data.sources import load
+    from adc_edge.evaluation.privacy.attack import invert
+
+    dataset, found = load(study.data), []
+    with Progress(console=console) as progress:
+        whole = progress.add_task("", total=float(len(settings)))
+        for done, setting in enumerate(settings):
+            progress.update(whole, description=str(setting), completed=float(done))
+
+            def tell(share: float, done: int = done) -> None:
+                progress.update(whole, completed=done + share)
+
+            found.append(invert(study, setting, seed, epochs, tell, dataset))
+    leaks, examples = zip(*found, strict=True)
+    return list(leaks), list(examples)
+
+
+def _table(leaks: Sequence[Leak]) -> Table:
+    from rich.table import Table
+
+    result = Table(
+        "setting",
+        title=f"Images reconstructed from what is sent, {leaks[0].images} of the test split",
+        caption=_CAPTION,
+    )
+    for name in ("share %", "merged", "PSNR", "SSIM"):
+        result.add_column(name, justify="right")
+    for leak in leaks:
+        merged = f"{leak.images_a_row:.1f}"
+        result.add_row(leak.setting, f"{100 * leak.share_up:.3g}", merged, f"{leak.psnr_db:.2f}", f"{leak.ssim:.3f}")
+    result.add_section()
+    known = leaks[0]
+    result.add_row("mean image", "", "", f"{known.psnr_db_mean_image:.2f}", f"{known.ssim_mean_image:.3f}")
+    return result
+
+
+def _json(study: Study, epochs: float, leaks: Sequence[Leak]) -> bytes:
+    import msgspec
+    import torch
+
+    from adc_edge import machine
+
+    task = msgspec.to_builtins(study)
+    for name in ("epochs", "budget", "max_epochs", "evaluate_every", "optimizer"):  # no part in this
+        del task[name]
+    about = machine.describe(threads=torch.get_num_threads(), device=study.device)
+    content = {"note": _CAVEAT, "study": task, "inverter_epochs": epochs, "settings": leaks, "machine": about}
+    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+
+
+def _csv(leaks: Sequence[Leak]) -> bytes:
+    import msgspec
+    import pandas as pd
+
+    return pd.DataFrame([msgspec.structs.asdict(leak) for leak in leaks]).to_csv(index=False).encode()
+
+
+def _figure(leaks: Sequence[Leak], examples: Sequence[Examples]) -> Figure:
+    """PSNR and SSIM against bytes; below, some originals and what came back at each setting."""
+    from matplotlib.figure import Figure
+
+    shown = len(examples[0].originals)
+    height = (1 + len(leaks)) * 8.0 / shown
+    result = Figure(figsize=(10.0, 4.2 + height), dpi=110, layout="constrained")
+    parts: Any = result.subfigures(2, 1, height_ratios=(4.2, height))  # typed as one
+    above, below = parts
+    left, right = above.subplots(1, 2)
+    _scatter(left, leaks, "psnr_db", "PSNR (dB)")
+    _scatter(right, leaks, "ssim", "SSIM")
+    left.legend(fontsize=8, frameon=False)
+    above.suptitle("Images reconstructed from what is sent: one attack, not a guarantee", fontsize=11)
+    rows = [("original", examples[0].originals)]
+    rows += [(leak.setting, pair.reconstructions) for leak, pair in zip(leaks, examples, strict=True)]
+    for line, (name, images) in zip(below.subplots(len(rows), shown, squeeze=False), rows, strict=True):
+        for axes, image in zip(line, images, strict=True):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    return result
+
+
+def _scatter(axes: Axes, leaks: Sequence[Leak], field: str, label: str) -> None:
+    """A line for each group of settings, and one across at what the mean image has."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    from adc_edge.evaluation.report.plots import STYLES
+    from adc_edge.evaluation.report.views import group_of
+
+    for group, style in STYLES.items():
+        points = sorted((leak.share_up, getattr(leak, field)) for leak in leaks if group_of(leak.setting) == group)
+        if points:
+            line = "--" if style.dashed else "-"
+            axes.plot(*zip(*points, strict=True), color=style.colour, marker=style.marker, linestyle=line, label=group)
+    known = getattr(leaks[0], f"{field}_mean_image")
+    axes.axhline(known, color="#8a8a8a", linewidth=1, linestyle=":", zorder=1, label="mean training image")
+    axes.set(xlabel=_SHARE, ylabel=label, xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=10))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.spines[["top", "right"]].set_visible(False)

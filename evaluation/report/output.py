@@ -1,0 +1,86 @@
+"""What `adc-edge evaluate` leaves in its directory beside the runs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pandas as pd
+
+from adc_edge.errors import SettingError
+from adc_edge.evaluation.report.page import machines, page
+from adc_edge.evaluation.report.plots import curves_figure, figure, png
+from adc_edge.evaluation.report.tables import markdown, sheets
+from adc_edge.evaluation.report.views import Views, parts_of, records, views
+from adc_edge.evaluation.study.study import Run, Study
+from adc_edge.files import write_atomic
+
+_COLUMNS = (
+    "setting method ratio precision gradient_precision seed step epoch bytes_up bytes_down accuracy accuracy_through "
+    "loss seconds".split()
+)
+
+
+def write_all(study: Study, runs: Sequence[Run], budgets: Sequence[float], directory: Path) -> list[Path]:
+    """Write results.csv, results.json, results.md, plot.png, curves.png and index.html, each whole or not at all.
+
+    Args:
+        study: the task of all runs.
+        runs: finished ones.
+        budgets: shares of what an uncompressed run of the study's epochs costs; the plots of learning curves show each
+            group's best setting at the middle one.
+        directory: where; made if it is missing.
+
+    Returns:
+        What was written.
+
+    Raises:
+        SettingError: no run or no budget.
+    """
+    if not runs or not budgets:
+        raise SettingError(f"{len(runs)} finished runs and {len(budgets)} budgets", "at least one each", "run more")
+    seen, middle = views(study, runs, budgets), sorted(budgets)[len(budgets) // 2]
+    files = {
+        "results.csv": points(runs).to_csv(index=False).encode(),
+        "results.json": msgspec.json.format(msgspec.json.encode(to_dict(study, runs, seen)), indent=2) + b"\n",
+        "results.md": markdown(sheets(seen)).encode(),
+        "plot.png": png(figure(study, runs, seen, middle)),
+        "curves.png": png(curves_figure(runs)),
+        "index.html": page(study, runs, seen, middle).encode(),
+    }
+    for name, data in files.items():
+        write_atomic(directory / name, data)
+    return [directory / name for name in files]
+
+
+def points(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row for each evaluation of each run: bytes since its start, accuracies and the ratio in 0..1, seconds."""
+    return pd.DataFrame(_points(runs), columns=_COLUMNS)
+
+
+def to_dict(study: Study, runs: Sequence[Run], seen: Views) -> dict[str, Any]:
+    """Plain values for JSON, where NaN becomes null: the study, its views and the machines that ran it."""
+    return {
+        "study": msgspec.to_builtins(study),
+        "steps": records(seen.steps),
+        "bytes": records(seen.bytes),
+        "standings": records(seen.standings),
+        "machines": machines(runs),
+    }
+
+
+def _points(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    for run in runs:
+        parts = parts_of(run.setting)
+        about = {
+            "setting": run.setting,
+            "method": parts.method,
+            "ratio": run.ratio,
+            "precision": parts.up,
+            "gradient_precision": parts.down,
+            "seed": run.seed,
+        }
+        for point in run.curve:
+            yield about | msgspec.to_builtins(point)

@@ -1,0 +1,236 @@
+"""The views as pictures: accuracy against bytes, at equal steps and along a run; the uncompressed learning curves."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
+
+from adc_edge.evaluation.report.views import (
+    LOW_BITS,
+    OURS,
+    PAPER,
+    RIVALS,
+    UNCOMPRESSED,
+    Views,
+    full_bytes,
+    learning_curve,
+    representatives,
+)
+from adc_edge.evaluation.study.study import Run, Study
+
+DPI = 150
+SIZE, CURVES_SIZE = (12.0, 5.4), (7.0, 4.4)  # inches
+ACCURACY = "test accuracy (%)"
+SHARE = "bytes of a step, both ways (% of uncompressed)"
+BYTES = "bytes sent since the start, both ways"
+_GREY, _INK = "#8a8a8a", "#222222"
+_TEXT = 9.0
+
+
+class Style(NamedTuple):
+    """How a group looks: colours that the colour-blind can tell apart (Okabe-Ito, Tol), and a marker of its own."""
+
+    colour: str
+    marker: str
+    dashed: bool = False
+
+
+_RIVAL_STYLES = {
+    "Top-K": Style("#CC79A7", "v"),
+    "RandTopK": Style("#E69F00", "P"),
+    "C3-SL": Style("#332288", "X"),
+    "BottleNet++": Style("#882255", "*"),
+}
+STYLES = {
+    OURS: Style("#D55E00", "o"),
+    PAPER: Style("#0072B2", "s"),
+    "ADC" + LOW_BITS: Style("#56B4E9", "D"),
+    "ADC, ablations": Style("#7F7F7F", "<"),
+    "plain quantization": Style("#009E73", "^"),
+    **{name: _RIVAL_STYLES[name] for name in RIVALS.values()},
+    **{name + LOW_BITS: _RIVAL_STYLES[name]._replace(dashed=True) for name in RIVALS.values()},
+    UNCOMPRESSED: Style(_INK, ".", dashed=True),
+}
+
+
+def figure(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> Figure:
+    """Left: every setting after equal steps. Right: learning curves, one setting of each group.
+
+    Args:
+        study: the task.
+        runs: all of them.
+        seen: their views.
+        budget: which setting that is: the best within so much of the uncompressed bytes.
+    """
+    shown = representatives(seen, budget)
+    result = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    left, right = result.subplots(1, 2, sharey=True)
+    for axes in (left, right):
+        _clean(axes)
+    _draw_steps(left, seen.steps)
+    _draw_curves(right, runs, shown)
+    right.axvline(budget * full_bytes(study, runs[0]), color=_GREY, linewidth=1, linestyle=":", zorder=1)
+    left.set(xlabel=SHARE, ylabel=ACCURACY, title=f"After {study.epochs:g} epochs of every method")
+    right.set(xlabel=BYTES, title=f"Along a run: each group's best at {100 * budget:.3g} % (dotted)")
+    result.legend(
+        handles=[_handle(group, setting) for group, setting in shown.items()],
+        loc="outside right upper",
+        frameon=False,
+        fontsize=_TEXT,
+        title="group, and its setting on the right",
+        title_fontsize=_TEXT,
+        alignment="left",
+        labelspacing=0.9,
+    )
+    return result
+
+
+def curves_figure(runs: Sequence[Run]) -> Figure:
+    """Learning curves of the uncompressed runs over epochs: each seed thin, their mean thick."""
+    chosen = [run for run in runs if run.setting == "none"]
+    result = Figure(figsize=CURVES_SIZE, dpi=DPI, layout="constrained")
+    axes = result.subplots()
+    _clean(axes)
+    axes.set(xlabel="epoch", ylabel=ACCURACY, title=_flattening(chosen))
+    if not chosen:
+        return result
+    for run in chosen:
+        seed = learning_curve([run])
+        axes.plot(seed["epoch"], seed["accuracy"], color=_GREY, linewidth=0.9, label=f"seed {run.seed}")
+    mean = learning_curve(chosen)
+    axes.plot(mean["epoch"], mean["accuracy"], color=_INK, linewidth=2, marker="o", markersize=4, label="mean")
+    last = mean.iloc[-1]
+    place = (float(last["epoch"]), float(last["accuracy"]))
+    axes.annotate(f"{place[1]:.1%}", place, (6, 0), textcoords="offset points", va="center", fontsize=_TEXT)
+    axes.margins(x=0.08)
+    return result
+
+
+def png(picture: Figure) -> bytes:
+    """The file."""
+    file = io.BytesIO()
+    picture.savefig(file, format="png")
+    return file.getvalue()
+
+
+def frontier(settings: pd.DataFrame) -> pd.DataFrame:
+    """Of one group, the settings that no other one matches with fewer bytes, by share."""
+    ordered = settings.sort_values(["share", "accuracy"], ascending=[True, False])
+    return ordered[ordered["accuracy"] > ordered["accuracy"].cummax().shift(fill_value=-1.0)]
+
+
+def _clean(axes: Axes) -> None:
+    """Light lines across, none around; accuracy in %."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GREY)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(color=_GREY, labelsize=_TEXT, labelleft=True)
+    axes.title.set_fontsize(11)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+
+
+def _logarithmic(axes: Axes, formatter: Formatter) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=10))
+    axes.xaxis.set_major_formatter(formatter)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_steps(axes: Axes, steps: pd.DataFrame) -> None:
+    """A point for each setting, a line through the best of each group."""
+    _logarithmic(axes, FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
+    axes.set_xlim(0.8 * steps["share"].min(), 1.2)
+    for group, style in STYLES.items():
+        settings = steps[steps["group"] == group]
+        if settings.empty:
+            continue
+        if group == UNCOMPRESSED:
+            level = float(settings["accuracy"].iloc[0])
+            axes.axhline(level, color=style.colour, linewidth=1.2, linestyle="--", zorder=1)
+            axes.annotate(
+                f"uncompressed {level:.1%}", (0, level), (2, 4), axes.get_yaxis_transform(), "offset points",
+                fontsize=_TEXT, color=style.colour,
+            )  # fmt: skip
+            continue
+        best = frontier(settings)
+        rest = settings.drop(best.index)
+        axes.plot(rest["share"], rest["accuracy"], style.marker, color=style.colour, markersize=4, alpha=0.35)
+        axes.errorbar(
+            best["share"],
+            best["accuracy"],
+            yerr=best["std"].fillna(0.0),
+            color=style.colour,
+            marker=style.marker,
+            markersize=6,
+            linestyle=_line(style),
+            linewidth=_width(group),
+            elinewidth=1,
+            capsize=2,
+            zorder=4 if group == OURS else 3,
+            label=group,
+        )
+
+
+def _draw_curves(axes: Axes, runs: Sequence[Run], shown: dict[str, str]) -> None:
+    """Mean over seeds, with a band of one standard deviation each way."""
+    _logarithmic(axes, EngFormatter(unit="B"))
+    for group, setting in shown.items():
+        style = STYLES[group]
+        curve = learning_curve([run for run in runs if run.setting == setting])
+        std = curve["std"].fillna(0.0)
+        low, high = curve["accuracy"] - std, curve["accuracy"] + std
+        axes.fill_between(curve["bytes"], low, high, color=style.colour, alpha=0.15, linewidth=0)
+        axes.plot(
+            curve["bytes"],
+            curve["accuracy"],
+            color=style.colour,
+            marker=style.marker,
+            markersize=4,
+            markevery=max(1, len(curve) // 8),
+            linestyle=_line(style),
+            linewidth=_width(group),
+            zorder=4 if group == OURS else 3,
+            label=f"{group}: {setting}",
+        )
+
+
+def _handle(group: str, setting: str) -> Line2D:
+    style = STYLES[group]
+    return Line2D(
+        [],
+        [],
+        color=style.colour,
+        marker=style.marker,
+        markersize=6,
+        linestyle=_line(style),
+        linewidth=_width(group),
+        label=group if group == UNCOMPRESSED else f"{group}\n{setting}",
+    )
+
+
+def _line(style: Style) -> Literal["--", "-"]:
+    return "--" if style.dashed else "-"
+
+
+def _width(group: str) -> float:
+    return 2.4 if group == OURS else 1.4
+
+
+def _flattening(uncompressed: Sequence[Run]) -> str:
+    """The title: what the last quarter of the epochs still brought."""
+    if not uncompressed:
+        return "No uncompressed run"
+    curve = learning_curve(uncompressed)
+    before = curve[curve["epoch"] <= 0.75 * curve["epoch"].max()]
+    if before.empty:
+        return "Uncompressed"
+    gain = 100 * (curve["accuracy"].iloc[-1] - before["accuracy"].iloc[-1])
+    return f"Uncompressed: the last quarter of the epochs brings {gain:+.1f} points"

@@ -1,0 +1,197 @@
+"""The views as tables, for a terminal of 100 columns and as Markdown. Accuracies and shares in %."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from adc_edge.evaluation.report.views import GROUPS, OURS, Views, records, views
+from adc_edge.evaluation.study.study import Run, Study
+
+NONE = "–"
+_BUDGETS = 5  # in one table
+_STEPS_CAPTION = (
+    "share: bytes of a step, both ways, of an uncompressed one. accuracy: mean ± standard deviation over seeds; sem: "
+    "standard error of the mean; best: on the way. *: ended with more than 5 % of the steps undone."
+)
+_BYTES_CAPTION = (
+    "accuracy in %, mean ± standard deviation over seeds, at the last evaluation within a budget: so much of the bytes "
+    f"of an uncompressed run. {NONE}: its first evaluation lies beyond. *: ended with more than 5 % of the budget left."
+)
+_STANDINGS_CAPTION = (
+    "accuracy: mean ± standard error over n seeds. tried: settings of the group that fit. ahead: by how many points "
+    "adc-edge's best is better than this one, and that in standard errors of the difference (σ); paired: the same of "
+    "the differences in each seed that both have. *: ended early."
+)
+
+
+class Section(NamedTuple):
+    """Rows that belong together; every cell is text."""
+
+    title: str
+    rows: list[tuple[str, ...]]
+
+
+class Sheet(NamedTuple):
+    """A table in sections."""
+
+    title: str
+    kind: str  # what a section's title is
+    columns: tuple[str, ...]
+    words: int  # so many columns, the first ones, are no numbers
+    sections: list[Section]
+    caption: str
+
+
+def tables(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> Iterator[Table]:
+    """All of it for a terminal."""
+    return map(table, sheets(views(study, runs, budgets)))
+
+
+def sheets(seen: Views) -> list[Sheet]:
+    """All of it: equal steps, equal bytes, and the standings of both."""
+    return [steps_sheet(seen), *bytes_sheets(seen), *standings_sheets(seen)]
+
+
+def steps_sheet(seen: Views) -> Sheet:
+    """Every setting after the study's epochs."""
+    columns = ("setting", "seeds", "share %", "accuracy %", "sem", "best %", "MB up", "MB down")
+    rows = [(row["group"], _steps_cells(row)) for row in records(seen.steps)]
+    return Sheet("After equal steps", "group", columns, 1, _sections(rows), _STEPS_CAPTION)
+
+
+def bytes_sheets(seen: Views) -> Iterator[Sheet]:
+    """Every setting beside the budgets, five to a sheet."""
+    cells = {(row["setting"], row["budget"]): _accuracy(row, "std") for row in records(seen.bytes)}
+    settings = pd.concat([frame[["group", "setting"]] for frame in (seen.steps, seen.bytes) if len(frame)] or [_NOBODY])
+    settings = settings.drop_duplicates("setting")
+    for first in range(0, len(seen.budgets), _BUDGETS):
+        shown = seen.budgets[first : first + _BUDGETS]
+        rows = [
+            (row["group"], (row["setting"], *(cells.get((row["setting"], budget), NONE) for budget in shown)))
+            for row in records(settings)
+        ]
+        columns = ("setting", *(f"{_share(budget)} %" for budget in shown))
+        yield Sheet("After equal bytes", "group", columns, 1, _sections(rows), _BYTES_CAPTION)
+
+
+def standings_sheets(seen: Views) -> Iterator[Sheet]:
+    """The best setting of each group, by budget, a sheet for each view."""
+    columns = ("group", "best setting", "share %", "accuracy %", "n", "tried", "ahead", "paired")
+    titles = {"steps": "After equal steps: the best at a share", "bytes": "After equal bytes: the best within a budget"}
+    for view, title in titles.items():
+        frame = seen.standings[seen.standings["view"] == view]
+        rows = [(f"up to {_share(row['budget'])} %", _standing_cells(row)) for row in records(frame)]
+        sections = [Section(name, [cells for of, cells in rows if of == name]) for name in dict.fromkeys(dict(rows))]
+        yield Sheet(title, "budget", columns, 2, sections, _STANDINGS_CAPTION)
+
+
+def table(sheet: Sheet) -> Table:
+    """For a terminal."""
+    result = Table(
+        title=sheet.title,
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        caption=sheet.caption,
+        caption_justify="left",
+    )
+    for number, name in enumerate(sheet.columns):
+        setting = name.endswith("setting")  # the only one that may be cut in two
+        result.add_column(
+            name, justify="left" if number < sheet.words else "right", no_wrap=not setting, overflow="fold"
+        )
+    for section in sheet.sections:
+        result.add_row(Text(section.title, style="bold"))
+        for row in section.rows:
+            style = "green" if OURS in (row[0], section.title) else ""
+            result.add_row(*map(Text, row), style=style)
+        result.add_section()
+    return result
+
+
+def markdown(shown: Sequence[Sheet]) -> str:
+    """The same for docs/results.md: GitHub tables under headings of third rank."""
+    return "\n".join(_markdown(sheet) for sheet in shown)
+
+
+def _markdown(sheet: Sheet) -> str:
+    columns = (sheet.kind, *sheet.columns)
+    rule = ["---" if number <= sheet.words else "---:" for number in range(len(columns))]
+    rows = [(section.title, *row) for section in sheet.sections for row in section.rows]
+    lines = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in (columns, rule, *rows)]
+    caption = sheet.caption[0].upper() + sheet.caption[1:]
+    return "\n".join([f"### {sheet.title}\n", *lines, f"\n{_escaped(caption)}\n"])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("*", "\\*").replace("|", "\\|")
+
+
+_NOBODY = pd.DataFrame(columns=["group", "setting"])
+
+
+def _sections(rows: Sequence[tuple[str, tuple[str, ...]]]) -> list[Section]:
+    """Rows by group, in the order of groups."""
+    by_group = [Section(group, [cells for name, cells in rows if name == group]) for group in GROUPS]
+    return [section for section in by_group if section.rows]
+
+
+def _steps_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["setting"],
+        str(row["seeds"]),
+        _share(row["share"]),
+        _accuracy(row, "std"),
+        _percent(row["sem"], 2),
+        _percent(row["best"]),
+        _megabytes(row["bytes_up"]),
+        _megabytes(row["bytes_down"]),
+    )
+
+
+def _standing_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["group"],
+        row["setting"],
+        _share(row["share"]),
+        _accuracy(row, "sem"),
+        str(row["seeds"]),
+        str(row["tried"]),
+        _ahead(row["ahead"], row["ahead_sigmas"]),
+        _ahead(row["paired"], row["paired_sigmas"]),
+    )
+
+
+def _accuracy(row: dict[str, Any], spread: str) -> str:
+    """``77.3 ± 0.4``, the spread only if there is one, and a star before what ended early."""
+    error = "" if math.isnan(row[spread]) else f" ± {_percent(row[spread])}"
+    return ("*" if row["ended"] else "") + _percent(row["accuracy"]) + error
+
+
+def _ahead(difference: float, sigmas: float) -> str:
+    if math.isnan(difference):
+        return ""
+    points = f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: never -0.0
+    return points if math.isnan(sigmas) else f"{points} ({round(sigmas, 1) + 0.0:.{0 if abs(sigmas) >= 10 else 1}f} σ)"
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return NONE if math.isnan(share) else f"{100 * share:.{digits}f}"
+
+
+def _share(share: float) -> str:
+    """Three digits that count, of percent."""
+    return f"{100 * share:.3g}"
+
+
+def _megabytes(size: float) -> str:
+    """Three digits that count."""
+    value = size / 1e6
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

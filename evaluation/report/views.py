@@ -1,0 +1,278 @@
+"""Two views of finished runs, and who leads in each: after as many steps for all, and after as many bytes for all.
+
+Accuracies and shares are in 0..1; bytes are as on the wire. ``share`` is what a step costs, both ways, of an
+uncompressed one; a budget is a share of what an uncompressed run of the study's epochs costs. Over seeds, ``std`` is
+the standard deviation (ddof 1) and ``sem`` the standard error of the mean: NaN for one seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from adc_edge.errors import SettingError
+from adc_edge.evaluation.study.setting import METHODS, Setting
+from adc_edge.evaluation.study.study import Point, Run, Study
+
+OURS, PAPER, UNCOMPRESSED = "adc-edge", "ADC, the paper's", "uncompressed"
+RIVALS = {"topk": "Top-K", "randtopk": "RandTopK", "c3sl": "C3-SL", "bottlenetpp": "BottleNet++"}
+LOW_BITS = " x low bits"
+GROUPS = (
+    OURS,
+    PAPER,
+    "ADC" + LOW_BITS,
+    "ADC, ablations",
+    "plain quantization",
+    *RIVALS.values(),
+    *(name + LOW_BITS for name in RIVALS.values()),
+    UNCOMPRESSED,
+)
+FITS = 1.02  # of a budget: its last step may overshoot it
+SHORT = 0.95  # of a budget: a run that ended with less has not had it
+_JUDGED = "setting group method ratio precision seed epoch share spent bytes_up bytes_down accuracy best ended".split()
+_SUMMARY = (
+    "setting group method precision seeds share spent epoch bytes_up bytes_down accuracy std sem best ended".split()
+)
+
+
+class Parts(NamedTuple):
+    """A setting's text, taken apart. Unlike `parse` it refuses nothing: what has run is shown."""
+
+    method: str
+    ratio: str  # "" without
+    up: str  # precision of activations
+    down: str  # precision of gradients
+
+    @property
+    def precision(self) -> str:
+        """Both precisions, or the one of both ways."""
+        return self.up if self.up == self.down else f"{self.up}:{self.down}"
+
+
+class Views(NamedTuple):
+    """What a study has shown. ``bytes``: a row for each budget and setting; ``standings``: see there."""
+
+    budgets: tuple[float, ...]
+    steps: pd.DataFrame
+    bytes: pd.DataFrame
+    standings: pd.DataFrame
+
+
+def parts_of(setting: Setting | str) -> Parts:
+    """Method, ratio and precisions of ``METHOD[@RATIO][/UP[:DOWN]]``."""
+    body, _, travels = str(setting).partition("/")
+    method, _, ratio = body.partition("@")
+    if method not in METHODS:  # a precision alone
+        method, travels = "none", method
+    up, _, down = (travels or "fp32").partition(":")
+    return Parts(method, ratio, up, down or up)
+
+
+def group_of(setting: Setting | str) -> str:
+    """Which of GROUPS a setting competes for."""
+    method, _, up, down = parts_of(setting)
+    if up.startswith("pca") or down.startswith("pca"):
+        return OURS
+    whole = up == down == "fp32"
+    if method == "none":
+        return UNCOMPRESSED if whole else "plain quantization"
+    if method in RIVALS:
+        return RIVALS[method] if whole else RIVALS[method] + LOW_BITS
+    if not whole:
+        return "ADC" + LOW_BITS
+    return PAPER if method == "adc" else "ADC, ablations"
+
+
+def views(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> Views:
+    """All views of these runs.
+
+    Raises:
+        SettingError: a budget that is not above 0.
+    """
+    for budget in budgets:
+        if not budget > 0:
+            raise SettingError(f"a budget of {budget:g}", "a share of the uncompressed bytes", "for example 0.05")
+    steps, spent = by_steps(study, runs), by_bytes(study, runs, budgets)
+    return Views(tuple(budgets), steps, spent, standings(study, runs, budgets))
+
+
+def by_steps(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
+    """A row for each setting, every run judged after the study's epochs.
+
+    Columns: setting, group, method, precision, seeds (how many), share, epoch and bytes_up, bytes_down (of the run
+    until then), accuracy, std, sem, best (accuracy on the way there), ended (a run has not come within 5 % of the
+    steps). All but the last are means over seeds.
+    """
+    return _summary(_judged_by_steps(study, runs)).drop(columns="spent")
+
+
+def by_bytes(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> pd.DataFrame:
+    """A row for each budget and setting, every run judged at its last evaluation within the budget, or absent.
+
+    Columns: those of ``by_steps`` after ``budget``, and ``spent``, of the budget; ``ended``: a run was over with more
+    than 5 % of the budget unspent.
+    """
+    frames = [_summary(_judged_by_bytes(study, runs, budget)).assign(budget=budget) for budget in budgets]
+    columns = ["budget", *_SUMMARY]
+    some = [frame for frame in frames if len(frame)]
+    return pd.concat(some, ignore_index=True)[columns] if some else pd.DataFrame(columns=columns)
+
+
+def standings(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> pd.DataFrame:
+    """The setting of highest mean accuracy of each group, for each view (steps, bytes) and budget.
+
+    Whatever fits takes part: a step's share within the budget, or an evaluation within it. Columns, beside those of the
+    views: tried (settings of the group that fit); ahead, ahead_sem and ahead_sigmas: how much more accurate adc-edge's
+    best is than this one, the standard error of that (seeds taken as independent) and their ratio; paired_seeds,
+    paired, paired_sem, paired_sigmas: the same of the differences in each seed that both have.
+    """
+    rows: list[dict[str, Any]] = []
+    after_steps = _judged_by_steps(study, runs)
+    for budget in budgets:
+        summary = _summary(after_steps)
+        rows += _leaders("steps", budget, after_steps, summary[summary["share"] <= budget * FITS])
+        after_bytes = _judged_by_bytes(study, runs, budget)
+        rows += _leaders("bytes", budget, after_bytes, _summary(after_bytes))
+    more = "tried ahead ahead_sem ahead_sigmas paired_seeds paired paired_sem paired_sigmas".split()
+    frame = pd.DataFrame(rows, columns=["view", "budget", *_SUMMARY, *more])
+    return frame.sort_values("view", ascending=False, kind="stable", ignore_index=True)
+
+
+def learning_curve(runs: Sequence[Run]) -> pd.DataFrame:
+    """Mean over runs of one setting at each step where all were judged: step, epoch, bytes, accuracy, std."""
+    points = pd.DataFrame(
+        [(p.step, p.epoch, p.bytes_up + p.bytes_down, p.best) for run in runs for p in run.curve],
+        columns=["step", "epoch", "bytes", "accuracy"],
+    )
+    steps = points.groupby("step", sort=True)
+    curve = steps.agg(
+        epoch=("epoch", "mean"),
+        bytes=("bytes", "mean"),
+        accuracy=("accuracy", "mean"),
+        std=("accuracy", "std"),
+        runs=("accuracy", "count"),
+    ).reset_index()
+    return curve[curve["runs"] == len(runs)].drop(columns="runs").reset_index(drop=True)
+
+
+def representatives(seen: Views, budget: float) -> dict[str, str]:
+    """A setting for each group: its best within ``budget`` bytes, or if none fits, that of the smallest step."""
+    smallest = seen.steps.sort_values("share").drop_duplicates("group")
+    best = seen.standings[(seen.standings["view"] == "bytes") & (seen.standings["budget"] == budget)]
+    found = dict(zip(smallest["group"], smallest["setting"], strict=True))
+    found |= dict(zip(best["group"], best["setting"], strict=True))
+    return {group: found[group] for group in GROUPS if group in found}
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as plain values."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def full_bytes(study: Study, run: Run) -> int:
+    """What an uncompressed run of the study's epochs costs, both ways: the budget of 1."""
+    return run.uncompressed_step_bytes * _planned_steps(study, run)
+
+
+def _planned_steps(study: Study, run: Run) -> int:
+    return max(1, round(study.epochs * run.steps_per_epoch))
+
+
+def _judged_by_steps(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
+    return _judged(runs, lambda run, point: point.step / _planned_steps(study, run), 1.0)
+
+
+def _judged_by_bytes(study: Study, runs: Sequence[Run], budget: float) -> pd.DataFrame:
+    def spent(run: Run, point: Point) -> float:
+        return (point.bytes_up + point.bytes_down) / (full_bytes(study, run) * budget)
+
+    return _judged(runs, spent, FITS)
+
+
+def _judged(runs: Sequence[Run], spent: Callable[[Run, Point], float], most: float) -> pd.DataFrame:
+    """A row for each run that has a point of at most ``most``, as its last such point has it."""
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        within = [point for point in run.curve if spent(run, point) <= most]
+        if not within:
+            continue
+        last, parts = within[-1], parts_of(run.setting)
+        total = last.bytes_up + last.bytes_down
+        rows.append(
+            {
+                "setting": run.setting,
+                "group": group_of(run.setting),
+                "method": parts.method,
+                "ratio": run.ratio,
+                "precision": parts.precision,
+                "seed": run.seed,
+                "epoch": last.epoch,
+                "share": total / (last.step * run.uncompressed_step_bytes),
+                "spent": spent(run, last),
+                "bytes_up": last.bytes_up,
+                "bytes_down": last.bytes_down,
+                "accuracy": last.best,
+                "best": max(point.best for point in within),
+                "ended": last is run.curve[-1] and spent(run, last) < SHORT,
+            }
+        )
+    return pd.DataFrame(rows, columns=_JUDGED)
+
+
+def _summary(judged: pd.DataFrame) -> pd.DataFrame:
+    """A row for each setting: groups in their order, the largest share of a group first."""
+    if judged.empty:
+        return pd.DataFrame(columns=_SUMMARY)
+    means = ("share", "spent", "epoch", "bytes_up", "bytes_down", "accuracy", "best")
+    settings = judged.groupby("setting", sort=False)
+    frame = settings[["group", "method", "precision"]].first()
+    frame["seeds"] = settings["seed"].count()
+    for name in means:
+        frame[name] = settings[name].mean()
+    frame["std"] = settings["accuracy"].std()
+    frame["sem"] = settings["accuracy"].sem()
+    frame["ended"] = settings["ended"].any()
+    frame["order"] = frame["group"].map(GROUPS.index)
+    frame = frame.sort_values(["order", "share"], ascending=[True, False], kind="stable").reset_index()
+    return frame[_SUMMARY]
+
+
+def _leaders(view: str, budget: float, judged: pd.DataFrame, fitting: pd.DataFrame) -> list[dict[str, Any]]:
+    """The best of each group, with how far adc-edge's is ahead."""
+    if fitting.empty:
+        return []
+    tried = fitting["group"].value_counts()
+    ranked = fitting.sort_values(["accuracy", "share"], ascending=[False, True]).drop_duplicates("group")
+    best = {row["group"]: row for row in records(ranked)}
+    ours = best.get(OURS)
+    return [
+        {"view": view, "budget": budget, "tried": int(tried[group]), "paired_seeds": 0}
+        | best[group]
+        | ({} if ours is None or group == OURS else _ahead(ours, best[group], judged))
+        for group in GROUPS
+        if group in best
+    ]
+
+
+def _ahead(ours: dict[str, Any], theirs: dict[str, Any], judged: pd.DataFrame) -> dict[str, float]:
+    ahead, sem = ours["accuracy"] - theirs["accuracy"], math.hypot(ours["sem"], theirs["sem"])
+    seeds = [judged[judged["setting"] == row["setting"]].set_index("seed")["accuracy"] for row in (ours, theirs)]
+    differences = (seeds[0] - seeds[1]).dropna()
+    paired, paired_sem = float(differences.mean()), float(differences.sem())
+    return {
+        "ahead": ahead,
+        "ahead_sem": sem,
+        "ahead_sigmas": _ratio(ahead, sem),
+        "paired_seeds": len(differences),
+        "paired": paired,
+        "paired_sem": paired_sem,
+        "paired_sigmas": _ratio(paired, paired_sem),
+    }
+
+
+def _ratio(difference: float, error: float) -> float:
+    """How many standard errors; NaN where there is none, or none could be told."""
+    return difference / error if error > 0 else math.nan

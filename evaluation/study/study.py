@@ -1,0 +1,101 @@
+"""What all runs of a study share, and what is kept of each run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from adc_edge.errors import SettingError
+from adc_edge.evaluation.study.setting import Setting
+from adc_edge.optimizer.settings import OptimizerSettings
+
+FORMAT = 1
+
+
+class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One task for every method: model, data, order, optimizer and length.
+
+    A run ends after ``epochs``; with a ``budget``, a run that has not yet spent that share of what an uncompressed one
+    of ``epochs`` costs goes on until it has, up to ``max_epochs``.
+    """
+
+    data: str
+    model: str = "deit_tiny_patch16_224"
+    weights: str | None = None
+    pretrained: bool = False
+    model_args: dict[str, Any] = {}
+    split: int = 3
+    batch_size: int = 128
+    epochs: float = 8.0
+    budget: float | None = None
+    max_epochs: float | None = None
+    evaluate_every: float = 1.0  # epochs
+    train_images: int = 0  # a fixed random sample of so many; 0: all
+    test_images: int = 0
+    augment: str = "flip"
+    optimizer: OptimizerSettings = OptimizerSettings(name="adam")
+    device: str = "cpu"
+    compute: Literal["fp32", "bf16"] = "fp32"
+
+    def check(self) -> Study:
+        """Return self, or raise SettingError where a number makes no sense."""
+        positive = {"--epochs": self.epochs, "--eval-every": self.evaluate_every, "--budget": self.budget or 1.0}
+        for option, value in positive.items():
+            if not value > 0:
+                raise SettingError(f"{option} {value}", "more than 0", f"leave {option} out for its default")
+        if self.max_epochs is not None and self.max_epochs < self.epochs:
+            raise SettingError(
+                f"--max-epochs {self.max_epochs:g}", f"at least --epochs {self.epochs:g}", "raise it or leave it out"
+            )
+        return self
+
+
+class Point(msgspec.Struct, frozen=True):
+    """A run as it stood at one evaluation. Accuracies in 0..1; bytes as on the wire, since the run's start."""
+
+    step: int
+    epoch: float
+    bytes_up: int
+    bytes_down: int
+    accuracy: float  # nothing compressed at the test
+    accuracy_through: float | None  # test activations compressed as in training, for methods that do so
+    loss: float  # in training, mean since the last point
+    seconds: float
+
+    @property
+    def best(self) -> float:
+        """The better of both accuracies: rivals are judged by whichever suits them."""
+        return max(self.accuracy, self.accuracy_through or 0.0)
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One setting with one seed, from start to end."""
+
+    setting: str
+    seed: int
+    ratio: float  # values sent up, as a share
+    uncompressed_step_bytes: int  # what a step costs in plain split learning at fp32, both ways
+    steps_per_epoch: int
+    curve: tuple[Point, ...]
+    machine: dict[str, Any] = {}
+
+    @property
+    def share(self) -> float:
+        """Bytes of a step, both ways, as a share of the uncompressed."""
+        last = self.curve[-1]
+        return (last.bytes_up + last.bytes_down) / (last.step * self.uncompressed_step_bytes)
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A study and what it tries: study.json in the output directory."""
+
+    format: int
+    study: Study
+    settings: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+def run_name(setting: Setting | str, seed: int) -> str:
+    """File name of a run."""
+    return str(setting).replace("/", "_").replace(":", "-") + f".seed{seed}.json"

@@ -1,0 +1,33 @@
+"""The study that a command's options describe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from adc_edge.errors import SettingError
+from adc_edge.evaluation.study.study import Study
+from adc_edge.options import parse_model_args
+
+
+def study_of(options: dict[str, Any]) -> Study:
+    """A study of options as they were typed, which are taken out of ``options``; what is left are its fields by name.
+
+    Raises:
+        SettingError: CUDA is asked for and absent, or a model argument is no pair.
+    """
+    size = options.pop("img_size")
+    arguments = parse_model_args(options.pop("model_arg")) | ({} if size is None else {"img_size": size})
+    weights, device = options.pop("weights"), options.pop("device")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise SettingError("--device cuda, and torch finds no CUDA device", "a CUDA device", "use --device auto")
+    return Study(
+        model_args=arguments,
+        weights=None if weights is None else str(weights),
+        pretrained=options.pop("pretrained") and weights is None,
+        device=device,
+        **options,
+    )

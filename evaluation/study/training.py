@@ -1,0 +1,253 @@
+"""One run: both halves in one process, a real body each way each step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from adc_edge import machine
+from adc_edge.codec.precision import encoded_bytes
+from adc_edge.data import augment
+from adc_edge.data.loader import Batch as LoadedBatch
+from adc_edge.data.loader import Loader
+from adc_edge.data.sources import Dataset, check_labels, load
+from adc_edge.errors import ProtocolError
+from adc_edge.evaluation.codecs.base import Batch, Codec
+from adc_edge.evaluation.codecs.factory import make_codec
+from adc_edge.evaluation.study.setting import Setting
+from adc_edge.evaluation.study.study import Point, Run, Study
+from adc_edge.evaluation.study.wire import Counted, Wire
+from adc_edge.method.spec import TrunkSpec
+from adc_edge.method.split import Head, create_vit, cut, preprocessing
+from adc_edge.method.trunk import Trunk
+from adc_edge.optimizer.torch_optimizer import Optimizer
+from adc_edge.storage.bundle import Preprocessing
+from adc_edge.wire.messages import TRIPLE_BYTES
+
+MakeCodec = Callable[[Setting, TrunkSpec, int, int], Codec]  # of a setting for a model, C classes and a seed
+
+_TEST_BATCH = 250
+_CHANCE = 7  # stream of a step's random numbers, beside the loader's own
+
+
+class Parts(NamedTuple):
+    """Both halves and what teaches them."""
+
+    trunk: Trunk
+    head: Head
+    codec: Codec
+    optimizers: tuple[Optimizer, Optimizer]
+    place: torch.device
+
+
+def sampled(dataset: Dataset, study: Study) -> Dataset:
+    """The study's fixed random sample of a data set."""
+    return Dataset(
+        _sample(dataset.train, study.train_images), _sample(dataset.test, study.test_images), dataset.classes
+    )
+
+
+class _Sampled:
+    """Some images of a split."""
+
+    def __init__(self, split: Any, chosen: npt.NDArray[np.int64]) -> None:
+        self._split, self._chosen = split, chosen
+        self.labels = split.labels[chosen]
+
+    def image(self, index: int) -> Any:
+        return self._split.image(int(self._chosen[index]))
+
+
+def _sample(split: Any, images: int) -> Any:
+    if not 0 < images < len(split.labels):
+        return split
+    return _Sampled(split, np.sort(np.random.default_rng(0).permutation(len(split.labels))[:images]))
+
+
+def train(
+    study: Study,
+    setting: Setting,
+    seed: int,
+    wire: Wire | None = None,
+    tell: Callable[[float], None] = lambda share: None,
+    dataset: Dataset | None = None,
+    make: MakeCodec = make_codec,
+) -> Run:
+    """Train one setting from the study's weights; the same seed gives the same images in the same order to each method.
+
+    Args:
+        study: the task.
+        setting: the method.
+        seed: of order, augmentation, a new classifier and whatever the method draws.
+        wire: carries the bodies; default: they are counted.
+        tell: told after each step which share of the run is done.
+        dataset: the study's, if it has been loaded; not sampled yet.
+        make: the codec, where it is not the setting's own (`benchmarks/ideas.py`).
+
+    Raises:
+        ProtocolError: code ``nan``: the training diverged.
+    """
+    wire = wire or Counted()
+    data = sampled(dataset or load(study.data), study)
+    check_labels(data, len(data.classes))
+    parts, how = make_parts(study, setting, seed, len(data.classes), make)
+    with ExitStack() as stack:
+        loader = Loader(data.train, how, study.batch_size, seed, augment.parse(study.augment))
+        stack.callback(loader.close)
+        test = Loader(data.test, how, min(_TEST_BATCH, len(data.test.labels)))
+        stack.callback(test.close)
+        whole = [test.plain(indices) for indices in test.sample(0)]
+        end = _End(study, loader.steps_per_epoch, uncompressed_step_bytes(parts.trunk.spec, study.batch_size))
+        curve: list[Point] = []
+        start, losses, step = time.monotonic(), list[float](), 0
+        while not end.reached(step, wire):
+            losses.append(_step(parts, study, loader, step, wire))
+            step += 1
+            if end.evaluates(step, wire):
+                accuracy, through = _judge(parts, study, whole)
+                epoch, loss, seconds = step / loader.steps_per_epoch, float(np.mean(losses)), time.monotonic() - start
+                curve.append(Point(step, epoch, wire.bytes_up, wire.bytes_down, accuracy, through, loss, seconds))
+                losses = []
+            tell(end.done(step, wire))
+    ratio = parts.codec.ratio(study.batch_size)
+    about = machine.describe(threads=torch.get_num_threads(), device=study.device, compute=study.compute)
+    return Run(str(setting), seed, ratio, end.uncompressed_step_bytes, end.steps_per_epoch, tuple(curve), about)
+
+
+def check(study: Study, settings: Sequence[Setting]) -> None:
+    """Raise the InputError of study, data, model or setting with which a run of them would end at once."""
+    data = sampled(load(study.check().data), study)
+    augment.parse(study.augment)
+    classes = len(data.classes)
+    parts, how = make_parts(study, settings[0], 0, classes)
+    Loader(data.train, how, study.batch_size).close()
+    for setting in settings:
+        make_codec(setting, parts.trunk.spec, classes, 0).ratio(study.batch_size)
+
+
+class _End(NamedTuple):
+    """When a run is over, and when it is evaluated."""
+
+    study: Study
+    steps_per_epoch: int
+    uncompressed_step_bytes: int
+
+    @property
+    def least(self) -> int:
+        """Steps of the study's epochs, which every run makes."""
+        return max(1, round(self.study.epochs * self.steps_per_epoch))
+
+    def reached(self, step: int, wire: Wire) -> bool:
+        """Whether ``step`` steps are enough."""
+        return self.done(step, wire) >= 1.0
+
+    def done(self, step: int, wire: Wire) -> float:
+        """Share of the run that ``step`` steps are."""
+        study, least = self.study, self.least
+        if study.budget is None:
+            return step / least
+        most = round((study.max_epochs or study.epochs) * self.steps_per_epoch)
+        spent = (wire.bytes_up + wire.bytes_down) / (study.budget * least * self.uncompressed_step_bytes)
+        return min(step / least, max(spent, step / most))
+
+    def evaluates(self, step: int, wire: Wire) -> bool:
+        """Whether the model is judged after ``step`` steps: each so many epochs, and at the end."""
+        every = max(1, round(self.study.evaluate_every * self.steps_per_epoch))
+        return step % every == 0 or step == self.least or self.reached(step, wire)
+
+
+def uncompressed_step_bytes(spec: TrunkSpec, images: int) -> int:
+    """Bodies of a step of plain split learning at fp32, both ways, without framing."""
+    tensor = encoded_bytes((images, spec.tokens, spec.embed_dim), "fp32")
+    return 2 * tensor + TRIPLE_BYTES * images
+
+
+def make_parts(
+    study: Study, setting: Setting, seed: int, classes: int, make: MakeCodec = make_codec
+) -> tuple[Parts, Preprocessing]:
+    """Both halves from the study's weights, the setting's codec, optimizers, and what images go through."""
+    torch.manual_seed(seed)  # a new classifier is drawn
+    weights = None if study.weights is None else Path(study.weights)
+    vit = create_vit(study.model, study.model_args, classes, weights, study.pretrained)
+    trunk, head = cut(vit, study.split)
+    place = torch.device(study.device)
+    codec = make(setting, trunk.spec, classes, seed)
+    codec.place = place
+    sides = ((trunk, codec.device), (head, codec.trainer))
+    halves = [nn.ModuleList(m for m in side if m is not None).to(place) for side in sides]
+    optimizers = Optimizer(halves[0], study.optimizer), Optimizer(halves[1], study.optimizer)
+    return Parts(trunk, head, codec, optimizers, place), preprocessing(vit)
+
+
+def _step(parts: Parts, study: Study, loader: Loader, step: int, wire: Wire) -> float:
+    """One step as both sides do it; returns the loss."""
+    codec = parts.codec
+    for module in (parts.trunk, parts.head, codec.device, codec.trainer):
+        if module is not None:
+            module.train()
+    images, labels = loader.batch(step)
+    rng = np.random.default_rng([loader.seed, _CHANCE, step])
+    with computing(study):
+        sent = codec.compress(parts.trunk, Batch(torch.from_numpy(images).to(parts.place), labels, rng))
+    body = wire.up(sent.header, sent.body, codec, step)
+    with computing(study):
+        arrived = codec.extract(sent.header, body)
+        logits = parts.head(arrived.features)
+    loss = F.cross_entropy(logits.float(), arrived.soft)
+    value = loss.item()
+    if not np.isfinite(value):
+        raise ProtocolError(f"a loss of {value} in step {step}", "a finite one", "lower --lr or set --clip-norm", "nan")
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert arrived.values.grad is not None
+    body = wire.down(codec.compress_gradient(arrived, arrived.values.grad), codec, step, value)
+    sent.tensor.backward(codec.extract_gradient(sent, body))  # type: ignore[no-untyped-call]
+    for optimizer in parts.optimizers:
+        optimizer.step(step, round(study.epochs * loader.steps_per_epoch))
+    return value
+
+
+@torch.no_grad()
+def _judge(parts: Parts, study: Study, batches: Sequence[LoadedBatch]) -> tuple[float, float | None]:
+    """Accuracy on the test images: nothing compressed, and as the method would compress them (None: it would not)."""
+    codec = parts.codec
+    for module in (parts.trunk, parts.head, codec.device, codec.trainer):
+        if module is not None:
+            module.eval()
+    right, right_through, images = 0, 0, 0
+    compresses = False
+    for batch in batches:
+        labels = torch.from_numpy(batch.labels).to(parts.place)
+        with computing(study):
+            features = parts.trunk(torch.from_numpy(batch.images).to(parts.place))
+            through = codec.through(features)
+            right += _correct(parts.head(features), labels)
+            if through is not None:
+                compresses = True
+                right_through += _correct(parts.head(through), labels)
+        images += len(labels)
+    return right / images, right_through / images if compresses else None
+
+
+def _correct(logits: Tensor, labels: Tensor) -> int:
+    return int((logits.argmax(dim=1) == labels).sum())
+
+
+@contextmanager
+def computing(study: Study) -> Iterator[None]:
+    """bfloat16 where the study says so; there the CPU's fused attention is several times slower than the plain one."""
+    with ExitStack() as stack:
+        if study.compute == "bf16":
+            stack.enter_context(torch.autocast(torch.device(study.device).type, dtype=torch.bfloat16))
+            if study.device == "cpu":
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield

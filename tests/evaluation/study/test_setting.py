@@ -1,0 +1,55 @@
+"""Settings as users write them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adc_edge.codec.precision import PRECISIONS
+from adc_edge.errors import SettingError
+from adc_edge.evaluation.study.setting import METHODS, Setting, parse, product, unique
+from adc_edge.method.ratio import Ratio
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("none", Setting("none")),
+        ("int8", Setting("none", None, "int8", "int8")),
+        ("none/int4:int2", Setting("none", None, "int4", "int2")),
+        ("adc@0.1", Setting("adc", Ratio(xi=0.1))),
+        ("adc@0.5x0.2/int4", Setting("adc", Ratio(batch=0.5, token=0.2), "int4", "int4")),
+        ("topk@0.05/fp32:int8", Setting("topk", Ratio(xi=0.05), "fp32", "int8")),
+        ("adc-tokens@0.25", Setting("adc-tokens", Ratio(xi=0.25))),
+    ],
+)
+def test_a_setting_is_read_as_it_is_written(text: str, setting: Setting) -> None:
+    assert parse(text) == setting
+    assert parse(str(setting)) == setting
+
+
+@given(
+    st.sampled_from(sorted(METHODS)),
+    st.sampled_from([0.01, 0.05, 0.3, 1.0]),
+    st.sampled_from(PRECISIONS),
+    st.sampled_from(PRECISIONS),
+)
+def test_what_a_setting_prints_reads_back(method: str, ratio: float, up: str, down: str) -> None:
+    setting = parse(f"{method}/{up}:{down}" if method == "none" else f"{method}@{ratio}/{up}:{down}")
+    assert parse(str(setting)) == setting
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "adc", "none@0.1", "adc@2", "adc@0", "adc@x", "topk@0.5x0.5", "adc@0.1/int5", "top-k@0.1", "adc@0.1/int4:"],
+)
+def test_a_setting_that_makes_no_sense_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(SettingError, match="for example"):
+        parse(text)
+
+
+def test_methods_ratios_and_precisions_are_multiplied_and_nothing_comes_twice() -> None:
+    settings = product(["none", "int8", "adc"], ["0.1", "0.2"], ["fp32", "int8"])
+    assert [str(s) for s in settings] == ["none", "int8", "adc@0.1", "adc@0.1/int8", "adc@0.2", "adc@0.2/int8"]
+    assert unique([*settings, *settings]) == settings

@@ -1,0 +1,62 @@
+"""The bytes in the tables are the bytes on the wire."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from adc_edge.cloud_trainer.server import Server
+from adc_edge.edge_runtime.runner import Serve
+from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.evaluation.study.setting import METHODS, parse
+from adc_edge.evaluation.study.study import Study
+from adc_edge.evaluation.study.training import train
+from adc_edge.evaluation.study.wire import Carried
+from tests.conftest import TINY
+
+STUDY = Study("digits", "vit_tiny_patch16_224", model_args=TINY, split=2, batch_size=32, epochs=4 / 44, test_images=32)
+TEXTS = [
+    "none",
+    "fp16",
+    "int8",
+    "int4",
+    "int3",
+    "int2",
+    "pca1",
+    "none/pca0.5:pca0.25",
+    *(f"{m}@0.25" for m in METHODS if m != "none"),
+]
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "adc@0.5x0.5/int4:int2"])
+def test_counted_bytes_are_those_that_the_kernel_carries(text: str) -> None:
+    counted = train(STUDY, parse(text), seed=0)
+    with Carried() as wire:
+        carried = train(STUDY, parse(text), seed=0, wire=wire)
+    ours, theirs = counted.curve[-1], carried.curve[-1]
+    assert (ours.bytes_up, ours.bytes_down) == pytest.approx((theirs.bytes_up, theirs.bytes_down), rel=0.01)
+    assert ours.step == 4
+    assert (ours.loss, ours.accuracy) == (theirs.loss, theirs.accuracy)  # and what arrives is what was sent
+
+
+@pytest.mark.parametrize("text", ["adc@0.4", "adc@0.4/int8:int4", "adc@1x1/pca4:pca2"])
+def test_counted_bytes_are_those_of_a_device_that_serves(text: str, server: Server, bundle_dir: Path) -> None:
+    """`serve` and a real trainer, over ZeroMQ, by the kernel's counts."""
+    setting = parse(text)
+    assert setting.ratio is not None
+    serving = ServeSettings(
+        bundle_dir,
+        server.endpoint,
+        steps=6,
+        batch_size=64,
+        ratio=setting.ratio,
+        precision=setting.precision,
+        gradient_precision=setting.gradient_precision,
+    )
+    report = Serve(serving, Console(quiet=True), stop=lambda: False).run()
+    study = Study("digits", "vit_tiny_patch16_224", model_args=TINY, split=2, batch_size=64, epochs=6 / 22)
+    last = train(study, setting, seed=0).curve[-1]
+    assert last.step == report["steps"] == 6
+    assert (last.bytes_up, last.bytes_down) == pytest.approx((report["bytes_up"], report["bytes_down"]), rel=0.01)

@@ -1,0 +1,133 @@
+"""Cutting timm models, against the uncut model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from adc_edge.errors import ModelError
+from adc_edge.method.split import create_vit, cut
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "depth": 4}
+MODELS: list[tuple[str, dict[str, Any]]] = [
+    ("deit_tiny_patch16_224", {"img_size": 64}),
+    ("deit_small_patch16_224", {"img_size": 64}),
+    ("deit_base_patch16_224", {"img_size": 64, "depth": 4}),
+    ("deit_tiny_distilled_patch16_224", {"img_size": 64}),
+    ("deit3_small_patch16_224", {"img_size": 64}),
+    ("vit_tiny_patch16_224", SMALL),
+    ("vit_tiny_patch16_224", {**SMALL, "global_pool": "avg"}),
+    ("vit_tiny_patch16_224", {**SMALL, "qk_norm": True, "init_values": 0.1}),
+    ("vit_tiny_patch16_224", {**SMALL, "reg_tokens": 3}),
+    ("vit_tiny_patch16_224", {**SMALL, "qkv_bias": False, "proj_bias": False, "pos_embed": "none"}),
+    ("vit_tiny_patch16_224", {**SMALL, "in_chans": 1}),
+    ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "depth": 4}),
+    ("vit_base_patch32_clip_quickgelu_224", {"img_size": 64, "depth": 4}),
+]
+
+
+def make(model: str, arguments: dict[str, Any]) -> timm.models.VisionTransformer:
+    torch.manual_seed(0)
+    vit = create_vit(model, arguments, 7)
+    for parameter in vit.parameters():  # away from the initial zeros and ones, which hide mistakes
+        nn.init.normal_(parameter, 0.05, 0.05 if parameter.ndim > 1 else 0.5)
+    return vit.eval()
+
+
+def grads(loss: Tensor, named: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    values = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), values, strict=True)}
+
+
+@pytest.mark.parametrize(("model", "arguments"), MODELS, ids=[f"{m}-{i}" for i, (m, _) in enumerate(MODELS)])
+def test_at_ratio_one_logits_and_gradients_are_the_uncut_models(model: str, arguments: dict[str, Any]) -> None:
+    vit = make(model, arguments)
+    trunk, head = cut(vit, 2)
+    head.eval()
+    images = torch.randn(3, trunk.spec.channels, *trunk.spec.image_size)
+    target = torch.tensor([0, 3, 6])
+    expected = vit(images)
+    everything = torch.zeros(trunk.spec.patches, dtype=torch.int64)
+    out = trunk.compress(images, torch.arange(3), everything)
+    assert sorted(out.assignment.tolist()) == [0, 1, 2]
+    logits = head(out.activations)[out.assignment]
+    scale = float(expected.detach().abs().max())
+    assert float((logits - expected).detach().abs().max()) <= 1e-4 * scale
+    assert torch.equal(head(trunk(images)), expected)  # evaluation: nothing merged, nothing reordered
+
+    reference = grads(nn.functional.cross_entropy(expected, target), dict(vit.named_parameters()))
+    named = dict(trunk.named_parameters()) | dict(head.vit.named_parameters())
+    assert named.keys() == reference.keys()
+    ours = grads(nn.functional.cross_entropy(logits, target), named)
+    largest = max(float(g.abs().max()) for g in reference.values())
+    for name, gradient in reference.items():
+        assert float((ours[name] - gradient).abs().max()) <= 1e-3 * largest, name
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_a_model_can_be_cut_after_any_block_but_the_last(split: int) -> None:
+    vit = make("vit_tiny_patch16_224", SMALL)
+    trunk, head = cut(vit, split)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(head(trunk(images)), vit(images))
+    assert len(trunk.blocks) == split
+
+
+@pytest.mark.parametrize("split", [-1, 0, 4, 9])
+def test_a_split_outside_the_model_is_refused_with_what_is_possible(split: int) -> None:
+    with pytest.raises(ModelError, match="1 to 3"):
+        cut(make("vit_tiny_patch16_224", SMALL), split)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "reason"),
+    [
+        ("resnet10t", {}, "ResNet"),
+        ("vit_tiny_patch16_224", {**SMALL, "class_token": False, "global_pool": "avg"}, "CLS"),
+        ("vit_tiny_patch16_224", {**SMALL, "drop_path_rate": 0.1}, "DropPath"),
+        ("vit_tiny_patch16_224", {**SMALL, "pos_drop_rate": 0.1}, "Dropout"),
+        ("vit_tiny_patch16_224", {**SMALL, "scale_attn_norm": True}, "attn.norm"),
+        ("vit_tiny_patch16_224", {**SMALL, "dynamic_img_size": True}, "dynamic_img_size"),
+        ("vit_small_patch16_18x2_224", {"img_size": 32, "depth": 2}, "ParallelThingsBlock"),
+        ("no_such_model", {}, "no_such_model"),
+        ("vit_tiny_patch16_224", {"depth": "many"}, "cannot make"),
+    ],
+)
+def test_a_model_that_adc_cannot_work_on_is_refused_with_the_reason(
+    model: str, arguments: dict[str, Any], reason: str
+) -> None:
+    def create_and_cut() -> None:
+        vit = create_vit(model, arguments, 7)
+        cut(vit, len(vit.blocks) // 2)
+
+    with pytest.raises(ModelError, match=reason):
+        create_and_cut()
+
+
+def test_weights_come_from_a_file_and_another_class_count_starts_a_new_classifier(tmp_path: Path) -> None:
+    vit = make("vit_tiny_patch16_224", SMALL)
+    file = tmp_path / "weights.safetensors"
+    save_file({name: value.half() for name, value in vit.state_dict().items()}, file)
+    again = create_vit("vit_tiny_patch16_224", SMALL, 3, file)
+    torch.testing.assert_close(again.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight, rtol=1e-3, atol=1e-4)
+    assert again.head.weight.shape[0] == 3
+
+
+def test_position_embeddings_are_resampled_to_another_image_size(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file(make("vit_tiny_patch16_224", SMALL).state_dict(), file)
+    assert create_vit("vit_tiny_patch16_224", {**SMALL, "img_size": 64}, 7, file).pos_embed.shape[1] == 65
+
+
+def test_missing_or_foreign_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no file"):
+        create_vit("vit_tiny_patch16_224", SMALL, 7, tmp_path / "absent.safetensors")
+    (tmp_path / "garbage.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="cannot make"):
+        create_vit("vit_tiny_patch16_224", SMALL, 7, tmp_path / "garbage.safetensors")

@@ -1,0 +1,276 @@
+"""Messages: plain MessagePack that another library reads, and nothing accepted that was not checked."""
+
+from __future__ import annotations
+
+import math
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgpack
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adc_edge.errors import ProtocolError, RefusedError
+from adc_edge.wire import messages as protocol
+from adc_edge.wire.framing import Assembler, cut, sealed
+from adc_edge.wire.limits import Limits
+from adc_edge.wire.messages import (
+    HEADER_BYTES,
+    SEAL_BYTES,
+    VERSION,
+    Bye,
+    Evaluate,
+    FromDevice,
+    FromTrainer,
+    Hello,
+    Message,
+    Refused,
+    Step,
+    Welcome,
+    check_foreign,
+    check_foreign_refusal,
+    pack,
+    unpack_from_device,
+    unpack_from_trainer,
+)
+
+LIMITS = Limits(tokens=17, prefix=1, dim=32, classes=10, max_images=64)
+TYPES = sorted({*get_args(FromDevice), *get_args(FromTrainer)}, key=lambda kind: kind.__name__)
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Everything that a field of this type may hold."""
+    if get_origin(hint) is Annotated:
+        kind, meta = get_args(hint)
+        return st.text(max_size=100) if kind is str else st.integers(meta.ge, meta.le)
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        return st.one_of(*map(values, get_args(hint)))
+    plain: dict[Any, st.SearchStrategy[Any]] = {int: st.just(VERSION), bool: st.booleans(), type(None): st.none()}
+    return st.floats(allow_nan=False) if hint is float else plain[hint]
+
+
+def any_of(kind: type[Message]) -> st.SearchStrategy[Message]:
+    hints = get_type_hints(kind, include_extras=True)
+    return st.builds(kind, **{name: values(hints[name]) for name in kind.__struct_fields__})
+
+
+MESSAGES = st.sampled_from(TYPES).flatmap(any_of)
+
+
+def unpackers(message: Message) -> list[Any]:
+    """Who must be able to read it."""
+    sides = ((FromDevice, unpack_from_device), (FromTrainer, unpack_from_trainer))
+    return [unpack for union, unpack in sides if isinstance(message, union)]
+
+
+def fields(message: Message) -> dict[str, Any]:
+    names = {name: getattr(message, name) for name in message.__struct_fields__}
+    return {"kind": type(message).__name__.lower(), **names}
+
+
+def step(**changes: Any) -> Step:
+    size = 3 * 5 * 32 * 4 + 4 * 12
+    return msgspec.structs.replace(Step(1, 0, 0, 1, size, 8, 3, 5, 4, "fp32", "fp32"), **changes)
+
+
+def device_inbox() -> Assembler[FromTrainer]:
+    return Assembler(unpack_from_trainer, lambda message: 0, check_foreign_refusal)
+
+
+def trainer_inbox() -> Assembler[FromDevice]:
+    return Assembler(unpack_from_device, lambda message: 0, check_foreign)
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: str(kind.__name__))
+@given(st.data())
+@settings(deadline=None, max_examples=30)
+def test_every_message_comes_back_as_it_went(kind: type[Message], data: st.DataObject) -> None:
+    message = data.draw(any_of(kind))
+    for unpack in unpackers(message):
+        assert unpack(pack(message)) == message
+    assert len(pack(message)) <= HEADER_BYTES
+
+
+def test_each_side_reads_its_own_kinds_only() -> None:
+    assert {kind.__name__ for kind in get_args(FromDevice)} & {kind.__name__ for kind in get_args(FromTrainer)} == {
+        "Chunk"
+    }
+    for header, unpack in ((Bye(1), unpack_from_trainer), (protocol.ByeAck(1), unpack_from_device)):
+        with pytest.raises(ProtocolError):
+            unpack(pack(header))
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: str(kind.__name__))
+@given(st.data())
+@settings(deadline=None, max_examples=30)
+def test_another_library_reads_and_writes_every_header(kind: type[Message], data: st.DataObject) -> None:
+    message = data.draw(any_of(kind))
+    assert msgpack.unpackb(pack(message)) == fields(message)
+    for unpack in unpackers(message):
+        assert unpack(msgpack.packb(fields(message))) == message
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        (Hello(VERSION, "b", 1, 2, "orin", 3, 0, 0), {"session": -1}),
+        (Hello(VERSION, "b", 1, 2, "orin", 3, 0, 0), {"life": 2**63}),
+        (Hello(VERSION, "b", 1, 2, "orin", 3, 0, 0), {"durable": -1}),
+        (Hello(VERSION, "b", 1, 2, "orin", 3, 0, 0), {"oldest": 2**31}),
+        (Hello(VERSION, "b", 1, 2, "orin", 3, 0, 0), {"device": "x" * 1025}),
+        (step(), {"offset": -1}),
+        (step(), {"offset": 2**31}),
+        (step(), {"images": 0}),
+        (step(), {"precision": "fp12"}),
+        (step(), {"replay": 1}),
+        (protocol.Fetch(1, 2, None, 3), {"part": -1}),
+        (protocol.Fetch(1, 2, None, 3), {"offset": 1.5}),
+        (protocol.Ping(1, 2), {"reply_bytes": protocol.CHUNK_BYTES + 1}),
+        (Welcome(1, 5, 0, 0, None, 1, 0, 0, "0.1.0"), {"durable": "all"}),
+        (Welcome(1, 5, 0, 0, None, 1, 0, 0, "0.1.0"), {"received_bytes": -1}),
+        (Refused("key", "a", "b", "c"), {"code": "because"}),
+    ],
+)
+def test_a_field_outside_its_range_is_refused(message: Message, changes: dict[str, Any]) -> None:
+    for unpack in unpackers(message):
+        assert unpack(msgpack.packb(fields(message))) == message
+        with pytest.raises(ProtocolError) as caught:
+            unpack(msgpack.packb(fields(message) | changes))
+        assert caught.value.code == "malformed"
+
+
+OLD_HELLO = {"kind": "hello", "version": 1, "bundle": "a" * 64, "session": 5, "device": "x", "next_step": 3, "steps": 9}
+NEW_HELLO = {"kind": "hello", "version": VERSION + 1, "fields": "of the future"}
+
+
+@pytest.mark.parametrize("hello", [OLD_HELLO, NEW_HELLO])
+@pytest.mark.parametrize("with_seal", [False, True])
+def test_a_hello_of_another_version_is_told_apart_whatever_its_fields_and_with_or_without_a_seal(
+    hello: dict[str, Any], with_seal: bool
+) -> None:
+    header = msgpack.packb(hello)
+    with pytest.raises(ProtocolError, match=f"protocol version {hello['version']}") as caught:
+        trainer_inbox().feed(sealed(header, b"") if with_seal else header, b"")
+    assert caught.value.code == "version"
+    assert caught.value.expected == f"version {VERSION}"
+
+
+def test_a_hello_of_another_version_whose_fields_happen_to_be_ours_is_told_apart() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        unpack_from_device(pack(Hello(VERSION + 1, "b", 1, 2, "orin", 3, 0, 0)))
+    assert caught.value.code == "version"
+
+
+def test_a_frame_without_a_seal_that_is_no_hello_of_another_version_is_broken() -> None:
+    for header in (pack(Hello(VERSION, "b", 1, 2, "orin", 3, 0, 0)), pack(Bye(1)), b"", b"\xc1", b"x" * 5000):
+        with pytest.raises(ProtocolError) as caught:
+            trainer_inbox().feed(header, b"")
+        assert caught.value.code == "corrupt"
+
+
+def test_a_bit_that_changed_on_the_way_is_never_taken_for_another_version() -> None:
+    """A device ends its run when the versions differ; for broken bytes it tries again."""
+    for message, inbox in (
+        (Hello(VERSION, "a" * 64, 2**62, 2**61, "orin", 3, 0, 0), trainer_inbox),
+        (Refused("busy", "a", "b", "c"), device_inbox),
+    ):
+        ((frame, piece),) = cut(message)
+        for bit in range(8 * len(frame)):
+            flipped = bytearray(frame)
+            flipped[bit // 8] ^= 1 << bit % 8
+            with pytest.raises(ProtocolError) as caught:
+                inbox().feed(bytes(flipped), piece)
+            assert caught.value.code == "corrupt"
+
+
+@pytest.mark.parametrize("code", ["version", "malformed"])  # version 1 says malformed of a Hello with a seal
+def test_the_refusal_of_an_older_trainer_ends_the_run_with_its_words(code: str) -> None:
+    header = msgpack.packb({"kind": "refused", "code": code, "received": "r", "expected": "e", "remedy": "use one"})
+    with pytest.raises(RefusedError, match=r"r\n.*e\n.*use one") as caught:
+        device_inbox().feed(header, b"")
+    assert caught.value.code == code
+
+
+def test_a_refusal_that_an_older_device_can_read_has_no_seal_and_nothing_else_goes_without() -> None:
+    for header in (pack(Welcome(1, 5, 0, 0, None, 1, 0, 0, "0.1.0")), pack(protocol.ByeAck(1)), b"", b"\xc1"):
+        with pytest.raises(ProtocolError) as caught:
+            device_inbox().feed(header, b"")
+        assert caught.value.code == "corrupt"
+    refused = Refused("version", "a", "b", "c")
+    ((frame, _),) = cut(refused)
+    assert frame[:-SEAL_BYTES] == pack(refused)
+    whole = device_inbox().feed(frame, b"")
+    assert whole is not None
+    assert whole[0] == refused
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": 0},
+        {"images": 65},
+        {"clusters": 0},
+        {"clusters": 9},
+        {"kept": 0},
+        {"kept": 18},
+        {"triples": 2},
+        {"triples": 9},
+        {"body_bytes": 1},
+        {"body_bytes": 2**31 - 1},
+        {"precision": "fp16"},
+    ],
+)
+def test_a_step_whose_numbers_do_not_fit_the_bundle_is_refused_before_allocation(changes: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        LIMITS.step_bytes(step(**changes))
+    assert caught.value.code in ("shape", "size")
+
+
+@pytest.mark.parametrize("changes", [{"images": 0}, {"images": 65}, {"body_bytes": 1}, {"precision": "int8"}])
+def test_an_evaluation_whose_numbers_do_not_fit_is_refused_too(changes: dict[str, Any]) -> None:
+    good = Evaluate(1, 0, 0, 1, 2 * 17 * 32 * 4 + 8, 2, "fp32")
+    assert LIMITS.evaluate_bytes(good) == good.body_bytes
+    with pytest.raises(ProtocolError) as caught:
+        LIMITS.evaluate_bytes(msgspec.structs.replace(good, **changes))
+    assert caught.value.code in ("shape", "size")
+
+
+def test_exact_sizes_are_accepted() -> None:
+    assert LIMITS.step_bytes(step()) == 3 * 5 * 32 * 4 + 4 * 12
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=500, deadline=None)
+def test_random_bytes_are_refused_by_name_and_never_crash(header: bytes) -> None:
+    for unpack in (unpack_from_device, unpack_from_trainer):
+        try:
+            unpack(header)
+        except ProtocolError as error:
+            assert error.code in protocol.REFUSAL_CODES  # noqa: PT017 - it may also be a message by chance
+
+
+@given(MESSAGES, st.integers(0, 300), st.integers(1, 255))
+@settings(max_examples=500, deadline=None)
+def test_flipped_bytes_are_refused_or_read_as_a_message_within_its_types(
+    message: Message, where: int, flip: int
+) -> None:
+    header = bytearray(pack(message))
+    header[where % len(header)] ^= flip
+    for unpack in (unpack_from_device, unpack_from_trainer):
+        try:
+            seen = unpack(bytes(header))
+        except ProtocolError:
+            continue
+        again = unpack(pack(seen))
+        assert again == seen or any(isinstance(v, float) and math.isnan(v) for v in fields(seen).values())
+
+
+def test_an_oversize_header_is_refused_unread() -> None:
+    for unpack in (unpack_from_device, unpack_from_trainer):
+        with pytest.raises(ProtocolError, match="header of") as caught:
+            unpack(b"\x00" * (HEADER_BYTES + 1))
+        assert caught.value.code == "size"
