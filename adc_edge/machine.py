@@ -15,7 +15,7 @@ from adc_edge import __version__
 _PACKAGES = ("torch", "onnxruntime", "numpy")
 
 
-def describe(**more: Any) -> dict[str, Any]:
+def describe_machine(**more: Any) -> dict[str, Any]:
     """Versions, processor and system, with ``more`` (threads, device, …); plain values for JSON."""
     return {
         "adc-edge": __version__,

@@ -21,10 +21,10 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from rich.progress import track
 
-from adc_edge.data.sources import load
+from adc_edge.data.sources import load_dataset
 from adc_edge.errors import ProtocolError
 from adc_edge.evaluation.codecs.factory import make_codec
-from adc_edge.evaluation.study.setting import parse
+from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.study.study import Run, Study
 from adc_edge.evaluation.study.training import MakeCodec, sampled, train
 from adc_edge.files import write_atomic
@@ -114,7 +114,9 @@ def _paper() -> Iterator[Case]:
 def _run(case: Case, study: Study, seed: int, path: Path) -> str:
     """Train a case and keep it; what went wrong, if something did."""
     try:
-        run = train(msgspec.structs.replace(study, **(case.changes or {})), parse(case.setting), seed, make=case.make)
+        run = train(
+            msgspec.structs.replace(study, **(case.changes or {})), parse_setting(case.setting), seed, make=case.make
+        )
     except ProtocolError as error:  # diverged: that is a finding, too
         return f"{case.table}, {case.name}, seed {seed}: {error}"
     write_atomic(path, msgspec.json.encode(run))
@@ -202,7 +204,7 @@ def main() -> None:
         device=args.device,
         compute=args.compute,
     )
-    steps = int(args.epochs * (len(sampled(load(args.data), study).train.labels) // args.batch_size))
+    steps = int(args.epochs * (len(sampled(load_dataset(args.data), study).train.labels) // args.batch_size))
     chosen = [case for case in cases(steps) if case.table.startswith(tuple(args.tables))]
     if not chosen:
         raise SystemExit(f"--tables {args.tables}: choose of {'; '.join(dict.fromkeys(c.table for c in cases(steps)))}")

@@ -24,7 +24,7 @@ from torch.export import Dim
 from adc_edge.export.graph import client_graph, trace
 from adc_edge.method import adc
 from adc_edge.method.ratio import Ratio
-from adc_edge.method.split import create_vit, cut
+from adc_edge.method.split import create_vit, split_vit
 from adc_edge.method.trunk import Trunk
 from adc_edge.onnx.session import cpu_session
 from adc_edge.storage.bundle import OUTPUTS
@@ -80,7 +80,7 @@ class Case:
 
     def __init__(self, model: str, split: int, batch: int, xi: float, model_args: dict[str, Any] | None = None) -> None:
         torch.manual_seed(0)
-        self.trunk, _ = cut(create_vit(model, model_args or {}, None), split)
+        self.trunk, _ = split_vit(create_vit(model, model_args or {}, None), split)
         self.feeds, self.xi, self.clusters = make_feeds(self.trunk, batch, xi)
         self.images: Feeds = {"images": self.feeds["images"]}
 

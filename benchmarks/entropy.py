@@ -14,11 +14,11 @@ import torch
 import zstandard
 from harness import Result, arguments, compare, show
 
-from adc_edge.codec.casts import Float32, unpack
+from adc_edge.codec.casts import Float32, unpack_bits
 from adc_edge.codec.precision import Precision, encode, encoded_bytes, integer_bits
 from adc_edge.data.loader import Loader
-from adc_edge.data.sources import load
-from adc_edge.evaluation.study.setting import parse
+from adc_edge.data.sources import load_dataset
+from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import computing, make_parts
 
@@ -32,7 +32,7 @@ def results(x: Float32, precision: Precision) -> list[Result]:
     if bits:
         head = size - bits * -(-x.size // 8)  # exponent and scales
         codes = np.frombuffer(body, np.uint8)[head:]
-        values = codes if bits == 8 else unpack(codes.reshape(bits, -1), x.size)
+        values = codes if bits == 8 else unpack_bits(codes.reshape(bits, -1), x.size)
         shares = np.bincount(values) / x.size
         logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
         ideal = -float(shares @ logs) * x.size / 8
@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args()
     study = Study(args.data, weights=args.weights, model_args={"img_size": args.img_size})
-    data = load(args.data)
-    parts, how = make_parts(study, parse("none"), 0, len(data.classes))
+    data = load_dataset(args.data)
+    parts, how = make_parts(study, parse_setting("none"), 0, len(data.classes))
     loader = Loader(data.train, how, args.batch_size)
     with torch.no_grad(), computing(study):
         x = parts.trunk(torch.from_numpy(loader.batch(0).images)).numpy()

@@ -20,11 +20,11 @@ from adc_edge.codec.precision import Precision, decode, encode, integer_bits
 from adc_edge.evaluation.codecs.adc import Adc, AdcBy, Feature, Start, random_rows
 from adc_edge.evaluation.codecs.base import (
     Arrived,
-    Batch,
     Codec,
+    CodecBatch,
     Dense,
+    EncodedBatch,
     Header,
-    Sent,
     decode_tensor,
     encode_with_labels,
     own_labels,
@@ -36,7 +36,7 @@ from adc_edge.evaluation.study.training import MakeCodec
 from adc_edge.method import adc
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.method.trunk import Compressed, Trunk
+from adc_edge.method.trunk import AdcOutput, Trunk
 
 Rows = Callable[[Tensor], Tensor]
 
@@ -122,7 +122,7 @@ class HardLabels(Adc):
 class Leftovers(Adc):
     """One token fewer, and in its place the mean of all that are not kept."""
 
-    def choose(self, trunk: Trunk, batch: Batch) -> Compressed:
+    def choose(self, trunk: Trunk, batch: CodecBatch) -> AdcOutput:
         found = super().choose(trunk, batch)
         tokens = found.tokens[:, :-1]  # the least of the kept ones goes: they are sorted
         clusters = torch.arange(len(tokens), device=tokens.device)
@@ -136,7 +136,7 @@ class Leftovers(Adc):
 class Subset(Adc):
     """T of the images as they are, and nothing merged: what merging has to beat."""
 
-    def compress(self, trunk: Trunk, batch: Batch) -> Sent:
+    def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
         shape = self.shape(len(batch.labels))
         chosen = random_rows(batch.images, shape.clusters, batch.rng)
         where = torch.from_numpy(chosen).to(batch.images.device)
@@ -145,7 +145,7 @@ class Subset(Adc):
         tensor = found.activations[found.assignment].float()  # each a cluster of its own, in the batch's order
         labels = own_labels(batch.labels[chosen], self.classes)
         header = Header(shape.clusters, tuple(tensor.shape), len(labels), self.precision)
-        return Sent(header, encode_with_labels(tensor, labels, self.precision), tensor)
+        return EncodedBatch(header, encode_with_labels(tensor, labels, self.precision), tensor)
 
 
 class Scheduled(Adc):
@@ -165,7 +165,7 @@ class Scheduled(Adc):
         super().__init__(spec, classes, target, precision, gradient_precision)
         self.first, self.last, self.steps, self.done = first, last, steps, 0
 
-    def compress(self, trunk: Trunk, batch: Batch) -> Sent:
+    def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
         self.done += 1
         return super().compress(trunk, batch)
 
@@ -188,11 +188,11 @@ class Turned(Dense):
         super().__init__(classes, setting.precision, setting.gradient_precision)
         self.there, self.back, self.tokens = there, back, tokens
 
-    def pack(self, tensor: Tensor, batch: Batch) -> Sent:
+    def pack(self, tensor: Tensor, batch: CodecBatch) -> EncodedBatch:
         labels = own_labels(batch.labels, self.classes)
         rows = self.there(tensor.detach().flatten(0, 1))
         header = Header(len(batch.labels), tuple(rows.shape), len(labels), self.precision)
-        return Sent(header, encode_with_labels(rows, labels, self.precision), tensor)
+        return EncodedBatch(header, encode_with_labels(rows, labels, self.precision), tensor)
 
     def extract(self, header: Header, body: memoryview) -> Arrived:
         rows, labels = split_body(header, body)
@@ -204,7 +204,7 @@ class Turned(Dense):
     def compress_gradient(self, arrived: Arrived, gradient: Tensor) -> memoryview:
         return super().compress_gradient(arrived, self.there(gradient.float().flatten(0, 1)))
 
-    def extract_gradient(self, sent: Sent, body: memoryview) -> Tensor:
+    def extract_gradient(self, sent: EncodedBatch, body: memoryview) -> Tensor:
         rows = decode_tensor(body, sent.header.shape, self.gradient_precision)
         return self._whole(rows, sent.header.images).to(sent.tensor.device)
 

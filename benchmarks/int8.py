@@ -18,7 +18,7 @@ from harness import Result, arguments, compare, medians_ms, show
 from adc_edge.calibration.int8.graph import frozen, linears, quantise, tapped
 from adc_edge.calibration.int8.ranges import collect
 from adc_edge.export.graph import client_graph
-from adc_edge.method.split import create_vit, cut
+from adc_edge.method.split import create_vit, split_vit
 from adc_edge.method.trunk import Trunk
 from adc_edge.onnx.session import cpu_session
 from adc_edge.storage.bundle import OUTPUTS
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     torch.manual_seed(0)
-    trunk, _ = cut(create_vit(args.model, {}, None, args.weights), args.split)
+    trunk, _ = split_vit(create_vit(args.model, {}, None, args.weights), args.split)
     title = f"{args.model} split {args.split}, ξ={args.ratio}, median of {args.rounds}"
     show(title, results(trunk, args.batch_sizes, args.ratio, args.rounds), args.json)
 

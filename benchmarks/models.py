@@ -22,7 +22,7 @@ from harness import arguments, medians_ms, table
 
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.errors import AdcEdgeError
-from adc_edge.export.build import Settings, export_bundle
+from adc_edge.export.build import ExportSettings, export_bundle
 from adc_edge.method.ratio import Ratio
 from adc_edge.onnx.golden import check_golden
 from adc_edge.onnx.tensorrt_lint import fits, lint
@@ -70,7 +70,7 @@ class Exported(NamedTuple):
 
 def exported(name: str, model_args: dict[str, Any], directory: Path, rounds: int) -> Exported:
     """Export, which raises if any stage of the parity fails; then the golden pair, and the time of a batch."""
-    settings = Settings(
+    settings = ExportSettings(
         name, SPLIT, directory / "bundle", Ratio(xi=XI), model_args=model_args, tensorrt=True, force=True
     )
     rows = export_bundle(settings)
@@ -102,7 +102,7 @@ def exported(name: str, model_args: dict[str, Any], directory: Path, rounds: int
 def refusal(name: str, model_args: dict[str, Any], directory: Path) -> tuple[str, str]:
     """The first line of what `export` says."""
     try:
-        export_bundle(Settings(name, SPLIT, directory / "refused", Ratio(xi=XI), model_args=model_args))
+        export_bundle(ExportSettings(name, SPLIT, directory / "refused", Ratio(xi=XI), model_args=model_args))
     except AdcEdgeError as error:
         return _call(name, model_args), error.received.splitlines()[0]
     raise AssertionError(f"{name} is supported after all: move it to MODELS")

@@ -35,7 +35,7 @@ from adc_edge.edge_runtime.trunk.trainer import Shim
 from adc_edge.method import adc
 from adc_edge.method import trunk as trunk_module
 from adc_edge.method.ratio import Ratio
-from adc_edge.method.split import create_vit, cut
+from adc_edge.method.split import create_vit, split_vit
 from adc_edge.optimizer.settings import OptimizerSettings
 
 Alternative = tuple[Any, str, Callable[..., Any]]  # owner, attribute, what replaces it
@@ -75,7 +75,7 @@ class Case(NamedTuple):
 def make_case(split: int, size: int, batch: int = 32, freeze_first: int = 0, xi: float = 0.1) -> Case:
     """DeiT-T with random weights and images."""
     torch.manual_seed(0)
-    trunk, _ = cut(create_vit("deit_tiny_patch16_224", {"img_size": size}, None), split)
+    trunk, _ = split_vit(create_vit("deit_tiny_patch16_224", {"img_size": size}, None), split)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "trunk.safetensors"
         save_file(trunk.state_dict(), path)
@@ -127,8 +127,8 @@ def explicit_attention(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def patches_as_linear(self: Any, images: Tensor) -> Tensor:
     weight = self.proj.weight  # [D, C, p, p]
     (batch, channels, height, width), p = images.shape, weight.shape[-1]
-    cut = images.reshape(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
-    return F.linear(cut.reshape(batch, -1, channels * p * p), weight.flatten(1), self.proj.bias)
+    split_vit = images.reshape(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+    return F.linear(split_vit.reshape(batch, -1, channels * p * p), weight.flatten(1), self.proj.bias)
 
 
 def channels_last(self: Any, images: Tensor) -> Tensor:

@@ -84,11 +84,11 @@ class Row(NamedTuple):
 
 
 def export(bundle: Path) -> None:
-    from adc_edge.export.build import Settings, export_bundle
+    from adc_edge.export.build import ExportSettings, export_bundle
     from adc_edge.method.ratio import Ratio
 
     ratio = Ratio(batch=CLUSTERS, token=TOKENS)  # both parts: ξ is the same for every M
-    export_bundle(Settings(MODEL, SPLIT, bundle, ratio, BATCH, PRECISION, classes=10, model_args=MODEL_ARGS))
+    export_bundle(ExportSettings(MODEL, SPLIT, bundle, ratio, BATCH, PRECISION, classes=10, model_args=MODEL_ARGS))
 
 
 def trainer(bundle: Path, directory: Path, pipe: Connection) -> None:

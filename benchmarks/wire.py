@@ -28,18 +28,18 @@ from rivals import connect_raw, serve_raw, server
 
 from adc_edge.cloud_trainer.accumulated import Accumulated
 from adc_edge.cloud_trainer.head import HeadTraining, Learned
+from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.codec.precision import Float32, Precision, decode, encode, encoded_bytes
 from adc_edge.edge_runtime.session import DeviceChannel
-from adc_edge.export.build import Settings, export_bundle
+from adc_edge.export.build import ExportSettings, export_bundle
 from adc_edge.method.labels import label_triples
 from adc_edge.method.ratio import Ratio
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import HEAD, Bundle
-from adc_edge.storage.journal import Journal, Key
-from adc_edge.wire.messages import VERSION, Gradient, Hello, Step, pack
+from adc_edge.storage.journal import Journal, JournalKey
+from adc_edge.wire.messages import VERSION, Gradient, Hello, Step, pack_header
 
 DIM, KEPT = 192, 16  # DeiT-T: 12 kB a cluster at fp32
 CLASSES = 10
@@ -81,7 +81,7 @@ def serve(bundle_dir: Path, kept: bool, pipe: Connection) -> None:
         if kept:
             trainer.answers.durable = {s.id: older_checkpoint(s.applied) for s in trainer.sessions}
 
-    sessions = Sessions(bundle_dir / f"log-{kept}")
+    sessions = SessionRegistry(bundle_dir / f"log-{kept}")
     trainer = Server(bundle, head, "tcp://127.0.0.1:*", sessions, max_images=MAX_IMAGES, on_step=on_step)
     trainer.answers.durable = {} if kept else None
     over = threading.Event()
@@ -136,7 +136,7 @@ class Device:
         )
         self.channel.submit(message, body)
         if self.channel.trainer_keeps:
-            self.journal.append(Key(self.next), pack(message), body)  # while it travels
+            self.journal.append(JournalKey(self.next), pack_header(message), body)  # while it travels
         answer, gradient = self.channel.result()
         assert isinstance(answer, Gradient)
         self.next += 1
@@ -191,7 +191,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "bundle"
-        export_bundle(Settings("vit_tiny_patch16_224", 1, path, Ratio(xi=0.5), classes=CLASSES, model_args=MODEL_ARGS))
+        export_bundle(
+            ExportSettings("vit_tiny_patch16_224", 1, path, Ratio(xi=0.5), classes=CLASSES, model_args=MODEL_ARGS)
+        )
         bundle = Bundle.load(path, ())
         with (
             server(partial(serve, path, False)) as loose,

@@ -32,7 +32,7 @@ def link(
     from rich.console import Console
     from rich.table import Table
 
-    from adc_edge.calibration.link.measure import measure
+    from adc_edge.calibration.link.measure import measure_link
     from adc_edge.files import write_atomic
     from adc_edge.wire.channel import Channel
     from adc_edge.wire.connection import ClientKeys
@@ -44,7 +44,7 @@ def link(
     try:
         channel.open(wait_s)
         with console.status("measuring") as status:
-            result = measure(channel, seconds, lambda what: status.update(f"measuring {what}"))
+            result = measure_link(channel, seconds, lambda what: status.update(f"measuring {what}"))
     finally:
         channel.close()
     table = Table(title=f"link to {result.trainer}, measured for {result.seconds:.1f} s")
@@ -98,15 +98,15 @@ def calibrate(**options: Any) -> None:
     """
     from rich.console import Console
 
-    from adc_edge.calibration.int8.calibrate import Settings, calibrate_bundle
-    from adc_edge.calibration.int8.report import notes, tables
+    from adc_edge.calibration.int8.calibrate import CalibrationSettings, calibrate_bundle
+    from adc_edge.calibration.int8.report import calibration_notes, calibration_tables
 
     console = Console()
-    settings = Settings(**options)
+    settings = CalibrationSettings(**options)
     report = calibrate_bundle(settings, console.print)
-    for table in tables(report):
+    for table in calibration_tables(report):
         console.print(table)
-    for note in notes(report):
+    for note in calibration_notes(report):
         console.print(f"note     {note}")
     console.print(f"wrote    {settings.bundle}: client.int8.onnx, calibration.json\n\nnext:")
     console.print(

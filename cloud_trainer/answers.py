@@ -12,13 +12,13 @@ import numpy as np
 from adc_edge import __version__
 from adc_edge.cloud_trainer.accumulated import Accumulated
 from adc_edge.cloud_trainer.head import HeadTraining
-from adc_edge.cloud_trainer.session import Session
-from adc_edge.cloud_trainer.sessions import Peer, Sessions
+from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
+from adc_edge.cloud_trainer.served_session import ServedSession
 from adc_edge.codec.precision import decode, encode, encoded_bytes
 from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import check_classes, soft_labels
 from adc_edge.storage.bundle import Bundle
-from adc_edge.storage.journal import Key
+from adc_edge.storage.journal import JournalKey
 from adc_edge.wire.framing import Body
 from adc_edge.wire.limits import Limits
 from adc_edge.wire.messages import (
@@ -39,7 +39,7 @@ from adc_edge.wire.messages import (
 
 _ID_BITS = 62
 
-Answer = tuple[FromTrainer, Body]
+Reply = tuple[FromTrainer, Body]
 
 
 class Answers:
@@ -61,7 +61,7 @@ class Answers:
         self,
         bundle: Bundle,
         training: HeadTraining,
-        sessions: Sessions,
+        sessions: SessionRegistry,
         limits: Limits,
         *,
         say: Callable[[str], None],
@@ -79,7 +79,7 @@ class Answers:
         self.congestion: str | None = None  # control of the connection that says hello
         self._due: Callable[[], None] | None = None
 
-    def answer(self, route: bytes, peer: Peer, message: FromDevice, body: memoryview) -> Answer:
+    def answer(self, route: bytes, peer: Peer, message: FromDevice, body: memoryview) -> Reply:
         """The answer to one whole message that came over ``route``.
 
         Raises:
@@ -95,7 +95,7 @@ class Answers:
             return self._step(session, message, body)
         if isinstance(message, Fetch):
             session.prune(message.durable)
-            key = Key(message.step, message.micro_batch, message.part)
+            key = JournalKey(message.step, message.micro_batch, message.part)
             return self._again(session, key, message.transfer, message.offset)
         if isinstance(message, Evaluate):
             return self._evaluate(session, message, body)
@@ -145,8 +145,8 @@ class Answers:
             trainer=__version__,
         )
 
-    def _step(self, session: Session, message: Step, body: memoryview) -> Answer:
-        key = Key(message.step, message.micro_batch)
+    def _step(self, session: ServedSession, message: Step, body: memoryview) -> Reply:
+        key = JournalKey(message.step, message.micro_batch)
         if not session.due(key):
             return self._again(session, key, message.transfer, empty=message.replay)
         manifest = self._bundle.manifest
@@ -176,7 +176,7 @@ class Answers:
         return self._again(session, key, message.transfer, empty=message.replay)
 
     def _settle_step(
-        self, session: Session, begun: Accumulated, message: Step, seconds: float, answer_bytes: int
+        self, session: ServedSession, begun: Accumulated, message: Step, seconds: float, answer_bytes: int
     ) -> None:
         start = time.monotonic()
         if begun.whole:
@@ -202,7 +202,9 @@ class Answers:
                 body_bytes_down=begun.bytes_down,
             )
 
-    def _again(self, session: Session, key: Key, transfer: int, offset: int = 0, *, empty: bool = False) -> Answer:
+    def _again(
+        self, session: ServedSession, key: JournalKey, transfer: int, offset: int = 0, *, empty: bool = False
+    ) -> Reply:
         """An answer of the log, from ``offset`` on; ``empty`` for a device that has had the gradient."""
         found = session.answer(key)
         if found is None:
@@ -218,7 +220,7 @@ class Answers:
             reply, transfer=transfer, offset=offset, body_bytes=len(body), durable=durable
         ), body
 
-    def _evaluate(self, session: Session, message: Evaluate, body: memoryview) -> Answer:
+    def _evaluate(self, session: ServedSession, message: Evaluate, body: memoryview) -> Reply:
         shape = (message.images, self._limits.tokens, self._limits.dim)
         labels = np.frombuffer(body[-LABEL_BYTES * message.images :], "<i4")
         check_classes(labels, self._limits.classes)
@@ -226,11 +228,11 @@ class Answers:
         if message.step != session.applied:  # its answer has left the log: a device that came back without its trainer
             self._trouble(f"warning: the head of step {session.applied} judged the evaluation of step {message.step}")
         reply = Evaluated(session.id, message.step, message.part, message.images, *judged)
-        session.keep(Key(message.step, part=message.part), reply)
+        session.keep(JournalKey(message.step, part=message.part), reply)
         self._due = lambda: self._log(session)
         return reply, b""
 
-    def _bye(self, session: Session) -> Answer:
+    def _bye(self, session: ServedSession) -> Reply:
         before, session.standing.finished = session.standing.finished, True
         try:
             self._on_bye()
@@ -242,10 +244,10 @@ class Answers:
             self._say(f"device {session.standing.device!r} is done after {session.applied} steps")
         return ByeAck(session.id), b""
 
-    def _durable(self, session: Session) -> int | None:
+    def _durable(self, session: ServedSession) -> int | None:
         return None if self.durable is None else self.durable.get(session.id, 0)
 
-    def _log(self, session: Session) -> None:
+    def _log(self, session: ServedSession) -> None:
         try:
             session.write()
         except OSError as error:

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from adc_edge import machine
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.registry import SessionRegistry
+from adc_edge.cloud_trainer.served_session import SessionRecord
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.session import Standing
-from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.errors import BundleError, CheckpointError, SettingError
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -68,7 +68,7 @@ class Trainer:
         self.bundle = Bundle.load(settings.bundle, need=(HEAD,))
         self.training = self._training()
         # Standings of the checkpoints that a damaged newest one would fall back on.
-        self._kept: deque[tuple[int, dict[int, Standing]]] = deque(maxlen=KEPT)
+        self._kept: deque[tuple[int, dict[int, SessionRecord]]] = deque(maxlen=KEPT)
         self._unkept_bytes = 0  # of steps since the last checkpoint: devices keep them until the next
 
     def run(self) -> None:
@@ -87,7 +87,7 @@ class Trainer:
             stack.callback(run_dir.close)
             for change in run_dir.changes:
                 self._say(f"warning: {change} since this run was last at work: the last bits may differ")
-            self.sessions = Sessions(run_dir.journal)
+            self.sessions = SessionRegistry(run_dir.journal)
             self._resume()
             server = self.server = Server(
                 self.bundle,
@@ -152,7 +152,7 @@ class Trainer:
         return HeadTraining(head, settings.optimizer, device, bf16, settings.seed, compiled)
 
     def _machine(self) -> dict[str, Any]:
-        return machine.describe(
+        return machine.describe_machine(
             device=str(self.training.device),
             bf16=self.training.bf16,
             compiled=self.training.compiled,
@@ -170,7 +170,7 @@ class Trainer:
 
     def _restore(self, kept: Checkpoint) -> None:
         try:
-            sessions = msgspec.convert(kept.meta["sessions"], dict[int, Standing], strict=False)
+            sessions = msgspec.convert(kept.meta["sessions"], dict[int, SessionRecord], strict=False)
         except (KeyError, msgspec.ValidationError) as error:
             raise CheckpointError(
                 f"{self.settings.run}: {error}", "a trainer's checkpoint", "use another --run, or --fresh"
@@ -179,7 +179,7 @@ class Trainer:
         self.sessions.restore(sessions)
         self.run_dir.rewind(kept.step, lambda line: line.get("head_step", 0) <= kept.step)
         self._kept.clear()
-        self._kept.append((kept.step, msgspec.convert(msgspec.to_builtins(sessions), dict[int, Standing])))
+        self._kept.append((kept.step, msgspec.convert(msgspec.to_builtins(sessions), dict[int, SessionRecord])))
 
     def _go_back(self, session: int, step: int) -> bool:
         """Return to a checkpoint in which ``session`` stood at ``step`` or before, if no other device loses by it."""
@@ -217,7 +217,7 @@ class Trainer:
             return
         self.sessions.sync()
         standings = msgspec.to_builtins(self.sessions.standings(), str_keys=True)
-        kept = self.training.steps, msgspec.convert(standings, dict[int, Standing], strict=False)
+        kept = self.training.steps, msgspec.convert(standings, dict[int, SessionRecord], strict=False)
         if self._kept and self._kept[-1] == kept:  # as at the end, after the last goodbye
             return
         self.run_dir.checkpoint(self.training.steps, self.training.arrays(), {"sessions": standings})

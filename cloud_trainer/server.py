@@ -11,10 +11,10 @@ from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.answers import Answers, outside_session
 from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
-from adc_edge.cloud_trainer.sessions import Peer, Sessions
+from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.storage.bundle import Bundle
-from adc_edge.wire.framing import Assembler, chunk_bytes, cut
+from adc_edge.wire.framing import Assembler, chunk_bytes, to_frames
 from adc_edge.wire.messages import (
     Evaluate,
     FromDevice,
@@ -25,7 +25,7 @@ from adc_edge.wire.messages import (
     Refused,
     Step,
     check_foreign,
-    pack,
+    pack_header,
     unpack_from_device,
 )
 from adc_edge.wire.sockets import tune
@@ -64,7 +64,7 @@ class Server:
         bundle: Bundle,
         training: HeadTraining,
         bind: str,
-        sessions: Sessions,
+        sessions: SessionRegistry,
         *,
         access: Access | None = None,
         max_images: int = 1024,
@@ -198,7 +198,7 @@ class Server:
     def _answer(self, route: bytes, peer: Peer, fd: int, message: FromDevice, body: memoryview) -> None:
         if isinstance(message, Ping):
             pong = Pong(message.nonce, message.reply_bytes, message.nonce)
-            self._send(route, fd, cut(pong, bytes(message.reply_bytes)))
+            self._send(route, fd, to_frames(pong, bytes(message.reply_bytes)))
             return
         if isinstance(message, Hello) and self._guard.hello(fd):  # one for each connection is all a device needs
             self.sessions.cut_off(route)
@@ -209,7 +209,7 @@ class Server:
         self.answers.down_mbit_s = live.delivery_mbit_s if live else None
         answer, answer_body = self.answers.answer(route, peer, message, body)
         try:
-            self._send(route, fd, cut(answer, answer_body, chunk_bytes(live)))
+            self._send(route, fd, to_frames(answer, answer_body, chunk_bytes(live)))
         finally:
             self.answers.settle()  # whatever became of the answer, the step has been learned
 
@@ -220,7 +220,7 @@ class Server:
             devices = {repr(peer.session.standing.device) for peer in gone.values() if peer.session}
             self._say(f"key {fingerprint} ({', '.join(devices) or 'not connected'}) may no longer connect")
             for route, peer in gone.items():
-                self._send(route, peer.fd, cut(_refusal(access.refusal(public))))
+                self._send(route, peer.fd, to_frames(_refusal(access.refusal(public))))
                 self.sessions.leave(route)
 
     def _refuse(self, route: bytes, peer: Peer, fd: int, error: ProtocolError) -> None:
@@ -228,7 +228,9 @@ class Server:
         self._refusals.say(error.code, f"refused {who} ({error.code}): {error.received}; expected {error.expected}")
         refused = _refusal(error)
         # Another version cannot read our seal, but it can read the header alone.
-        self._send(route, fd, [(pack(refused), memoryview(b""))] if error.code == "version" else cut(refused))
+        self._send(
+            route, fd, [(pack_header(refused), memoryview(b""))] if error.code == "version" else to_frames(refused)
+        )
         if peer.session is None and self._guard.strike(fd):
             self.sessions.cut_off(route)
 

@@ -100,7 +100,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class State:
+class BoardState:
     """What changes while it runs."""
 
     power_mode: str | None  # nvpmodel's
@@ -116,7 +116,7 @@ class State:
         return max(self.temperatures_c.items(), key=lambda item: item[1], default=None)
 
 
-def describe(root: Path = ROOT) -> Board:
+def describe_board(root: Path = ROOT) -> Board:
     """Read what does not change."""
     model, l4t = read(root / "proc/device-tree/model") or None, _l4t(root)
     memory = _memory_mb(root)
@@ -139,11 +139,11 @@ def describe(root: Path = ROOT) -> Board:
     )
 
 
-def state(root: Path = ROOT) -> State:
+def board_state(root: Path = ROOT) -> BoardState:
     """Read what changes; asks `nvpmodel` where PATH has it."""
     raspberry = _number(root / "sys/devices/platform/soc/soc:firmware/get_throttled", 16)
     alerts, events = dict(_alerts(root)), dict(_events(root))
-    return State(
+    return BoardState(
         power_mode=_power_mode(),
         clocks=(*_cpu_clocks(root), *_gpu_clocks(root)),
         temperatures_c=dict(_temperatures(root)),
@@ -153,7 +153,7 @@ def state(root: Path = ROOT) -> State:
     )
 
 
-def throttled(before: State, after: State) -> tuple[str, ...]:
+def throttled(before: BoardState, after: BoardState) -> tuple[str, ...]:
     """What held the board back between the two: what does now, and what has been counted meanwhile."""
     counted = (name for name, count in after.throttle_events.items() if count > before.throttle_events.get(name, 0))
     return tuple(dict.fromkeys((*before.throttling, *after.throttling, *counted)))

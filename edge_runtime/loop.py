@@ -22,9 +22,9 @@ from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import label_triples
 from adc_edge.method.ratio import Shape
-from adc_edge.storage.journal import Journal, Key
+from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.framing import Body
-from adc_edge.wire.messages import Evaluate, Evaluated, Gradient, Step, pack
+from adc_edge.wire.messages import Evaluate, Evaluated, Gradient, Step, pack_header
 
 if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
     from adc_edge.edge_runtime.trunk.trainer import Shim
@@ -225,7 +225,7 @@ class DeviceLoop:
         if not self.channel.trainer_keeps:
             return
         try:
-            self._journal.append(Key(message.step, message.micro_batch), pack(message), body)
+            self._journal.append(JournalKey(message.step, message.micro_batch), pack_header(message), body)
         except OSError as error:  # the run goes on; only a trainer that comes back older could now not be fed
             self.trouble = error
 

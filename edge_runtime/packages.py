@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 DEVICE = "device"
-GROUPS = (DEVICE, "train", "data", "host", "export", "tensorrt")
+PACKAGE_GROUPS = (DEVICE, "train", "data", "host", "export", "tensorrt")
 _IMPORT_TIMEOUT_S = 120.0  # a cold SD card is slow
 _ALSO = {  # other distributions of the same module
     "onnxruntime": ("onnxruntime-gpu",),
@@ -77,13 +77,13 @@ def installed(name: str) -> str | None:
 
 
 def find(versions: Versions = installed) -> list[Package]:
-    """All packages of all groups, in the order of GROUPS."""
+    """All packages of all groups, in the order of PACKAGE_GROUPS."""
     wanted = {(group, name): least for group, name, least in _wanted()}
     for text in _TENSORRT:
         name, least = _split(text)
         wanted.setdefault(("tensorrt", name), least)
     packages = [_package(name, group, least, versions) for (group, name), least in wanted.items()]
-    return sorted(packages, key=lambda package: GROUPS.index(package.group))
+    return sorted(packages, key=lambda package: PACKAGE_GROUPS.index(package.group))
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ def _wanted() -> Iterator[tuple[str, str, str]]:
         text, _, marker = line.partition(";")
         extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
         group = extra[1] if extra else DEVICE
-        if group in GROUPS and not text.startswith("adc-edge"):
+        if group in PACKAGE_GROUPS and not text.startswith("adc-edge"):
             yield group, *_split(text)
 
 

@@ -22,7 +22,7 @@ from adc_edge.edge_runtime.engines.factory import ENGINE, WHERE, check_provider,
 from adc_edge.edge_runtime.loop import DeviceLoop, StepSettings
 from adc_edge.edge_runtime.session import DeviceChannel
 from adc_edge.edge_runtime.settings import ServeSettings
-from adc_edge.edge_runtime.state import State
+from adc_edge.edge_runtime.state import RunState
 from adc_edge.edge_runtime.training import Training
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.files import write_atomic
@@ -65,10 +65,10 @@ class Serve:
         """Train to the end, or to the first Ctrl-C; returns the report."""
         settings = self.settings
         machine.limit_threads(settings.threads)
-        dataset = data.load(settings.data)
+        dataset = data.load_dataset(settings.data)
         data.check_labels(dataset, self.manifest.classes)
         with ExitStack() as stack:
-            train = self._loader(dataset.train, self.batch_size, augment.parse(settings.augment))
+            train = self._loader(dataset.train, self.batch_size, augment.parse_augmentation(settings.augment))
             test = self._loader(dataset.test, min(self.shape.images, len(dataset.test.labels)))
             stack.callback(train.close)
             stack.callback(test.close)
@@ -81,7 +81,7 @@ class Serve:
             run_dir.keep(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
             learning = shim if settings.trunk == "train" else None
             refresher = None if learning is None else Refresher(learning, settings.refresh_every)
-            self.state = State(run_dir, refresher, settings.micro_batches)
+            self.state = RunState(run_dir, refresher, settings.micro_batches)
             self._resume(run_dir)
             engine = stack.enter_context(self._engine(run_dir, shim))
             self._check_engine(run_dir, engine)
@@ -174,7 +174,7 @@ class Serve:
         return make_engine(name, self.bundle, self.settings, self.shape, self.graph, shim, self._say)
 
     def _machine(self) -> dict[str, Any]:
-        return machine.describe(
+        return machine.describe_machine(
             engine=self.settings.engine,
             provider=self.settings.provider,
             threads=self.settings.threads or os.cpu_count(),

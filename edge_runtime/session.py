@@ -15,10 +15,10 @@ from collections.abc import Callable
 import msgspec
 
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
-from adc_edge.storage.journal import Journal, Key
+from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.channel import Answer, Channel
 from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped
-from adc_edge.wire.framing import Body, chunk_bytes, cut
+from adc_edge.wire.framing import Body, chunk_bytes, to_frames
 from adc_edge.wire.messages import (
     CHUNK_BYTES,
     Absent,
@@ -172,7 +172,7 @@ class DeviceChannel(Channel):
         """As Channel, counting what travels again."""
         transfer, end = getattr(message, "transfer", 0), getattr(message, "offset", 0)
         before = self._sent.get(transfer, 0)
-        for header, piece in cut(message, body, chunk_bytes(self.tcp())):
+        for header, piece in to_frames(message, body, chunk_bytes(self.tcp())):
             self._live().send(header, piece)
             end += len(piece)
             if body and end <= before:
@@ -250,7 +250,7 @@ class DeviceChannel(Channel):
         self._notify(f"the trainer came back at step {self.applied}; sending it what it lacks up to step {until[0]}")
         up, down = self._live().framed
         while (at := (self.applied, self.learned)) < until:
-            kept = self._journal.read(Key(*at))
+            kept = self._journal.read(JournalKey(*at))
             if kept is None:
                 raise Behind(at[0], at[0])
             message = unpack_from_device(kept[0])

@@ -17,7 +17,7 @@ from adc_edge.storage.run_dir import RunDir
 _ID_BITS = 63
 
 
-class State:
+class RunState:
     """A run at the beginning of ``step``.
 
     Args:

@@ -11,12 +11,12 @@ from rich.filesize import decimal
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data.loader import Loader
 from adc_edge.edge_runtime.display import Display
-from adc_edge.edge_runtime.engines.factory import ENGINE, Link, choose
+from adc_edge.edge_runtime.engines.factory import ENGINE, LinkSeconds, choose
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.session import PROBE_BYTES, Behind
 from adc_edge.edge_runtime.settings import ServeSettings
-from adc_edge.edge_runtime.state import State
+from adc_edge.edge_runtime.state import RunState
 from adc_edge.errors import CheckpointError, LinkError
 from adc_edge.storage.bundle import Manifest
 from adc_edge.storage.checkpoint import KEPT
@@ -45,7 +45,7 @@ class Training:
         settings: ServeSettings,
         manifest: Manifest,
         loop: DeviceLoop,
-        state: State,
+        state: RunState,
         run_dir: RunDir,
         test: Loader,
         display: Display,
@@ -134,7 +134,13 @@ class Training:
         images = loop.loader.batch(self.state.step).images[: shape.images]
         seeds = loop.loader.seeds(self.state.step, shape.clusters, shape.images)
         choice = choose(
-            engine, loop.shim, images, seeds, shape.kept - self.manifest.prefix, Link(rtt, up, down), loop.settings
+            engine,
+            loop.shim,
+            images,
+            seeds,
+            shape.kept - self.manifest.prefix,
+            LinkSeconds(rtt, up, down),
+            loop.settings,
         )
         display.note(str(choice))
         self.run_dir.keep(ENGINE, choice.engine.encode())

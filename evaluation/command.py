@@ -124,9 +124,9 @@ def evaluate(output: Path, **options: Any) -> None:
     from rich.console import Console
 
     from adc_edge.evaluation.report.output import write_all
-    from adc_edge.evaluation.report.tables import tables
-    from adc_edge.evaluation.study.runner import evaluate as run_all
+    from adc_edge.evaluation.report.tables import study_tables
     from adc_edge.evaluation.study.runner import read_runs
+    from adc_edge.evaluation.study.runner import run_study as run_all
     from adc_edge.evaluation.study.task import study_of
     from adc_edge.optimizer.settings import take_settings
 
@@ -137,7 +137,7 @@ def evaluate(output: Path, **options: Any) -> None:
     failures = run_all(study, settings, seeds, output, jobs, console)
     _, runs = read_runs(output)
     if runs:
-        for table in tables(study, runs, budgets):
+        for table in study_tables(study, runs, budgets):
             console.print(table)
         written = write_all(study, runs, budgets, output)
         console.print(f"wrote    {output}: {', '.join(path.name for path in written)}", soft_wrap=True)
@@ -148,7 +148,7 @@ def evaluate(output: Path, **options: Any) -> None:
 def _what(options: dict[str, Any]) -> tuple[list[Any], list[int], list[float], int]:
     """Settings, seeds, budgets and jobs, which are taken out of ``options``."""
     from adc_edge.errors import SettingError
-    from adc_edge.evaluation.study.setting import parse, product, unique
+    from adc_edge.evaluation.study.setting import parse_setting, product, unique
 
     methods, extra = options.pop("methods"), options.pop("extra")
     wanted = product(methods or ([] if extra else ["none", "adc"]), options.pop("ratios"), options.pop("precisions"))
@@ -159,4 +159,4 @@ def _what(options: dict[str, Any]) -> tuple[list[Any], list[int], list[float], i
             lists[name] = [kind(text) for text in texts]
         except ValueError:
             raise SettingError(f"--{name} {','.join(texts)}", "numbers with commas", "for example 0,1,2") from None
-    return unique([*wanted, *map(parse, extra)]), lists["seeds"], lists["budgets"], options.pop("jobs")
+    return unique([*wanted, *map(parse_setting, extra)]), lists["seeds"], lists["budgets"], options.pop("jobs")

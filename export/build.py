@@ -17,18 +17,18 @@ from adc_edge import __version__
 from adc_edge.codec.precision import Precision
 from adc_edge.errors import ModelError, SettingError
 from adc_edge.export.graph import OPSET, client_graph, without_weights
-from adc_edge.export.parity import Row, check_parity
+from adc_edge.export.parity import ParityRow, check_parity
 from adc_edge.files import new_directory, sha256
 from adc_edge.method.ratio import Ratio
-from adc_edge.method.split import create_vit, cut, preprocessing
+from adc_edge.method.split import create_vit, preprocessing, split_vit
 from adc_edge.method.trunk import Trunk
 from adc_edge.onnx.golden import GOLDEN_CLUSTERS, Golden, golden_images, golden_pixels
 from adc_edge.onnx.tensorrt_lint import lint, summary
 from adc_edge.storage.bundle import (
+    BUNDLE_FORMAT,
     CLIENT,
     CLIENT_BARE,
     CLIENT_FP16,
-    FORMAT,
     GOLDEN,
     HEAD,
     MANIFEST,
@@ -41,7 +41,7 @@ from adc_edge.storage.bundle import (
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "timm", "torch")
 
 
-class Settings(msgspec.Struct, frozen=True):
+class ExportSettings(msgspec.Struct, frozen=True):
     """What `adc-edge export` was asked for.
 
     The defaults of what is sent are the fewest bytes, 2 %, that cost no accuracy to speak of (docs/results.md).
@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True):
         return self.precision, self.gradient_precision or self.precision
 
 
-def export_bundle(settings: Settings, say: Callable[[str], None] = lambda text: None) -> list[Row]:
+def export_bundle(settings: ExportSettings, say: Callable[[str], None] = lambda text: None) -> list[ParityRow]:
     """Make the bundle; returns the parity report.
 
     Raises:
@@ -83,7 +83,7 @@ def export_bundle(settings: Settings, say: Callable[[str], None] = lambda text: 
     settings.ratio.check()
     torch.manual_seed(settings.seed)  # of what is not in the weights: a new classifier, or all of it
     vit = create_vit(settings.model, settings.model_args, settings.classes, settings.weights, settings.pretrained)
-    trunk, head = cut(vit, settings.split)
+    trunk, head = split_vit(vit, settings.split)
     settings.ratio.shape(settings.batch_size, trunk.spec.tokens, trunk.spec.prefix)
     say(f"cut      {settings.model} after block {settings.split} of {len(vit.blocks)}")
     files, rows = _graphs(trunk, settings, say)
@@ -97,7 +97,9 @@ def export_bundle(settings: Settings, say: Callable[[str], None] = lambda text: 
     return rows
 
 
-def _graphs(trunk: Trunk, settings: Settings, say: Callable[[str], None]) -> tuple[dict[str, bytes], list[Row]]:
+def _graphs(
+    trunk: Trunk, settings: ExportSettings, say: Callable[[str], None]
+) -> tuple[dict[str, bytes], list[ParityRow]]:
     """The bundle's graphs by file name, and how they compare with PyTorch."""
     computes: list[Compute] = ["fp32", "fp16"] if settings.fp16 or settings.tensorrt else ["fp32"]
     files, rows = {}, []
@@ -134,7 +136,7 @@ def _golden(trunk: Trunk, how: Preprocessing) -> bytes:
 
 
 def _manifest(
-    settings: Settings,
+    settings: ExportSettings,
     vit: timm.models.VisionTransformer,
     trunk: Trunk,
     how: Preprocessing,
@@ -143,7 +145,7 @@ def _manifest(
     spec = trunk.spec
     up, down = settings.precisions
     return Manifest(
-        format=FORMAT,
+        format=BUNDLE_FORMAT,
         model=settings.model,
         model_args=dict(settings.model_args),
         classes=vit.num_classes,

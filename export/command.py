@@ -50,7 +50,7 @@ def export(
     """Cut a ViT and export trunk + ADC to ONNX, as a bundle that `serve` and `trainer` load."""
     from rich.console import Console
 
-    from adc_edge.export.build import Settings, export_bundle
+    from adc_edge.export.build import ExportSettings, export_bundle
     from adc_edge.export.report import parity_table
     from adc_edge.method.ratio import Ratio
 
@@ -59,7 +59,7 @@ def export(
     if chosen != Ratio():
         rest["ratio"] = chosen
     console = Console()
-    settings = Settings(model, split, output, classes=num_classes, model_args=arguments, **rest)
+    settings = ExportSettings(model, split, output, classes=num_classes, model_args=arguments, **rest)
     rows = export_bundle(settings, console.print)
     console.print(parity_table(rows))
     console.print(f"wrote    {output}\n\nnext:")

@@ -24,15 +24,15 @@ from adc_edge.errors import ParityError
 from adc_edge.method import adc
 from adc_edge.method.ratio import Ratio
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.method.trunk import Compressed, Trunk
-from adc_edge.onnx.agreement import agreement, moved
+from adc_edge.method.trunk import AdcOutput, Trunk
+from adc_edge.onnx.agreement import agreement, perturb_weights
 from adc_edge.onnx.session import cpu_session
 from adc_edge.storage.bundle import Compute
 
 _NEXT = "report it with the model's name; nothing was written"
 
 
-class Limits(NamedTuple):
+class ParityLimits(NamedTuple):
     """Differences are relative to the largest value; shares hold over all cases, since ties may fall either way."""
 
     difference: float
@@ -40,10 +40,13 @@ class Limits(NamedTuple):
     tokens: float
 
 
-LIMITS: dict[Compute, Limits] = {"fp32": Limits(1e-4, 0.95, 0.95), "fp16": Limits(5e-3, 0.90, 0.80)}
+PARITY_LIMITS: dict[Compute, ParityLimits] = {
+    "fp32": ParityLimits(1e-4, 0.95, 0.95),
+    "fp16": ParityLimits(5e-3, 0.90, 0.80),
+}
 
 
-class Case(NamedTuple):
+class ParityCase(NamedTuple):
     """One batch for both."""
 
     stage: str
@@ -53,7 +56,7 @@ class Case(NamedTuple):
     seed: int
 
 
-class Row(NamedTuple):
+class ParityRow(NamedTuple):
     """What one case gave; differences are relative to the largest value."""
 
     compute: Compute
@@ -71,7 +74,7 @@ class Row(NamedTuple):
     @property
     def passed(self) -> bool:
         """Whether (a) and (b) hold, and the activations of (c)."""
-        limit = LIMITS[self.compute].difference
+        limit = PARITY_LIMITS[self.compute].difference
         return self.clustering and all(v <= limit for v in (self.scores, self.hidden, self.difference))
 
 
@@ -86,7 +89,7 @@ class Found(NamedTuple):
     hidden: list[npt.NDArray[np.float32]]
 
 
-def check_parity(model: bytes, trunk: Trunk, compute: Compute = "fp32") -> list[Row]:
+def check_parity(model: bytes, trunk: Trunk, compute: Compute = "fp32") -> list[ParityRow]:
     """Run the graph against PyTorch in fp32 over several (B, T, S), then with every weight perturbed, twice.
 
     Raises:
@@ -97,26 +100,26 @@ def check_parity(model: bytes, trunk: Trunk, compute: Compute = "fp32") -> list[
     patches = trunk.spec.patches
     shape = Ratio(xi=0.1).shape(16, trunk.spec.tokens, trunk.spec.prefix)
     cases = [
-        Case("export", 2, 2, 1, 0),
-        Case("export", 5, 3, max(1, patches // 2), 1),
-        Case("export", 8, 2, patches, 2),
-        Case("export", 16, shape.clusters, shape.kept - trunk.spec.prefix, 3),
-        Case("evaluate", 6, 6, patches, 9),
+        ParityCase("export", 2, 2, 1, 0),
+        ParityCase("export", 5, 3, max(1, patches // 2), 1),
+        ParityCase("export", 8, 2, patches, 2),
+        ParityCase("export", 16, shape.clusters, shape.kept - trunk.spec.prefix, 3),
+        ParityCase("evaluate", 6, 6, patches, 9),
     ]
     rows = [_compare(session, trunk, case, compute, weights={}) for case in cases]
     own = {name: p.detach().numpy() for name, p in trunk.named_parameters()}
     other = copy.deepcopy(trunk)
     for turn in (1, 2):
-        new = moved(own, turn)
+        new = perturb_weights(own, turn)
         other.load_state_dict({name: torch.from_numpy(value) for name, value in new.items()})
-        case = Case(f"refresh {turn}", 6, 3, max(1, patches // 3), 20 + turn)
+        case = ParityCase(f"refresh {turn}", 6, 3, max(1, patches // 3), 20 + turn)
         dtype = np.float16 if compute == "fp16" else np.float32
         rows.append(_compare(session, other, case, compute, {n: v.astype(dtype) for n, v in new.items()}))
-    _enforce(rows, LIMITS[compute])
+    _enforce(rows, PARITY_LIMITS[compute])
     return rows
 
 
-def _enforce(rows: list[Row], limits: Limits) -> None:
+def _enforce(rows: list[ParityRow], limits: ParityLimits) -> None:
     for row in rows:
         where = f"({row.stage}, B={row.images}, T={row.clusters}, k={row.kept})"
         for what in ("scores", "hidden", "difference"):
@@ -145,10 +148,10 @@ def _enforce(rows: list[Row], limits: Limits) -> None:
 def _compare(
     session: ort.InferenceSession,
     trunk: Trunk,
-    case: Case,
+    case: ParityCase,
     compute: Compute,
     weights: dict[str, npt.NDArray[np.generic]],
-) -> Row:
+) -> ParityRow:
     pixels, seeds = _inputs(trunk.spec, case, smooth=compute != "fp32")
     slots = torch.zeros(case.slots, dtype=torch.int64)
     feeds = {"images": pixels.numpy(), "seeds": seeds.numpy(), "slots": slots.numpy(), **weights}
@@ -156,10 +159,10 @@ def _compare(
     found = Found(activations, assignment, tokens, counts, scores, hidden)
     states = trunk.states(pixels)
     eager, expected = trunk.inspect_last(states[-1], seeds, slots)
-    alike = agreement(found, Compressed(*(part.numpy() for part in eager)))  # type: ignore[arg-type]
+    alike = agreement(found, AdcOutput(*(part.numpy() for part in eager)))  # type: ignore[arg-type]
     given = trunk.replay(pixels, torch.from_numpy(found.assignment), torch.from_numpy(found.tokens)).numpy()
     used = found.counts > 0
-    return Row(
+    return ParityRow(
         compute,
         case.stage,
         case.images,
@@ -174,7 +177,7 @@ def _compare(
     )
 
 
-def _inputs(spec: TrunkSpec, case: Case, smooth: bool) -> tuple[Tensor, Tensor]:
+def _inputs(spec: TrunkSpec, case: ParityCase, smooth: bool) -> tuple[Tensor, Tensor]:
     """White noise ``[B, C, H, W]``, whose scores lie close together, or images that differ in the large."""
     generator = torch.Generator().manual_seed(case.seed)
     shape = (case.images, spec.channels, *((5, 5) if smooth else spec.image_size))

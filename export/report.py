@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from adc_edge.export.parity import LIMITS, Row
+from adc_edge.export.parity import PARITY_LIMITS, ParityRow
 
 _COLUMNS = ("stage", "B", "T", "k", "scores", "hidden", "clusters", "assigned", "tokens", "activations", "")
 
 
-def parity_table(rows: Sequence[Row]) -> Table:
+def parity_table(rows: Sequence[ParityRow]) -> Table:
     """One line a case: what was run, how alike scores, states and choices were, how far the activations lay apart."""
-    limits = ", ".join(f"{LIMITS[c].difference:.0e} in {c}" for c in dict.fromkeys(row.compute for row in rows))
+    limits = ", ".join(f"{PARITY_LIMITS[c].difference:.0e} in {c}" for c in dict.fromkeys(row.compute for row in rows))
     table = Table(
         title="ONNX Runtime against PyTorch",
         caption=f"Differences (of scores, hidden states, activations): at most {limits} of the largest value. "

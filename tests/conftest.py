@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.sessions import Sessions
-from adc_edge.export.build import Settings, export_bundle
+from adc_edge.export.build import ExportSettings, export_bundle
 from adc_edge.method.ratio import Ratio
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -44,7 +44,7 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of a small ViT for the ten digits."""
     path = tmp_path_factory.mktemp("bundle") / "tiny"
     export_bundle(
-        Settings(
+        ExportSettings(
             "vit_tiny_patch16_224", 2, path, Ratio(xi=0.4), batch_size=16, precision="fp32", classes=10, model_args=TINY
         )
     )
@@ -71,7 +71,7 @@ def training(bundle: Bundle) -> HeadTraining:
 def server(bundle: Bundle, training: HeadTraining, tmp_path: Path) -> Iterator[Server]:
     """A real trainer socket on loopback, served by a thread until the test ends."""
     lines: list[str] = []
-    server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(tmp_path / "log"), say=lines.append)
+    server = Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(tmp_path / "log"), say=lines.append)
     server.lines = lines  # type: ignore[attr-defined]
     with serving(server):
         yield server

@@ -10,9 +10,9 @@ from adc_edge.codec.precision import encode, encoded_bytes
 from adc_edge.edge_runtime.session import DeviceChannel
 from adc_edge.method.labels import label_triples
 from adc_edge.storage.bundle import Bundle
-from adc_edge.storage.journal import Journal, Key
+from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.connection import ClientKeys
-from adc_edge.wire.messages import VERSION, Gradient, Hello, Step, pack
+from adc_edge.wire.messages import VERSION, Gradient, Hello, Step, pack_header
 
 NUMBERS = itertools.count()
 
@@ -79,7 +79,7 @@ class Device:
 
     def step(self, step: int, images: int = 8) -> tuple[Gradient, bytes]:
         message, body = self.message(step, images=images)
-        self.journal.append(Key(step), pack(message), body)
+        self.journal.append(JournalKey(step), pack_header(message), body)
         self.channel.submit(message, body)
         answer, gradient = self.channel.result(outage_s=60)
         assert isinstance(answer, Gradient)
@@ -89,7 +89,7 @@ class Device:
     def send(self, step: int, part: int, images: int = 8) -> None:
         """One micro-batch, whose answer is taken later."""
         message, body = self.message(step, images=images, part=part)
-        self.journal.append(Key(step, part), pack(message), body)
+        self.journal.append(JournalKey(step, part), pack_header(message), body)
         self.channel.submit(message, body)
 
     def take(self) -> tuple[Gradient, bytes]:

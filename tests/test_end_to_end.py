@@ -20,15 +20,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.data import sources as data
 from adc_edge.data.loader import Loader
 from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.method import adc
-from adc_edge.method.split import Head, create_vit, cut, head_from_manifest
+from adc_edge.method.split import Head, create_vit, head_from_manifest, split_vit
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.journal import Journal
@@ -87,7 +87,7 @@ def cloud(bundle: Bundle, tmp_path: Path) -> Callable[[OptimizerSettings], Any]:
             bundle,
             HeadTraining(head, optimizer),
             "tcp://127.0.0.1:*",
-            Sessions(tmp_path / f"log-{time.monotonic_ns()}"),
+            SessionRegistry(tmp_path / f"log-{time.monotonic_ns()}"),
         )
         over = threading.Event()
         thread = threading.Thread(target=server.serve, args=(over.is_set,))
@@ -120,10 +120,10 @@ def in_process(bundle: Bundle, steps: int, optimizer: OptimizerSettings, micro_b
     manifest = bundle.manifest
     vit = create_vit(manifest.model, manifest.model_args, manifest.classes)
     vit.load_state_dict(load_file(bundle.path / "trunk.safetensors") | load_file(bundle.path / "head.safetensors"))
-    trunk, _ = cut(vit, manifest.split)
+    trunk, _ = split_vit(vit, manifest.split)
     head = Head(vit, manifest.split)
     learn = torch.optim.AdamW([*trunk.parameters(), *head.parameters()], lr=optimizer.lr, weight_decay=0.0)
-    loader = Loader(data.load("digits").train, manifest.preprocessing, manifest.batch_size)
+    loader = Loader(data.load_dataset("digits").train, manifest.preprocessing, manifest.batch_size)
     size = manifest.batch_size // micro_batches
     shape = manifest.ratio.shape(size, manifest.tokens, manifest.prefix)
     result = []
@@ -238,7 +238,7 @@ def test_the_commands_train_report_and_merge_into_a_timm_checkpoint(
     assert code == 0, output
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=10, **bundle.manifest.model_args)
     vit.load_state_dict(load_file(model), strict=True)
-    test = Loader(data.load("digits").test, bundle.manifest.preprocessing, 16)
+    test = Loader(data.load_dataset("digits").test, bundle.manifest.preprocessing, 16)
     with torch.no_grad():
         right = [
             (vit.eval()(torch.from_numpy(b.images)).argmax(1).numpy() == b.labels).sum()

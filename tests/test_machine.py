@@ -14,7 +14,7 @@ from adc_edge import __version__, machine
 
 
 def test_versions_processor_and_cores_are_told() -> None:
-    seen = machine.describe()
+    seen = machine.describe_machine()
     assert seen["python"] == platform.python_version()
     assert seen["numpy"] == np.__version__
     assert seen["adc-edge"] == __version__
@@ -23,17 +23,17 @@ def test_versions_processor_and_cores_are_told() -> None:
 
 
 def test_the_same_machine_is_described_alike_and_in_plain_values() -> None:
-    assert json.loads(json.dumps(machine.describe(threads=4))) == machine.describe(threads=4)
+    assert json.loads(json.dumps(machine.describe_machine(threads=4))) == machine.describe_machine(threads=4)
 
 
 def test_what_the_caller_adds_is_there_and_has_the_last_word() -> None:
-    seen = machine.describe(threads=4, device="cuda:0", cores=2)
+    seen = machine.describe_machine(threads=4, device="cuda:0", cores=2)
     assert (seen["threads"], seen["device"], seen["cores"]) == (4, "cuda:0", 2)
 
 
 def test_a_package_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_PACKAGES", ("numpy", "no-such-package-anywhere"))
-    assert {"numpy"} == {"numpy", "no-such-package-anywhere"} & set(machine.describe())
+    assert {"numpy"} == {"numpy", "no-such-package-anywhere"} & set(machine.describe_machine())
 
 
 def test_numpy_has_as_many_threads_as_it_is_let() -> None:

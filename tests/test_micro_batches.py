@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.errors import RefusedError
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -50,7 +50,7 @@ def server_of_its_own(bundle: Bundle, tmp_path: Path) -> Any:
         head = head_from_manifest(bundle.manifest)
         head.vit.load_state_dict(load_file(bundle.path / HEAD))
         training = HeadTraining(head, OptimizerSettings(lr=1e-3))
-        server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(tmp_path / f"log-{next(numbers)}"))
+        server = Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(tmp_path / f"log-{next(numbers)}"))
         return stack.enter_context(serving(server)), training
 
     with ExitStack() as stack:

@@ -39,7 +39,7 @@ _STRIDE = 32  # in steps of so much at first
 _SLACK_BITS = 8 * 16  # what sixteen planes may lose to whole bytes
 
 
-class Plan(NamedTuple):
+class BitAllocation(NamedTuple):
     """What a message says before its codes: all widths follow."""
 
     threshold: int
@@ -73,20 +73,20 @@ class Plan(NamedTuple):
         return LEVEL.itemsize * len(self.levels) + (CLASS_BITS * -(-len(self.classes) // 8) if self.has_classes else 0)
 
 
-class Candidate(NamedTuple):
+class AllocationCandidate(NamedTuple):
     """A plan that fits, and the squared error to expect of it."""
 
     error: float
-    plan: Plan
+    plan: BitAllocation
     vectors: Float32  # [rank, D], of length one
 
 
-def nothing(rows: int) -> Plan:
+def empty_allocation(rows: int) -> BitAllocation:
     """Of rows of zeros."""
-    return Plan(_NEVER, 0, np.full(1, _FAINTEST), np.zeros(rows, np.uint8), False)
+    return BitAllocation(_NEVER, 0, np.full(1, _FAINTEST), np.zeros(rows, np.uint8), False)
 
 
-def candidates(rows: Float32, mean: Float32, room: int) -> list[Candidate]:
+def allocation_candidates(rows: Float32, mean: Float32, room: int) -> list[AllocationCandidate]:
     """Plans without classes, with them, and of the mean alone, the most promising first.
 
     Args:
@@ -101,7 +101,7 @@ def candidates(rows: Float32, mean: Float32, room: int) -> list[Candidate]:
     for part in parts(*rows.shape):
         energy += members[:, part] @ np.square(rows[part] @ vectors)
     power = len(rows) * float(np.square(mean, dtype=np.float64).sum())
-    alike = nothing(len(rows))
+    alike = empty_allocation(len(rows))
     found = [
         _mean_alone(alike, energy, power, vectors),
         _fit(alike, energy.sum(axis=0)[None], power, vectors, room),
@@ -119,14 +119,14 @@ def _classes(rows: Float32) -> UInt8:
     return classes
 
 
-def _mean_alone(plan: Plan, energy: Float64, power: float, vectors: Float32) -> Candidate:
+def _mean_alone(plan: BitAllocation, energy: Float64, power: float, vectors: Float32) -> AllocationCandidate:
     basis, levels = _basis_units(len(plan.classes), len(vectors)), _levels(np.array([power / len(plan.classes)]))
     threshold = int(levels[0]) - basis - int(_RISES[-1])
     error = float(energy.sum()) + power * float(normal.ERRORS[-1])
-    return Candidate(error, plan._replace(threshold=threshold, basis=basis, levels=levels), vectors[:0])
+    return AllocationCandidate(error, plan._replace(threshold=threshold, basis=basis, levels=levels), vectors[:0])
 
 
-def _fit(plan: Plan, energy: Float64, power: float, vectors: Float32, room: int) -> Candidate:
+def _fit(plan: BitAllocation, energy: Float64, power: float, vectors: Float32, room: int) -> AllocationCandidate:
     """Levels, threshold and components of the least error expected, for the classes in ``plan``.
 
     Args:
@@ -167,7 +167,7 @@ def _fit(plan: Plan, energy: Float64, power: float, vectors: Float32, room: int)
     _, near, _ = search(np.arange(levels[1] + _STRIDE, levels[1] - _SPAN, -_STRIDE))
     gain, threshold, rank = search(np.arange(near + _STRIDE, near - _STRIDE, -1))
     plan = plan._replace(threshold=threshold, basis=basis, levels=levels[: 1 + rank])
-    return Candidate(float(energy.sum()) + power - gain, plan, vectors.T[order[:rank]])
+    return AllocationCandidate(float(energy.sum()) + power - gain, plan, vectors.T[order[:rank]])
 
 
 def _bits(above: npt.NDArray[Any]) -> UInt8:

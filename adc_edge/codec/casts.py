@@ -113,7 +113,7 @@ def to_integers(x: Float32, steps: Float32, bits: int, out: UInt8) -> None:
         else:
             values += np.uint8(2 ** (bits - 1))
             values -= values >> np.uint8(bits)  # several times faster than np.minimum
-            pack(values, out.reshape(bits, -1)[:, _bytes_of(part, width)])
+            pack_bits(values, out.reshape(bits, -1)[:, _bytes_of(part, width)])
 
 
 def from_integers(data: UInt8, steps: Float32, bits: int, out: Float32) -> None:
@@ -124,7 +124,7 @@ def from_integers(data: UInt8, steps: Float32, bits: int, out: Float32) -> None:
             values = data[part.start * width : part.stop * width]
         else:
             count = (part.stop - part.start) * width
-            values = unpack(data.reshape(bits, -1)[:, _bytes_of(part, width)], count)
+            values = unpack_bits(data.reshape(bits, -1)[:, _bytes_of(part, width)], count)
             values -= np.uint8(2 ** (bits - 1))
         np.multiply(values.view(np.int8).reshape(out[part].shape), steps[part], out=out[part])
 
@@ -134,13 +134,13 @@ def _bytes_of(part: slice, width: int) -> slice:
     return slice(part.start * width // 8, -(-part.stop * width // 8))
 
 
-def pack(values: UInt8, planes: UInt8) -> None:
+def pack_bits(values: UInt8, planes: UInt8) -> None:
     """Write bit j of ``values`` ``[n]`` to plane j of ``planes`` ``[bits, ceil(n / 8)]``, the first value lowest."""
     for bit, plane in enumerate(planes):
         plane[:] = np.packbits(values & np.uint8(1 << bit), bitorder="little")
 
 
-def unpack(planes: UInt8, count: int) -> UInt8:
+def unpack_bits(planes: UInt8, count: int) -> UInt8:
     """Values ``[count]`` of what ``pack`` made of them."""
     values: UInt8 = np.unpackbits(planes[-1], count=count, bitorder="little")
     for plane in planes[-2::-1]:

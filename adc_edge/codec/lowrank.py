@@ -24,8 +24,15 @@ import struct
 import numpy as np
 
 from adc_edge.codec import lloyd_max as normal
-from adc_edge.codec.bit_allocation import CLASS_BITS, LEVEL, Candidate, Plan, candidates, nothing
-from adc_edge.codec.casts import Float32, UInt8, pack, parts, unpack
+from adc_edge.codec.bit_allocation import (
+    CLASS_BITS,
+    LEVEL,
+    AllocationCandidate,
+    BitAllocation,
+    allocation_candidates,
+    empty_allocation,
+)
+from adc_edge.codec.casts import Float32, UInt8, pack_bits, parts, unpack_bits
 from adc_edge.errors import ProtocolError
 
 _HEAD = struct.Struct("<iHhhH")
@@ -50,12 +57,12 @@ def encode_rows(x: Float32, out: UInt8) -> None:
     """
     peak = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
     exponent = math.frexp(peak)[1]
-    best, message = math.inf, _pack_head(exponent, nothing(len(x)))
+    best, message = math.inf, _pack_head(exponent, empty_allocation(len(x)))
     if peak > 0:
         rows = np.ldexp(x, -exponent)
         mean = rows.mean(axis=0)
         rows -= mean
-        for candidate in candidates(rows, mean, len(out) - _HEAD.size):
+        for candidate in allocation_candidates(rows, mean, len(out) - _HEAD.size):
             if candidate.error >= best:  # as a rule the first one turns out as expected, and is the last one tried
                 break
             error, codes = _code(candidate, rows, mean)
@@ -97,7 +104,7 @@ def coordinates_in(data: memoryview, rows: int, width: int) -> slice:
     return slice(start, start + _codes_bytes(plan.widths()))
 
 
-def _code(candidate: Candidate, rows: Float32, mean: Float32) -> tuple[float, bytes]:
+def _code(candidate: AllocationCandidate, rows: Float32, mean: Float32) -> tuple[float, bytes]:
     """The squared error that a candidate comes to, and all its codes.
 
     Vectors are fitted to the coordinates as they were rounded, and these rounded anew: that saves some percent.
@@ -155,14 +162,14 @@ def _unit(vectors: Float32) -> Float32:
     return unit
 
 
-def _pack_head(exponent: int, plan: Plan) -> bytes:
+def _pack_head(exponent: int, plan: BitAllocation) -> bytes:
     planes = np.zeros((CLASS_BITS * plan.has_classes, -(-len(plan.classes) // 8)), np.uint8)
-    pack(plan.classes, planes)
+    pack_bits(plan.classes, planes)
     fixed = _HEAD.pack(exponent, len(plan.levels) - 1, plan.threshold, plan.basis, len(planes))
     return fixed + plan.levels.astype(LEVEL).tobytes() + planes.tobytes()
 
 
-def _unpack_head(data: memoryview, rows: int, width: int) -> tuple[int, Plan, int]:
+def _unpack_head(data: memoryview, rows: int, width: int) -> tuple[int, BitAllocation, int]:
     """Exponent and plan of a message, and where they end."""
     exponent, rank, threshold, basis, class_bits = _HEAD.unpack_from(data)
     at = _HEAD.size + LEVEL.itemsize * (1 + rank)
@@ -171,8 +178,8 @@ def _unpack_head(data: memoryview, rows: int, width: int) -> tuple[int, Plan, in
         raise _broken(f"{rank} components of {width} channels with {class_bits} class bits in {len(data)} bytes")
     levels = np.frombuffer(data, LEVEL, 1 + rank, _HEAD.size).astype(np.int64)
     planes = np.frombuffer(data, np.uint8, end - at, at).reshape(class_bits, -(-rows // 8))
-    classes = unpack(planes, rows) if class_bits else np.zeros(rows, np.uint8)
-    return exponent, Plan(threshold, basis, levels, classes, bool(class_bits)), end
+    classes = unpack_bits(planes, rows) if class_bits else np.zeros(rows, np.uint8)
+    return exponent, BitAllocation(threshold, basis, levels, classes, bool(class_bits)), end
 
 
 def _codes_bytes(widths: UInt8) -> int:

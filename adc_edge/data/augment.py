@@ -74,7 +74,7 @@ def randaugment(image: Image.Image, rng: Generator, operations: int = 2, magnitu
 AUGMENTATIONS: dict[str, Augmentation] = {"flip": flip, "jitter": jitter, "randaugment": randaugment}
 
 
-def parse(names: str) -> Sequence[Augmentation]:
+def parse_augmentation(names: str) -> Sequence[Augmentation]:
     """``"flip,jitter"`` -> the functions, in that order; raises SettingError on another name."""
     wanted = [name for name in names.split(",") if name and name != "none"]
     unknown = [name for name in wanted if name not in AUGMENTATIONS]

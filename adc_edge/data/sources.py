@@ -81,7 +81,7 @@ class TorchvisionSplit:
         return image
 
 
-def load(source: str) -> Dataset:
+def load_dataset(source: str) -> Dataset:
     """Open a data source.
 
     Raises:

@@ -84,7 +84,7 @@ def create_vit(
     return vit
 
 
-def cut(vit: VisionTransformer, split: int) -> tuple[Trunk, Head]:
+def split_vit(vit: VisionTransformer, split: int) -> tuple[Trunk, Head]:
     """Cut a model after block ``split``; both halves own copies of its weights.
 
     Raises:

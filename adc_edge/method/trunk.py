@@ -20,7 +20,7 @@ from adc_edge.method import adc
 from adc_edge.method.spec import TrunkSpec
 
 
-class Compressed(NamedTuple):
+class AdcOutput(NamedTuple):
     """What ADC makes of a batch; clusters with ``counts == 0`` are meaningless and are not sent."""
 
     activations: Tensor  # [T, k, D] float32
@@ -30,9 +30,9 @@ class Compressed(NamedTuple):
 
 
 class Inspected(NamedTuple):
-    """``Compressed``, and the scores that the choice rests on."""
+    """``AdcOutput``, and the scores that the choice rests on."""
 
-    compressed: Compressed
+    compressed: AdcOutput
     scores: Tensor  # [B, N] float32
 
 
@@ -190,11 +190,11 @@ class Trunk(nn.Module):
             states.append(block(states[-1]))
         return states
 
-    def compress(self, images: Tensor, seeds: Tensor, slots: Tensor) -> Compressed:
+    def compress(self, images: Tensor, seeds: Tensor, slots: Tensor) -> AdcOutput:
         """Trunk and ADC in one; see ``compress_last``. ``images`` are ``[B, C, H, W]``."""
         return self.compress_last(self.states(images)[-1], seeds, slots)
 
-    def compress_last(self, x: Tensor, seeds: Tensor, slots: Tensor) -> Compressed:
+    def compress_last(self, x: Tensor, seeds: Tensor, slots: Tensor) -> AdcOutput:
         """The last block and ADC in one, where the block computes only what is sent (paper, steps 1-3).
 
         The CLS row needs one query and the keys of all tokens; queries, attention output and MLP follow for the
@@ -214,7 +214,7 @@ class Trunk(nn.Module):
         assignment, counts = adc.kmeans(scores, seeds)
         centroids = adc.cluster_mean(scores, assignment, torch.arange(seeds.shape[0], device=x.device))
         tokens = adc.select_tokens(centroids, slots.shape[0], self.spec.prefix)
-        compressed = Compressed(_sent(last, x, h, k, v, assignment, tokens), assignment, tokens, counts)
+        compressed = AdcOutput(_sent(last, x, h, k, v, assignment, tokens), assignment, tokens, counts)
         return Inspected(compressed, scores)
 
     def replay(self, x: Tensor, assignment: Tensor, tokens: Tensor, start: int = 0) -> Tensor:

@@ -71,7 +71,7 @@ def _in_order(each: Compressed, cluster: int) -> Float32:
     return rows
 
 
-def moved(weights: Mapping[str, Float32], turn: int) -> dict[str, Float32]:
+def perturb_weights(weights: Mapping[str, Float32], turn: int) -> dict[str, Float32]:
     """All weights with noise added: enough for each to show, not so much that fp16 fails."""
     rng = np.random.default_rng(turn)
     return {name: (w + _step(w) * rng.standard_normal(w.shape)).astype(np.float32) for name, w in weights.items()}

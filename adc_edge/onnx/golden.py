@@ -24,7 +24,7 @@ from adc_edge.storage.bundle import GOLDEN, Bundle, Compute, Preprocessing
 GOLDEN_IMAGES, GOLDEN_CLUSTERS = 6, 3
 # What an engine may differ by, for what it computes in: assignment and tokens at least, activations at most. With
 # margin to what was measured (docs/models.md); int8 is bounded by `calibrate --max-drop`, here only a wrong file shows.
-LIMITS: dict[Compute, Agreement] = {
+GOLDEN_LIMITS: dict[Compute, Agreement] = {
     "fp32": Agreement(1.0, 0.95, 1e-3),  # tokens: a model may have near ties, and with random weights has many
     "fp16": Agreement(1.0, 0.80, 0.02),
     "int8": Agreement(0.5, 0.40, 0.60),
@@ -109,7 +109,7 @@ def check_golden(bundle: Bundle, engine: _Engine, compute: Compute = "fp32") -> 
         EngineError: the engine computes something else than the exporting machine did.
     """
     found = golden_agreement(bundle, engine)
-    limit = LIMITS[compute]
+    limit = GOLDEN_LIMITS[compute]
     if not meets(found, limit):
         raise EngineError(
             f"the golden pair: {found.assignment:.0%} of assignments and {found.tokens:.0%} of tokens are the "

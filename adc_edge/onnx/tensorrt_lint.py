@@ -1,9 +1,9 @@
 """Which TensorRT a graph fits, told without TensorRT and without a GPU.
 
 ``lint`` holds every node of an ONNX graph, those of branches and loops included, against the tables of
-``tensorrt_support.py`` (which says where they come from): opset, domain, operator, types, and the restrictions that can be
-seen in a file. A clean report means that no rule of the tables is broken, not that an engine will build. What the file
-does not tell, such as a type that shape inference does not know, is no fault.
+``tensorrt_support.py`` (which says where they come from): opset, domain, operator, types, and the restrictions that
+can be seen in a file. A clean report means that no rule of the tables is broken, not that an engine will build. A type
+that shape inference does not know is no fault.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from adc_edge.method.ratio import Ratio
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.wire.limits import Limits
 
-FORMAT = 1
+BUNDLE_FORMAT = 1
 MANIFEST = "manifest.json"
 CLIENT = "client.onnx"
 CLIENT_FP16 = "client.fp16.onnx"  # `export --fp16`: weights in fp16 under the same names; ADC in fp32
@@ -130,7 +130,7 @@ class Bundle(msgspec.Struct, frozen=True):
             ) from None
         except msgspec.DecodeError as error:
             raise BundleError(f"{CALIBRATION}: {error}", "as `adc-edge calibrate` wrote it", _CALIBRATE) from None
-        if calibration.format != FORMAT or calibration.client != self.manifest.files.get(CLIENT):
+        if calibration.format != BUNDLE_FORMAT or calibration.client != self.manifest.files.get(CLIENT):
             raise BundleError(f"{CALIBRATION} belongs to another bundle", f"one of this {CLIENT}", _CALIBRATE)
         _check(self.path / CLIENT_INT8, calibration.int8, _CALIBRATE)
         return self.path / CLIENT_INT8
@@ -147,9 +147,9 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     """Read a manifest; raises BundleError on another format version or unreadable text."""
     try:
         found = msgspec.json.decode(text, type=_Format).format
-        if found != FORMAT:
+        if found != BUNDLE_FORMAT:
             raise BundleError(
-                f"{where} has bundle format {found}", f"format {FORMAT}", "export it again with this adc-edge"
+                f"{where} has bundle format {found}", f"format {BUNDLE_FORMAT}", "export it again with this adc-edge"
             )
         return msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

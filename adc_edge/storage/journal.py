@@ -30,7 +30,7 @@ _CHECKED = len(_MAGIC) + 8  # magic and XXH3, which is of all that follows: leng
 _LENGTH = struct.Struct("<I")
 
 
-class Key(NamedTuple):
+class JournalKey(NamedTuple):
     """Of a step's micro-batch; or, where ``part`` is a number, of that part of the evaluation before the step."""
 
     step: int
@@ -56,11 +56,11 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self._keys: dict[Key, int] = {}  # and their sizes
+        self._keys: dict[JournalKey, int] = {}  # and their sizes
         self._spares: list[tuple[Path, int]] = []
         self._spare_bytes = 0  # not summed up anew for each of the hundreds of entries that one checkpoint frees
         self._made = itertools.count()
-        self._unsynced: set[Key] = set()
+        self._unsynced: set[JournalKey] = set()
         for path in directory.iterdir():
             key = _key(path.name)
             if key is None or key.file_name != path.name or _read(path) is None:
@@ -69,7 +69,7 @@ class Journal:
                 self._keys[key] = path.stat().st_size
         self._unsynced |= self._keys.keys()
 
-    def append(self, key: Key, header: bytes, body: Body) -> None:
+    def append(self, key: JournalKey, header: bytes, body: Body) -> None:
         """Keep a message; raises OSError and keeps nothing of it if it cannot be written."""
         length = _LENGTH.pack(len(header))
         check = xxhash.xxh3_64(length + header)
@@ -89,11 +89,11 @@ class Journal:
         self._keys[key] = size
         self._unsynced.add(key)
 
-    def read(self, key: Key) -> tuple[bytes, memoryview] | None:
+    def read(self, key: JournalKey) -> tuple[bytes, memoryview] | None:
         """Header and body of a message; None if it is not here whole."""
         return _read(self.directory / key.file_name) if key in self._keys else None
 
-    def has(self, key: Key) -> bool:
+    def has(self, key: JournalKey) -> bool:
         """Whether a message was kept."""
         return key in self._keys
 
@@ -133,7 +133,7 @@ class Journal:
     def _new_spare(self) -> Path:
         return self.directory / f"{_SPARE}{next(self._made)}"
 
-    def _remove(self, key: Key) -> None:
+    def _remove(self, key: JournalKey) -> None:
         self._unsynced.discard(key)
         size = self._keys.pop(key, None)
         if size is None:
@@ -148,20 +148,20 @@ class Journal:
                 path.unlink()
 
 
-def oldest(has: Callable[[Key], bool], until: int, micro_batches: int) -> int:
+def oldest(has: Callable[[JournalKey], bool], until: int, micro_batches: int) -> int:
     """The first step from which on ``has`` knows every micro-batch of every step before ``until``."""
     step = until
-    while step > 0 and all(has(Key(step - 1, micro_batch)) for micro_batch in range(micro_batches)):
+    while step > 0 and all(has(JournalKey(step - 1, micro_batch)) for micro_batch in range(micro_batches)):
         step -= 1
     return step
 
 
-def _key(name: str) -> Key | None:
+def _key(name: str) -> JournalKey | None:
     separator = "." if "." in name else "-"
     step, _, number = name.partition(separator)
     if not step.isdecimal() or not number.isdecimal():
         return None
-    return Key(int(step), part=int(number)) if separator == "." else Key(int(step), int(number))
+    return JournalKey(int(step), part=int(number)) if separator == "." else JournalKey(int(step), int(number))
 
 
 def _write_over(path: Path, head: bytes, body: Body) -> int:

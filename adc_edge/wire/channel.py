@@ -1,4 +1,4 @@
-"""A way to a trainer over as many connections as it takes: back-off, messages, bytes. Sessions: `edge_runtime/session.py`."""
+"""A channel to a trainer that outlives its connections: back-off, messages, byte counts. Knows no session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tenacity import (
 
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.wire.connection import ClientKeys, Connection, LinkLost, Stopped
-from adc_edge.wire.framing import Assembler, Body, cut
+from adc_edge.wire.framing import Assembler, Body, to_frames
 from adc_edge.wire.messages import (
     CHUNK_BYTES,
     FromTrainer,
@@ -104,7 +104,7 @@ class Channel:
 
     def send(self, message: Message, body: Body = b"") -> None:
         """Send a message from its ``offset`` on; raises LinkLost, Stopped."""
-        for header, piece in cut(message, body):
+        for header, piece in to_frames(message, body):
             self._live().send(header, piece)
 
     def receive(self, timeout_ms: float | None = None) -> Answer:

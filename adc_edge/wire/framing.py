@@ -19,24 +19,24 @@ import numpy as np
 import xxhash
 
 from adc_edge.errors import ProtocolError
-from adc_edge.wire.messages import CHUNK_BYTES, SEAL_BYTES, Chunk, Message, pack
+from adc_edge.wire.messages import CHUNK_BYTES, SEAL_BYTES, Chunk, Message, pack_header
 from adc_edge.wire.tcp import TcpInfo
 
 FAST_CHUNK_BYTES = 4 * CHUNK_BYTES  # larger ones are slower: they are read, sealed and sent in turn
 SLOW_MBIT_S = 25.0  # on which CHUNK_BYTES take 21 ms
 
 Body = bytes | bytearray | memoryview
-M = TypeVar("M", bound=Message)
+_M = TypeVar("_M", bound=Message)
 
 
-def cut(message: Message, body: Body = b"", chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[bytes, memoryview]]:
+def to_frames(message: Message, body: Body = b"", chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[bytes, memoryview]]:
     """The frames of a message from its ``offset`` on: header and first piece, then a Chunk for each further piece."""
     view = memoryview(body)
     start: int = getattr(message, "offset", 0)
     for offset in range(start, max(view.nbytes, start + 1), chunk_bytes):
         piece = view[offset : offset + chunk_bytes]
         head = message if offset == start else Chunk(message.session, message.transfer, offset)  # type: ignore[attr-defined]
-        yield sealed(pack(head), piece), piece
+        yield sealed(pack_header(head), piece), piece
 
 
 def chunk_bytes(link: TcpInfo | None) -> int:
@@ -68,7 +68,7 @@ def _seal(header: bytes, piece: Body) -> bytes:
     return seal.digest()
 
 
-class Assembler(Generic[M]):
+class Assembler(Generic[_M]):
     """Puts one peer's messages together again; holds at most one unfinished body, over as many connections as it takes.
 
     Args:
@@ -79,12 +79,12 @@ class Assembler(Generic[M]):
 
     def __init__(
         self,
-        unpack: Callable[[bytes], M],
-        body_bytes: Callable[[M], int],
+        unpack: Callable[[bytes], _M],
+        body_bytes: Callable[[_M], int],
         foreign: Callable[[bytes], None] = lambda frame: None,
     ) -> None:
         self._unpack, self._body_bytes, self._foreign = unpack, body_bytes, foreign
-        self._message: M | None = None
+        self._message: _M | None = None
         self._body = memoryview(b"")
         self._filled = 0
         self.grown_s = 0.0  # when a piece last came, by the monotonic clock
@@ -99,7 +99,7 @@ class Assembler(Generic[M]):
         """Size of the body in progress."""
         return len(self._body)
 
-    def feed(self, frame: bytes, piece: Any) -> tuple[M, memoryview] | None:
+    def feed(self, frame: bytes, piece: Any) -> tuple[_M, memoryview] | None:
         """Take the two frames of one ZeroMQ message; return a message when it is whole.
 
         Raises:
@@ -134,7 +134,7 @@ class Assembler(Generic[M]):
         """Forget the message in progress."""
         self._message, self._body, self._filled = None, memoryview(b""), 0
 
-    def _begin(self, message: M, size: int, piece: memoryview) -> None:
+    def _begin(self, message: _M, size: int, piece: memoryview) -> None:
         offset: int = getattr(message, "offset", 0)
         if offset == 0:  # a peer that begins another body has given the old one up
             self.drop()

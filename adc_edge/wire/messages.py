@@ -215,7 +215,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 _FROM_DEVICE: msgspec.msgpack.Decoder[FromDevice] = msgspec.msgpack.Decoder(FromDevice)
 _FROM_TRAINER: msgspec.msgpack.Decoder[FromTrainer] = msgspec.msgpack.Decoder(FromTrainer)
 
-M = TypeVar("M")
+_M = TypeVar("_M")
 
 
 class _Version(msgspec.Struct, tag_field="kind", tag="hello"):
@@ -227,7 +227,7 @@ class _Version(msgspec.Struct, tag_field="kind", tag="hello"):
 _VERSION = msgspec.msgpack.Decoder(_Version)
 
 
-def pack(message: Message) -> bytes:
+def pack_header(message: Message) -> bytes:
     """Header of a message, as MessagePack."""
     return _ENCODER.encode(message)
 
@@ -289,7 +289,7 @@ def unpack_from_trainer(header: bytes) -> FromTrainer:
     return _unpack(_FROM_TRAINER, header)
 
 
-def _unpack(decoder: msgspec.msgpack.Decoder[M], header: bytes) -> M:
+def _unpack(decoder: msgspec.msgpack.Decoder[_M], header: bytes) -> _M:
     if len(header) > HEADER_BYTES:
         raise ProtocolError(f"a header of {len(header)} bytes", f"at most {HEADER_BYTES}", "use one version", "size")
     try:

@@ -16,22 +16,22 @@ import onnx
 from adc_edge import __version__
 from adc_edge.calibration.int8.compare import Graphs, compare, load_head
 from adc_edge.calibration.int8.graph import frozen, kept_in_float, linears, quantise, tapped, zero_points
-from adc_edge.calibration.int8.images import Sample, test_batches
+from adc_edge.calibration.int8.images import CalibrationImages, test_batches
 from adc_edge.calibration.int8.ranges import Method, collect
-from adc_edge.calibration.int8.report import Quality, Report
-from adc_edge.data.sources import check_labels, load
+from adc_edge.calibration.int8.report import CalibrationReport, Quality
+from adc_edge.data.sources import check_labels, load_dataset
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import sha256, write_atomic
 from adc_edge.onnx.session import cpu_session
 from adc_edge.onnx.tensorrt_lint import fits, lint, summary
-from adc_edge.storage.bundle import CALIBRATION, CLIENT, CLIENT_INT8, FORMAT, HEAD, Bundle, Calibration
+from adc_edge.storage.bundle import BUNDLE_FORMAT, CALIBRATION, CLIENT, CLIENT_INT8, HEAD, Bundle, Calibration
 
 PERCENTILE = 99.99
 _LEAST_IMAGES = 8
 _PACKAGES = ("numpy", "onnx", "onnxruntime")
 
 
-class Settings(msgspec.Struct, frozen=True):
+class CalibrationSettings(msgspec.Struct, frozen=True):
     """What `adc-edge calibrate` was asked for."""
 
     bundle: Path
@@ -62,7 +62,9 @@ class Settings(msgspec.Struct, frozen=True):
             )
 
 
-def calibrate_bundle(settings: Settings, say: Callable[[str], None] = lambda text: None) -> Report:
+def calibrate_bundle(
+    settings: CalibrationSettings, say: Callable[[str], None] = lambda text: None
+) -> CalibrationReport:
     """Make client.int8.onnx and calibration.json in the bundle; what was there is replaced.
 
     Raises:
@@ -75,10 +77,10 @@ def calibrate_bundle(settings: Settings, say: Callable[[str], None] = lambda tex
     settings.check()
     has_head = (settings.bundle / HEAD).exists()  # a device's copy may lack it
     bundle = Bundle.load(settings.bundle, (CLIENT, HEAD) if has_head else (CLIENT,))
-    dataset = load(settings.data)
+    dataset = load_dataset(settings.data)
     check_labels(dataset, bundle.manifest.classes)
     how = bundle.manifest.preprocessing
-    sample = Sample(dataset.train, how, settings.images, settings.seed)
+    sample = CalibrationImages(dataset.train, how, settings.images, settings.seed)
     graphs = _quantise(bundle, sample, settings, say)
     lines = _check_lines(graphs)
     say(f"int8     {len(graphs.chosen)} linears, {settings.method}; TensorRT {', '.join(lines) or 'takes it nowhere'}")
@@ -89,7 +91,7 @@ def calibrate_bundle(settings: Settings, say: Callable[[str], None] = lambda tex
     report = _report(bundle, settings, sample.broken, graphs, lines, quality)
     write_atomic(bundle.path / CLIENT_INT8, content)
     calibration = Calibration(
-        FORMAT,
+        BUNDLE_FORMAT,
         bundle.manifest.files[CLIENT],
         sha256(bundle.path / CLIENT_INT8),
         settings.method,
@@ -100,7 +102,9 @@ def calibrate_bundle(settings: Settings, say: Callable[[str], None] = lambda tex
     return report
 
 
-def _quantise(bundle: Bundle, sample: Sample, settings: Settings, say: Callable[[str], None]) -> Graphs:
+def _quantise(
+    bundle: Bundle, sample: CalibrationImages, settings: CalibrationSettings, say: Callable[[str], None]
+) -> Graphs:
     manifest = bundle.manifest
     model = onnx.load(bundle.path / CLIENT)
     chosen = linears(model, manifest.trunk)
@@ -127,7 +131,7 @@ def _check_lines(graphs: Graphs) -> tuple[str, ...]:
     return fits(found)
 
 
-def _check_drop(quality: Quality, settings: Settings) -> None:
+def _check_drop(quality: Quality, settings: CalibrationSettings) -> None:
     found = quality.accuracy
     if found is not None and found.judged and found.drop_points > settings.max_drop:
         raise EngineError(
@@ -140,9 +144,9 @@ def _check_drop(quality: Quality, settings: Settings) -> None:
 
 
 def _report(
-    bundle: Bundle, settings: Settings, broken: int, graphs: Graphs, lines: tuple[str, ...], quality: Quality
-) -> Report:
-    return Report(
+    bundle: Bundle, settings: CalibrationSettings, broken: int, graphs: Graphs, lines: tuple[str, ...], quality: Quality
+) -> CalibrationReport:
+    return CalibrationReport(
         method=settings.method,
         percentile=settings.covered if settings.method == "percentile" else None,
         images=settings.images,

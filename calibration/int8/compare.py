@@ -11,17 +11,17 @@ import onnx
 
 from adc_edge.calibration.int8.graph import Linear, tapped
 from adc_edge.calibration.int8.quality import Client, TopOne, medians_ms, noise, taps
-from adc_edge.calibration.int8.report import Accuracy, Choice, Quality, Speed, Tensor
+from adc_edge.calibration.int8.report import Accuracy, ChoiceAgreement, Quality, Speed, TensorError
 from adc_edge.codec.precision import Float32
 from adc_edge.data.loader import Batch
 from adc_edge.errors import EngineError
 from adc_edge.onnx.agreement import Agreement, Int64, agreement
-from adc_edge.onnx.golden import GOLDEN_IMAGES, LIMITS, golden_agreement, meets
+from adc_edge.onnx.golden import GOLDEN_IMAGES, GOLDEN_LIMITS, golden_agreement, meets
 from adc_edge.storage.bundle import CLIENT, GOLDEN, HEAD, Bundle, Manifest
 
 _INSPECTED = 32  # images whose tensors are compared
 _CHOICES = 8  # batches whose clusters and tokens are
-Head = Callable[[Float32], Float32]  # [B, N, D] -> logits [B, classes]
+HeadFunction = Callable[[Float32], Float32]  # [B, N, D] -> logits [B, classes]
 
 
 class Graphs(NamedTuple):
@@ -32,7 +32,7 @@ class Graphs(NamedTuple):
     chosen: Sequence[Linear]
 
 
-def load_head(bundle: Bundle) -> Head:
+def load_head(bundle: Bundle) -> HeadFunction:
     """The bundle's head, in PyTorch."""
     import torch
     from safetensors.torch import load_file
@@ -49,7 +49,7 @@ def load_head(bundle: Bundle) -> Head:
     return logits
 
 
-def compare(bundle: Bundle, graphs: Graphs, batches: Iterable[Batch], head: Head | None, seed: int) -> Quality:
+def compare(bundle: Bundle, graphs: Graphs, batches: Iterable[Batch], head: HeadFunction | None, seed: int) -> Quality:
     """Run both graphs on test images.
 
     Args:
@@ -89,7 +89,7 @@ def compare(bundle: Bundle, graphs: Graphs, batches: Iterable[Batch], head: Head
 
 def _golden(bundle: Bundle, ours: Client) -> tuple[int, Agreement]:
     """The golden pair, and how many images it has; in INT8 two runs rarely keep all the same tokens of any cluster."""
-    found, limit = golden_agreement(bundle, ours), LIMITS["int8"]
+    found, limit = golden_agreement(bundle, ours), GOLDEN_LIMITS["int8"]
     if not meets(found, limit):
         raise EngineError(
             f"the golden pair in INT8: {found.assignment:.0%} of assignments and {found.tokens:.0%} of tokens are the "
@@ -107,22 +107,22 @@ def _rows(manifest: Manifest, images: int, seed: int) -> tuple[Int64, int]:
     return rows.astype(np.int64), shape.kept - manifest.prefix
 
 
-def _tensors(manifest: Manifest, graphs: Graphs, images: Float32) -> list[Tensor]:
+def _tensors(manifest: Manifest, graphs: Graphs, images: Float32) -> list[TensorError]:
     compared = taps(graphs.float32, graphs.chosen, manifest.trunk)
     names = [tap.tensor for tap in compared]
     ours, theirs = (Client(tapped(graph, names), manifest.trunk) for graph in (graphs.int8, graphs.float32))
     found = noise(ours, theirs, compared, images)
-    return [Tensor(label, sqnr if math.isfinite(sqnr) else None) for label, sqnr in found.items()]
+    return [TensorError(label, sqnr if math.isfinite(sqnr) else None) for label, sqnr in found.items()]
 
 
-def _choice(found: Sequence[tuple[int, Agreement]]) -> Choice | None:
+def _choice(found: Sequence[tuple[int, Agreement]]) -> ChoiceAgreement | None:
     """Means over batches of so many images, and the largest difference."""
     if not found:
         return None
     images = [count for count, _ in found]
     shares = np.array([each[:2] for _, each in found]).mean(axis=0)
     differences = [each.difference for _, each in found if not math.isnan(each.difference)]
-    return Choice(sum(images), float(shares[0]), float(shares[1]), max(differences, default=None))
+    return ChoiceAgreement(sum(images), float(shares[0]), float(shares[1]), max(differences, default=None))
 
 
 def _accuracy(top: TopOne) -> Accuracy:

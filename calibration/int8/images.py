@@ -16,7 +16,7 @@ _CHUNK = 8  # images that are decoded and held at once
 _BROKEN_SHARE = 0.1
 
 
-class Sample:
+class CalibrationImages:
     """So many random images of a split, not augmented; broken ones are replaced and counted.
 
     Args:

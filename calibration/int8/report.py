@@ -11,7 +11,7 @@ from rich.table import Table
 _SHOWN = 12  # tensors; calibration.json has them all
 
 
-class Tensor(msgspec.Struct, frozen=True):
+class TensorError(msgspec.Struct, frozen=True):
     """``sqnr_db`` is None where nothing differs."""
 
     name: str
@@ -29,7 +29,7 @@ class Accuracy(msgspec.Struct, frozen=True):
     judged: bool
 
 
-class Choice(msgspec.Struct, frozen=True):
+class ChoiceAgreement(msgspec.Struct, frozen=True):
     """How alike clusters and tokens are; ``difference`` is None where no cluster has the same images and tokens."""
 
     images: int
@@ -50,14 +50,14 @@ class Speed(msgspec.Struct, frozen=True):
 class Quality(msgspec.Struct, frozen=True):
     """INT8 beside FP32. ``choice`` is at the bundle's ratio; ``accuracy`` is None without a head."""
 
-    tensors: list[Tensor]  # worst first
-    choice: Choice | None
+    tensors: list[TensorError]  # worst first
+    choice: ChoiceAgreement | None
     accuracy: Accuracy | None
     speed: Speed
-    golden: Choice | None
+    golden: ChoiceAgreement | None
 
 
-class Report(msgspec.Struct, frozen=True):
+class CalibrationReport(msgspec.Struct, frozen=True):
     """All that `calibrate` tells."""
 
     method: str
@@ -79,7 +79,7 @@ class Report(msgspec.Struct, frozen=True):
         return msgspec.to_builtins(self)  # type: ignore[no-any-return]
 
 
-def tables(report: Report) -> Iterator[Table]:
+def calibration_tables(report: CalibrationReport) -> Iterator[Table]:
     """The report for a screen."""
     summary = Table("", title="INT8 beside FP32")
     for name in ("FP32", "INT8", "INT8 v FP32"):
@@ -103,7 +103,7 @@ def tables(report: Report) -> Iterator[Table]:
     yield floats
 
 
-def notes(report: Report) -> Iterator[str]:
+def calibration_notes(report: CalibrationReport) -> Iterator[str]:
     """What the numbers do not say."""
     accuracy = report.quality.accuracy
     if accuracy is None:
@@ -113,7 +113,7 @@ def notes(report: Report) -> Iterator[str]:
     yield "INT8 is forward only (--trunk frozen): its scales would have to follow weights that learn"
 
 
-def _rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
+def _rows(report: CalibrationReport) -> Iterator[tuple[str, str, str, str]]:
     quality, speed = report.quality, report.quality.speed
     accuracy, choice = quality.accuracy, quality.choice
     if accuracy is not None:

@@ -40,7 +40,7 @@ class LinkReport(NamedTuple):
     down_mbit_s: float
 
 
-def measure(channel: Channel, seconds: float, say: Callable[[str], None] = lambda text: None) -> LinkReport:
+def measure_link(channel: Channel, seconds: float, say: Callable[[str], None] = lambda text: None) -> LinkReport:
     """Measure the link of an open channel: a fifth of the time for round trips, the rest for both directions.
 
     Raises:

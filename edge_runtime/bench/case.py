@@ -16,7 +16,14 @@ import msgspec
 import numpy as np
 
 from adc_edge.codec.precision import Float32
-from adc_edge.edge_runtime.bench.cases import Request, Result, model_file, open_engine, read_request, write_result
+from adc_edge.edge_runtime.bench.cases import (
+    BenchRequest,
+    BenchResult,
+    model_file,
+    open_engine,
+    read_request,
+    write_result,
+)
 from adc_edge.edge_runtime.bench.power import NotMeasured, Tegrastats, Window
 from adc_edge.edge_runtime.engines.base import Engine, Int64
 from adc_edge.edge_runtime.tally import peak_memory_mb
@@ -42,7 +49,7 @@ class _Rounds(NamedTuple):
     window: Window
 
 
-def measure(request: Request) -> Result:
+def measure_case(request: BenchRequest) -> BenchResult:
     """Measure the case; raises AdcEdgeError if its engine cannot be had."""
     case, settings = request.case, request.settings
     bundle = Bundle.load(settings.bundle, ())
@@ -74,10 +81,10 @@ def measure(request: Request) -> Result:
             "size_mb": model_file(case, bundle).stat().st_size / 1e6,
         }
         found |= verdict | refresh | _energy(power, idle, rounds, case.batch_size)
-    return Result(case=case, **found)
+    return BenchResult(case=case, **found)
 
 
-def _validate(request: Request, bundle: Bundle, engine: Engine) -> dict[str, Any]:
+def _validate(request: BenchRequest, bundle: Bundle, engine: Engine) -> dict[str, Any]:
     """Status, reason and agreement."""
     if GOLDEN not in bundle.manifest.files:
         return {"status": "not validated", "reason": "the bundle has no golden pair"}
@@ -108,7 +115,9 @@ def _work(work: Callable[[], object], rounds: int, seconds: float) -> _Rounds:
     return _Rounds(times, Window(begin, time.monotonic()))
 
 
-def _refresh(request: Request, bundle: Bundle, engine: Engine, batch: _Batch, plain_ms: list[float]) -> dict[str, Any]:
+def _refresh(
+    request: BenchRequest, bundle: Bundle, engine: Engine, batch: _Batch, plain_ms: list[float]
+) -> dict[str, Any]:
     """What new weights cost: to hand them over, and what the next batch takes more than those before the first.
 
     A median less a median, of the rounds just before and of as many after; noise may leave nothing of it.
@@ -159,11 +168,11 @@ def main(folder: Path) -> None:
     """Read the request, write the result; a failure is a result too."""
     request = read_request(folder)
     try:
-        result = measure(request)
+        result = measure_case(request)
     except AdcEdgeError as error:
-        result = Result(request.case, "failed", error.received)
+        result = BenchResult(request.case, "failed", error.received)
     except Exception as error:  # whatever an engine's library raises; the row says it
-        result = Result(request.case, "failed", " ".join(f"{type(error).__name__}: {error}".split()))
+        result = BenchResult(request.case, "failed", " ".join(f"{type(error).__name__}: {error}".split()))
     write_result(folder, msgspec.structs.replace(result, reason=result.reason.partition("\n")[0]))
 
 

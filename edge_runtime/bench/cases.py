@@ -33,7 +33,7 @@ _ENV = {"OMP_WAIT_POLICY": "passive"}  # as `serve` has it (cli.py)
 _REQUEST, _RESULT = "request.json", "result.json"
 
 
-class Case(msgspec.Struct, frozen=True):
+class BenchCase(msgspec.Struct, frozen=True):
     """One row: an engine, what it computes in, and how many images at once."""
 
     engine: Backend
@@ -47,7 +47,7 @@ class Case(msgspec.Struct, frozen=True):
         return f"{self.engine} {self.provider}" if self.engine == "onnxruntime" else self.engine
 
 
-class Settings(msgspec.Struct, frozen=True):
+class BenchSettings(msgspec.Struct, frozen=True):
     """What holds for every case; ``seconds`` is how long each works at least, None: 3 where power is measured."""
 
     bundle: Path
@@ -62,17 +62,17 @@ class Settings(msgspec.Struct, frozen=True):
         return ratio.check().shape(images, bundle.manifest.tokens, bundle.manifest.prefix)
 
 
-class Request(msgspec.Struct, frozen=True):
+class BenchRequest(msgspec.Struct, frozen=True):
     """What the process of a case is asked for."""
 
-    case: Case
-    settings: Settings
+    case: BenchCase
+    settings: BenchSettings
 
 
-class Result(msgspec.Struct, frozen=True):
+class BenchResult(msgspec.Struct, frozen=True):
     """What a case did; None is what was not measured, and the notes say why."""
 
-    case: Case
+    case: BenchCase
     status: Status
     reason: str = ""
     clusters: int = 0
@@ -107,16 +107,16 @@ class Result(msgspec.Struct, frozen=True):
 class Bench(NamedTuple):
     """A whole run of `bench`."""
 
-    settings: Settings
+    settings: BenchSettings
     bundle: Bundle
     facts: board.Board
-    before: board.State
-    after: board.State
-    results: Sequence[Result]
+    before: board.BoardState
+    after: board.BoardState
+    results: Sequence[BenchResult]
     absent: Sequence[str]  # cases that are not possible here, in words
 
 
-def open_engine(case: Case, bundle: Bundle, shape: Shape, cache: Path | None = None) -> Engine:
+def open_engine(case: BenchCase, bundle: Bundle, shape: Shape, cache: Path | None = None) -> Engine:
     """The engine of a case, to be entered. The one place where `bench` makes engines.
 
     Args:
@@ -147,12 +147,12 @@ def open_engine(case: Case, bundle: Bundle, shape: Shape, cache: Path | None = N
     )
 
 
-def model_file(case: Case, bundle: Bundle) -> Path:
+def model_file(case: BenchCase, bundle: Bundle) -> Path:
     """What the engine is made from, whose size the table tells."""
     return bundle.file(TRUNK) if case.engine == "torch" else bundle.client(case.compute)
 
 
-def find_cases(bundle: Bundle, batch_sizes: Sequence[int]) -> tuple[list[Case], list[str]]:
+def find_cases(bundle: Bundle, batch_sizes: Sequence[int]) -> tuple[list[BenchCase], list[str]]:
     """Every case that is possible here, and in words what is not."""
     here: list[tuple[Backend, Compute, Provider]] = []
     absent: list[str] = []
@@ -161,7 +161,7 @@ def find_cases(bundle: Bundle, batch_sizes: Sequence[int]) -> tuple[list[Case], 
             absent.append(why)
         else:
             here.append((engine, compute, provider))
-    return [Case(engine, compute, b, provider) for engine, compute, provider in here for b in batch_sizes], absent
+    return [BenchCase(engine, compute, b, provider) for engine, compute, provider in here for b in batch_sizes], absent
 
 
 def choose_cases(
@@ -170,7 +170,7 @@ def choose_cases(
     providers: Sequence[Provider],
     computes: Sequence[Compute],
     batch_sizes: Sequence[int],
-) -> tuple[list[Case], list[str]]:
+) -> tuple[list[BenchCase], list[str]]:
     """What was asked for by name, whether possible or not; what was not named is as it is by default.
 
     A row that cannot be had then says so, instead of being left out.
@@ -179,7 +179,7 @@ def choose_cases(
         return find_cases(bundle, batch_sizes)
     engines = engines or (("onnxruntime",) if providers else sorted({c.engine for c in find_cases(bundle, [2])[0]}))
     cases = [
-        Case(engine, compute, batch_size, provider)
+        BenchCase(engine, compute, batch_size, provider)
         for engine in engines
         for provider in ((providers or ("cpu",)) if engine == "onnxruntime" else ("cpu",))
         for compute in computes or ("fp32",)
@@ -215,7 +215,7 @@ def _no_torch(bundle: Bundle) -> str:
 
 
 def measure_all(
-    settings: Settings,
+    settings: BenchSettings,
     batch_sizes: Sequence[int] = (),
     engines: Sequence[Backend] = (),
     providers: Sequence[Provider] = (),
@@ -234,14 +234,14 @@ def measure_all(
     for size in sizes:
         settings.shape(bundle, size)
     cases, absent = choose_cases(bundle, engines, providers, computes, sizes)
-    before, results = board.state(root), []
+    before, results = board.board_state(root), []
     for number, case in enumerate(cases, 1):
         say(f"{number} of {len(cases)}: {case.backend} in {case.compute}, {case.batch_size} images")
-        results.append(run_case(Request(case, settings)))
-    return Bench(settings, bundle, board.describe(root), before, board.state(root), results, absent)
+        results.append(run_case(BenchRequest(case, settings)))
+    return Bench(settings, bundle, board.describe_board(root), before, board.board_state(root), results, absent)
 
 
-def run_case(request: Request, timeout_s: float = _CASE_TIMEOUT_S) -> Result:
+def run_case(request: BenchRequest, timeout_s: float = _CASE_TIMEOUT_S) -> BenchResult:
     """Measure one case in a process of its own; whatever happens there becomes a result."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -250,19 +250,21 @@ def run_case(request: Request, timeout_s: float = _CASE_TIMEOUT_S) -> Result:
         try:
             done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False, env=_ENV | os.environ)
         except subprocess.TimeoutExpired:
-            return Result(request.case, "failed", f"took more than {timeout_s:.0f} s")
+            return BenchResult(request.case, "failed", f"took more than {timeout_s:.0f} s")
         try:
-            return msgspec.json.decode((folder / _RESULT).read_bytes(), type=Result)
+            return msgspec.json.decode((folder / _RESULT).read_bytes(), type=BenchResult)
         except (OSError, msgspec.DecodeError):
             said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            return Result(request.case, "failed", ": ".join([f"its process {ending(done.returncode)}", *said]))
+            return BenchResult(request.case, "failed", ": ".join([f"its process {ending(done.returncode)}", *said]))
 
 
-def read_request(folder: Path) -> Request:
+def read_request(folder: Path) -> BenchRequest:
     """What ``run_case`` has left for the process."""
-    return msgspec.json.decode((folder / _REQUEST).read_bytes(), type=Request, dec_hook=lambda kind, value: kind(value))
+    return msgspec.json.decode(
+        (folder / _REQUEST).read_bytes(), type=BenchRequest, dec_hook=lambda kind, value: kind(value)
+    )
 
 
-def write_result(folder: Path, result: Result) -> None:
+def write_result(folder: Path, result: BenchResult) -> None:
     """What ``run_case`` waits for."""
     (folder / _RESULT).write_bytes(msgspec.json.encode(result))

@@ -61,18 +61,18 @@ def bench(
     from rich.console import Console
 
     from adc_edge.edge_runtime.bench import report
-    from adc_edge.edge_runtime.bench.cases import Settings, measure_all
+    from adc_edge.edge_runtime.bench.cases import BenchSettings, measure_all
     from adc_edge.method.ratio import Ratio
 
     given = Ratio(ratio, batch_ratio, token_ratio)
-    settings = Settings(bundle, None if given == Ratio() else given, rounds, seconds, engine_cache)
+    settings = BenchSettings(bundle, None if given == Ratio() else given, rounds, seconds, engine_cache)
     console = Console()
     with console.status("measuring") as status:
         done = measure_all(settings, batch_sizes, say=lambda text: status.update(f"measuring {text}"), **chosen)
     for name, text in report.header(done).items():
         console.print(f"{name:12} {text}", highlight=False, markup=False)
-    console.print(report.table(done, console.width))
-    for text in report.notes(done):
+    console.print(report.bench_table(done, console.width))
+    for text in report.bench_notes(done):
         console.print(text, highlight=False, markup=False)
     if command := report.next_command(done):
         console.print(f"next: {command}", highlight=False, markup=False, soft_wrap=True)

@@ -44,7 +44,7 @@ class Reading(NamedTuple):
     ram_mb: int | None
 
 
-class Sample(NamedTuple):
+class PowerSample(NamedTuple):
     """A reading and when it came, by the monotonic clock."""
 
     at_s: float
@@ -77,7 +77,7 @@ class NotMeasured(Exception):
     """There is no energy to tell; the text says why."""
 
 
-def parse(line: str) -> Reading:
+def parse_tegrastats(line: str) -> Reading:
     """Read a line of tegrastats; what is garbled in it is left out."""
     rails = [(name, int(now), int(mean)) for name, now, mean in _RAIL.findall(line) if name != "NC"]
     gpu, ram = _GPU.search(line), _RAM.search(line)
@@ -110,7 +110,7 @@ class Tegrastats:
         self._interval_ms = interval_ms
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
-        self._samples: list[Sample] = []
+        self._samples: list[PowerSample] = []
 
     @property
     def available(self) -> bool:
@@ -160,7 +160,7 @@ class Tegrastats:
             time.sleep(seconds)
         return Window(start, time.monotonic())
 
-    def between(self, window: Window) -> list[Sample]:
+    def between(self, window: Window) -> list[PowerSample]:
         """What was told meanwhile."""
         return [sample for sample in self._samples.copy() if window.start_s <= sample.at_s <= window.end_s]
 
@@ -174,10 +174,10 @@ class Tegrastats:
         assert process.stdout is not None
         for line in process.stdout:
             if line.endswith("\n"):  # not the one that the end cuts short
-                self._samples.append(Sample(time.monotonic(), parse(line)))
+                self._samples.append(PowerSample(time.monotonic(), parse_tegrastats(line)))
 
 
-def energy(idle: Sequence[Sample], busy: Sequence[Sample], window: Window) -> Energy:
+def energy(idle: Sequence[PowerSample], busy: Sequence[PowerSample], window: Window) -> Energy:
     """Integrate the total over ``window`` and subtract the idle mean over the same time.
 
     Args:
@@ -203,7 +203,7 @@ def energy(idle: Sequence[Sample], busy: Sequence[Sample], window: Window) -> En
     return Energy((busy_mw - idle_mw) * window.seconds, busy_mw, idle_mw, rails.pop(), len(during))
 
 
-def _totals(samples: Sequence[Sample]) -> list[tuple[float, str, int]]:
+def _totals(samples: Sequence[PowerSample]) -> list[tuple[float, str, int]]:
     """(when, rails, mW) of the samples that tell it."""
     found = ((sample.at_s, total_mw(sample.reading.rails_mw)) for sample in samples)
     return [(at, *total) for at, total in found if total is not None]

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from adc_edge import machine
 from adc_edge.edge_runtime import board, packages
-from adc_edge.edge_runtime.bench.cases import Bench, Result
+from adc_edge.edge_runtime.bench.cases import Bench, BenchResult
 
 NOT_MEASURED = "not measured"
-HEAD = (
+COLUMNS = (
     "backend",
     "compute",
     "B",
@@ -64,24 +64,24 @@ def header(bench: Bench) -> dict[str, str]:
     return lines
 
 
-def table(bench: Bench, width: int = _WIDE) -> Table:
+def bench_table(bench: Bench, width: int = _WIDE) -> Table:
     """For a terminal: engine and compute share a column, headings take two lines, a narrow one lacks some columns."""
     left_out = _NOT_NARROW if width < _WIDE else ()
     more = f" --markdown and a terminal of {_WIDE} columns have {', '.join(left_out)} too." if left_out else ""
     result = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption=_CAPTION + more, caption_justify="left", pad_edge=False)
-    shown = [name for name in HEAD[2:] if name not in left_out]
+    shown = [name for name in COLUMNS[2:] if name not in left_out]
     for name in ("engine", *shown):
         number = name not in _WORDS | {"engine"}
         result.add_column(name.replace(" ", "\n"), justify="right" if number else "left", no_wrap=name != "status")
     for row in bench.results:
-        by_name = dict(zip(HEAD, cells(row), strict=True))
+        by_name = dict(zip(COLUMNS, cells(row), strict=True))
         engine = " ".join((by_name["backend"], by_name["compute"])).replace(" ", "\n", 1)
         texts = [text if name == "status" else text.replace(" ", "\n") for name in shown for text in [by_name[name]]]
         result.add_row(engine, *texts, style="" if row.good else "red")
     return result
 
 
-def notes(bench: Bench) -> list[str]:
+def bench_notes(bench: Bench) -> list[str]:
     """Why a row has no numbers, and which rows there are none of."""
     found = [f"{_name(row)}: {row.status}: {row.reason}" for row in bench.results if row.reason]
     energy = dict.fromkeys(row.energy_note for row in bench.results if row.energy_note)
@@ -89,10 +89,10 @@ def notes(bench: Bench) -> list[str]:
     return found + [f"mJ/image {note}" for note in energy] + refresh + [f"not here: {text}" for text in bench.absent]
 
 
-def markdown(bench: Bench) -> str:
+def bench_markdown(bench: Bench) -> str:
     """To paste into an issue or a page."""
-    rule = ("---" if name in _WORDS else "---:" for name in HEAD)
-    rows = [HEAD, tuple(rule), *(cells(row) for row in bench.results)]
+    rule = ("---" if name in _WORDS else "---:" for name in COLUMNS)
+    rows = [COLUMNS, tuple(rule), *(cells(row) for row in bench.results)]
     parts = [
         "# adc-edge bench\n",
         *(f"- {name}: {text}" for name, text in header(bench).items()),
@@ -100,16 +100,16 @@ def markdown(bench: Bench) -> str:
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
         f"{_CAPTION[0].upper()}{_CAPTION[1:]}\n",
-        *(f"- {note}" for note in notes(bench)),
+        *(f"- {note}" for note in bench_notes(bench)),
     ]
     return "\n".join(parts) + "\n"
 
 
-def to_dict(bench: Bench) -> dict[str, Any]:
+def bench_dict(bench: Bench) -> dict[str, Any]:
     """Plain values for JSON."""
     return {
         "header": header(bench),
-        "machine": machine.describe(),
+        "machine": machine.describe_machine(),
         "bundle": bench.bundle.digest,
         "settings": msgspec.to_builtins(bench.settings, enc_hook=str),
         "board": asdict(bench.facts),
@@ -149,8 +149,8 @@ def next_command(bench: Bench, torch: bool | None = None) -> str | None:
     )
 
 
-def cells(row: Result) -> tuple[str, ...]:
-    """One row, as HEAD has it."""
+def cells(row: BenchResult) -> tuple[str, ...]:
+    """One row, as COLUMNS has it."""
     times = (row.p50_ms, row.p90_ms, row.p99_ms, row.images_s)
     failed = row.p50_ms is None
     unknown = "–" if failed else NOT_MEASURED
@@ -182,19 +182,19 @@ def _difference(value: float | None) -> str:
     return "–" if value is None else f"{value:.0e}" if value else "0"
 
 
-def _name(row: Result) -> str:
+def _name(row: BenchResult) -> str:
     return f"{row.case.backend} {row.case.compute} B={row.case.batch_size}"
 
 
 def _versions() -> str:
-    found = machine.describe()
+    found = machine.describe_machine()
     names = ("adc-edge", "python", "onnxruntime", "numpy", "torch")
     tensorrt = packages.installed("tensorrt")
     here = [f"{name} {found[name]}" for name in names if name in found]
     return ", ".join([*here, *([f"tensorrt {tensorrt}"] if tensorrt else [])])
 
 
-def _temperature(before: board.State, after: board.State) -> str:
+def _temperature(before: board.BoardState, after: board.BoardState) -> str:
     """The hottest sensor of the end, at both ends."""
     if after.hottest is None:
         return "not told"
@@ -203,13 +203,13 @@ def _temperature(before: board.State, after: board.State) -> str:
     return f"{name} {'?' if start is None else f'{start:.1f}'} → {value:.1f} °C"
 
 
-def _throttling(before: board.State, after: board.State) -> str:
+def _throttling(before: board.BoardState, after: board.BoardState) -> str:
     if not after.throttling_told:
         return "not told"
     return ", ".join(board.throttled(before, after)) or "none"
 
 
-def _batches(results: Sequence[Result], tokens: int) -> str:
+def _batches(results: Sequence[BenchResult], tokens: int) -> str:
     shapes = {(row.case.batch_size, row.clusters, row.kept): row for row in results if row.p50_ms is not None}
     return "; ".join(
         f"{images} images to {clusters} clusters, {kept} of {tokens} tokens (ξ={clusters * kept / images / tokens:.3f})"
@@ -222,6 +222,6 @@ def save(bench: Bench, markdown_file: Path | None, json_file: Path | None) -> No
     from adc_edge.files import write_atomic
 
     if markdown_file is not None:
-        write_atomic(markdown_file, markdown(bench).encode())
+        write_atomic(markdown_file, bench_markdown(bench).encode())
     if json_file is not None:
-        write_atomic(json_file, msgspec.json.format(msgspec.json.encode(to_dict(bench)), indent=2) + b"\n")
+        write_atomic(json_file, msgspec.json.format(msgspec.json.encode(bench_dict(bench)), indent=2) + b"\n")

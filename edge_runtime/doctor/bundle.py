@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from adc_edge.edge_runtime.doctor.report import Row
+from adc_edge.edge_runtime.doctor.report import DoctorRow
 from adc_edge.errors import AdcEdgeError
 from adc_edge.storage.bundle import CLIENT, GOLDEN, HEAD, TRUNK, Bundle, Compute
 
 _ABSENT = {HEAD: "the trainer's alone", TRUNK: "without it only --trunk frozen"}
 
 
-def examine_bundle(path: Path, tensorrt: str | None, golden: bool) -> Iterator[Row]:
+def examine_bundle(path: Path, tensorrt: str | None, golden: bool) -> Iterator[DoctorRow]:
     """Rows about the bundle at ``path``.
 
     Args:
@@ -28,7 +28,7 @@ def examine_bundle(path: Path, tensorrt: str | None, golden: bool) -> Iterator[R
         return
     manifest = bundle.manifest
     text = f"{manifest.model}, split {manifest.split} of {manifest.depth}, {manifest.classes} classes"
-    yield Row("bundle", "model", "ok", text, needed=True)
+    yield DoctorRow("bundle", "model", "ok", text, needed=True)
     yield from _files(bundle)
     yield from _computes(bundle)
     if tensorrt is not None:
@@ -37,26 +37,28 @@ def examine_bundle(path: Path, tensorrt: str | None, golden: bool) -> Iterator[R
         yield _golden(bundle)
 
 
-def _bad(name: str, error: AdcEdgeError) -> Row:
-    return Row("bundle", name, "bad", error.received, error.remedy, needed=True)
+def _bad(name: str, error: AdcEdgeError) -> DoctorRow:
+    return DoctorRow("bundle", name, "bad", error.received, error.remedy, needed=True)
 
 
-def _files(bundle: Bundle) -> Iterator[Row]:
+def _files(bundle: Bundle) -> Iterator[DoctorRow]:
     """What was changed is bad; what only another command needs may be absent."""
     intact = []
     for name in bundle.manifest.files:
         if not (bundle.path / name).exists():
-            yield Row("bundle", name, "missing", f"not here: {_ABSENT.get(name, 'some engines need it')}")
+            yield DoctorRow("bundle", name, "missing", f"not here: {_ABSENT.get(name, 'some engines need it')}")
             continue
         try:
             bundle.file(name)
             intact.append(name)
         except AdcEdgeError as error:
             yield _bad(name, error)
-    yield Row("bundle", "digests", "ok" if intact else "bad", f"right: {', '.join(intact) or 'none'}", needed=True)
+    yield DoctorRow(
+        "bundle", "digests", "ok" if intact else "bad", f"right: {', '.join(intact) or 'none'}", needed=True
+    )
 
 
-def _computes(bundle: Bundle) -> Iterator[Row]:
+def _computes(bundle: Bundle) -> Iterator[DoctorRow]:
     here, others = [], []
     computes: tuple[Compute, ...] = ("fp32", "fp16", "int8")
     for compute in computes:
@@ -65,27 +67,29 @@ def _computes(bundle: Bundle) -> Iterator[Row]:
             here.append(compute)
         except AdcEdgeError as error:
             others.append(f"{compute}: {error.remedy}")
-    yield Row("bundle", "computes in", "ok", ", ".join(here), "; ".join(others) or None)
+    yield DoctorRow("bundle", "computes in", "ok", ", ".join(here), "; ".join(others) or None)
 
 
-def _tensorrt(opset: int, version: str) -> Row:
+def _tensorrt(opset: int, version: str) -> DoctorRow:
     from adc_edge.onnx.tensorrt_support import opset_window_of
 
     try:
         least, most = opset_window_of(version)
     except AdcEdgeError as error:
-        return Row("bundle", "TensorRT", "warning", error.received, error.remedy)
+        return DoctorRow("bundle", "TensorRT", "warning", error.received, error.remedy)
     text = f"opset {opset}; TensorRT {version} takes {least} to {most}"
     remedy = None if least <= opset <= most else "export the model again with this adc-edge"
-    return Row("bundle", "TensorRT", "warning" if remedy else "ok", text, remedy)
+    return DoctorRow("bundle", "TensorRT", "warning" if remedy else "ok", text, remedy)
 
 
-def _golden(bundle: Bundle) -> Row:
+def _golden(bundle: Bundle) -> DoctorRow:
     from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
     from adc_edge.onnx.golden import check_golden
 
     if GOLDEN not in bundle.manifest.files:
-        return Row("bundle", "golden pair", "missing", "this bundle has none", "export it again with this adc-edge")
+        return DoctorRow(
+            "bundle", "golden pair", "missing", "this bundle has none", "export it again with this adc-edge"
+        )
     start = time.perf_counter()
     try:
         with OnnxEngine(bundle.path / CLIENT, bundle.manifest.trunk) as engine:
@@ -94,9 +98,9 @@ def _golden(bundle: Bundle) -> Row:
         return _bad("golden pair", error)
     except Exception as error:  # ONNX Runtime's own have no common class
         text = " ".join(f"ONNX Runtime: {error}".split())
-        return Row("bundle", "golden pair", "bad", text, "pip install --force-reinstall onnxruntime", needed=True)
+        return DoctorRow("bundle", "golden pair", "bad", text, "pip install --force-reinstall onnxruntime", needed=True)
     text = (
         f"ONNX Runtime on the CPU: {found.assignment:.0%} of assignments and {found.tokens:.0%} of tokens are the "
         f"exporting machine's, difference {found.difference:.1e} ({time.perf_counter() - start:.1f} s)"
     )
-    return Row("bundle", "golden pair", "ok", text, needed=True)
+    return DoctorRow("bundle", "golden pair", "ok", text, needed=True)

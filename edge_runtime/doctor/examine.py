@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from adc_edge.edge_runtime import board, packages
-from adc_edge.edge_runtime.doctor.report import Report, Row
+from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow
 from adc_edge.edge_runtime.packages import DEVICE, Package, Versions
 from adc_edge.errors import SettingError
 
@@ -28,7 +28,7 @@ def examine(
     root: Path = board.ROOT,
     versions: Versions = packages.installed,
     golden: bool = True,
-) -> Report:
+) -> DoctorReport:
     """Look at everything.
 
     Args:
@@ -42,7 +42,7 @@ def examine(
         SettingError: the address is none.
     """
     address = None if trainer is None else _address(trainer)
-    facts, state = board.describe(root), board.state(root)
+    facts, state = board.describe_board(root), board.board_state(root)
     found = packages.find(versions)
     imports = packages.imports(package for package in found if package.group == DEVICE)
     rows = [*_machine(facts, bundle or Path()), *_board(facts, state), *_packages(found, imports, facts)]
@@ -60,82 +60,82 @@ def examine(
         "imports": {name: asdict(how) for name, how in imports.items()},
         "torch_cuda": packages.torch_cuda(),
     }
-    return Report(tuple(rows), trains, details)
+    return DoctorReport(tuple(rows), trains, details)
 
 
-def _machine(facts: board.Board, place: Path) -> Iterator[Row]:
-    yield Row("machine", "Python", "ok", platform.python_version())
-    yield Row("machine", "system", "info", f"{facts.system}, {facts.architecture}")
+def _machine(facts: board.Board, place: Path) -> Iterator[DoctorRow]:
+    yield DoctorRow("machine", "Python", "ok", platform.python_version())
+    yield DoctorRow("machine", "system", "info", f"{facts.system}, {facts.architecture}")
     online = "" if facts.cores == facts.cores_online else f" ({facts.cores_online} switched on)"
-    yield Row("machine", "processor", "info", f"{facts.processor}, {facts.cores} cores{online}")
+    yield DoctorRow("machine", "processor", "info", f"{facts.processor}, {facts.cores} cores{online}")
     if facts.gpus:
-        yield Row("machine", "GPU", "info", ", ".join(facts.gpus))
+        yield DoctorRow("machine", "GPU", "info", ", ".join(facts.gpus))
     if facts.memory_mb is not None and facts.memory_free_mb is not None:
         text = f"{facts.memory_mb / 1e3:.1f} GB, {facts.memory_free_mb / 1e3:.1f} GB free"
-        yield Row("machine", "memory", "warning" if facts.memory_free_mb < _SCARCE_MB else "info", text)
+        yield DoctorRow("machine", "memory", "warning" if facts.memory_free_mb < _SCARCE_MB else "info", text)
     existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
     free_mb = shutil.disk_usage(existing).free / 1e6
     text = f"{free_mb / 1e3:.1f} GB free in {place}"
-    yield Row("machine", "disk", "warning" if free_mb < _SCARCE_MB else "info", text)
+    yield DoctorRow("machine", "disk", "warning" if free_mb < _SCARCE_MB else "info", text)
 
 
-def _board(facts: board.Board, state: board.State) -> Iterator[Row]:
+def _board(facts: board.Board, state: board.BoardState) -> Iterator[DoctorRow]:
     if facts.model is not None:
-        yield Row("board", "model", "info", facts.model)
+        yield DoctorRow("board", "model", "info", facts.model)
     if facts.l4t is not None:
-        yield Row("board", "JetPack", "info", f"{facts.jetpack or 'not known'} (L4T {facts.l4t})")
+        yield DoctorRow("board", "JetPack", "info", f"{facts.jetpack or 'not known'} (L4T {facts.l4t})")
     if facts.jetson:
         choose = "sudo nvpmodel -m NUMBER; /etc/nvpmodel.conf lists the modes"
         mode = state.power_mode
-        yield Row("board", "power mode", "info", mode or "not told (no nvpmodel here)", choose if mode else None)
+        yield DoctorRow("board", "power mode", "info", mode or "not told (no nvpmodel here)", choose if mode else None)
     if state.clocks:
         moves = facts.jetson and not all(clock.pinned for clock in state.clocks)
         text = "; ".join(map(str, state.clocks))
         pin = "sudo jetson_clocks, for numbers that repeat" if moves else None
-        yield Row("board", "clocks", "info", text, pin)
+        yield DoctorRow("board", "clocks", "info", text, pin)
     if state.temperatures_c:
         text = ", ".join(f"{name} {value:.1f}" for name, value in state.temperatures_c.items())
-        yield Row("board", "temperature", "info", f"{text} °C")
+        yield DoctorRow("board", "temperature", "info", f"{text} °C")
     if state.throttling_told:
         events = [f"{name} {count} times since it is on" for name, count in state.throttle_events.items() if count]
         text = ", ".join([*(f"{name} now" for name in state.throttling), *events]) or "none"
-        yield Row("board", "throttling", "warning" if state.throttling else "info", text)
+        yield DoctorRow("board", "throttling", "warning" if state.throttling else "info", text)
     if facts.congestion is not None:
         bbr = "bbr" in facts.congestion_offered
         text = f"{facts.congestion}; the kernel offers {', '.join(facts.congestion_offered)}"
         remedy = None if bbr else "sudo modprobe tcp_bbr: a link that loses packets is several times as fast with BBR"
-        yield Row("board", "TCP", "ok" if bbr else "missing", text, remedy)
+        yield DoctorRow("board", "TCP", "ok" if bbr else "missing", text, remedy)
 
 
-def _packages(found: list[Package], imports: dict[str, packages.Import], facts: board.Board) -> Iterator[Row]:
-    for group in packages.GROUPS:
+def _packages(found: list[Package], imports: dict[str, packages.Import], facts: board.Board) -> Iterator[DoctorRow]:
+    for group in packages.PACKAGE_GROUPS:
         members = [package for package in found if package.group == group]
         if members:
             yield _group(group, members, imports if group == DEVICE else {}, facts.jetson)
     # Without an answer (no process could be started to ask) nothing is said.
     if (runtime := imports.get("onnxruntime")) is not None and runtime.more is not None:
         names = ", ".join(name.removesuffix("ExecutionProvider") for name in runtime.more)
-        yield Row("packages", "ONNX Runtime", "ok", f"providers: {names}")
+        yield DoctorRow("packages", "ONNX Runtime", "ok", f"providers: {names}")
     if (zmq := imports.get("pyzmq")) is not None and zmq.more is not None:
         remedy = None if zmq.more else "pip install --force-reinstall pyzmq: --keys needs it"
         text = "here" if zmq.more else "this ZeroMQ was built without it"
-        yield Row("packages", "CURVE", "ok" if zmq.more else "warning", text, remedy)
+        yield DoctorRow("packages", "CURVE", "ok" if zmq.more else "warning", text, remedy)
     if (facts.l4t or "").startswith("36."):
         yield from _clashes({package.name: package.version for package in found})
 
 
-def _clashes(versions: dict[str, str | None]) -> Iterator[Row]:
+def _clashes(versions: dict[str, str | None]) -> Iterator[DoctorRow]:
     """What pip brings by itself and JetPack 6 cannot use."""
     numpy, torch, cuda = (versions.get(name) for name in ("numpy", "torch", "cuda-python"))
     if numpy and torch and packages.release(numpy) >= (2,):
         text = f"{numpy}, beside JetPack 6's torch {torch}, which is built for numpy 1"
-        yield Row("packages", "numpy", "warning", text, "pip install 'numpy<2'")
+        yield DoctorRow("packages", "numpy", "warning", text, "pip install 'numpy<2'")
     if cuda and packages.release(cuda) >= (13,):
         text = f"{cuda} is for CUDA 13, and JetPack 6 has CUDA 12"
-        yield Row("packages", "cuda-python", "warning", text, "pip install 'cuda-python<13'")
+        yield DoctorRow("packages", "cuda-python", "warning", text, "pip install 'cuda-python<13'")
 
 
-def _group(group: str, members: list[Package], imports: dict[str, packages.Import], jetson: bool) -> Row:
+def _group(group: str, members: list[Package], imports: dict[str, packages.Import], jetson: bool) -> DoctorRow:
     faults = {}
     for package in members:
         how = imports.get(package.name)
@@ -146,8 +146,10 @@ def _group(group: str, members: list[Package], imports: dict[str, packages.Impor
     here = [_with_version(package) for package in members if package.name not in faults]
     text = "; ".join([*([", ".join(here)] if here else []), *(f"{name} {fault}" for name, fault in faults.items())])
     if not faults:
-        return Row("packages", group, "ok", text, needed=group == DEVICE)
-    return Row("packages", group, "bad" if group == DEVICE else "missing", text, _get(group, jetson), group == DEVICE)
+        return DoctorRow("packages", group, "ok", text, needed=group == DEVICE)
+    return DoctorRow(
+        "packages", group, "bad" if group == DEVICE else "missing", text, _get(group, jetson), group == DEVICE
+    )
 
 
 def _with_version(package: Package) -> str:
@@ -164,16 +166,16 @@ def _get(group: str, jetson: bool) -> str:
     return "pip install --upgrade adc-edge" if group == DEVICE else f"pip install 'adc-edge[{group}]'"
 
 
-def _bundle(path: Path, found: list[Package], golden: bool) -> list[Row]:
+def _bundle(path: Path, found: list[Package], golden: bool) -> list[DoctorRow]:
     from adc_edge.edge_runtime.doctor.bundle import examine_bundle
 
     tensorrt = next((package.version for package in found if package.name == "tensorrt"), None)
     return list(examine_bundle(path, tensorrt, golden))
 
 
-def _unchecked(path: Path) -> Row:
+def _unchecked(path: Path) -> DoctorRow:
     """An import that kills its process would take this one with it."""
-    return Row("bundle", str(path), "bad", "not checked: packages are missing, see above", needed=True)
+    return DoctorRow("bundle", str(path), "bad", "not checked: packages are missing, see above", needed=True)
 
 
 def _address(trainer: str) -> tuple[str, int]:
@@ -187,12 +189,12 @@ def _address(trainer: str) -> tuple[str, int]:
     return url.hostname, port
 
 
-def _trainer(trainer: str, host: str, port: int) -> Row:
+def _trainer(trainer: str, host: str, port: int) -> DoctorRow:
     start = time.perf_counter()
     try:
         socket.create_connection((host, port), _CONNECT_TIMEOUT_S).close()
     except OSError as error:
         remedy = "start `adc-edge trainer` there, and let its port through firewalls"
-        return Row("trainer", "connection", "bad", f"{trainer} does not answer: {error}", remedy, needed=True)
+        return DoctorRow("trainer", "connection", "bad", f"{trainer} does not answer: {error}", remedy, needed=True)
     text = f"{trainer} takes it in {(time.perf_counter() - start) * 1e3:.1f} ms; `adc-edge link` measures the rest"
-    return Row("trainer", "connection", "ok", text, needed=True)
+    return DoctorRow("trainer", "connection", "ok", text, needed=True)

@@ -21,7 +21,7 @@ _NAME_WIDTH = 17
 
 
 @dataclass(frozen=True)
-class Row:
+class DoctorRow:
     """One fact. Without what is ``needed`` a device cannot `serve`."""
 
     section: str
@@ -38,7 +38,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """All of it.
 
     Args:
@@ -47,12 +47,12 @@ class Report:
         details: plain values that the rows only sum up.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[DoctorRow, ...]
     trains: bool
     details: dict[str, Any]
 
     @property
-    def faults(self) -> tuple[Row, ...]:
+    def faults(self) -> tuple[DoctorRow, ...]:
         """What keeps this device from serving."""
         return tuple(row for row in self.rows if row.fault)
 
@@ -63,7 +63,7 @@ class Report:
         return {"adc-edge": __version__, **serves, "rows": rows, **self.details}
 
 
-def lines(report: Report, width: int, bundle: Path | None, trainer: str | None) -> Iterator[str]:
+def lines(report: DoctorReport, width: int, bundle: Path | None, trainer: str | None) -> Iterator[str]:
     """The report for a person, ending with the verdict and the next command."""
     yield f"adc-edge {__version__} doctor"
     for section, rows in groupby(report.rows, key=lambda row: row.section):
@@ -75,7 +75,7 @@ def lines(report: Report, width: int, bundle: Path | None, trainer: str | None) 
     yield from _verdict(report, bundle, trainer)
 
 
-def health_line(report: Report) -> str:
+def health_line(report: DoctorReport) -> str:
     """The verdict with the first fault."""
     if not report.faults:
         return f"ok: adc-edge {__version__} can serve" + ("" if report.trains else " a frozen trunk")
@@ -84,7 +84,7 @@ def health_line(report: Report) -> str:
     return " ".join(f"bad: {row.name}: {row.text}{more}".split())
 
 
-def _row(row: Row, width: int) -> Iterator[str]:
+def _row(row: DoctorRow, width: int) -> Iterator[str]:
     mark = click.style(MARKS[row.kind], fg=_COLOURS.get(row.kind), bold=True)
     indent = " " * (_NAME_WIDTH + 4)
     room = max(30, width - len(indent))
@@ -98,7 +98,7 @@ def _wrap(text: str, room: int) -> list[str]:
     return textwrap.wrap(text, room, break_on_hyphens=False) or [""]
 
 
-def _verdict(report: Report, bundle: Path | None, trainer: str | None) -> Iterator[str]:
+def _verdict(report: DoctorReport, bundle: Path | None, trainer: str | None) -> Iterator[str]:
     if report.faults:
         names = ", ".join(row.name for row in report.faults)
         yield click.style(f"this device cannot serve: {names}", fg="red", bold=True)

@@ -29,7 +29,7 @@ WHERE = "engine-where"  # another: what has computed
 _ROUNDS = 3
 
 
-class Link(NamedTuple):
+class LinkSeconds(NamedTuple):
     """What a micro-batch meets on its way, in seconds."""
 
     rtt: float
@@ -37,7 +37,7 @@ class Link(NamedTuple):
     down: float
 
 
-class Choice(NamedTuple):
+class EngineChoice(NamedTuple):
     """Both schedules, measured here; seconds."""
 
     engine: str
@@ -126,8 +126,8 @@ def check_provider(engine: Engine, bundle: Bundle, compute: Compute) -> None:
 
 
 def choose(
-    engine: OnnxEngine, shim: Shim, images: Float32, seeds: Int64, slots: int, link: Link, cut: StepSettings
-) -> Choice:
+    engine: OnnxEngine, shim: Shim, images: Float32, seeds: Int64, slots: int, link: LinkSeconds, cut: StepSettings
+) -> EngineChoice:
     """Run one micro-batch both ways, a few times, and compare the steps that would come of it.
 
     Args:
@@ -159,4 +159,4 @@ def choose(
     ours = Costs(forward, recompute, backward, link.up, 0.0, link.down)
     theirs = Costs(with_graph, 0.0, backward, link.up, 0.0, link.down)
     steps = [step_seconds(costs, link.rtt, cut.micro_batches, cut.window) for costs in (ours, theirs)]
-    return Choice("onnxruntime" if steps[0] <= steps[1] else "torch", ours, theirs, *steps)
+    return EngineChoice("onnxruntime" if steps[0] <= steps[1] else "torch", ours, theirs, *steps)

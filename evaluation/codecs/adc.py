@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from adc_edge.codec.precision import Precision
-from adc_edge.evaluation.codecs.base import Batch, Dense, Header, Sent, encode_with_labels
+from adc_edge.evaluation.codecs.base import CodecBatch, Dense, EncodedBatch, Header, encode_with_labels
 from adc_edge.method import adc
 from adc_edge.method.labels import label_triples
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.method.trunk import Compressed, Trunk
+from adc_edge.method.trunk import AdcOutput, Trunk
 
 
 def random_rows(rows: Tensor, clusters: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -48,7 +48,7 @@ class Adc(Dense):
         """ξ."""
         return self.shape(images).xi
 
-    def compress(self, trunk: Trunk, batch: Batch) -> Sent:
+    def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
         """Trunk and ADC; empty clusters are not sent."""
         found = self.choose(trunk, batch)
         full = found.counts > 0
@@ -56,9 +56,9 @@ class Adc(Dense):
         clusters = torch.cumsum(full, 0)[found.assignment] - 1  # numbered without the empty ones
         labels = label_triples(clusters.cpu().numpy(), batch.labels, self.classes)
         header = Header(len(batch.labels), tuple(tensor.shape), len(labels), self.precision)
-        return Sent(header, encode_with_labels(tensor, labels, self.precision), tensor)
+        return EncodedBatch(header, encode_with_labels(tensor, labels, self.precision), tensor)
 
-    def choose(self, trunk: Trunk, batch: Batch) -> Compressed:
+    def choose(self, trunk: Trunk, batch: CodecBatch) -> AdcOutput:
         """What merges with what, and which tokens stay."""
         shape = self.shape(len(batch.labels))
         seeds = torch.from_numpy(random_rows(batch.images, shape.clusters, batch.rng)).to(batch.images.device)
@@ -105,7 +105,7 @@ class AdcBy(Adc):
         super().__init__(spec, classes, target, precision, gradient_precision)
         self.feature, self.start, self.iterations = feature, start, iterations
 
-    def choose(self, trunk: Trunk, batch: Batch) -> Compressed:
+    def choose(self, trunk: Trunk, batch: CodecBatch) -> AdcOutput:
         """As ADC, after the trunk's whole output."""
         shape = self.shape(len(batch.labels))
         state = trunk.states(batch.images)[-1]
@@ -120,4 +120,4 @@ class AdcBy(Adc):
             tokens = adc.select_tokens(centroids, shape.kept - self.spec.prefix, self.spec.prefix)
         start = len(trunk.blocks) - 1
         activations = trunk.replay(state if start else batch.images, assignment, tokens, start=start)
-        return Compressed(activations, assignment, tokens, counts)
+        return AdcOutput(activations, assignment, tokens, counts)

@@ -28,7 +28,7 @@ from adc_edge.method.trunk import Trunk
 from adc_edge.wire.messages import TRIPLE_BYTES
 
 
-class Batch(NamedTuple):
+class CodecBatch(NamedTuple):
     """A batch on the device, and the random numbers that a method may draw for it."""
 
     images: Tensor  # [B, 3, H, W]
@@ -45,7 +45,7 @@ class Header(NamedTuple):
     precision: Precision
 
 
-class Sent(NamedTuple):
+class EncodedBatch(NamedTuple):
     """What the device has after compressing: the bytes that leave it, and what the gradient will be of."""
 
     header: Header
@@ -75,7 +75,7 @@ class Codec(Protocol):
     def ratio(self, images: int) -> float:
         """Values sent up for a batch of so many images, as a share of the B·N·D there are."""
 
-    def compress(self, trunk: Trunk, batch: Batch) -> Sent:
+    def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
         """Run the trunk and encode what it sends (activations, then labels)."""
 
     def extract(self, header: Header, body: memoryview) -> Arrived:
@@ -84,7 +84,7 @@ class Codec(Protocol):
     def compress_gradient(self, arrived: Arrived, gradient: Tensor) -> memoryview:
         """Encode the gradient with respect to ``arrived.values``, as the trainer."""
 
-    def extract_gradient(self, sent: Sent, body: memoryview) -> Tensor:
+    def extract_gradient(self, sent: EncodedBatch, body: memoryview) -> Tensor:
         """Decode it into the gradient with respect to ``sent.tensor``, as the device."""
 
     def through(self, features: Tensor) -> Tensor | None:
@@ -137,15 +137,15 @@ class Dense:
         """All of it."""
         return 1.0
 
-    def compress(self, trunk: Trunk, batch: Batch) -> Sent:
+    def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
         """The whole activations ``[B, N, D]``."""
         return self.pack(trunk(batch.images).float(), batch)
 
-    def pack(self, tensor: Tensor, batch: Batch) -> Sent:
+    def pack(self, tensor: Tensor, batch: CodecBatch) -> EncodedBatch:
         """Send ``tensor`` with each image's own label."""
         labels = own_labels(batch.labels, self.classes)
         header = Header(len(batch.labels), tuple(tensor.shape), len(labels), self.precision)
-        return Sent(header, encode_with_labels(tensor, labels, self.precision), tensor)
+        return EncodedBatch(header, encode_with_labels(tensor, labels, self.precision), tensor)
 
     def extract(self, header: Header, body: memoryview) -> Arrived:
         """The decoded tensor, and what ``restore`` makes of it."""
@@ -163,7 +163,7 @@ class Dense:
         """The whole gradient."""
         return encode(gradient.float().cpu().numpy(), self.gradient_precision)
 
-    def extract_gradient(self, sent: Sent, body: memoryview) -> Tensor:
+    def extract_gradient(self, sent: EncodedBatch, body: memoryview) -> Tensor:
         """The whole gradient."""
         return decode_tensor(body, tuple(sent.tensor.shape), self.gradient_precision).to(sent.tensor.device)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adc_edge.codec.precision import Precision
-from adc_edge.evaluation.codecs.base import Batch, Dense, Sent
+from adc_edge.evaluation.codecs.base import CodecBatch, Dense, EncodedBatch
 from adc_edge.evaluation.codecs.sparse import check_share
 from adc_edge.method.trunk import Trunk
 
@@ -68,7 +68,7 @@ class BottleNetPlusPlus(Dense):
         """W/D."""
         return self.width / self.dim
 
-    def compress(self, trunk: Trunk, batch: Batch) -> Sent:
+    def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
         """The encoded tokens ``[B, N, W]``."""
         return self.pack(self.encoder(trunk(batch.images).float()), batch)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adc_edge.codec.precision import Precision
-from adc_edge.evaluation.codecs.base import Batch, Dense, Sent
+from adc_edge.evaluation.codecs.base import CodecBatch, Dense, EncodedBatch
 from adc_edge.evaluation.codecs.sparse import check_share
 from adc_edge.method.trunk import Trunk
 
@@ -84,7 +84,7 @@ class C3sl(Dense):
         samples: Tensor = torch.fft.irfft(mine * keys.conj(), n=self.total)
         return samples
 
-    def compress(self, trunk: Trunk, batch: Batch) -> Sent:
+    def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
         """The groups' sums ``[G, n]``."""
         return self.pack(self.bind(trunk(batch.images).float().flatten(1)), batch)
 

@@ -20,10 +20,10 @@ from adc_edge.codec.precision import Precision, encode, encoded_bytes
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.evaluation.codecs.base import (
     Arrived,
-    Batch,
+    CodecBatch,
     Dense,
+    EncodedBatch,
     Header,
-    Sent,
     decode_tensor,
     own_labels,
     read_labels,
@@ -150,7 +150,7 @@ class TopK(Dense):
         """Places of the K largest magnitudes of each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending."""
         return flat.detach().abs().topk(self.kept, dim=1, sorted=False).indices.sort(dim=1).values
 
-    def compress(self, trunk: Trunk, batch: Batch) -> Sent:
+    def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
         """Some of the activations ``[B, K]``, and where they lie."""
         flat = trunk(batch.images).float().flatten(1)  # [B, n]
         where = self.choose(flat, batch.rng)
@@ -158,7 +158,7 @@ class TopK(Dense):
         labels = own_labels(batch.labels, self.classes)
         header = Header(len(batch.labels), tuple(tensor.shape), len(labels), self.precision)
         tail = pack_places(where.cpu().numpy(), self.total) + labels.tobytes()
-        return Sent(header, encode(tensor.detach().float().cpu().numpy(), self.precision, tail), tensor, where)
+        return EncodedBatch(header, encode(tensor.detach().float().cpu().numpy(), self.precision, tail), tensor, where)
 
     def extract(self, header: Header, body: memoryview) -> Arrived:
         """The values ``[B, K]``, spread over zeros ``[B, N, D]``.

@@ -32,12 +32,11 @@ from torch import Tensor, nn
 
 from adc_edge.codec.precision import Float32, encoded_bytes
 from adc_edge.data import augment
-from adc_edge.data.loader import Batch as LoadedBatch
-from adc_edge.data.loader import Loader
-from adc_edge.data.sources import Dataset, Split, load
+from adc_edge.data.loader import Batch, Loader
+from adc_edge.data.sources import Dataset, Split, load_dataset
 from adc_edge.errors import DataError
 from adc_edge.evaluation.codecs.adc import Adc
-from adc_edge.evaluation.codecs.base import Batch, Codec
+from adc_edge.evaluation.codecs.base import Codec, CodecBatch
 from adc_edge.evaluation.study.setting import Setting
 from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import computing, make_parts, sampled
@@ -144,7 +143,7 @@ class Inverter(nn.Module):
         return loss + F.cross_entropy(logits.flatten(0, 1), view.places.flatten())
 
 
-def look(codec: Codec, trunk: Trunk, batch: Batch) -> View:
+def look(codec: Codec, trunk: Trunk, batch: CodecBatch) -> View:
     """Send a batch as in training, and take it as the trainer."""
     with torch.no_grad():
         again = batch._replace(rng=copy.deepcopy(batch.rng))
@@ -195,7 +194,7 @@ def invert(
     Raises:
         DataError: a split is smaller than a batch.
     """
-    data, size = sampled(dataset or load(study.data), study), study.batch_size
+    data, size = sampled(dataset or load_dataset(study.data), study), study.batch_size
     for name, split in (("train", data.train), ("test", data.test)):
         if len(split.labels) < size:
             images = f"{len(split.labels)} images in the {name} split"
@@ -255,13 +254,13 @@ class _Attack:
         return Leak(str(self.setting), self.seed, *found), pairs[0]
 
     def _loader(self, split: Split, changes: str) -> Loader:
-        return Loader(split, self.how, self.study.batch_size, self.seed, augment.parse(changes))
+        return Loader(split, self.how, self.study.batch_size, self.seed, augment.parse_augmentation(changes))
 
-    def _view(self, batch: LoadedBatch, stream: int, step: int) -> View:
+    def _view(self, batch: Batch, stream: int, step: int) -> View:
         rng = np.random.default_rng([self.seed, stream, step])
         with computing(self.study):
             images = torch.from_numpy(batch.images).to(self.place)
-            view = look(self.codec, self.trunk, Batch(images, batch.labels, rng))
+            view = look(self.codec, self.trunk, CodecBatch(images, batch.labels, rng))
         places = None if view.places is None else view.places.to(self.place)
         return View(view.features.to(self.place), view.bytes_up, view.rows.to(self.place), places)
 

@@ -80,12 +80,12 @@ def privacy(texts: tuple[str, ...], output: Path, epochs: float, seed: int, **op
     from rich.console import Console
 
     from adc_edge.evaluation.report.plots import png
-    from adc_edge.evaluation.study.setting import parse, unique
+    from adc_edge.evaluation.study.setting import parse_setting, unique
     from adc_edge.evaluation.study.task import study_of
     from adc_edge.files import write_atomic
 
     console = Console()
-    settings, study = unique(parse(text) for text in texts), study_of(options)
+    settings, study = unique(parse_setting(text) for text in texts), study_of(options)
     leaks, examples = _attack(study, settings, seed, epochs, console)
     console.print(_table(leaks))
     files = {
@@ -105,10 +105,10 @@ def _attack(
     """Every setting, one after another, with the time left."""
     from rich.progress import Progress
 
-    from adc_edge.data.sources import load
+    from adc_edge.data.sources import load_dataset
     from adc_edge.evaluation.privacy.attack import invert
 
-    dataset, found = load(study.data), []
+    dataset, found = load_dataset(study.data), []
     with Progress(console=console) as progress:
         whole = progress.add_task("", total=float(len(settings)))
         for done, setting in enumerate(settings):
@@ -150,7 +150,7 @@ def _json(study: Study, epochs: float, leaks: Sequence[Leak]) -> bytes:
     task = msgspec.to_builtins(study)
     for name in ("epochs", "budget", "max_epochs", "evaluate_every", "optimizer"):  # no part in this
         del task[name]
-    about = machine.describe(threads=torch.get_num_threads(), device=study.device)
+    about = machine.describe_machine(threads=torch.get_num_threads(), device=study.device)
     content = {"note": _CAVEAT, "study": task, "inverter_epochs": epochs, "settings": leaks, "machine": about}
     return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 

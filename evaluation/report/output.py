@@ -12,7 +12,7 @@ import pandas as pd
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.report.page import machines, page
 from adc_edge.evaluation.report.plots import curves_figure, figure, png
-from adc_edge.evaluation.report.tables import markdown, sheets
+from adc_edge.evaluation.report.tables import sheets, study_markdown
 from adc_edge.evaluation.report.views import Views, parts_of, records, views
 from adc_edge.evaluation.study.study import Run, Study
 from adc_edge.files import write_atomic
@@ -44,8 +44,8 @@ def write_all(study: Study, runs: Sequence[Run], budgets: Sequence[float], direc
     seen, middle = views(study, runs, budgets), sorted(budgets)[len(budgets) // 2]
     files = {
         "results.csv": points(runs).to_csv(index=False).encode(),
-        "results.json": msgspec.json.format(msgspec.json.encode(to_dict(study, runs, seen)), indent=2) + b"\n",
-        "results.md": markdown(sheets(seen)).encode(),
+        "results.json": msgspec.json.format(msgspec.json.encode(study_dict(study, runs, seen)), indent=2) + b"\n",
+        "results.md": study_markdown(sheets(seen)).encode(),
         "plot.png": png(figure(study, runs, seen, middle)),
         "curves.png": png(curves_figure(runs)),
         "index.html": page(study, runs, seen, middle).encode(),
@@ -60,7 +60,7 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(_points(runs), columns=_COLUMNS)
 
 
-def to_dict(study: Study, runs: Sequence[Run], seen: Views) -> dict[str, Any]:
+def study_dict(study: Study, runs: Sequence[Run], seen: Views) -> dict[str, Any]:
     """Plain values for JSON, where NaN becomes null: the study, its views and the machines that ran it."""
     return {
         "study": msgspec.to_builtins(study),

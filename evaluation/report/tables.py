@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from adc_edge.evaluation.report.views import GROUPS, OURS, Views, records, views
+from adc_edge.evaluation.report.views import METHOD_GROUPS, OURS, Views, records, views
 from adc_edge.evaluation.study.study import Run, Study
 
 NONE = "–"
@@ -49,9 +49,9 @@ class Sheet(NamedTuple):
     caption: str
 
 
-def tables(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> Iterator[Table]:
+def study_tables(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> Iterator[Table]:
     """All of it for a terminal."""
-    return map(table, sheets(views(study, runs, budgets)))
+    return map(study_table, sheets(views(study, runs, budgets)))
 
 
 def sheets(seen: Views) -> list[Sheet]:
@@ -92,7 +92,7 @@ def standings_sheets(seen: Views) -> Iterator[Sheet]:
         yield Sheet(title, "budget", columns, 2, sections, _STANDINGS_CAPTION)
 
 
-def table(sheet: Sheet) -> Table:
+def study_table(sheet: Sheet) -> Table:
     """For a terminal."""
     result = Table(
         title=sheet.title,
@@ -116,7 +116,7 @@ def table(sheet: Sheet) -> Table:
     return result
 
 
-def markdown(shown: Sequence[Sheet]) -> str:
+def study_markdown(shown: Sequence[Sheet]) -> str:
     """The same for docs/results.md: GitHub tables under headings of third rank."""
     return "\n".join(_markdown(sheet) for sheet in shown)
 
@@ -139,7 +139,7 @@ _NOBODY = pd.DataFrame(columns=["group", "setting"])
 
 def _sections(rows: Sequence[tuple[str, tuple[str, ...]]]) -> list[Section]:
     """Rows by group, in the order of groups."""
-    by_group = [Section(group, [cells for name, cells in rows if name == group]) for group in GROUPS]
+    by_group = [Section(group, [cells for name, cells in rows if name == group]) for group in METHOD_GROUPS]
     return [section for section in by_group if section.rows]
 
 

@@ -20,7 +20,7 @@ from adc_edge.evaluation.study.study import Point, Run, Study
 OURS, PAPER, UNCOMPRESSED = "adc-edge", "ADC, the paper's", "uncompressed"
 RIVALS = {"topk": "Top-K", "randtopk": "RandTopK", "c3sl": "C3-SL", "bottlenetpp": "BottleNet++"}
 LOW_BITS = " x low bits"
-GROUPS = (
+METHOD_GROUPS = (
     OURS,
     PAPER,
     "ADC" + LOW_BITS,
@@ -38,7 +38,7 @@ _SUMMARY = (
 )
 
 
-class Parts(NamedTuple):
+class SettingParts(NamedTuple):
     """A setting's text, taken apart. Unlike `parse` it refuses nothing: what has run is shown."""
 
     method: str
@@ -61,18 +61,18 @@ class Views(NamedTuple):
     standings: pd.DataFrame
 
 
-def parts_of(setting: Setting | str) -> Parts:
+def parts_of(setting: Setting | str) -> SettingParts:
     """Method, ratio and precisions of ``METHOD[@RATIO][/UP[:DOWN]]``."""
     body, _, travels = str(setting).partition("/")
     method, _, ratio = body.partition("@")
     if method not in METHODS:  # a precision alone
         method, travels = "none", method
     up, _, down = (travels or "fp32").partition(":")
-    return Parts(method, ratio, up, down or up)
+    return SettingParts(method, ratio, up, down or up)
 
 
 def group_of(setting: Setting | str) -> str:
-    """Which of GROUPS a setting competes for."""
+    """Which of METHOD_GROUPS a setting competes for."""
     method, _, up, down = parts_of(setting)
     if up.startswith("pca") or down.startswith("pca"):
         return OURS
@@ -164,7 +164,7 @@ def representatives(seen: Views, budget: float) -> dict[str, str]:
     best = seen.standings[(seen.standings["view"] == "bytes") & (seen.standings["budget"] == budget)]
     found = dict(zip(smallest["group"], smallest["setting"], strict=True))
     found |= dict(zip(best["group"], best["setting"], strict=True))
-    return {group: found[group] for group in GROUPS if group in found}
+    return {group: found[group] for group in METHOD_GROUPS if group in found}
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -235,7 +235,7 @@ def _summary(judged: pd.DataFrame) -> pd.DataFrame:
     frame["std"] = settings["accuracy"].std()
     frame["sem"] = settings["accuracy"].sem()
     frame["ended"] = settings["ended"].any()
-    frame["order"] = frame["group"].map(GROUPS.index)
+    frame["order"] = frame["group"].map(METHOD_GROUPS.index)
     frame = frame.sort_values(["order", "share"], ascending=[True, False], kind="stable").reset_index()
     return frame[_SUMMARY]
 
@@ -252,7 +252,7 @@ def _leaders(view: str, budget: float, judged: pd.DataFrame, fitting: pd.DataFra
         {"view": view, "budget": budget, "tried": int(tried[group]), "paired_seeds": 0}
         | best[group]
         | ({} if ours is None or group == OURS else _ahead(ours, best[group], judged))
-        for group in GROUPS
+        for group in METHOD_GROUPS
         if group in best
     ]
 

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adc_edge import machine
-from adc_edge.data.sources import load
+from adc_edge.data.sources import load_dataset
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
-from adc_edge.evaluation.study.setting import Setting, parse
-from adc_edge.evaluation.study.study import FORMAT, Plan, Run, Study, run_name
+from adc_edge.evaluation.study.setting import Setting, parse_setting
+from adc_edge.evaluation.study.study import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.training import train
 from adc_edge.files import write_atomic
 
@@ -59,12 +59,12 @@ def read_runs(directory: Path) -> tuple[Study, list[Run]]:
     plan = _read_plan(directory)
     if plan is None:
         raise SettingError(f"{directory} holds no {_PLAN}", "the -o directory of an evaluation", "run `evaluate` first")
-    tasks = [_Task(parse(text), seed) for text in plan.settings for seed in plan.seeds]
+    tasks = [_Task(parse_setting(text), seed) for text in plan.settings for seed in plan.seeds]
     paths = [directory / _RUNS / run_name(*task) for task in tasks]
     return plan.study, [_read(path, Run) for path in paths if path.exists()]
 
 
-def evaluate(
+def run_study(
     study: Study, settings: Sequence[Setting], seeds: Sequence[int], directory: Path, jobs: int, console: Console
 ) -> list[Failure]:
     """Run what is missing of settings × seeds; settings and seeds that ``directory`` knows already stay known.
@@ -81,7 +81,9 @@ def evaluate(
         SettingError: the directory holds another study.
     """
     plan = _merge(
-        _read_plan(directory), Plan(FORMAT, study.check(), tuple(map(str, settings)), tuple(seeds)), directory
+        _read_plan(directory),
+        StudyPlan(STUDY_FORMAT, study.check(), tuple(map(str, settings)), tuple(seeds)),
+        directory,
     )
     write_atomic(directory / _PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
     # Seeds outside: whatever is finished when somebody looks, every setting has been tried.
@@ -112,7 +114,7 @@ def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, conso
 
 
 def _one_by_one(study: Study, tasks: list[_Task], advance: Callable[[float], None]) -> Iterator[_Outcome]:
-    dataset = load(study.data)
+    dataset = load_dataset(study.data)
     for task in tasks:
         try:
             yield task, train(study, task.setting, task.seed, tell=_increments(advance), dataset=dataset)
@@ -206,7 +208,7 @@ def _display(console: Console) -> Progress:
     )
 
 
-def _merge(old: Plan | None, new: Plan, directory: Path) -> Plan:
+def _merge(old: StudyPlan | None, new: StudyPlan, directory: Path) -> StudyPlan:
     """What the directory is to hold: the settings and seeds of both."""
     if old is None:
         return new
@@ -216,7 +218,7 @@ def _merge(old: Plan | None, new: Plan, directory: Path) -> Plan:
         raise SettingError(
             f"{directory} holds another study: {'; '.join(differing)}", "the same study", "choose another -o"
         )
-    return Plan(
+    return StudyPlan(
         new.format,
         new.study,
         tuple(dict.fromkeys(old.settings + new.settings)),
@@ -224,13 +226,15 @@ def _merge(old: Plan | None, new: Plan, directory: Path) -> Plan:
     )
 
 
-def _read_plan(directory: Path) -> Plan | None:
+def _read_plan(directory: Path) -> StudyPlan | None:
     path = directory / _PLAN
     if not path.exists():
         return None
-    plan: Plan = _read(path, Plan)
-    if plan.format != FORMAT:
-        raise CheckpointError(f"{path} of format {plan.format}", f"format {FORMAT}", "use the version that wrote it")
+    plan: StudyPlan = _read(path, StudyPlan)
+    if plan.format != STUDY_FORMAT:
+        raise CheckpointError(
+            f"{path} of format {plan.format}", f"format {STUDY_FORMAT}", "use the version that wrote it"
+        )
     return plan
 
 

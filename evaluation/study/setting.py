@@ -55,7 +55,7 @@ class Setting(msgspec.Struct, frozen=True, order=True):
         return f"@{self.ratio.xi:g}" if self.ratio.xi is not None else f"@{self.ratio.batch:g}x{self.ratio.token:g}"
 
 
-def parse(text: str) -> Setting:
+def parse_setting(text: str) -> Setting:
     """Read one setting.
 
     Raises:
@@ -103,7 +103,7 @@ def product(methods: Sequence[str], ratios: Sequence[str], precisions: Sequence[
             texts += [f"none/{precision}" for precision in precisions]
         else:
             texts += [f"{method}@{ratio}/{precision}" for ratio, precision in itertools.product(ratios, precisions)]
-    return unique(parse(text) for text in texts)
+    return unique(parse_setting(text) for text in texts)
 
 
 def unique(settings: Iterable[Setting]) -> list[Setting]:

@@ -10,7 +10,7 @@ from adc_edge.errors import SettingError
 from adc_edge.evaluation.study.setting import Setting
 from adc_edge.optimizer.settings import OptimizerSettings
 
-FORMAT = 1
+STUDY_FORMAT = 1
 
 
 class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,7 +87,7 @@ class Run(msgspec.Struct, frozen=True):
         return (last.bytes_up + last.bytes_down) / (last.step * self.uncompressed_step_bytes)
 
 
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StudyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A study and what it tries: study.json in the output directory."""
 
     format: int

@@ -18,17 +18,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from adc_edge import machine
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data import augment
-from adc_edge.data.loader import Batch as LoadedBatch
-from adc_edge.data.loader import Loader
-from adc_edge.data.sources import Dataset, check_labels, load
+from adc_edge.data.loader import Batch, Loader
+from adc_edge.data.sources import Dataset, check_labels, load_dataset
 from adc_edge.errors import ProtocolError
-from adc_edge.evaluation.codecs.base import Batch, Codec
+from adc_edge.evaluation.codecs.base import Codec, CodecBatch
 from adc_edge.evaluation.codecs.factory import make_codec
 from adc_edge.evaluation.study.setting import Setting
 from adc_edge.evaluation.study.study import Point, Run, Study
 from adc_edge.evaluation.study.wire import Counted, Wire
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.method.split import Head, create_vit, cut, preprocessing
+from adc_edge.method.split import Head, create_vit, preprocessing, split_vit
 from adc_edge.method.trunk import Trunk
 from adc_edge.optimizer.torch_optimizer import Optimizer
 from adc_edge.storage.bundle import Preprocessing
@@ -40,7 +39,7 @@ _TEST_BATCH = 250
 _CHANCE = 7  # stream of a step's random numbers, beside the loader's own
 
 
-class Parts(NamedTuple):
+class Halves(NamedTuple):
     """Both halves and what teaches them."""
 
     trunk: Trunk
@@ -98,11 +97,11 @@ def train(
         ProtocolError: code ``nan``: the training diverged.
     """
     wire = wire or Counted()
-    data = sampled(dataset or load(study.data), study)
+    data = sampled(dataset or load_dataset(study.data), study)
     check_labels(data, len(data.classes))
     parts, how = make_parts(study, setting, seed, len(data.classes), make)
     with ExitStack() as stack:
-        loader = Loader(data.train, how, study.batch_size, seed, augment.parse(study.augment))
+        loader = Loader(data.train, how, study.batch_size, seed, augment.parse_augmentation(study.augment))
         stack.callback(loader.close)
         test = Loader(data.test, how, min(_TEST_BATCH, len(data.test.labels)))
         stack.callback(test.close)
@@ -120,14 +119,14 @@ def train(
                 losses = []
             tell(end.done(step, wire))
     ratio = parts.codec.ratio(study.batch_size)
-    about = machine.describe(threads=torch.get_num_threads(), device=study.device, compute=study.compute)
+    about = machine.describe_machine(threads=torch.get_num_threads(), device=study.device, compute=study.compute)
     return Run(str(setting), seed, ratio, end.uncompressed_step_bytes, end.steps_per_epoch, tuple(curve), about)
 
 
 def check(study: Study, settings: Sequence[Setting]) -> None:
     """Raise the InputError of study, data, model or setting with which a run of them would end at once."""
-    data = sampled(load(study.check().data), study)
-    augment.parse(study.augment)
+    data = sampled(load_dataset(study.check().data), study)
+    augment.parse_augmentation(study.augment)
     classes = len(data.classes)
     parts, how = make_parts(study, settings[0], 0, classes)
     Loader(data.train, how, study.batch_size).close()
@@ -174,22 +173,22 @@ def uncompressed_step_bytes(spec: TrunkSpec, images: int) -> int:
 
 def make_parts(
     study: Study, setting: Setting, seed: int, classes: int, make: MakeCodec = make_codec
-) -> tuple[Parts, Preprocessing]:
+) -> tuple[Halves, Preprocessing]:
     """Both halves from the study's weights, the setting's codec, optimizers, and what images go through."""
     torch.manual_seed(seed)  # a new classifier is drawn
     weights = None if study.weights is None else Path(study.weights)
     vit = create_vit(study.model, study.model_args, classes, weights, study.pretrained)
-    trunk, head = cut(vit, study.split)
+    trunk, head = split_vit(vit, study.split)
     place = torch.device(study.device)
     codec = make(setting, trunk.spec, classes, seed)
     codec.place = place
     sides = ((trunk, codec.device), (head, codec.trainer))
     halves = [nn.ModuleList(m for m in side if m is not None).to(place) for side in sides]
     optimizers = Optimizer(halves[0], study.optimizer), Optimizer(halves[1], study.optimizer)
-    return Parts(trunk, head, codec, optimizers, place), preprocessing(vit)
+    return Halves(trunk, head, codec, optimizers, place), preprocessing(vit)
 
 
-def _step(parts: Parts, study: Study, loader: Loader, step: int, wire: Wire) -> float:
+def _step(parts: Halves, study: Study, loader: Loader, step: int, wire: Wire) -> float:
     """One step as both sides do it; returns the loss."""
     codec = parts.codec
     for module in (parts.trunk, parts.head, codec.device, codec.trainer):
@@ -198,7 +197,7 @@ def _step(parts: Parts, study: Study, loader: Loader, step: int, wire: Wire) -> 
     images, labels = loader.batch(step)
     rng = np.random.default_rng([loader.seed, _CHANCE, step])
     with computing(study):
-        sent = codec.compress(parts.trunk, Batch(torch.from_numpy(images).to(parts.place), labels, rng))
+        sent = codec.compress(parts.trunk, CodecBatch(torch.from_numpy(images).to(parts.place), labels, rng))
     body = wire.up(sent.header, sent.body, codec, step)
     with computing(study):
         arrived = codec.extract(sent.header, body)
@@ -217,7 +216,7 @@ def _step(parts: Parts, study: Study, loader: Loader, step: int, wire: Wire) -> 
 
 
 @torch.no_grad()
-def _judge(parts: Parts, study: Study, batches: Sequence[LoadedBatch]) -> tuple[float, float | None]:
+def _judge(parts: Halves, study: Study, batches: Sequence[Batch]) -> tuple[float, float | None]:
     """Accuracy on the test images: nothing compressed, and as the method would compress them (None: it would not)."""
     codec = parts.codec
     for module in (parts.trunk, parts.head, codec.device, codec.trainer):

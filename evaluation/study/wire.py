@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import zmq
 
 from adc_edge.evaluation.codecs.base import Codec, Header
-from adc_edge.wire.framing import Assembler, cut
+from adc_edge.wire.framing import Assembler, to_frames
 from adc_edge.wire.messages import Gradient, Step, unpack_from_device, unpack_from_trainer
 from adc_edge.wire.tcp import SocketMeter, frame_bytes
 
@@ -84,13 +84,15 @@ class Counted:
 
     def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
         """As ``Wire.up``."""
-        self.bytes_up += sum(frame_bytes(*frames) for frames in cut(step_message(header, body, codec, step), body))
+        self.bytes_up += sum(
+            frame_bytes(*frames) for frames in to_frames(step_message(header, body, codec, step), body)
+        )
         return body
 
     def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
         """As ``Wire.down``."""
         message = gradient_message(body, codec, step, loss)
-        self.bytes_down += sum(frame_bytes(*frames) for frames in cut(message, body))
+        self.bytes_down += sum(frame_bytes(*frames) for frames in to_frames(message, body))
         return body
 
 
@@ -142,13 +144,13 @@ class Carried:
         """As ``Wire.up``."""
         message = step_message(header, body, codec, step)
         assembler = Assembler(unpack_from_device, lambda m: getattr(m, "body_bytes", 0))
-        return self._carry(self._device, self._trainer, list(cut(message, body)), assembler)
+        return self._carry(self._device, self._trainer, list(to_frames(message, body)), assembler)
 
     def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
         """As ``Wire.down``."""
         message = gradient_message(body, codec, step, loss)
         assembler = Assembler(unpack_from_trainer, lambda m: getattr(m, "body_bytes", 0))
-        return self._carry(self._trainer, self._device, list(cut(message, body)), assembler)
+        return self._carry(self._trainer, self._device, list(to_frames(message, body)), assembler)
 
     def _carry(
         self,

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adc_edge.evaluation.codecs.adc import random_rows
-from adc_edge.evaluation.codecs.base import Arrived, Codec, Sent
-from adc_edge.evaluation.study.setting import parse
+from adc_edge.evaluation.codecs.base import Arrived, Codec, EncodedBatch
+from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.study.training import MakeCodec
 from adc_edge.method import adc
 from tests.evaluation.codecs.test_base import CLASSES, IMAGES, SHAPE, make, make_batch
@@ -28,10 +28,10 @@ ADC = "adc@0.5x0.5"
 
 
 def made(make_codec: MakeCodec, text: str = ADC) -> Codec:
-    return make_codec(parse(text), SPEC, CLASSES, 0)
+    return make_codec(parse_setting(text), SPEC, CLASSES, 0)
 
 
-def step(codec: Codec) -> tuple[Sent, Arrived]:
+def step(codec: Codec) -> tuple[EncodedBatch, Arrived]:
     """What is sent of the same batch by the same trunk, and what arrives."""
     torch.manual_seed(0)
     sent = codec.compress(make_trunk(), make_batch())
@@ -44,7 +44,7 @@ STEPS = [case for case in ablations.cases(4) if not case.changes and "Hadamard" 
 
 @pytest.mark.parametrize("case", STEPS, ids=lambda case: f"{case.table}, {case.name}")
 def test_every_case_is_a_step_each_way(case: ablations.Case) -> None:
-    codec = case.make(parse(case.setting), SPEC, CLASSES, 0)
+    codec = case.make(parse_setting(case.setting), SPEC, CLASSES, 0)
     sent, arrived = step(codec)
     F.cross_entropy(arrived.features.sum(dim=1)[:, :CLASSES], arrived.soft).backward()  # type: ignore[no-untyped-call]
     assert arrived.values.grad is not None

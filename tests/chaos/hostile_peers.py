@@ -21,7 +21,7 @@ from typing import NamedTuple
 import msgpack
 
 from adc_edge.storage.bundle import Bundle
-from adc_edge.wire.framing import cut, sealed
+from adc_edge.wire.framing import sealed, to_frames
 from adc_edge.wire.messages import VERSION, Bye, Evaluate, Fetch, Hello, Ping
 from tests.stub_device import Device
 
@@ -159,7 +159,7 @@ def _real_messages(bundle: Bundle) -> Iterator[tuple[bytes, bytes]]:
     evaluate = Evaluate(77, 0, 0, 5, 17 * 32 * 4 + 4, 1, "fp32")
     bodies = ((hello, b""), (step, body), (evaluate, bytes(17 * 32 * 4 + 4)), (Fetch(77, 0, None, 3), b""))
     for message, whole in (*bodies, (Ping(1, 100, 0, 1), b""), (Bye(77), b"")):
-        for frame, piece in cut(message, whole):
+        for frame, piece in to_frames(message, whole):
             yield frame[:-8], bytes(piece)
     device.channel.close()
 

@@ -14,9 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.registry import SessionRegistry
+from adc_edge.cloud_trainer.served_session import ServedSession
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.session import Session
-from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.edge_runtime.session import DeviceChannel
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -33,7 +33,7 @@ def trainer(bundle: Bundle, log: Path) -> Iterator[tuple[Server, HeadTraining]]:
     head = head_from_manifest(bundle.manifest)
     head.vit.load_state_dict(load_file(bundle.path / HEAD))
     training = HeadTraining(head, OptimizerSettings(lr=1e-3))
-    server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(log))
+    server = Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(log))
     over = threading.Event()
     thread = threading.Thread(target=server.serve, args=(over.is_set,))
     thread.start()
@@ -92,7 +92,7 @@ def test_without_the_detection_of_duplicates_that_test_would_fail(
     eventually: Callable[[Callable[[], bool]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Session, "due", lambda self, step: True)
+    monkeypatch.setattr(ServedSession, "due", lambda self, step: True)
     monkeypatch.setattr(DeviceChannel, "_request", lambda self, message, body: self.send(message, body))
     assert with_lost_answers(bundle, tmp_path, eventually).steps == 2 * STEPS
 

@@ -16,8 +16,8 @@ import zmq
 
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.errors import LinkError, RefusedError
 from adc_edge.security.authenticator import secure_client
 from adc_edge.security.keystore import allow, fingerprint, load_pair, load_public, make_keys, pin, revoke
@@ -25,7 +25,7 @@ from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import ClientKeys, Connection, LinkLost
 from adc_edge.wire.framing import sealed
-from adc_edge.wire.messages import VERSION, Hello, Ping, pack
+from adc_edge.wire.messages import VERSION, Hello, Ping, pack_header
 from tests.stub_device import Device
 
 NAMES = ("alice", "bob", "mallory")
@@ -74,7 +74,9 @@ def keys(tmp_path: Path) -> Path:
 def world(bundle: Bundle, training: HeadTraining, keys: Path) -> Iterator[World]:
     lines: list[str] = []
     access = Access(keys / "trainer")
-    server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(keys / "log"), access=access, say=lines.append)
+    server = Server(
+        bundle, training, "tcp://127.0.0.1:*", SessionRegistry(keys / "log"), access=access, say=lines.append
+    )
     over = threading.Event()
     thread = threading.Thread(target=server.serve, args=(over.is_set,))
     thread.start()
@@ -144,7 +146,7 @@ def test_a_routing_id_of_another_device(world: World) -> None:
         secure_client(thief, own.own, own.trainer)
         with contextlib.suppress(zmq.ZMQError):  # ids that begin with a zero byte are the server's to give
             thief.connect(world.server.endpoint)
-            thief.send_multipart([sealed(pack(Ping(1, 0)), b""), b""])
+            thief.send_multipart([sealed(pack_header(Ping(1, 0)), b""), b""])
             assert not thief.poll(500)
         world.alice_works()
         assert not thief.poll(100)

@@ -13,8 +13,8 @@ import pytest
 import zmq
 
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.storage.bundle import Bundle
 from tests.chaos.proxy import BadLink
 from tests.serving import serving
@@ -44,7 +44,7 @@ def cut_regularly(link: BadLink) -> Iterator[None]:
 @contextmanager
 def slow_link(bundle: Bundle, training: HeadTraining, where: Path, rate_mbit_s: float) -> Iterator[BadLink]:
     """A trainer behind a slow link."""
-    with serving(Server(bundle, training, "tcp://127.0.0.1:*", Sessions(where), max_images=4096)) as server:
+    with serving(Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(where), max_images=4096)) as server:
         port = int(server.endpoint.rpartition(":")[2])
         with BadLink(port, random.Random(0), rate_mbit_s, delay_ms=20) as link:
             yield link

@@ -105,7 +105,7 @@ def _serve() -> None:
     import adc_edge.security.command  # noqa: F401
     from adc_edge.data import sources as data
 
-    data.load("digits")
+    data.load_dataset("digits")
     children: set[int] = set()
     buffer = b""
     while True:

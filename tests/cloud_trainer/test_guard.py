@@ -20,7 +20,7 @@ from adc_edge.cloud_trainer import guard
 from adc_edge.cloud_trainer.guard import Refusals
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.storage.bundle import Bundle
-from adc_edge.wire.framing import cut
+from adc_edge.wire.framing import to_frames
 from adc_edge.wire.messages import (
     CHUNK_BYTES,
     VERSION,
@@ -59,7 +59,7 @@ class Client:
     def send(self, *messages: Message) -> None:
         """Also when nobody is there any more."""
         for message in messages:
-            for header, piece in cut(message):
+            for header, piece in to_frames(message):
                 self.throw(header, piece)
 
     def throw(self, *frames: bytes | memoryview) -> None:

@@ -20,12 +20,12 @@ from adc_edge.codec.casts import (
     from_bfloat,
     from_half,
     from_integers,
-    pack,
+    pack_bits,
     parts,
     to_bfloat,
     to_half,
     to_integers,
-    unpack,
+    unpack_bits,
 )
 from adc_edge.codec.precision import VALUE_PRECISIONS, Precision, decode, encode
 
@@ -98,11 +98,11 @@ def test_every_bfloat_is_the_upper_half_of_a_float32() -> None:
 def test_planes_hold_each_bit_of_each_value(bits: int, numbers: list[int]) -> None:
     values = np.array(numbers, np.uint8) & np.uint8(2**bits - 1)
     planes = np.full((bits, -(-len(values) // 8)), 0xAA, np.uint8)
-    pack(values, planes)
+    pack_bits(values, planes)
     for index, value in enumerate(values.tolist()):
         for bit in range(bits):
             assert planes[bit, index // 8] >> (index % 8) & 1 == value >> bit & 1
-    np.testing.assert_array_equal(unpack(planes, len(values)), values)
+    np.testing.assert_array_equal(unpack_bits(planes, len(values)), values)
     assert not np.unpackbits(planes, axis=1, bitorder="little")[:, len(values) :].any()  # a message is a function of x
 
 

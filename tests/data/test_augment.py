@@ -11,7 +11,7 @@ from torchvision.transforms import ColorJitter, InterpolationMode, RandAugment
 from torchvision.transforms import functional as reference
 from torchvision.transforms.autoaugment import _apply_op
 
-from adc_edge.data.augment import AUGMENTATIONS, OPERATIONS, flip, jitter, parse, randaugment
+from adc_edge.data.augment import AUGMENTATIONS, OPERATIONS, flip, jitter, parse_augmentation, randaugment
 from adc_edge.errors import SettingError
 
 THEIRS = {
@@ -159,12 +159,12 @@ def test_the_same_seed_gives_the_same_image_and_leaves_the_original_alone(name: 
 
 
 def test_names_are_read_in_their_order() -> None:
-    assert parse("flip,jitter") == [flip, jitter]
-    assert parse("randaugment,flip") == [randaugment, flip]
-    assert parse("none") == []
-    assert parse("") == []
+    assert parse_augmentation("flip,jitter") == [flip, jitter]
+    assert parse_augmentation("randaugment,flip") == [randaugment, flip]
+    assert parse_augmentation("none") == []
+    assert parse_augmentation("") == []
 
 
 def test_an_unknown_name_is_refused_with_those_that_exist() -> None:
     with pytest.raises(SettingError, match=r"--augment 'flip,mixup,cut': mixup, cut is unknown[^$]*flip, jitter, rand"):
-        parse("flip,mixup,cut")
+        parse_augmentation("flip,mixup,cut")

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from adc_edge.data.augment import parse
+from adc_edge.data.augment import parse_augmentation
 from adc_edge.data.loader import Batch, Loader, normalise, prepare
 from adc_edge.data.sources import ArraySplit, FileSplit
 from adc_edge.errors import DataError
@@ -26,7 +26,7 @@ from adc_edge.storage.bundle import Interpolation, Preprocessing
 
 COLOUR = Preprocessing((12, 12), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
 GREY = Preprocessing((8, 8), (0.5,), (0.25,), "bilinear")
-ALL = parse("flip,jitter,randaugment")
+ALL = parse_augmentation("flip,jitter,randaugment")
 
 
 def random_images(count: int) -> npt.NDArray[np.uint8]:

@@ -35,7 +35,7 @@ def pixels(image: Image.Image) -> Pixels:
 def test_digits_are_scikit_learns_in_1437_and_360() -> None:
     from sklearn.datasets import load_digits
 
-    digits = data.load("digits")
+    digits = data.load_dataset("digits")
     assert (len(digits.train.labels), len(digits.test.labels)) == (1437, 360)
     assert digits.classes == [str(n) for n in range(10)]
     both = [
@@ -50,14 +50,14 @@ def test_digits_are_scikit_learns_in_1437_and_360() -> None:
 
 
 def test_digits_are_split_the_same_way_each_time() -> None:
-    first, again = data.load("digits"), data.load("digits")
+    first, again = data.load_dataset("digits"), data.load_dataset("digits")
     assert first.test.labels.tolist() == again.test.labels.tolist()
 
 
 def test_a_source_whose_library_is_absent_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match=r"scikit-learn, which is not installed[^$]*pip install 'adc-edge\[data\]'"):
-        data.load("digits")
+        data.load_dataset("digits")
 
 
 # npz
@@ -76,7 +76,7 @@ def npz(directory: Path, **changes: Any) -> str:
 
 
 def test_an_npz_of_colour_images_is_read(tmp_path: Path) -> None:
-    dataset = data.load(npz(tmp_path))
+    dataset = data.load_dataset(npz(tmp_path))
     assert dataset.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert dataset.test.labels.tolist() == [2, 1]
     assert dataset.classes == ["0", "1", "2"]
@@ -85,19 +85,19 @@ def test_an_npz_of_colour_images_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(6, 5, 7), (6, 5, 7, 1), (6, 1, 7), (6, 5, 1, 1)])
 def test_an_npz_of_grey_images_is_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    image = data.load(npz(tmp_path, x_train=random_pixels(*shape))).train.image(4)
+    image = data.load_dataset(npz(tmp_path, x_train=random_pixels(*shape))).train.image(4)
     assert image.mode == "L"
     np.testing.assert_array_equal(pixels(image), random_pixels(*shape)[4].reshape(shape[1:3]))
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 1, 3), (6, 1, 7, 3), (6, 1, 1, 3)])
 def test_thin_colour_images_stay_colour(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    image = data.load(npz(tmp_path, x_train=random_pixels(*shape))).train.image(0)
+    image = data.load_dataset(npz(tmp_path, x_train=random_pixels(*shape))).train.image(0)
     assert (image.mode, image.size) == ("RGB", (shape[2], shape[1]))
 
 
 def test_an_npz_may_name_its_classes(tmp_path: Path) -> None:
-    assert data.load(npz(tmp_path, classes=np.array(["cat", "dog", "eel"]))).classes == ["cat", "dog", "eel"]
+    assert data.load_dataset(npz(tmp_path, classes=np.array(["cat", "dog", "eel"]))).classes == ["cat", "dog", "eel"]
 
 
 @pytest.mark.parametrize(
@@ -119,27 +119,27 @@ def test_an_npz_with_other_arrays_is_refused_with_what_it_holds(
     tmp_path: Path, changes: dict[str, Any], received: str
 ) -> None:
     with pytest.raises(DataError, match=received):
-        data.load(npz(tmp_path, **changes))
+        data.load_dataset(npz(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("content", [b"", b"some text", b"\x93NUMPY\x01\x00", pickle.dumps({"x_train": 1})])
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "images.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"images.npz: no .npz archive[^$]*numpy.savez"):
-        data.load(f"npz:{tmp_path / 'images.npz'}")
+        data.load_dataset(f"npz:{tmp_path / 'images.npz'}")
 
 
 def test_a_single_array_is_no_npz(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", random_pixels(6, 5, 7))
     with pytest.raises(DataError, match=r"no \.npz archive"):
-        data.load(f"npz:{tmp_path / 'images.npy'}")
+        data.load_dataset(f"npz:{tmp_path / 'images.npy'}")
 
 
 def test_a_missing_npz_or_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
-        data.load(f"npz:{tmp_path / 'absent.npz'}")
+        data.load_dataset(f"npz:{tmp_path / 'absent.npz'}")
     with pytest.raises(DataError, match="Is a directory"):
-        data.load(f"npz:{tmp_path}")
+        data.load_dataset(f"npz:{tmp_path}")
 
 
 def test_a_damaged_npz_is_refused_or_reads_as_before(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_damaged_npz_is_refused_or_reads_as_before(tmp_path: Path) -> None:
     for position in range(0, len(whole), 5):
         file.write_bytes(whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :])
         try:
-            assert len(data.load(source).train.labels) == 6
+            assert len(data.load_dataset(source).train.labels) == 6
         except DataError:
             refused += 1
     assert refused > len(whole) // 5 // 2
@@ -178,7 +178,7 @@ def test_a_folder_with_train_and_test_is_read_as_it_stands(tmp_path: Path, held_
     put(tmp_path, "train/cat/1.jpg", "train/cat/2.JPEG", "train/cat/more/3.png", "train/ant/1.webp", "train/ant/no.txt")
     put(tmp_path, f"{held_out}/cat/9.jpg", "train/.cache/1.jpg")
     (tmp_path / "train/bee").mkdir()  # a class without an image keeps its number
-    dataset = data.load(f"folder:{tmp_path}")
+    dataset = data.load_dataset(f"folder:{tmp_path}")
     assert dataset.classes == ["ant", "bee", "cat"]
     assert names(dataset.train, tmp_path) == {
         *("train/cat/1.jpg", "train/cat/2.JPEG", "train/cat/more/3.png", "train/ant/1.webp")
@@ -192,19 +192,19 @@ def test_the_images_of_a_folder_are_its_files(tmp_path: Path) -> None:
     put(tmp_path, "train/a/0.png", "test/a/0.png")
     image = random_pixels(4, 6, 3)
     Image.fromarray(image).save(tmp_path / "test/a/0.png")
-    np.testing.assert_array_equal(pixels(data.load(f"folder:{tmp_path}").test.image(0)), image)
+    np.testing.assert_array_equal(pixels(data.load_dataset(f"folder:{tmp_path}").test.image(0)), image)
 
 
 def test_without_a_split_a_tenth_is_held_out_and_new_files_never_move_an_old_one(tmp_path: Path) -> None:
     put(tmp_path, *(f"{kind}/{n}.jpg" for kind in ("cat", "dog") for n in range(400)))
-    before = data.load(f"folder:{tmp_path}")
+    before = data.load_dataset(f"folder:{tmp_path}")
     train, test = names(before.train, tmp_path), names(before.test, tmp_path)
     assert len(train | test) == 800
     assert not train & test
     assert 50 <= len(test) <= 120
     assert before.classes == ["cat", "dog"]
     put(tmp_path, *(f"{kind}/new{n}.jpg" for kind in ("ant", "cat", "dog") for n in range(100)))
-    after = data.load(f"folder:{tmp_path}")
+    after = data.load_dataset(f"folder:{tmp_path}")
     assert train < names(after.train, tmp_path)
     assert test < names(after.test, tmp_path)
     assert after.classes == ["ant", "cat", "dog"]
@@ -212,38 +212,38 @@ def test_without_a_split_a_tenth_is_held_out_and_new_files_never_move_an_old_one
 
 def test_a_folder_with_train_alone_holds_a_tenth_of_it_out(tmp_path: Path) -> None:
     put(tmp_path, *(f"train/{kind}/{n}.jpg" for kind in ("cat", "dog") for n in range(100)))
-    dataset = data.load(f"folder:{tmp_path}")
+    dataset = data.load_dataset(f"folder:{tmp_path}")
     assert dataset.classes == ["cat", "dog"]
     assert 0 < len(dataset.test.labels) < 50
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     put(tmp_path, *(f"{kind}/{n}.jpg" for kind in ("bus", "train") for n in range(100)))
-    assert data.load(f"folder:{tmp_path}").classes == ["bus", "train"]
+    assert data.load_dataset(f"folder:{tmp_path}").classes == ["bus", "train"]
 
 
 def test_a_class_that_was_never_trained_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "train/cat/1.jpg", "test/cat/1.jpg", "test/dog/1.jpg")
     with pytest.raises(DataError, match=r"test has the classes dog"):
-        data.load(f"folder:{tmp_path}")
+        data.load_dataset(f"folder:{tmp_path}")
 
 
 def test_a_folder_without_an_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no image"):
-        data.load(f"folder:{tmp_path}")
+        data.load_dataset(f"folder:{tmp_path}")
     put(tmp_path, "cat/notes.txt")
     with pytest.raises(DataError, match=r"holds no image[^$]*\.jpg"):
-        data.load(f"folder:{tmp_path}")
+        data.load_dataset(f"folder:{tmp_path}")
     put(tmp_path, "train/cat/1.jpg", "test/readme")
     with pytest.raises(DataError, match="the test split is empty"):
-        data.load(f"folder:{tmp_path}")
+        data.load_dataset(f"folder:{tmp_path}")
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "file")
     for name in ("absent", "file"):
         with pytest.raises(DataError, match=f"{name} is no directory"):
-            data.load(f"folder:{tmp_path / name}")
+            data.load_dataset(f"folder:{tmp_path / name}")
 
 
 # torchvision's
@@ -285,7 +285,7 @@ def test_cifar10_is_read_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(CIFAR10, "train_list", batches)
     monkeypatch.setattr(CIFAR10, "test_list", [write_batch(base / "test_batch", test, {"labels": labels[:10]})])
     monkeypatch.setattr(CIFAR10, "meta", write_meta(base / "batches.meta", "label_names", classes))
-    check_cifar(data.load(f"cifar10:{tmp_path}"), train, test, classes)
+    check_cifar(data.load_dataset(f"cifar10:{tmp_path}"), train, test, classes)
 
 
 def test_cifar100_is_read_with_its_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +301,7 @@ def test_cifar100_is_read_with_its_fine_labels(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(CIFAR100, "train_list", [write_batch(base / "train", train, both(120))])
     monkeypatch.setattr(CIFAR100, "test_list", [write_batch(base / "test", test, both(100))])
     monkeypatch.setattr(CIFAR100, "meta", write_meta(base / "meta", "fine_label_names", classes))
-    check_cifar(data.load(f"cifar100:{tmp_path}"), train, test, classes)
+    check_cifar(data.load_dataset(f"cifar100:{tmp_path}"), train, test, classes)
 
 
 def food101(root: Path) -> list[tuple[str, Pixels]]:
@@ -321,7 +321,7 @@ def food101(root: Path) -> list[tuple[str, Pixels]]:
 
 def test_food101_is_read_as_torchvision_lays_it_out(tmp_path: Path) -> None:
     expected = food101(tmp_path)
-    dataset = data.load(f"food101:{tmp_path}")
+    dataset = data.load_dataset(f"food101:{tmp_path}")
     assert dataset.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     for index, (dish, image) in enumerate(expected):
         assert dataset.classes[int(dataset.test.labels[index])] == dish
@@ -331,7 +331,7 @@ def test_food101_is_read_as_torchvision_lays_it_out(tmp_path: Path) -> None:
 def test_a_food101_image_that_is_missing_is_the_loaders_affair(tmp_path: Path) -> None:
     food101(tmp_path)
     (tmp_path / "food-101/images/baklava/99.jpg").unlink()
-    test = data.load(f"food101:{tmp_path}").test
+    test = data.load_dataset(f"food101:{tmp_path}").test
     with pytest.raises(OSError, match=r"99\.jpg"):
         test.image(1)
 
@@ -339,7 +339,7 @@ def test_a_food101_image_that_is_missing_is_the_loaders_affair(tmp_path: Path) -
 @pytest.mark.parametrize(("kind", "name"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100"), ("food101", "Food101")])
 def test_a_dataset_that_is_not_there_is_refused(tmp_path: Path, kind: str, name: str) -> None:
     with pytest.raises(DataError, match=rf"{name} at .*not found[^$]*download it there first"):
-        data.load(f"{kind}:{tmp_path}")
+        data.load_dataset(f"{kind}:{tmp_path}")
 
 
 @pytest.mark.parametrize("content", [None, "{"])
@@ -350,14 +350,14 @@ def test_food101_without_its_lists_is_refused(tmp_path: Path, content: str | Non
     if content is not None:
         file.write_text(content)
     with pytest.raises(DataError, match="Food101 at"):
-        data.load(f"food101:{tmp_path}")
+        data.load_dataset(f"food101:{tmp_path}")
 
 
 def test_a_damaged_cifar_is_refused_before_it_is_unpickled(tmp_path: Path) -> None:
     for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
         write_batch(tmp_path / "cifar-10-batches-py" / name, random_pixels(1, 32, 32, 3), {"labels": [0]})
     with pytest.raises(DataError, match="corrupted"):
-        data.load(f"cifar10:{tmp_path}")
+        data.load_dataset(f"cifar10:{tmp_path}")
 
 
 # any source
@@ -366,15 +366,15 @@ def test_a_damaged_cifar_is_refused_before_it_is_unpickled(tmp_path: Path) -> No
 @pytest.mark.parametrize("source", ["", "photos", "zip:a.zip", "folder", "folder:", "npz:", "cifar10", "/data/flowers"])
 def test_an_unknown_source_is_refused_with_those_that_exist(source: str) -> None:
     with pytest.raises(DataError, match=r"digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT or food101:ROOT"):
-        data.load(source)
+        data.load_dataset(source)
 
 
 def test_labels_must_be_classes_of_the_bundle(tmp_path: Path) -> None:
-    dataset = data.load(npz(tmp_path))
+    dataset = data.load_dataset(npz(tmp_path))
     data.check_labels(dataset, 3)
     with pytest.raises(DataError, match=r"labels from 0 to 2[^$]*0 to 1, the bundle's 2 classes[^$]*--num-classes 3"):
         data.check_labels(dataset, 2)
     with pytest.raises(DataError, match=r"labels from 0 to 7"):
-        data.check_labels(data.load(npz(tmp_path, y_test=np.array([7, 0]))), 7)
+        data.check_labels(data.load_dataset(npz(tmp_path, y_test=np.array([7, 0]))), 7)
     with pytest.raises(DataError, match=r"labels from -1 to 2"):
-        data.check_labels(data.load(npz(tmp_path, y_test=np.array([-1, 0]))), 3)
+        data.check_labels(data.load_dataset(npz(tmp_path, y_test=np.array([-1, 0]))), 3)

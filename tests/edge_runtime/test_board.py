@@ -23,7 +23,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
 
 
 def test_an_orin_is_told_as_it_is(tmp_path: Path) -> None:
-    facts = board.describe(put(tmp_path, ORIN))
+    facts = board.describe_board(put(tmp_path, ORIN))
     assert facts.model == facts.name == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
     assert (facts.jetson, facts.l4t, facts.jetpack) == (True, "36.4.7", "6.2.1")
     assert (facts.processor, facts.cores_online, facts.cores) == ("Cortex-A78AE", 4, 6)
@@ -34,7 +34,7 @@ def test_an_orin_is_told_as_it_is(tmp_path: Path) -> None:
 
 def test_its_state_is_told_as_it_is(tmp_path: Path, commands: Callable[[str, str], None]) -> None:
     commands("nvpmodel", NVPMODEL)
-    state = board.state(put(tmp_path, ORIN))
+    state = board.board_state(put(tmp_path, ORIN))
     assert state.power_mode == "15W (0)"
     assert state.clocks == (
         Clock("CPU 0-3", 729.6, 729.6, 1510.4, "schedutil"),
@@ -50,24 +50,24 @@ def test_its_state_is_told_as_it_is(tmp_path: Path, commands: Callable[[str, str
 def test_clocks_that_jetson_clocks_has_pinned(tmp_path: Path) -> None:
     gpu = "sys/class/devfreq/17000000.gpu/"
     put(tmp_path, ORIN | {f"{gpu}{which}_freq": "624750000\n" for which in ("cur", "min")})
-    cpu, pinned = board.state(tmp_path).clocks
+    cpu, pinned = board.board_state(tmp_path).clocks
     assert (cpu.pinned, pinned.pinned) == (False, True)
     assert str(pinned) == "GPU 625 of 625 MHz (pinned)"
 
 
 def test_throttling_is_what_is_so_now_or_was_counted_meanwhile(tmp_path: Path) -> None:
-    before = board.state(put(tmp_path, ORIN))
+    before = board.board_state(put(tmp_path, ORIN))
     assert board.throttled(before, before) == ()
     put(tmp_path, {"sys/class/thermal/cooling_device9/cur_state": "1\n"})
     put(tmp_path, {"sys/class/hwmon/hwmon3/oc3_event_cnt": "40\n"})
-    after = board.state(tmp_path)
+    after = board.board_state(tmp_path)
     assert after.throttling == ("gpu-throttle-alert",)
     assert board.throttled(before, after) == ("gpu-throttle-alert", "peak over-current")
 
 
 def test_a_raspberry_pi(tmp_path: Path) -> None:
     put(tmp_path, RASPBERRY_PI)
-    facts, state = board.describe(tmp_path), board.state(tmp_path)
+    facts, state = board.describe_board(tmp_path), board.board_state(tmp_path)
     assert (facts.model, facts.jetson, facts.l4t) == ("Raspberry Pi 5 Model B Rev 1.0", False, None)
     assert facts.processor == "Cortex-A76"
     assert state.throttling == ("under-voltage", "throttled")  # 0x5 now; 0x50000 is history
@@ -85,22 +85,22 @@ def test_a_raspberry_pi(tmp_path: Path) -> None:
     ],
 )
 def test_jetpack_is_named_where_it_is_certain(line: str, l4t: str | None, jetpack: str | None, tmp_path: Path) -> None:
-    facts = board.describe(put(tmp_path, {"etc/nv_tegra_release": line}))
+    facts = board.describe_board(put(tmp_path, {"etc/nv_tegra_release": line}))
     assert (facts.l4t, facts.jetpack, facts.jetson) == (l4t, jetpack, l4t is not None)
 
 
 def test_an_x86_machine_with_a_graphics_card(tmp_path: Path) -> None:
     put(tmp_path, {"proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA H200\nIRQ:   \t\t 105\n"})
     put(tmp_path, {"proc/cpuinfo": "processor\t: 0\nmodel name\t: AMD EPYC 9454\n"})
-    facts = board.describe(tmp_path)
+    facts = board.describe_board(tmp_path)
     assert (facts.name, facts.gpus) == ("AMD EPYC 9454", ("NVIDIA H200",))
 
 
 def test_a_system_that_tells_nothing_gives_no_guesses(tmp_path: Path, commands: Callable[[str, str], None]) -> None:
-    facts, state = board.describe(tmp_path / "nowhere"), board.state(tmp_path / "nowhere")
+    facts, state = board.describe_board(tmp_path / "nowhere"), board.board_state(tmp_path / "nowhere")
     assert (facts.model, facts.memory_mb, facts.congestion, facts.congestion_offered) == (None, None, None, ())
     assert facts.cores >= facts.cores_online >= 1
-    assert state == board.State(None, (), {}, (), {}, False)
+    assert state == board.BoardState(None, (), {}, (), {}, False)
     assert state.hottest is None
     assert board.throttled(state, replace(state, throttling=("x",))) == ("x",)
 
@@ -114,7 +114,7 @@ def test_a_sensor_that_says_try_again_is_left_out(tmp_path: Path) -> None:
     writer = os.open(sensor, os.O_RDWR)  # open and silent: a read gives EAGAIN, as a switched off cv0-thermal does
     try:
         assert board.read(sensor) is None
-        assert set(board.state(tmp_path).temperatures_c) == {"cpu", "gpu", "tj"}
+        assert set(board.board_state(tmp_path).temperatures_c) == {"cpu", "gpu", "tj"}
     finally:
         os.close(writer)
 
@@ -126,10 +126,10 @@ def test_a_power_mode_that_is_not_told_costs_little_time(
     monkeypatch.setattr(board, "_COMMAND_TIMEOUT_S", 0.3)
     commands("nvpmodel", text)
     start = time.monotonic()
-    assert board.state(tmp_path / "nowhere").power_mode is None
+    assert board.board_state(tmp_path / "nowhere").power_mode is None
     assert time.monotonic() - start < 5
 
 
 def test_this_machine_can_be_described() -> None:
-    assert board.describe().cores >= 1
-    assert board.state().power_mode is None or board.describe().jetson
+    assert board.describe_board().cores >= 1
+    assert board.board_state().power_mode is None or board.describe_board().jetson

@@ -14,14 +14,14 @@ import pytest
 import zmq
 
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.registry import SessionRegistry
+from adc_edge.cloud_trainer.served_session import SessionRecord
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.session import Standing
-from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import LinkLost, Stopped
-from adc_edge.wire.framing import cut
+from adc_edge.wire.framing import to_frames
 from adc_edge.wire.messages import SEAL_BYTES, VERSION, Hello, Ping, Pong, Refused, Step, unpack_from_trainer
 from adc_edge.wire.sockets import check_endpoint
 from tests.stub_device import Device
@@ -88,7 +88,7 @@ def test_a_device_that_never_said_hello_is_unknown(bundle: Bundle, server: Serve
     device.channel.close()
     with context, context.socket(zmq.DEALER) as raw:
         raw.connect(server.endpoint)
-        for frames in cut(*device.message(0)):
+        for frames in to_frames(*device.message(0)):
             raw.send_multipart(frames)
         assert raw.poll(10_000)
         refused = unpack_from_trainer(raw.recv_multipart()[0][:-SEAL_BYTES])
@@ -200,7 +200,7 @@ def test_a_trainer_that_dies_and_returns_continues_where_the_device_stands(
     bundle: Bundle, training: HeadTraining, tmp_path: Path
 ) -> None:
     over = threading.Event()
-    server = Server(bundle, training, "tcp://127.0.0.1:*", Sessions(tmp_path))
+    server = Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(tmp_path))
     endpoint = server.endpoint
     thread = threading.Thread(target=server.serve, args=(over.is_set,))
     thread.start()
@@ -217,8 +217,8 @@ def test_a_trainer_that_dies_and_returns_continues_where_the_device_stands(
 
     def return_later() -> None:
         time.sleep(1.5)
-        stood = {1: Standing("test", "", 1)}
-        again.append(Server(bundle, training, endpoint, Sessions(tmp_path, stood), say=lines.append))
+        stood = {1: SessionRecord("test", "", 1)}
+        again.append(Server(bundle, training, endpoint, SessionRegistry(tmp_path, stood), say=lines.append))
         again[0].serve(over.is_set)
 
     thread = threading.Thread(target=return_later)
@@ -284,7 +284,7 @@ def test_ipv6_addresses_work(bundle: Bundle, training: HeadTraining, tmp_path: P
     except OSError:
         pytest.skip("this machine has no IPv6 loopback")
     server = Server(
-        bundle, training, check_endpoint("tcp://[::1]:0", insecure=False).replace(":0", ":*"), Sessions(tmp_path)
+        bundle, training, check_endpoint("tcp://[::1]:0", insecure=False).replace(":0", ":*"), SessionRegistry(tmp_path)
     )
     over = threading.Event()
     thread = threading.Thread(target=server.serve, args=(over.is_set,))

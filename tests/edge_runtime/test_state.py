@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adc_edge.edge_runtime.state import State
+from adc_edge.edge_runtime.state import RunState
 from adc_edge.edge_runtime.tally import Evaluation
 from adc_edge.storage.run_dir import RunDir
 
 
 @contextmanager
-def life(path: Path) -> Iterator[tuple[State, RunDir]]:
+def life(path: Path) -> Iterator[tuple[RunState, RunDir]]:
     """One process's time with a run directory."""
     run_dir = RunDir(path, {}, {})
     try:
-        yield State(run_dir, None), run_dir
+        yield RunState(run_dir, None), run_dir
     finally:
         run_dir.close()
 
@@ -27,13 +27,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-def work(state: State, run_dir: RunDir, until: int) -> None:
+def work(state: RunState, run_dir: RunDir, until: int) -> None:
     while state.step < until:
         run_dir.metric(kind="step", step=state.step, bytes_up=100, bytes_down=10)
         state.step += 1
 
 
-def judge(state: State, run_dir: RunDir) -> None:
+def judge(state: RunState, run_dir: RunDir) -> None:
     state.tally.evaluations.append(Evaluation(state.step, 8, 0.5, 1.0))
     run_dir.metric(kind="evaluation", step=state.step, bytes_up=7, bytes_down=1)
 
@@ -96,7 +96,7 @@ def test_the_oldest_step_it_may_come_back_to_is_the_older_of_two_checkpoints(tmp
 
 def test_without_a_directory_nothing_is_ever_asked_for_again(tmp_path: Path) -> None:
     run_dir = RunDir(None, {}, {})
-    state = State(run_dir, None)
+    state = RunState(run_dir, None)
     state.step = 40
     state.save()
     assert state.durable is None

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from adc_edge.cli import main
 from adc_edge.evaluation.study.presets import PRESETS, preset
-from adc_edge.evaluation.study.setting import parse, product
+from adc_edge.evaluation.study.setting import parse_setting, product
 
 TASK = (
     "--data digits --model vit_tiny_patch16_224 --img-size 16 --model-arg patch_size=4 --model-arg embed_dim=32 "
@@ -91,7 +91,7 @@ def test_every_preset_names_options_and_settings_that_exist(name: str) -> None:
     settings = product(values["methods"].split(","), values["ratios"].split(","), ["fp32"])
     assert len(settings) > 5
     for text in values.get("extra", ()):
-        parse(text)
+        parse_setting(text)
 
 
 def test_an_option_that_is_typed_wins_over_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,4 +110,4 @@ def test_an_option_that_is_typed_wins_over_the_preset(tmp_path: Path, monkeypatc
     study, settings = seen[0]
     assert study.epochs == 1.0
     assert study.compute == "bf16"
-    assert parse("none/pca1:pca0.25") in settings
+    assert parse_setting("none/pca1:pca0.25") in settings

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 from adc_edge.errors import ParityError, SettingError
-from adc_edge.export.build import Settings, export_bundle
+from adc_edge.export.build import ExportSettings, export_bundle
 from adc_edge.export.graph import client_graph, without_weights
 from adc_edge.export.parity import check_parity
 from adc_edge.method.ratio import Ratio
-from adc_edge.method.split import create_vit, cut
+from adc_edge.method.split import create_vit, split_vit
 from adc_edge.method.trunk import Trunk
 from adc_edge.storage.bundle import OUTPUTS, Bundle
 
@@ -96,7 +96,7 @@ def vit() -> VisionTransformer:
 @pytest.fixture(scope="module")
 def traced(vit: VisionTransformer) -> tuple[Trunk, onnx.ModelProto]:
     """Its trunk and graph; tests change copies."""
-    trunk, _ = cut(vit, 3)
+    trunk, _ = split_vit(vit, 3)
     return trunk, client_graph(trunk)
 
 
@@ -231,13 +231,13 @@ def test_an_export_that_fails_writes_nothing(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("adc_edge.export.build.check_parity", fail)
     with pytest.raises(ParityError):
-        export_bundle(Settings("vit_tiny_patch16_224", 1, tmp_path / "b", Ratio(xi=0.5), model_args=TINY))
+        export_bundle(ExportSettings("vit_tiny_patch16_224", 1, tmp_path / "b", Ratio(xi=0.5), model_args=TINY))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    settings = Settings("vit_tiny_patch16_224", 1, tmp_path, Ratio(xi=0.5), model_args=TINY, force=True)
+    settings = ExportSettings("vit_tiny_patch16_224", 1, tmp_path, Ratio(xi=0.5), model_args=TINY, force=True)
     with pytest.raises(SettingError, match="no bundle"):
         export_bundle(settings)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
@@ -255,6 +255,6 @@ def test_a_directory_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None
 def test_a_bundle_is_served_in_the_precisions_asked_for_or_in_what_came_out_best(
     asked: dict[str, Any], expected: tuple[str, str], tmp_path: Path
 ) -> None:
-    settings = Settings("vit_tiny_patch16_224", 1, tmp_path, **asked)
+    settings = ExportSettings("vit_tiny_patch16_224", 1, tmp_path, **asked)
     assert settings.precisions == expected
     assert settings.ratio.shape(32, 17, 1).xi == 1.0, "all is sent"

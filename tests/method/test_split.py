@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adc_edge.errors import ModelError
-from adc_edge.method.split import create_vit, cut
+from adc_edge.method.split import create_vit, split_vit
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "depth": 4}
 MODELS: list[tuple[str, dict[str, Any]]] = [
@@ -48,7 +48,7 @@ def grads(loss: Tensor, named: dict[str, nn.Parameter]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("model", "arguments"), MODELS, ids=[f"{m}-{i}" for i, (m, _) in enumerate(MODELS)])
 def test_at_ratio_one_logits_and_gradients_are_the_uncut_models(model: str, arguments: dict[str, Any]) -> None:
     vit = make(model, arguments)
-    trunk, head = cut(vit, 2)
+    trunk, head = split_vit(vit, 2)
     head.eval()
     images = torch.randn(3, trunk.spec.channels, *trunk.spec.image_size)
     target = torch.tensor([0, 3, 6])
@@ -73,7 +73,7 @@ def test_at_ratio_one_logits_and_gradients_are_the_uncut_models(model: str, argu
 @pytest.mark.parametrize("split", [1, 2, 3])
 def test_a_model_can_be_cut_after_any_block_but_the_last(split: int) -> None:
     vit = make("vit_tiny_patch16_224", SMALL)
-    trunk, head = cut(vit, split)
+    trunk, head = split_vit(vit, split)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(head(trunk(images)), vit(images))
     assert len(trunk.blocks) == split
@@ -82,7 +82,7 @@ def test_a_model_can_be_cut_after_any_block_but_the_last(split: int) -> None:
 @pytest.mark.parametrize("split", [-1, 0, 4, 9])
 def test_a_split_outside_the_model_is_refused_with_what_is_possible(split: int) -> None:
     with pytest.raises(ModelError, match="1 to 3"):
-        cut(make("vit_tiny_patch16_224", SMALL), split)
+        split_vit(make("vit_tiny_patch16_224", SMALL), split)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_model_that_adc_cannot_work_on_is_refused_with_the_reason(
 ) -> None:
     def create_and_cut() -> None:
         vit = create_vit(model, arguments, 7)
-        cut(vit, len(vit.blocks) // 2)
+        split_vit(vit, len(vit.blocks) // 2)
 
     with pytest.raises(ModelError, match=reason):
         create_and_cut()

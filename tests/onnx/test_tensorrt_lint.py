@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 
 from adc_edge.errors import SettingError
 from adc_edge.export.graph import client_graph
-from adc_edge.method.split import create_vit, cut
+from adc_edge.method.split import create_vit, split_vit
 from adc_edge.onnx.tensorrt_lint import LINES, Fault, fits, lint, opset_window, summary
 from adc_edge.onnx.tensorrt_support import opset_window_of
 
@@ -23,7 +23,7 @@ TINY = {"patch_size": 8, "img_size": 16, "embed_dim": 32, "num_heads": 2, "depth
 @pytest.fixture(scope="module")
 def client() -> onnx.ModelProto:
     """What `adc-edge export` writes, of a tiny ViT."""
-    return client_graph(cut(create_vit("vit_tiny_patch16_224", TINY, 5), 2)[0])
+    return client_graph(split_vit(create_vit("vit_tiny_patch16_224", TINY, 5), 2)[0])
 
 
 def model(graph: str, opset: int = 20, domains: str = "") -> onnx.ModelProto:

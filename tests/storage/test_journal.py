@@ -17,27 +17,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adc_edge.storage import journal as journal_module
-from adc_edge.storage.journal import Journal, Key
+from adc_edge.storage.journal import Journal, JournalKey
 
 SIZES = st.integers(0, 300) | st.sampled_from([4096, 65536, 200_000])
 NUMBERS = st.integers(0, 2**31 - 1)
-KEYS = st.builds(Key, NUMBERS, NUMBERS, st.none()) | st.builds(Key, NUMBERS, st.just(0), NUMBERS)
+KEYS = st.builds(JournalKey, NUMBERS, NUMBERS, st.none()) | st.builds(JournalKey, NUMBERS, st.just(0), NUMBERS)
 
 
-def content(key: Key, size: int = 40) -> tuple[bytes, bytes]:
+def content(key: JournalKey, size: int = 40) -> tuple[bytes, bytes]:
     """A header and a body that tell which entry they are of."""
     seed = f"{key.step} {key.micro_batch} {key.part} ".encode()
     return seed, (seed * (size // len(seed) + 1))[:size]
 
 
-def whole(journal: Journal, key: Key, size: int = 40) -> bool:
+def whole(journal: Journal, key: JournalKey, size: int = 40) -> bool:
     """Whether the entry reads back as it was written; fails if it reads back as anything else."""
     kept = journal.read(key)
     assert kept is None or (kept[0], bytes(kept[1])) == content(key, size)
     return kept is not None
 
 
-def filled(directory: Path, *keys: Key) -> Journal:
+def filled(directory: Path, *keys: JournalKey) -> Journal:
     journal = Journal(directory)
     for key in keys:
         journal.append(key, *content(key))
@@ -52,7 +52,7 @@ def names(directory: Path) -> set[str]:
 @given(st.dictionaries(KEYS, st.tuples(SIZES, SIZES, st.integers(0, 255)), max_size=5))
 @settings(deadline=None, max_examples=60)
 def test_what_is_appended_comes_back_bit_for_bit_now_and_after_a_restart(
-    entries: dict[Key, tuple[int, int, int]],
+    entries: dict[JournalKey, tuple[int, int, int]],
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
         journal = Journal(Path(directory) / "made" / "if absent")
@@ -66,36 +66,48 @@ def test_what_is_appended_comes_back_bit_for_bit_now_and_after_a_restart(
 
 
 def test_what_was_never_appended_is_not_there(tmp_path: Path) -> None:
-    journal = filled(tmp_path, Key(3), Key(4, part=0))
-    assert [journal.read(key) for key in (Key(2), Key(4), Key(3, part=0), Key(4, part=1))] == [None] * 4
+    journal = filled(tmp_path, JournalKey(3), JournalKey(4, part=0))
+    assert [
+        journal.read(key) for key in (JournalKey(2), JournalKey(4), JournalKey(3, part=0), JournalKey(4, part=1))
+    ] == [None] * 4
 
 
 def test_a_message_appended_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    journal = filled(tmp_path, Key(1))
-    journal.append(Key(1), b"second", b"body")
-    kept = Journal(tmp_path).read(Key(1))
+    journal = filled(tmp_path, JournalKey(1))
+    journal.append(JournalKey(1), b"second", b"body")
+    kept = Journal(tmp_path).read(JournalKey(1))
     assert kept is not None
     assert (kept[0], bytes(kept[1])) == (b"second", b"body")
 
 
 def test_oldest_is_where_the_unbroken_row_of_steps_before_begins(tmp_path: Path) -> None:
-    journal = filled(tmp_path, Key(2), Key(4), Key(5), Key(6), Key(3, part=0))
+    journal = filled(tmp_path, JournalKey(2), JournalKey(4), JournalKey(5), JournalKey(6), JournalKey(3, part=0))
     assert [journal.oldest(until) for until in range(9)] == [0, 1, 2, 2, 4, 4, 4, 4, 8]
 
 
 def test_a_step_that_lacks_a_micro_batch_breaks_the_row(tmp_path: Path) -> None:
-    journal = filled(tmp_path, *(Key(step, part) for step in range(4) for part in range(3) if (step, part) != (1, 2)))
+    journal = filled(
+        tmp_path, *(JournalKey(step, part) for step in range(4) for part in range(3) if (step, part) != (1, 2))
+    )
     assert [journal.oldest(until, 3) for until in range(6)] == [0, 0, 2, 2, 2, 5]
     assert [journal.oldest(until, 4) for until in range(5)] == [0, 1, 2, 3, 4]
     journal.forget(3)
-    assert {key for key in (Key(2, 1), Key(3, 0), Key(3, 2)) if journal.has(key)} == {Key(2, 1)}
+    assert {key for key in (JournalKey(2, 1), JournalKey(3, 0), JournalKey(3, 2)) if journal.has(key)} == {
+        JournalKey(2, 1)
+    }
 
 
 def test_steps_that_the_other_side_has_made_durable_leave_the_disk_with_their_evaluations(tmp_path: Path) -> None:
-    journal = filled(tmp_path, *(Key(step) for step in range(5)), Key(2, part=0), Key(3, part=0), Key(3, part=1))
+    journal = filled(
+        tmp_path,
+        *(JournalKey(step) for step in range(5)),
+        JournalKey(2, part=0),
+        JournalKey(3, part=0),
+        JournalKey(3, part=1),
+    )
     journal.prune(3)
     assert names(tmp_path) == {"00000003-0", "00000004-0", "00000003.0", "00000003.1"}
-    assert journal.read(Key(2)) is None
+    assert journal.read(JournalKey(2)) is None
     assert journal.oldest(5) == 3
     journal.prune(100)
     assert names(tmp_path) == set()
@@ -107,40 +119,52 @@ def test_files_that_are_written_over_hold_what_was_written_last(sizes: list[int]
     with tempfile.TemporaryDirectory() as directory:
         journal = Journal(Path(directory))
         for step, size in enumerate(sizes):
-            journal.append(Key(step), *content(Key(step), size))
+            journal.append(JournalKey(step), *content(JournalKey(step), size))
             journal.prune(step)  # all but this one
             assert len(list(Path(directory).iterdir())) <= 2
-            assert whole(journal, Key(step), size)
-            assert whole(Journal(Path(directory)), Key(step), size)
+            assert whole(journal, JournalKey(step), size)
+            assert whole(Journal(Path(directory)), JournalKey(step), size)
 
 
 def test_spare_files_are_bounded_and_go_when_asked_or_when_a_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "_SPARE_BYTES", 350)
-    journal = filled(tmp_path, *(Key(step) for step in range(8)))
+    journal = filled(tmp_path, *(JournalKey(step) for step in range(8)))
     journal.prune(8)
     assert 1 <= len(list(tmp_path.iterdir())) <= 4
     journal.drop_spares()
     assert not list(tmp_path.iterdir())
-    filled(tmp_path, Key(1), Key(2)).prune(3)
+    filled(tmp_path, JournalKey(1), JournalKey(2)).prune(3)
     assert len(list(tmp_path.iterdir())) == 2
     Journal(tmp_path)  # a new process does not know what is in them
     assert not list(tmp_path.iterdir())
 
 
 def test_steps_that_will_be_made_again_are_forgotten_and_the_answers_to_evaluations_stay(tmp_path: Path) -> None:
-    journal = filled(tmp_path, *(Key(step) for step in range(5)), Key(2, part=0), Key(4, part=0), Key(4, part=1))
+    journal = filled(
+        tmp_path,
+        *(JournalKey(step) for step in range(5)),
+        JournalKey(2, part=0),
+        JournalKey(4, part=0),
+        JournalKey(4, part=1),
+    )
     journal.forget(3)
     assert names(tmp_path) == {"00000000-0", "00000001-0", "00000002-0", "00000002.0", "00000004.0", "00000004.1"}
-    assert journal.read(Key(3)) is None
-    assert whole(journal, Key(4, part=1))
-    journal.append(Key(3), *content(Key(3)))
-    assert whole(journal, Key(3))
+    assert journal.read(JournalKey(3)) is None
+    assert whole(journal, JournalKey(4, part=1))
+    journal.append(JournalKey(3), *content(JournalKey(3)))
+    assert whole(journal, JournalKey(3))
 
 
 def test_a_new_journal_on_the_same_directory_finds_all_and_goes_on(tmp_path: Path) -> None:
-    keys = [Key(7), Key(8), Key(8, part=0), Key(100_000_000), Key(2**31 - 1, part=12)]
+    keys = [
+        JournalKey(7),
+        JournalKey(8),
+        JournalKey(8, part=0),
+        JournalKey(100_000_000),
+        JournalKey(2**31 - 1, part=12),
+    ]
     filled(tmp_path, *keys)
     journal = Journal(tmp_path)
     assert all(whole(journal, key) for key in keys)
@@ -154,7 +178,7 @@ def test_a_new_journal_on_the_same_directory_finds_all_and_goes_on(tmp_path: Pat
 def test_an_entry_cut_short_or_changed_in_any_byte_counts_as_absent_and_the_others_stay(
     tmp_path: Path, damage: str
 ) -> None:
-    filled(tmp_path, Key(1), Key(2), Key(3))
+    filled(tmp_path, JournalKey(1), JournalKey(2), JournalKey(3))
     path = tmp_path / "00000002-0"
     good = path.read_bytes()
     for place in range(len(good)):
@@ -162,31 +186,31 @@ def test_an_entry_cut_short_or_changed_in_any_byte_counts_as_absent_and_the_othe
         bad[place] ^= 1 << place % 8
         path.write_bytes(good[:place] if damage == "cut" else bad)
         journal = Journal(tmp_path)
-        assert journal.read(Key(2)) is None, place
+        assert journal.read(JournalKey(2)) is None, place
         assert names(tmp_path) == {"00000001-0", "00000003-0"}
-        assert whole(journal, Key(1))
-        assert whole(journal, Key(3))
+        assert whole(journal, JournalKey(1))
+        assert whole(journal, JournalKey(3))
         assert journal.oldest(4) == 3
 
 
 def test_an_entry_with_something_after_its_end_counts_as_absent(tmp_path: Path) -> None:
-    filled(tmp_path, Key(2))
+    filled(tmp_path, JournalKey(2))
     with (tmp_path / "00000002-0").open("ab") as file:
         file.write(b"\0")
-    assert Journal(tmp_path).read(Key(2)) is None
+    assert Journal(tmp_path).read(JournalKey(2)) is None
 
 
 def test_damage_to_an_open_journal_is_noticed_when_the_entry_is_read(tmp_path: Path) -> None:
-    journal = filled(tmp_path, Key(1), Key(2), Key(3))
+    journal = filled(tmp_path, JournalKey(1), JournalKey(2), JournalKey(3))
     (tmp_path / "00000002-0").write_bytes(b"overwritten by somebody")
     (tmp_path / "00000003-0").unlink()
-    assert [whole(journal, Key(step)) for step in (1, 2, 3)] == [True, False, False]
+    assert [whole(journal, JournalKey(step)) for step in (1, 2, 3)] == [True, False, False]
     journal.prune(9)
     assert names(tmp_path) == set()
 
 
 def test_files_that_are_no_entries_are_removed(tmp_path: Path) -> None:
-    filled(tmp_path, Key(2))
+    filled(tmp_path, JournalKey(2))
     entry = (tmp_path / "00000002-0").read_bytes()
     for foreign in (
         "notes.txt",
@@ -219,11 +243,11 @@ def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 APPEND_FOREVER = """
 import itertools, pathlib, sys
 from adc_edge.storage import journal as journal_module
-from adc_edge.storage.journal import Journal, Key
+from adc_edge.storage.journal import Journal, JournalKey
 journal = Journal(pathlib.Path(sys.argv[1]))
 for step in itertools.count():
     seed = f"{step} 0 None ".encode()
-    journal.append(Key(step), seed, (seed * 300_000)[:300_000])
+    journal.append(JournalKey(step), seed, (seed * 300_000)[:300_000])
     journal.prune(step - 20)
     print(step, flush=True)
 """
@@ -245,9 +269,9 @@ def test_a_process_killed_while_it_appends_leaves_whole_entries_only_and_loses_n
         assert process.wait() == -signal.SIGKILL
         last = int(said)
         journal = Journal(directory)
-        assert all(whole(journal, Key(step), 300_000) for step in range(last - 19, last + 1))
+        assert all(whole(journal, JournalKey(step), 300_000) for step in range(last - 19, last + 1))
         assert len(names(directory)) <= 23
-        assert all(whole(journal, Key(step), 300_000) for step in (int(name[:8]) for name in names(directory)))
+        assert all(whole(journal, JournalKey(step), 300_000) for step in (int(name[:8]) for name in names(directory)))
 
 
 @pytest.fixture
@@ -265,41 +289,41 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def check_full(journal: Journal, size: int) -> None:
     """Append ``size`` bytes, for which there is no room."""
     with pytest.raises(OSError, match="00000002-0") as caught:
-        journal.append(Key(2), *content(Key(2), size))
+        journal.append(JournalKey(2), *content(JournalKey(2), size))
     assert caught.value.filename == str(journal.directory / "00000002-0")
     assert "00000002-0" not in names(journal.directory)
-    assert journal.read(Key(2)) is None
-    assert whole(journal, Key(1))
+    assert journal.read(JournalKey(2)) is None
+    assert whole(journal, JournalKey(1))
     assert journal.oldest(2) == 1
 
 
 def test_a_full_disk_costs_the_entry_that_does_not_fit_and_nothing_else(small_disk: Path) -> None:
-    journal = filled(small_disk / "journal", Key(1))
+    journal = filled(small_disk / "journal", JournalKey(1))
     check_full(journal, 100_000)
     journal.sync()
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(50_000))
     check_full(journal, 12_000)
     ballast.unlink()
-    journal.append(Key(2), *content(Key(2), 12_000))
+    journal.append(JournalKey(2), *content(JournalKey(2), 12_000))
     for seen in (journal, Journal(journal.directory)):
-        assert whole(seen, Key(1))
-        assert whole(seen, Key(2), 12_000)
+        assert whole(seen, JournalKey(1))
+        assert whole(seen, JournalKey(2), 12_000)
 
 
 def test_an_entry_that_could_not_be_replaced_is_gone_rather_than_old(small_disk: Path) -> None:
-    journal = filled(small_disk, Key(1), Key(2))
+    journal = filled(small_disk, JournalKey(1), JournalKey(2))
     check_full(journal, 100_000)
-    assert Journal(small_disk).read(Key(2)) is None
+    assert Journal(small_disk).read(JournalKey(2)) is None
 
 
 def test_a_file_over_the_limit_of_its_user_is_like_a_full_disk(tmp_path: Path) -> None:
-    journal = filled(tmp_path, Key(1))
+    journal = filled(tmp_path, JournalKey(1))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
         check_full(journal, 50_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    journal.append(Key(2), *content(Key(2), 50_000))
-    assert whole(Journal(tmp_path), Key(2), 50_000)
+    journal.append(JournalKey(2), *content(JournalKey(2), 50_000))
+    assert whole(Journal(tmp_path), JournalKey(2), 50_000)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adc_edge.errors import ProtocolError
-from adc_edge.wire.framing import FAST_CHUNK_BYTES, Assembler, chunk_bytes, cut, sealed, unsealed
+from adc_edge.wire.framing import FAST_CHUNK_BYTES, Assembler, chunk_bytes, sealed, to_frames, unsealed
 from adc_edge.wire.messages import (
     CHUNK_BYTES,
     SEAL_BYTES,
@@ -27,7 +27,7 @@ from adc_edge.wire.messages import (
     Ping,
     Refused,
     Welcome,
-    pack,
+    pack_header,
     unpack_from_device,
     unpack_from_trainer,
 )
@@ -48,12 +48,12 @@ def body_of(size: int, seed: int = 0) -> bytes:
 
 
 def frames_of(size: int, transfer: int = 1, seed: int = 0) -> Frames:
-    return list(cut(message(size, transfer), body_of(size, seed)))
+    return list(to_frames(message(size, transfer), body_of(size, seed)))
 
 
 def whole(header: Message, piece: bytes = b"") -> tuple[bytes, bytes]:
     """The frames of a header and whatever piece, with a seal that is right."""
-    return sealed(pack(header), piece), piece
+    return sealed(pack_header(header), piece), piece
 
 
 def inbox(limit: int = 10**7) -> Assembler[FromDevice]:
@@ -93,7 +93,7 @@ def test_a_body_of_any_size_arrives_whole_in_pieces_of_a_chunk(size: int) -> Non
 @given(SIZES, st.sampled_from([CHUNK_BYTES, CHUNK_BYTES + 1, FAST_CHUNK_BYTES]))
 @settings(max_examples=20, deadline=None)
 def test_larger_pieces_of_a_fast_link_arrive_too(size: int, chunk_bytes: int) -> None:
-    frames = list(cut(message(size), body_of(size), chunk_bytes))
+    frames = list(to_frames(message(size), body_of(size), chunk_bytes))
     assert all(len(piece) == chunk_bytes for _, piece in frames[:-1])
     assert feed(inbox(), frames) == (message(size), body_of(size))
 
@@ -122,13 +122,13 @@ def test_a_body_that_travels_over_many_connections_is_the_same_and_no_byte_trave
     for pieces in breaks:  # so many arrive before the connection breaks
         transfer, offset = box.unfinished
         assert (transfer, box.held_bytes) == ((1, size) if offset else (0, 0))
-        frames = list(cut(msgspec.structs.replace(message(size), offset=offset), body))[:pieces]
+        frames = list(to_frames(msgspec.structs.replace(message(size), offset=offset), body))[:pieces]
         if sent + sum(piece.nbytes for _, piece in frames) == size:
             break  # it would be whole
         assert feed(box, frames) is None
         sent += sum(piece.nbytes for _, piece in frames)
         assert box.unfinished == ((1, sent) if sent else (0, 0))
-    rest = list(cut(msgspec.structs.replace(message(size), offset=sent), body))
+    rest = list(to_frames(msgspec.structs.replace(message(size), offset=sent), body))
     done = feed(box, rest)
     assert done is not None
     assert msgspec.structs.replace(done[0], offset=0) == message(size)
@@ -180,14 +180,14 @@ def test_a_bit_that_changed_on_the_way_is_noticed_and_the_sender_goes_on_from_wh
     assert refused(box, (bytes(header), piece)) == "corrupt"
     assert box.unfinished == before
     on = msgspec.structs.replace(message(size), offset=before[1])
-    done = feed(box, list(cut(on, body_of(size))))
+    done = feed(box, list(to_frames(on, body_of(size))))
     assert done is not None
     assert done[1] == body_of(size)
 
 
 def test_every_bit_of_a_header_frame_is_guarded_and_so_is_its_length() -> None:
     frame, piece = whole(message(3), b"abc")
-    assert unsealed(frame, piece) == pack(message(3))
+    assert unsealed(frame, piece) == pack_header(message(3))
     changed = [frame[:length] for length in range(len(frame))] + [frame + b"\0", frame + frame[-SEAL_BYTES:]]
     for bit in range(8 * len(frame)):
         flipped = bytearray(frame)
@@ -256,7 +256,7 @@ def test_what_is_held_is_the_whole_body_that_is_expected_until_it_is_there() -> 
 def test_beginning_another_body_drops_the_unfinished_message() -> None:
     box = inbox()
     feed(box, frames_of(2 * CHUNK_BYTES)[:1])
-    assert feed(box, list(cut(message(3, transfer=2), b"abc"))) == (message(3, 2), b"abc")
+    assert feed(box, list(to_frames(message(3, transfer=2), b"abc"))) == (message(3, 2), b"abc")
     assert box.unfinished == (0, 0)
     feed(box, frames_of(2 * CHUNK_BYTES)[:1])
     feed(box, frames_of(3 * CHUNK_BYTES, transfer=2)[:1])
@@ -280,10 +280,10 @@ def test_messages_without_a_body_come_in_between_and_disturb_nothing() -> None:
     ]
     for box, long, shorts in boxes:
         body = body_of(3 * CHUNK_BYTES)
-        frames = list(cut(long, body))
+        frames = list(to_frames(long, body))
         for index, frame in enumerate(frames):
             for short in shorts:
-                assert feed(box, list(cut(short))) == (short, b"")
+                assert feed(box, list(to_frames(short))) == (short, b"")
                 assert box.unfinished == ((9, index * CHUNK_BYTES) if index else (0, 0))
             done = feed(box, [frame])
         assert done == (long, body)
@@ -297,7 +297,7 @@ def test_a_message_without_a_body_has_an_empty_piece() -> None:
 def test_a_frame_whose_seal_is_broken_is_shown_to_whoever_may_know_another_version() -> None:
     shown: list[bytes] = []
     box = Assembler(unpack_from_device, lambda header: 0, shown.append)
-    assert refused(box, (pack(Bye(7)), b"")) == "corrupt"
-    assert shown == [pack(Bye(7))]
-    assert feed(box, list(cut(Bye(7)))) == (Bye(7), b"")
+    assert refused(box, (pack_header(Bye(7)), b"")) == "corrupt"
+    assert shown == [pack_header(Bye(7))]
+    assert feed(box, list(to_frames(Bye(7)))) == (Bye(7), b"")
     assert len(shown) == 1

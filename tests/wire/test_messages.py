@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from adc_edge.errors import ProtocolError, RefusedError
 from adc_edge.wire import messages as protocol
-from adc_edge.wire.framing import Assembler, cut, sealed
+from adc_edge.wire.framing import Assembler, sealed, to_frames
 from adc_edge.wire.limits import Limits
 from adc_edge.wire.messages import (
     HEADER_BYTES,
@@ -31,7 +31,7 @@ from adc_edge.wire.messages import (
     Welcome,
     check_foreign,
     check_foreign_refusal,
-    pack,
+    pack_header,
     unpack_from_device,
     unpack_from_trainer,
 )
@@ -91,8 +91,8 @@ def trainer_inbox() -> Assembler[FromDevice]:
 def test_every_message_comes_back_as_it_went(kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(any_of(kind))
     for unpack in unpackers(message):
-        assert unpack(pack(message)) == message
-    assert len(pack(message)) <= HEADER_BYTES
+        assert unpack(pack_header(message)) == message
+    assert len(pack_header(message)) <= HEADER_BYTES
 
 
 def test_each_side_reads_its_own_kinds_only() -> None:
@@ -101,7 +101,7 @@ def test_each_side_reads_its_own_kinds_only() -> None:
     }
     for header, unpack in ((Bye(1), unpack_from_trainer), (protocol.ByeAck(1), unpack_from_device)):
         with pytest.raises(ProtocolError):
-            unpack(pack(header))
+            unpack(pack_header(header))
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: str(kind.__name__))
@@ -109,7 +109,7 @@ def test_each_side_reads_its_own_kinds_only() -> None:
 @settings(deadline=None, max_examples=30)
 def test_another_library_reads_and_writes_every_header(kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(any_of(kind))
-    assert msgpack.unpackb(pack(message)) == fields(message)
+    assert msgpack.unpackb(pack_header(message)) == fields(message)
     for unpack in unpackers(message):
         assert unpack(msgpack.packb(fields(message))) == message
 
@@ -161,12 +161,18 @@ def test_a_hello_of_another_version_is_told_apart_whatever_its_fields_and_with_o
 
 def test_a_hello_of_another_version_whose_fields_happen_to_be_ours_is_told_apart() -> None:
     with pytest.raises(ProtocolError) as caught:
-        unpack_from_device(pack(Hello(VERSION + 1, "b", 1, 2, "orin", 3, 0, 0)))
+        unpack_from_device(pack_header(Hello(VERSION + 1, "b", 1, 2, "orin", 3, 0, 0)))
     assert caught.value.code == "version"
 
 
 def test_a_frame_without_a_seal_that_is_no_hello_of_another_version_is_broken() -> None:
-    for header in (pack(Hello(VERSION, "b", 1, 2, "orin", 3, 0, 0)), pack(Bye(1)), b"", b"\xc1", b"x" * 5000):
+    for header in (
+        pack_header(Hello(VERSION, "b", 1, 2, "orin", 3, 0, 0)),
+        pack_header(Bye(1)),
+        b"",
+        b"\xc1",
+        b"x" * 5000,
+    ):
         with pytest.raises(ProtocolError) as caught:
             trainer_inbox().feed(header, b"")
         assert caught.value.code == "corrupt"
@@ -178,7 +184,7 @@ def test_a_bit_that_changed_on_the_way_is_never_taken_for_another_version() -> N
         (Hello(VERSION, "a" * 64, 2**62, 2**61, "orin", 3, 0, 0), trainer_inbox),
         (Refused("busy", "a", "b", "c"), device_inbox),
     ):
-        ((frame, piece),) = cut(message)
+        ((frame, piece),) = to_frames(message)
         for bit in range(8 * len(frame)):
             flipped = bytearray(frame)
             flipped[bit // 8] ^= 1 << bit % 8
@@ -196,13 +202,18 @@ def test_the_refusal_of_an_older_trainer_ends_the_run_with_its_words(code: str) 
 
 
 def test_a_refusal_that_an_older_device_can_read_has_no_seal_and_nothing_else_goes_without() -> None:
-    for header in (pack(Welcome(1, 5, 0, 0, None, 1, 0, 0, "0.1.0")), pack(protocol.ByeAck(1)), b"", b"\xc1"):
+    for header in (
+        pack_header(Welcome(1, 5, 0, 0, None, 1, 0, 0, "0.1.0")),
+        pack_header(protocol.ByeAck(1)),
+        b"",
+        b"\xc1",
+    ):
         with pytest.raises(ProtocolError) as caught:
             device_inbox().feed(header, b"")
         assert caught.value.code == "corrupt"
     refused = Refused("version", "a", "b", "c")
-    ((frame, _),) = cut(refused)
-    assert frame[:-SEAL_BYTES] == pack(refused)
+    ((frame, _),) = to_frames(refused)
+    assert frame[:-SEAL_BYTES] == pack_header(refused)
     whole = device_inbox().feed(frame, b"")
     assert whole is not None
     assert whole[0] == refused
@@ -258,14 +269,14 @@ def test_random_bytes_are_refused_by_name_and_never_crash(header: bytes) -> None
 def test_flipped_bytes_are_refused_or_read_as_a_message_within_its_types(
     message: Message, where: int, flip: int
 ) -> None:
-    header = bytearray(pack(message))
+    header = bytearray(pack_header(message))
     header[where % len(header)] ^= flip
     for unpack in (unpack_from_device, unpack_from_trainer):
         try:
             seen = unpack(bytes(header))
         except ProtocolError:
             continue
-        again = unpack(pack(seen))
+        again = unpack(pack_header(seen))
         assert again == seen or any(isinstance(v, float) and math.isnan(v) for v in fields(seen).values())
 
 

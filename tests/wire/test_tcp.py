@@ -13,8 +13,8 @@ import zmq
 from link_emulator import LinkEmulator, Way, available, inside, tcp_pair
 
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire import tcp
 from adc_edge.wire.connection import Connection
@@ -172,7 +172,7 @@ def test_both_ends_of_a_real_link_send_by_bbr(bundle: Bundle, training: HeadTrai
             assert control(end) == "reno"
             end.close()
         with inside(link.trainer_namespace):
-            server = Server(bundle, training, f"tcp://{link.trainer_address}:*", Sessions(tmp_path / "log"))
+            server = Server(bundle, training, f"tcp://{link.trainer_address}:*", SessionRegistry(tmp_path / "log"))
         with serving(server):
             device = Device(bundle, server.endpoint)
             with inside(link.device_namespace):

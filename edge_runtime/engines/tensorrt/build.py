@@ -12,7 +12,7 @@ from adc_edge.edge_runtime.engines.tensorrt.library import why
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.method.spec import TrunkSpec
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 
 class Profile(NamedTuple):
@@ -31,7 +31,7 @@ class Profile(NamedTuple):
                 "choose another --ratio or --batch-size",
             )
 
-    def shapes(self, spec: TrunkSpec) -> dict[str, tuple[Shape, Shape, Shape]]:
+    def shapes(self, spec: TrunkSpec) -> dict[str, tuple[TensorShape, TensorShape, TensorShape]]:
         """Smallest, usual and largest shape of each input."""
         image = (spec.channels, *spec.image_size)
         return {
@@ -46,7 +46,7 @@ class Order(NamedTuple):
 
     graph: Path
     opset: int
-    shapes: dict[str, tuple[Shape, Shape, Shape]]  # of the inputs whose shape is dynamic
+    shapes: dict[str, tuple[TensorShape, TensorShape, TensorShape]]  # of the inputs whose shape is dynamic
     outputs: tuple[str, ...]  # the graph's others are left out
     refittable: tuple[str, ...] = ()  # weights by name
     workspace_bytes: int | None = None  # scratch memory that a kernel may take; None: what the GPU has

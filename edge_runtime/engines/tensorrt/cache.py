@@ -25,7 +25,7 @@ _MAX_HEADER_BYTES = 1 << 16
 _ENGINE, _TIMING = ".engine", ".timing"
 
 
-class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an engine was built from, and for."""
 
     onnx: str  # SHA-256 of the graph
@@ -49,13 +49,13 @@ class Kept(NamedTuple):
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    key: Key
+    key: EngineKey
     verdict: str
     sha256: str  # of verdict and engine
     nbytes: int
 
 
-def load(directory: Path, key: Key) -> Kept | None:
+def load_engine(directory: Path, key: EngineKey) -> Kept | None:
     """What was kept under a key, or None.
 
     Raises:
@@ -78,14 +78,14 @@ def load(directory: Path, key: Key) -> Kept | None:
     return Kept(engine, header.verdict)
 
 
-def store(directory: Path, key: Key, engine: bytes, verdict: str = GOOD) -> Path:
+def store_engine(directory: Path, key: EngineKey, engine: bytes, verdict: str = GOOD) -> Path:
     """Keep an engine, or why there is none; whole or not at all."""
     path = directory / (key.stem + _ENGINE)
     _write(path, key, engine, verdict)
     return path
 
 
-def load_timing(directory: Path, key: Key) -> bytes:
+def load_timing(directory: Path, key: EngineKey) -> bytes:
     """TensorRT's timing cache of this TensorRT and GPU; empty where there is none, or a damaged one."""
     timing = _timing_key(key)
     try:
@@ -95,7 +95,7 @@ def load_timing(directory: Path, key: Key) -> bytes:
     return read[1] if read is not None and read[0].key == timing else b""
 
 
-def store_timing(directory: Path, key: Key, timing: bytes) -> None:
+def store_timing(directory: Path, key: EngineKey, timing: bytes) -> None:
     """Keep a timing cache, for the next build on this GPU."""
     _write(directory / (_timing_key(key).stem + _TIMING), _timing_key(key), timing, GOOD)
 
@@ -142,11 +142,11 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "gpu"
 
 
-def _timing_key(key: Key) -> Key:
-    return Key("", key.tensorrt, key.gpu, key.capability, "timing")
+def _timing_key(key: EngineKey) -> EngineKey:
+    return EngineKey("", key.tensorrt, key.gpu, key.capability, "timing")
 
 
-def _write(path: Path, key: Key, content: bytes, verdict: str) -> None:
+def _write(path: Path, key: EngineKey, content: bytes, verdict: str) -> None:
     header = msgspec.json.encode(_Header(key, verdict, _seal(verdict, content), len(content)))
     write_atomic(path, _MAGIC + len(header).to_bytes(_LENGTH_BYTES, "little") + header + content)
 

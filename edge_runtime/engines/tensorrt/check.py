@@ -17,8 +17,8 @@ import numpy as np
 from adc_edge.codec.precision import Float32
 from adc_edge.edge_runtime.engines.base import Int64, Weights
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
-from adc_edge.onnx.agreement import Agreement, Compressed, agreement, moved
-from adc_edge.onnx.golden import GOLDEN_CLUSTERS, LIMITS, golden_images, golden_pixels
+from adc_edge.onnx.agreement import Agreement, Compressed, agreement, perturb_weights
+from adc_edge.onnx.golden import GOLDEN_CLUSTERS, GOLDEN_LIMITS, golden_images, golden_pixels
 from adc_edge.storage.bundle import Bundle, Compute
 
 _TURNS = 2
@@ -46,7 +46,7 @@ class Check:
     def __init__(self, bundle: Bundle, compute: Compute, largest: int) -> None:
         spec = bundle.manifest.trunk
         self._reference = OnnxEngine(bundle.client("fp32"), spec)
-        self._limit, self._patches = LIMITS[compute], spec.patches
+        self._limit, self._patches = GOLDEN_LIMITS[compute], spec.patches
         self._images = golden_images(golden_pixels(spec), bundle.manifest.preprocessing)[:largest]
 
     def fault(self, candidate: Candidate, weights: Weights | None) -> str | None:
@@ -59,7 +59,7 @@ class Check:
         with self._reference as reference:
             for turn in range(1, 1 + _TURNS if weights is not None else 1):
                 assert weights is not None
-                new = moved(weights, turn)
+                new = perturb_weights(weights, turn)
                 candidate.refresh(new)
                 reference.refresh(new)
                 fault = self._numbers(candidate, reference)

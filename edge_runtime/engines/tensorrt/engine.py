@@ -34,7 +34,7 @@ from adc_edge.edge_runtime.engines.tensorrt.build import NotRefittable, Order, P
 from adc_edge.edge_runtime.engines.tensorrt.check import Check
 from adc_edge.edge_runtime.engines.tensorrt.cuda import Array, Cuda
 from adc_edge.edge_runtime.engines.tensorrt.library import load_tensorrt, make_logger
-from adc_edge.edge_runtime.engines.tensorrt.session import Session
+from adc_edge.edge_runtime.engines.tensorrt.session import TensorRtSession
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import sha256
 from adc_edge.storage.bundle import CLIENT_BARE, ENGINES, OUTPUTS, TRUNK, Bundle, Compute
@@ -100,7 +100,7 @@ class TensorRtEngine:
         self._workspace_bytes, self._say = workspace_bytes, say
         self._hidden = [f"hidden_{freeze_first}"] if freeze_first else []
         self._weights: Weights | None = None  # the bundle's, of a trunk that trains
-        self._session: Session | None = None
+        self._session: TensorRtSession | None = None
         self._stack = ExitStack()
         self.where = "tensorrt"
 
@@ -166,11 +166,11 @@ class TensorRtEngine:
         for way in ways:
             order = self._order(way, fault)
             key = self._key(trt, cuda, order, way)
-            kept = cache.load(self._directory, key)
+            kept = cache.load_engine(self._directory, key)
             if kept is None:
                 fault = self._make(trt, logger, cuda, order, way, key)
             elif kept.verdict == cache.GOOD:
-                fault = self._use(Session(trt, logger, cuda, kept.engine), way)
+                fault = self._use(TensorRtSession(trt, logger, cuda, kept.engine), way)
             else:
                 fault = f"{kept.verdict}; found at an earlier start, delete {self._directory} to try again"
             if fault is None:
@@ -208,13 +208,13 @@ class TensorRtEngine:
             self._workspace_bytes,
         )
 
-    def _key(self, trt: Any, cuda: Cuda, order: Order, way: Way) -> cache.Key:
+    def _key(self, trt: Any, cuda: Cuda, order: Order, way: Way) -> cache.EngineKey:
         build = {"way": way, "shapes": order.shapes, "outputs": order.outputs, "workspace": order.workspace_bytes}
-        return cache.Key(
+        return cache.EngineKey(
             sha256(order.graph), trt.__version__, *cuda.device, msgspec.json.encode(build, order="sorted").decode()
         )
 
-    def _make(self, trt: Any, logger: Any, cuda: Cuda, order: Order, way: Way, key: cache.Key) -> str | None:
+    def _make(self, trt: Any, logger: Any, cuda: Cuda, order: Order, way: Way, key: cache.EngineKey) -> str | None:
         """Build an engine, test it and keep it, or what is wrong with it; tells the latter."""
         cache.check_writable(self._directory)
         note = cache.foreign(self._directory, cuda.device)
@@ -227,15 +227,15 @@ class TensorRtEngine:
             fault: str | None = str(error)
         else:
             self._keep(lambda: cache.store_timing(self._directory, key, built.timing))
-            fault = self._use(Session(trt, logger, cuda, built.engine), way)
+            fault = self._use(TensorRtSession(trt, logger, cuda, built.engine), way)
             fault = fault or Check(self._bundle, self._compute, self._usual.images).fault(self, self._weights)
         if fault is None:
-            self._keep(lambda: cache.store(self._directory, key, built.engine))
+            self._keep(lambda: cache.store_engine(self._directory, key, built.engine))
         elif way == "refit":
-            self._keep(lambda: cache.store(self._directory, key, b"", fault))
+            self._keep(lambda: cache.store_engine(self._directory, key, b"", fault))
         return fault
 
-    def _use(self, session: Session, way: Way) -> str | None:
+    def _use(self, session: TensorRtSession, way: Way) -> str | None:
         """Put a session to work, or why it cannot be refreshed."""
         self._session = session
         if way != "frozen":

@@ -32,7 +32,7 @@ class _Slot(NamedTuple):
     buffer: Buffer
 
 
-class Session:
+class TensorRtSession:
     """A deserialized engine on one stream.
 
     TensorRT's objects have no other names than its attributes: an error's traceback would keep those from ``close``.

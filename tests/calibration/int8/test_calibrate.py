@@ -20,20 +20,20 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from adc_edge.calibration.int8 import calibrate as module
-from adc_edge.calibration.int8.calibrate import Settings, calibrate_bundle
+from adc_edge.calibration.int8.calibrate import CalibrationSettings, calibrate_bundle
 from adc_edge.calibration.int8.graph import QDQ, zero_points
 from adc_edge.cli import main
 from adc_edge.data.loader import Loader
-from adc_edge.data.sources import Labels, load
+from adc_edge.data.sources import Labels, load_dataset
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.errors import AdcEdgeError, BundleError, DataError, EngineError, SettingError
-from adc_edge.export.build import Settings as ExportSettings
+from adc_edge.export.build import ExportSettings as ExportSettings
 from adc_edge.export.build import export_bundle
 from adc_edge.files import write_atomic
 from adc_edge.method.ratio import Ratio
 from adc_edge.method.split import head_from_manifest
 from adc_edge.onnx.agreement import Agreement
-from adc_edge.onnx.golden import LIMITS
+from adc_edge.onnx.golden import GOLDEN_LIMITS
 from adc_edge.onnx.tensorrt_lint import Fault
 from adc_edge.storage.bundle import CALIBRATION, CLIENT_INT8, HEAD, Bundle, Calibration
 
@@ -63,7 +63,7 @@ def predictions(bundle_dir: Path, client: Path, source: str) -> Labels:
     bundle = Bundle.load(bundle_dir, (HEAD,))
     head = head_from_manifest(bundle.manifest).eval()
     head.vit.load_state_dict(load_file(bundle_dir / HEAD))
-    images = Loader(load(source).test, bundle.manifest.preprocessing, 1).plain(np.arange(TEST)).images
+    images = Loader(load_dataset(source).test, bundle.manifest.preprocessing, 1).plain(np.arange(TEST)).images
     with OnnxEngine(client, bundle.manifest.trunk) as engine, torch.inference_mode():
         found: Labels = head(torch.from_numpy(engine.whole(images))).argmax(dim=1).numpy()
     return found
@@ -92,7 +92,7 @@ def files(directory: Path) -> dict[str, bytes]:
 def test_the_pair_is_written_beside_an_untouched_bundle(mine: Path, known: str, clean_temporary: Path) -> None:
     before, digest = files(mine), Bundle.load(mine, ()).digest
     said: list[str] = []
-    report = calibrate_bundle(Settings(mine, known, images=16), said.append)
+    report = calibrate_bundle(CalibrationSettings(mine, known, images=16), said.append)
     after = files(mine)
     assert after.keys() - before.keys() == {CLIENT_INT8, CALIBRATION}
     assert {name: after[name] for name in before} == before
@@ -107,10 +107,10 @@ def test_the_pair_is_written_beside_an_untouched_bundle(mine: Path, known: str, 
 
 
 def test_the_report_tells_what_the_devices_engine_finds(mine: Path, known: str) -> None:
-    report = calibrate_bundle(Settings(mine, known, images=16, percentile=90.0, max_drop=100.0))
+    report = calibrate_bundle(CalibrationSettings(mine, known, images=16, percentile=90.0, max_drop=100.0))
     accuracy = report.quality.accuracy
     assert accuracy is not None
-    labels = load(known).test.labels
+    labels = load_dataset(known).test.labels
     same = float((predictions(mine, mine / CLIENT_INT8, known) == labels).mean())
     assert (accuracy.images, accuracy.top1, accuracy.judged) == (TEST, 1.0, True)
     assert accuracy.top1_int8 == accuracy.agreement == pytest.approx(same)
@@ -129,7 +129,7 @@ def test_the_report_tells_what_the_devices_engine_finds(mine: Path, known: str) 
 def test_the_same_seed_gives_the_same_file_and_another_one_replaces_it(mine: Path, known: str) -> None:
     made = []
     for seed in (0, 0, 1):
-        calibrate_bundle(Settings(mine, known, images=8, seed=seed))
+        calibrate_bundle(CalibrationSettings(mine, known, images=8, seed=seed))
         assert Bundle.load(mine, ()).client("int8")
         made.append((mine / CLIENT_INT8).read_bytes())
     assert made[0] == made[1] != made[2]
@@ -137,7 +137,7 @@ def test_the_same_seed_gives_the_same_file_and_another_one_replaces_it(mine: Pat
 
 @pytest.mark.parametrize("method", ["minmax", "entropy"])
 def test_the_other_methods_make_a_graph_too(mine: Path, known: str, method: Any) -> None:
-    report = calibrate_bundle(Settings(mine, known, images=8, method=method, max_drop=100))
+    report = calibrate_bundle(CalibrationSettings(mine, known, images=8, method=method, max_drop=100))
     assert (report.method, report.percentile) == (method, None)
     assert not any(zero.any() for zero in zero_points(onnx.load(mine / CLIENT_INT8)))
 
@@ -156,7 +156,7 @@ def test_a_head_that_knows_nothing_is_not_judged(mine: Path, tmp_path: Path) -> 
     source = write_npz(tmp_path / "images.npz", np.full(TEST, 3))
     seen = int((predictions(mine, mine / "client.onnx", source) == 3).sum())
     assert seen < TEST / 4, "choose a class that this head rarely names"
-    report = calibrate_bundle(Settings(mine, source, images=8, max_drop=0.0))
+    report = calibrate_bundle(CalibrationSettings(mine, source, images=8, max_drop=0.0))
     assert report.quality.accuracy is not None
     assert not report.quality.accuracy.judged
 
@@ -164,7 +164,7 @@ def test_a_head_that_knows_nothing_is_not_judged(mine: Path, tmp_path: Path) -> 
 def test_a_drop_beyond_the_limit_writes_nothing(mine: Path, known: str) -> None:
     before = files(mine)
     with pytest.raises(EngineError, match=r"top-1 falls by [^$]*at most 1 \(--max-drop\)[^$]*nothing was written"):
-        calibrate_bundle(Settings(mine, known, images=8, percentile=50.0))
+        calibrate_bundle(CalibrationSettings(mine, known, images=8, percentile=50.0))
     assert files(mine) == before
 
 
@@ -172,9 +172,9 @@ def test_a_graph_far_from_the_golden_pair_is_not_written(
     mine: Path, known: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files(mine)
-    monkeypatch.setitem(LIMITS, "int8", Agreement(assignment=0.0, tokens=1.01, difference=1.0))
+    monkeypatch.setitem(GOLDEN_LIMITS, "int8", Agreement(assignment=0.0, tokens=1.01, difference=1.0))
     with pytest.raises(EngineError, match=r"the golden pair in INT8[^$]*nothing was written"):
-        calibrate_bundle(Settings(mine, known, images=8))
+        calibrate_bundle(CalibrationSettings(mine, known, images=8))
     assert files(mine) == before
 
 
@@ -186,7 +186,7 @@ def test_a_graph_that_lost_a_tensorrt_is_not_written(mine: Path, known: str, mon
     before = files(mine)
     monkeypatch.setattr(module, "lint", strict)
     with pytest.raises(EngineError, match=r"not 10.3: 18 faults[^$]*TensorRT 10.3 too"):
-        calibrate_bundle(Settings(mine, known, images=8))
+        calibrate_bundle(CalibrationSettings(mine, known, images=8))
     assert files(mine) == before
 
 
@@ -200,25 +200,25 @@ def test_a_kill_between_both_files_leaves_a_bundle_that_says_so(
 
     monkeypatch.setattr(module, "write_atomic", die_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        calibrate_bundle(Settings(mine, known, images=8))
+        calibrate_bundle(CalibrationSettings(mine, known, images=8))
     with pytest.raises(BundleError, match=r"has no calibration.json[^$]*adc-edge calibrate"):
         Bundle.load(mine, ()).client("int8")
     monkeypatch.undo()
-    calibrate_bundle(Settings(mine, known, images=8))
+    calibrate_bundle(CalibrationSettings(mine, known, images=8))
     Bundle.load(mine, ()).client("int8")
     monkeypatch.setattr(module, "write_atomic", die_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        calibrate_bundle(Settings(mine, known, images=8, seed=5))
+        calibrate_bundle(CalibrationSettings(mine, known, images=8, seed=5))
     with pytest.raises(BundleError, match=r"was changed or damaged[^$]*adc-edge calibrate"):
         Bundle.load(mine, ()).client("int8")
 
 
 def test_broken_images_are_replaced_and_counted(mine: Path, tmp_path: Path) -> None:
     source = write_folder(tmp_path / "photos", train=24, broken=2)
-    report = calibrate_bundle(Settings(mine, source, images=20))
+    report = calibrate_bundle(CalibrationSettings(mine, source, images=20))
     assert report.broken <= 2
     with pytest.raises(DataError, match=r"2 of \d+ training images are broken|1 of \d+ training"):
-        calibrate_bundle(Settings(mine, source, images=24))
+        calibrate_bundle(CalibrationSettings(mine, source, images=24))
 
 
 def write_folder(root: Path, train: int, broken: int) -> str:
@@ -249,7 +249,7 @@ def test_wrong_use_is_one_clear_error(
     before = files(mine)
     source = write_npz(tmp_path / "images.npz", np.arange(TEST) % 10)
     with pytest.raises(error, match=words) as caught:
-        calibrate_bundle(msgspec.structs.replace(Settings(mine, source, images=8), **options))
+        calibrate_bundle(msgspec.structs.replace(CalibrationSettings(mine, source, images=8), **options))
     assert caught.value.exit_code == 2
     assert files(mine) == before
 
@@ -257,7 +257,7 @@ def test_wrong_use_is_one_clear_error(
 def test_labels_outside_of_the_bundles_classes_are_refused(mine: Path, tmp_path: Path) -> None:
     source = write_npz(tmp_path / "images.npz", np.full(TEST, 10))
     with pytest.raises(DataError, match=r"labels from 0 to 10[^$]*10 classes"):
-        calibrate_bundle(Settings(mine, source, images=8))
+        calibrate_bundle(CalibrationSettings(mine, source, images=8))
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -266,7 +266,7 @@ def test_images_that_are_all_broken_are_refused(mine: Path, tmp_path: Path, part
     for path in (tmp_path / "photos" / part).rglob("*.png"):
         path.write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"broken"):
-        calibrate_bundle(Settings(mine, source, images=16))
+        calibrate_bundle(CalibrationSettings(mine, source, images=16))
     assert not (mine / CLIENT_INT8).exists()
 
 
@@ -274,7 +274,7 @@ def test_images_that_are_all_broken_are_refused(mine: Path, tmp_path: Path, part
 def test_a_changed_bundle_is_refused(mine: Path, tmp_path: Path, name: str) -> None:
     (mine / name).write_bytes((mine / name).read_bytes()[:-1] + b"!")
     with pytest.raises(BundleError, match=rf"{name} was changed or damaged"):
-        calibrate_bundle(Settings(mine, write_npz(tmp_path / "images.npz", np.arange(TEST) % 10), images=8))
+        calibrate_bundle(CalibrationSettings(mine, write_npz(tmp_path / "images.npz", np.arange(TEST) % 10), images=8))
 
 
 def test_the_command_prints_tables_and_the_next_one(mine: Path, known: str) -> None:
@@ -308,7 +308,7 @@ def test_deit_tiny_in_int8_names_the_same_classes_and_is_faster(shared_data: Pat
     bundle = tmp_path / "out"
     export_bundle(ExportSettings("deit_tiny_patch16_224", 6, bundle, Ratio(xi=0.1), weights=weights))
     source = imagenet(shared_data, tmp_path / "imagenet", seed=1)
-    report = calibrate_bundle(Settings(bundle, source, images=64, eval_images=0))
+    report = calibrate_bundle(CalibrationSettings(bundle, source, images=64, eval_images=0))
     accuracy, tensors = report.quality.accuracy, {tensor.name: tensor.sqnr_db for tensor in report.quality.tensors}
     print(report)
     assert accuracy is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from adc_edge.calibration.link.measure import measure
+from adc_edge.calibration.link.measure import measure_link
 from adc_edge.cli import main
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.wire.channel import Channel
@@ -82,7 +82,7 @@ def test_rates_and_round_trip_of_a_known_link_are_found(server: Server) -> None:
     with SlowProxy(server.endpoint, up_mbit_s=8, down_mbit_s=20, delay_ms=15) as proxy:
         channel = Channel(proxy.endpoint)
         channel.open(10)
-        report = measure(channel, 4)
+        report = measure_link(channel, 4)
         channel.close()
     assert 30 <= report.rtt_min_ms <= 60  # the proxy itself lags on a busy machine
     assert report.rtt_min_ms <= report.rtt_p50_ms <= report.rtt_p95_ms <= report.rtt_p99_ms

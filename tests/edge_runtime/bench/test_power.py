@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from adc_edge.edge_runtime.bench.power import NotMeasured, Reading, Sample, Tegrastats, Window, energy, parse, total_mw
+from adc_edge.edge_runtime.bench.power import (
+    NotMeasured,
+    PowerSample,
+    Reading,
+    Tegrastats,
+    Window,
+    energy,
+    parse_tegrastats,
+    total_mw,
+)
 from tests.edge_runtime.made_up_board import ORIN_NANO, script
 
 AGX_ORIN = (
@@ -55,7 +64,7 @@ NANO = (
 def test_the_lines_of_each_board_are_read(
     line: str, rails: str, mw: int, hottest: tuple[str, float], gpu: int, ram: int
 ) -> None:
-    reading = parse(line)
+    reading = parse_tegrastats(line)
     assert total_mw(reading.rails_mw) == (rails, mw)
     assert max(sorted(reading.temperatures_c.items(), reverse=True), key=lambda item: item[1])[1] == hottest[1]
     assert reading.temperatures_c[hottest[0]] == hottest[1]
@@ -65,32 +74,32 @@ def test_the_lines_of_each_board_are_read(
 
 
 def test_a_rail_has_an_instant_and_a_mean() -> None:
-    reading = parse(AGX_ORIN_JETPACK_7)
+    reading = parse_tegrastats(AGX_ORIN_JETPACK_7)
     assert (reading.rails_mw["VDD_GPU_SOC"], reading.average_mw["VDD_GPU_SOC"]) == (2265, 2266)
-    assert parse("VDD_GPU -392mW/-392mW").rails_mw == {"VDD_GPU": -392}  # Thor's, with its GPU asleep
+    assert parse_tegrastats("VDD_GPU -392mW/-392mW").rails_mw == {"VDD_GPU": -392}  # Thor's, with its GPU asleep
 
 
 @pytest.mark.parametrize(
     "line", ["", "\n", "\x00\x7f��", "RAM 77", "VDD_IN 48", "VDD_IN 4824mW/", "VDD_IN /4824mW", "@C"]
 )
 def test_garbage_is_nothing(line: str) -> None:
-    assert parse(line) == Reading({}, {}, {}, None, None)
+    assert parse_tegrastats(line) == Reading({}, {}, {}, None, None)
 
 
 @pytest.mark.parametrize("line", [ORIN_NANO, AGX_ORIN, AGX_ORIN_JETPACK_7, XAVIER_NX, AGX_XAVIER, NANO])
 def test_a_line_that_begins_or_ends_anywhere_never_gives_a_wrong_number(line: str) -> None:
-    whole = parse(line.strip())
+    whole = parse_tegrastats(line.strip())
     for cut in range(len(line)):
         for part in (line[cut:], line[:cut].rpartition(" ")[0]):
-            found = parse(part)
+            found = parse_tegrastats(part)
             for ours, theirs in ((found.rails_mw, whole.rails_mw), (found.temperatures_c, whole.temperatures_c)):
                 assert all(ours[name] == theirs[name] for name in ours.keys() & theirs.keys())  # a name may be cut
             total = total_mw(found.rails_mw)
             assert total is None or total == total_mw(whole.rails_mw)
 
 
-def samples(start: float, values: list[int], rail: str = "VDD_IN") -> list[Sample]:
-    return [Sample(start + i / 10, Reading({rail: mw}, {}, {}, None, None)) for i, mw in enumerate(values)]
+def samples(start: float, values: list[int], rail: str = "VDD_IN") -> list[PowerSample]:
+    return [PowerSample(start + i / 10, Reading({rail: mw}, {}, {}, None, None)) for i, mw in enumerate(values)]
 
 
 def test_energy_is_the_integral_less_what_is_drawn_anyway() -> None:

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from adc_edge.edge_runtime import packages
 from adc_edge.edge_runtime.doctor.command import doctor
 from adc_edge.edge_runtime.doctor.examine import examine as doctor_examine
-from adc_edge.edge_runtime.doctor.report import Report, Row, health_line, lines
+from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow, health_line, lines
 from adc_edge.edge_runtime.packages import Import, Package
 from adc_edge.errors import SettingError
 from adc_edge.files import sha256
@@ -44,18 +44,18 @@ def versions(changes: dict[str, str | None]) -> packages.Versions:
 
 
 @pytest.fixture
-def examine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
+def examine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., DoctorReport]:
     """`doctor` on a machine whose imports go well and cost nothing."""
     more = {"onnxruntime": ["CPUExecutionProvider"], "zmq": True}
     monkeypatch.setattr(packages, "try_imports", lambda names: {n: Import(None, more.get(n)) for n in names})
     return doctor_examine
 
 
-def row(report: Report, name: str) -> Row:
+def row(report: DoctorReport, name: str) -> DoctorRow:
     return next(row for row in report.rows if row.name == name)
 
 
-def shown(report: Report, width: int = 100) -> str:
+def shown(report: DoctorReport, width: int = 100) -> str:
     return click.unstyle("\n".join(lines(report, width, None, None)))
 
 
@@ -63,7 +63,7 @@ def copy(bundle_dir: Path, to: Path) -> Path:
     return Path(shutil.copytree(bundle_dir, to / "bundle"))
 
 
-def test_an_orin_with_jetpack_6(examine: Callable[..., Report], tmp_path: Path) -> None:
+def test_an_orin_with_jetpack_6(examine: Callable[..., DoctorReport], tmp_path: Path) -> None:
     report = examine(root=put(tmp_path, ORIN), versions=versions(JETPACK_6))
     assert row(report, "model").text.startswith("NVIDIA Jetson Orin Nano")
     assert row(report, "JetPack").text == "6.2.1 (L4T 36.4.7)"
@@ -84,7 +84,7 @@ def test_an_orin_with_jetpack_6(examine: Callable[..., Report], tmp_path: Path) 
     [("numpy", "2.2.1", "pip install 'numpy<2'"), ("cuda-python", "13.0.1", "pip install 'cuda-python<13'")],
 )
 def test_what_jetpack_6_cannot_use_is_warned_of(
-    name: str, version: str, remedy: str, examine: Callable[..., Report], tmp_path: Path
+    name: str, version: str, remedy: str, examine: Callable[..., DoctorReport], tmp_path: Path
 ) -> None:
     orin = put(tmp_path, ORIN)
     report = examine(root=orin, versions=versions(JETPACK_6 | {name: version}))
@@ -94,7 +94,7 @@ def test_what_jetpack_6_cannot_use_is_warned_of(
         assert name not in [row.name for row in examine(root=root, versions=versions(changes)).rows]
 
 
-def test_on_a_jetson_torch_is_not_got_with_pip_alone(examine: Callable[..., Report], tmp_path: Path) -> None:
+def test_on_a_jetson_torch_is_not_got_with_pip_alone(examine: Callable[..., DoctorReport], tmp_path: Path) -> None:
     without = versions({"torch": None, "tensorrt": None})
     jetson = examine(root=put(tmp_path / "jetson", ORIN), versions=without)
     other = examine(root=put(tmp_path / "pi", RASPBERRY_PI), versions=without)
@@ -106,7 +106,7 @@ def test_on_a_jetson_torch_is_not_got_with_pip_alone(examine: Callable[..., Repo
     assert "--trunk frozen" in shown(jetson).splitlines()[-1]
 
 
-def test_a_raspberry_pi_that_is_throttled(examine: Callable[..., Report], tmp_path: Path) -> None:
+def test_a_raspberry_pi_that_is_throttled(examine: Callable[..., DoctorReport], tmp_path: Path) -> None:
     report = examine(root=put(tmp_path, RASPBERRY_PI), versions=versions({}))
     assert row(report, "model").text == "Raspberry Pi 5 Model B Rev 1.0"
     assert row(report, "throttling").text == "under-voltage now, throttled now"
@@ -116,7 +116,7 @@ def test_a_raspberry_pi_that_is_throttled(examine: Callable[..., Report], tmp_pa
 
 @pytest.mark.parametrize(("version", "words"), [(None, "onnxruntime missing"), ("1.17.3", "1.17.3: older than 1.20")])
 def test_a_device_without_what_it_needs_cannot_serve(
-    examine: Callable[..., Report], version: str | None, words: str, tmp_path: Path
+    examine: Callable[..., DoctorReport], version: str | None, words: str, tmp_path: Path
 ) -> None:
     changes = {"onnxruntime": version, "onnxruntime-gpu": None}
     report = examine(tmp_path / "bundle", root=tmp_path, versions=versions(changes))
@@ -126,7 +126,7 @@ def test_a_device_without_what_it_needs_cannot_serve(
     assert health_line(report).startswith("bad: device: ")
 
 
-def test_a_good_bundle(examine: Callable[..., Report], bundle_dir: Path, tmp_path: Path) -> None:
+def test_a_good_bundle(examine: Callable[..., DoctorReport], bundle_dir: Path, tmp_path: Path) -> None:
     report = examine(bundle_dir, root=tmp_path, versions=versions({"tensorrt": "10.3.0"}))
     assert not report.faults, shown(report)
     assert {CLIENT, TRUNK, HEAD, GOLDEN} <= set(row(report, "digests").text.removeprefix("right: ").split(", "))
@@ -138,7 +138,7 @@ def test_a_good_bundle(examine: Callable[..., Report], bundle_dir: Path, tmp_pat
 
 
 def test_a_copy_for_a_device_may_lack_what_others_need(
-    examine: Callable[..., Report], bundle_dir: Path, tmp_path: Path
+    examine: Callable[..., DoctorReport], bundle_dir: Path, tmp_path: Path
 ) -> None:
     path = copy(bundle_dir, tmp_path)
     (path / HEAD).unlink()
@@ -170,7 +170,7 @@ def truncate(path: Path) -> None:
     ],
 )
 def test_a_bad_bundle_is_named(
-    examine: Callable[..., Report],
+    examine: Callable[..., DoctorReport],
     name: str,
     harm: Callable[[Path], None],
     words: str,
@@ -186,7 +186,7 @@ def test_a_bad_bundle_is_named(
 
 
 def test_a_bundle_that_computes_something_else_here_is_bad(
-    examine: Callable[..., Report], bundle_dir: Path, tmp_path: Path
+    examine: Callable[..., DoctorReport], bundle_dir: Path, tmp_path: Path
 ) -> None:
     """Digests are right, the engine is not: here because the golden pair belongs to other weights."""
     path = copy(bundle_dir, tmp_path)
@@ -197,7 +197,9 @@ def test_a_bundle_that_computes_something_else_here_is_bad(
     assert not examine(path, root=tmp_path, versions=versions({}), golden=False).faults
 
 
-def test_a_calibrated_bundle_computes_in_int8(examine: Callable[..., Report], bundle_dir: Path, tmp_path: Path) -> None:
+def test_a_calibrated_bundle_computes_in_int8(
+    examine: Callable[..., DoctorReport], bundle_dir: Path, tmp_path: Path
+) -> None:
     path = copy(bundle_dir, tmp_path)
     shutil.copy(path / CLIENT, path / CLIENT_INT8)
     digest = sha256(path / CLIENT)
@@ -206,7 +208,9 @@ def test_a_calibrated_bundle_computes_in_int8(examine: Callable[..., Report], bu
     assert row(examine(path, root=tmp_path, versions=versions({})), "computes in").text == "fp32, int8"
 
 
-def test_a_trainer_that_takes_connections_and_one_that_does_not(examine: Callable[..., Report], tmp_path: Path) -> None:
+def test_a_trainer_that_takes_connections_and_one_that_does_not(
+    examine: Callable[..., DoctorReport], tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         assert not examine(trainer=address, root=tmp_path, versions=versions({})).faults
@@ -296,7 +300,9 @@ def test_versions_as_they_come(version: str, release: tuple[int, ...]) -> None:
     assert packages.release(version) == release
 
 
-def test_every_line_fits_a_narrow_terminal(examine: Callable[..., Report], bundle_dir: Path, tmp_path: Path) -> None:
+def test_every_line_fits_a_narrow_terminal(
+    examine: Callable[..., DoctorReport], bundle_dir: Path, tmp_path: Path
+) -> None:
     report = examine(bundle_dir, root=put(tmp_path, ORIN), versions=versions(JETPACK_6 | {"numpy": "2.0"}))
     *rows, _, _ = shown(report, 80).splitlines()
     assert max(map(len, rows)) <= 80

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from adc_edge.calibration.int8.calibrate import Settings as CalibrationSettings
+from adc_edge.calibration.int8.calibrate import CalibrationSettings as CalibrationSettings
 from adc_edge.calibration.int8.calibrate import calibrate_bundle
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.cloud_trainer.sessions import Sessions
 from adc_edge.edge_runtime.engines import onnxruntime as onnx_engine
 from adc_edge.edge_runtime.engines.providers import Opened, open_session
 from adc_edge.edge_runtime.runner import Serve
@@ -32,7 +32,7 @@ from tests.wrong_graph import change_weight
 def train(bundle: Bundle, log: Path, steps: int, **more: Any) -> list[float]:
     """Losses of a device with these settings, and a trainer that starts anew."""
     training = HeadTraining(head_from_manifest(bundle.manifest), OptimizerSettings("sgd", lr=1e-2))
-    with serving(Server(bundle, training, "tcp://127.0.0.1:*", Sessions(log))) as server:
+    with serving(Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(log))) as server:
         learning = OptimizerSettings("sgd", lr=1e-2)
         settings = ServeSettings(
             bundle.path, server.endpoint, steps=steps, run=log / "run", threads=1, evaluate_images=32,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from adc_edge.codec.precision import decode, encode
 from adc_edge.evaluation.codecs.adc import Adc, AdcBy, cls_token, mean_token
-from adc_edge.evaluation.codecs.base import Batch, Codec, Dense
+from adc_edge.evaluation.codecs.base import Codec, CodecBatch, Dense
 from adc_edge.evaluation.codecs.factory import make_codec
-from adc_edge.evaluation.study.setting import METHODS, parse
+from adc_edge.evaluation.study.setting import METHODS, parse_setting
 from adc_edge.method.ratio import Ratio
 from tests.method.test_trunk import SPEC, make_trunk
 
@@ -19,18 +19,18 @@ IMAGES, CLASSES = 12, 5
 SHAPE = (IMAGES, SPEC.tokens, SPEC.embed_dim)
 
 
-def make_batch(seed: int = 0) -> Batch:
+def make_batch(seed: int = 0) -> CodecBatch:
     rng = np.random.default_rng(seed)
     images = torch.from_numpy(rng.standard_normal((IMAGES, SPEC.channels, *SPEC.image_size), np.float32))
-    return Batch(images, rng.integers(0, CLASSES, IMAGES), np.random.default_rng(seed + 1))
+    return CodecBatch(images, rng.integers(0, CLASSES, IMAGES), np.random.default_rng(seed + 1))
 
 
-def one_hot(batch: Batch) -> Tensor:
+def one_hot(batch: CodecBatch) -> Tensor:
     return torch.eye(CLASSES)[torch.from_numpy(batch.labels)]
 
 
 def make(text: str) -> Codec:
-    return make_codec(parse(text), SPEC, CLASSES, 0)
+    return make_codec(parse_setting(text), SPEC, CLASSES, 0)
 
 
 def test_plain_split_learning_brings_every_value_and_label_over() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adc_edge.codec.precision import VALUE_PRECISIONS, Precision
 from adc_edge.errors import SettingError
-from adc_edge.evaluation.codecs.base import Batch, Codec
+from adc_edge.evaluation.codecs.base import Codec, CodecBatch
 from adc_edge.evaluation.codecs.bottleneck import BottleNetPlusPlus
 from tests.method.test_trunk import SPEC, make_trunk
 
@@ -25,10 +25,10 @@ def bottleneck(share: float = 0.25, precision: Precision = "fp32", seed: int = 0
     return BottleNetPlusPlus(CLASSES, share, DIM, precision, precision, seed)
 
 
-def a_batch(images: int = 6, seed: int = 0) -> Batch:
+def a_batch(images: int = 6, seed: int = 0) -> CodecBatch:
     rng = np.random.default_rng(seed)
     pixels = torch.from_numpy(rng.standard_normal((images, 3, 16, 16)).astype(np.float32))
-    return Batch(pixels, rng.integers(CLASSES, size=images), rng)
+    return CodecBatch(pixels, rng.integers(CLASSES, size=images), rng)
 
 
 def loss_of(features: Tensor, soft: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def loss_of(features: Tensor, soft: Tensor) -> Tensor:
     return F.cross_entropy(features.flatten(1).tanh() @ head, soft)
 
 
-def step(codec: Codec, trunk: nn.Module, batch: Batch) -> float:
+def step(codec: Codec, trunk: nn.Module, batch: CodecBatch) -> float:
     """A step over the link, up to the optimizers; the loss."""
     sent = codec.compress(trunk, batch)  # type: ignore[arg-type]
     arrived = codec.extract(sent.header, sent.body)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adc_edge.codec.precision import VALUE_PRECISIONS, Precision
 from adc_edge.errors import SettingError
-from adc_edge.evaluation.codecs.base import Batch
+from adc_edge.evaluation.codecs.base import CodecBatch
 from adc_edge.evaluation.codecs.c3sl import C3sl
 from tests.method.test_trunk import SPEC, make_trunk
 
@@ -25,10 +25,10 @@ def c3sl(group: int, precision: Precision = "fp32", tokens: int = TOKENS, dim: i
     return C3sl(CLASSES, 1 / group, tokens, dim, precision, precision, seed)
 
 
-def a_batch(images: int) -> Batch:
+def a_batch(images: int) -> CodecBatch:
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.standard_normal((images, 3, 16, 16)).astype(np.float32))
-    return Batch(pixels, rng.integers(CLASSES, size=images), rng)
+    return CodecBatch(pixels, rng.integers(CLASSES, size=images), rng)
 
 
 def loss_of(features: Tensor, soft: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adc_edge.codec.precision import VALUE_PRECISIONS, Precision
 from adc_edge.errors import ProtocolError, SettingError
-from adc_edge.evaluation.codecs.base import Batch, Codec, Sent
+from adc_edge.evaluation.codecs.base import Codec, CodecBatch, EncodedBatch
 from adc_edge.evaluation.codecs.sparse import Places, RandTopK, TopK, pack_places, place_bytes, unpack_places
 from tests.method.test_trunk import SPEC, make_trunk
 
@@ -32,10 +32,10 @@ def rand_top_k(share: float = 0.2, precision: Precision = "fp32", outside: float
     return RandTopK(CLASSES, share, TOKENS, DIM, precision, precision, outside)
 
 
-def a_batch(images: int = 6, seed: int = 0) -> Batch:
+def a_batch(images: int = 6, seed: int = 0) -> CodecBatch:
     rng = np.random.default_rng(seed)
     pixels = torch.from_numpy(rng.standard_normal((images, 3, 16, 16)).astype(np.float32))
-    return Batch(pixels, rng.integers(CLASSES, size=images), np.random.default_rng(seed))
+    return CodecBatch(pixels, rng.integers(CLASSES, size=images), np.random.default_rng(seed))
 
 
 def loss_of(features: Tensor, soft: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def loss_of(features: Tensor, soft: Tensor) -> Tensor:
     return F.cross_entropy(features.flatten(1).tanh() @ head, soft)
 
 
-def step(codec: Codec, batch: Batch) -> tuple[Sent, Tensor, memoryview, list[Tensor]]:
+def step(codec: Codec, batch: CodecBatch) -> tuple[EncodedBatch, Tensor, memoryview, list[Tensor]]:
     """What was sent, the features that the head saw, the gradient's bytes, and the gradients of the trunk."""
     trunk = make_trunk()
     sent = codec.compress(trunk, batch)

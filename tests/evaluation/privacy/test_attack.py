@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from adc_edge.cli import COMMANDS, main
 from adc_edge.codec.precision import Float32, decode, encode
-from adc_edge.data.sources import load
+from adc_edge.data.sources import load_dataset
 from adc_edge.errors import DataError
-from adc_edge.evaluation.codecs.base import Batch, Codec, Header
+from adc_edge.evaluation.codecs.base import Codec, CodecBatch, Header
 from adc_edge.evaluation.codecs.factory import make_codec
 from adc_edge.evaluation.privacy import attack as privacy
 from adc_edge.evaluation.privacy.attack import Examples, Inverter, Leak, View, invert, look, score
-from adc_edge.evaluation.study.setting import parse
+from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import sampled
 from tests.conftest import TINY
@@ -49,14 +49,14 @@ TASK = (
 ).split()
 
 
-def make_batch() -> Batch:
+def make_batch() -> CodecBatch:
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.standard_normal((IMAGES, SPEC.channels, *SPEC.image_size), np.float32))
-    return Batch(images, rng.integers(0, CLASSES, IMAGES), np.random.default_rng(1))
+    return CodecBatch(images, rng.integers(0, CLASSES, IMAGES), np.random.default_rng(1))
 
 
 def make(text: str) -> Codec:
-    return make_codec(parse(text), SPEC, CLASSES, 0)
+    return make_codec(parse_setting(text), SPEC, CLASSES, 0)
 
 
 def make_inverter(view: View) -> Inverter:
@@ -69,7 +69,7 @@ def make_inverter(view: View) -> Inverter:
 
 def mean_image() -> Float32:
     """Of the study's training images as the model gets them: 8x8 digits, resized."""
-    split = sampled(load("digits"), STUDY).train
+    split = sampled(load_dataset("digits"), STUDY).train
     images = [split.image(i).convert("RGB").resize((16, 16), 3) for i in range(256)]  # 3: bicubic
     mean: Float32 = np.mean([np.asarray(image, np.float64) / 255 for image in images], axis=0).astype(np.float32)
     return mean
@@ -78,7 +78,7 @@ def mean_image() -> Float32:
 @functools.cache
 def attack(text: str) -> tuple[Leak, Examples]:
     """After a short training; on one thread, as the test that asks first."""
-    return invert(STUDY, parse(text), 0, 3.0)
+    return invert(STUDY, parse_setting(text), 0, 3.0)
 
 
 @pytest.mark.parametrize("text", ["none", "topk@0.2", "adc@0.4", "adc-batch@0.5", "adc-tokens@0.5"])
@@ -159,12 +159,12 @@ def test_psnr_and_ssim_are_what_their_definitions_say() -> None:
 
 def test_a_constant_prediction_scores_as_the_mean_training_image_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privacy, "_LEARNING_RATE", 0.0)  # an inverter that has learnt nothing gives the mean image
-    leak, examples = invert(STUDY, parse("none"), 0, 0.01)
+    leak, examples = invert(STUDY, parse_setting("none"), 0, 0.01)
     assert leak.psnr_db == pytest.approx(leak.psnr_db_mean_image)
     assert leak.ssim == pytest.approx(leak.ssim_mean_image)
     mean = mean_image()
     np.testing.assert_allclose(examples.reconstructions, np.broadcast_to(255 * mean, (8, 16, 16, 3)), atol=0.51)
-    split = sampled(load("digits"), STUDY).test
+    split = sampled(load_dataset("digits"), STUDY).test
     images = [np.asarray(split.image(i).convert("RGB").resize((16, 16), 3), np.float64) / 255 for i in range(64)]
     psnr_db = np.mean([-10 * np.log10(np.square(image - mean).mean()) for image in images])
     assert leak.psnr_db_mean_image == pytest.approx(psnr_db, rel=1e-4)
@@ -195,14 +195,14 @@ def test_examples_are_the_same_images_for_each_setting() -> None:
 
 def test_an_attack_is_a_function_of_its_seed_and_leaves_the_global_generator_of_the_inverter_alone() -> None:
     short = msgspec.structs.replace(STUDY, train_images=64)
-    first, again, other = (invert(short, parse("adc@0.3/int4"), seed, 1.0)[0] for seed in (0, 0, 1))
+    first, again, other = (invert(short, parse_setting("adc@0.3/int4"), seed, 1.0)[0] for seed in (0, 0, 1))
     assert first == again
     assert first.psnr_db != other.psnr_db
 
 
 def test_a_split_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(DataError, match="20 images in the test split"):
-        invert(msgspec.structs.replace(STUDY, test_images=20), parse("none"), 0, 1.0)
+        invert(msgspec.structs.replace(STUDY, test_images=20), parse_setting("none"), 0, 1.0)
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from adc_edge.errors import SettingError
 from adc_edge.evaluation.report.output import write_all
 from adc_edge.evaluation.report.page import curves_plot, page, steps_plot
 from adc_edge.evaluation.report.plots import CURVES_SIZE, DPI, SIZE, STYLES, curves_figure, figure, frontier
-from adc_edge.evaluation.report.tables import markdown, sheets
-from adc_edge.evaluation.report.views import GROUPS, by_steps, views
+from adc_edge.evaluation.report.tables import sheets, study_markdown
+from adc_edge.evaluation.report.views import METHOD_GROUPS, by_steps, views
 from adc_edge.evaluation.study.study import Run, Study
 from tests.evaluation.report.test_views import STUDY, a_run, rises, some_runs
 
@@ -73,7 +73,7 @@ def test_the_directory_holds_what_is_promised(written: Path) -> None:
 
 
 def test_the_tables_are_there_as_markdown(written: Path) -> None:
-    assert (written / "results.md").read_text() == markdown(sheets(SEEN))
+    assert (written / "results.md").read_text() == study_markdown(sheets(SEEN))
 
 
 def test_the_csv_reads_back_as_every_point_of_every_run(written: Path) -> None:
@@ -187,8 +187,8 @@ def test_a_line_goes_through_the_settings_that_no_other_matches_with_fewer_bytes
 
 
 def test_no_two_groups_look_alike() -> None:
-    assert set(STYLES) == set(GROUPS)
-    assert len(set(STYLES.values())) == len(GROUPS)
+    assert set(STYLES) == set(METHOD_GROUPS)
+    assert len(set(STYLES.values())) == len(METHOD_GROUPS)
 
 
 def test_the_uncompressed_curves_say_what_the_last_quarter_still_brought() -> None:

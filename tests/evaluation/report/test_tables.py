@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from adc_edge.evaluation.report.tables import Sheet, markdown, sheets, table, tables
+from adc_edge.evaluation.report.tables import Sheet, sheets, study_markdown, study_table, study_tables
 from adc_edge.evaluation.report.views import views
 from adc_edge.evaluation.study.study import Run
 from tests.evaluation.report.test_views import STUDY, a_run, rises, some_runs
@@ -31,7 +31,7 @@ def cells(sheet: Sheet, section: str, first: str) -> dict[str, str]:
 def printed(runs: list[Run], width: int = 100) -> str:
     screen = io.StringIO()
     console = Console(file=screen, width=width)
-    for shown in tables(STUDY, runs, BUDGETS):
+    for shown in study_tables(STUDY, runs, BUDGETS):
         console.print(shown)
     return screen.getvalue()
 
@@ -116,12 +116,12 @@ def test_a_hundred_columns_hold_every_number_whole() -> None:
 
 @pytest.mark.parametrize("sheet", all_sheets(), ids=lambda sheet: sheet.title)
 def test_a_terminals_table_has_every_row_and_a_title_for_each_section(sheet: Sheet) -> None:
-    assert table(sheet).row_count == sum(1 + len(section.rows) for section in sheet.sections)
+    assert study_table(sheet).row_count == sum(1 + len(section.rows) for section in sheet.sections)
 
 
 def test_markdown_has_the_same_rows_each_with_its_group() -> None:
     shown = all_sheets()
-    text = markdown(shown)
+    text = study_markdown(shown)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     expected = [
         [section.title, *(cell.replace("*", "\\*") for cell in row)]

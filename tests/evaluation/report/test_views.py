@@ -14,7 +14,7 @@ import pytest
 from adc_edge.codec.precision import PRECISIONS
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.report.views import (
-    GROUPS,
+    METHOD_GROUPS,
     by_bytes,
     by_steps,
     group_of,
@@ -25,7 +25,7 @@ from adc_edge.evaluation.report.views import (
     standings,
     views,
 )
-from adc_edge.evaluation.study.setting import METHODS, Setting, parse
+from adc_edge.evaluation.study.setting import METHODS, Setting, parse_setting
 from adc_edge.evaluation.study.study import Point, Run, Study
 from adc_edge.method.ratio import Ratio
 
@@ -117,8 +117,8 @@ def test_every_setting_there_is_has_a_group_and_is_taken_apart_as_it_was_put_tog
     for method, up, down in itertools.product(METHODS, PRECISIONS, PRECISIONS):
         for ratio in ratios.get(method, (Ratio(xi=0.05),)):
             setting = Setting(method, ratio, up, down)
-            assert parse(str(setting)) == setting
-            assert group_of(setting) in GROUPS
+            assert parse_setting(str(setting)) == setting
+            assert group_of(setting) in METHOD_GROUPS
             assert (parts_of(setting).method, parts_of(setting).up, parts_of(setting).down) == (method, up, down)
 
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from adc_edge.errors import CheckpointError, SettingError
-from adc_edge.evaluation.study.runner import evaluate, read_runs
-from adc_edge.evaluation.study.setting import parse
+from adc_edge.evaluation.study.runner import read_runs, run_study
+from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import train
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -27,14 +27,14 @@ STUDY = Study(
     train_images=256,
     test_images=50,
 )
-SETTINGS = [parse("none"), parse("adc@0.3/int8")]
+SETTINGS = [parse_setting("none"), parse_setting("adc@0.3/int8")]
 QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("study")
-    assert evaluate(STUDY, SETTINGS, [0, 1], directory, 1, QUIET) == []
+    assert run_study(STUDY, SETTINGS, [0, 1], directory, 1, QUIET) == []
     return directory
 
 
@@ -51,21 +51,23 @@ def test_what_is_there_is_not_run_again_and_what_is_missing_is(finished: Path) -
     files = sorted((finished / "runs").iterdir())
     before = {path.name: path.stat().st_mtime_ns for path in files[1:]}
     files[0].unlink()
-    assert evaluate(STUDY, SETTINGS, [0, 1], finished, 1, QUIET) == []
+    assert run_study(STUDY, SETTINGS, [0, 1], finished, 1, QUIET) == []
     assert files[0].exists()
     assert {path.name: path.stat().st_mtime_ns for path in files[1:]} == before
 
 
 @pytest.mark.slow
 def test_a_setting_added_later_joins_the_others(finished: Path) -> None:
-    assert evaluate(STUDY, [parse("int2"), parse("int3")], [0], finished, 2, QUIET) == []  # two at a time
+    assert (
+        run_study(STUDY, [parse_setting("int2"), parse_setting("int3")], [0], finished, 2, QUIET) == []
+    )  # two at a time
     assert {run.setting for run in read_runs(finished)[1]} == {"none", "adc@0.3/int8", "int2", "int3"}
 
 
 def test_another_study_is_refused_by_what_differs(finished: Path) -> None:
     other = msgspec.structs.replace(STUDY, batch_size=16)
     with pytest.raises(SettingError, match="batch_size 32 there, 16 here"):
-        evaluate(other, SETTINGS, [0], finished, 1, QUIET)
+        run_study(other, SETTINGS, [0], finished, 1, QUIET)
 
 
 def test_a_directory_without_a_study_is_refused(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_a_damaged_run_is_named(finished: Path) -> None:
 
 def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     study = msgspec.structs.replace(STUDY, optimizer=OptimizerSettings(name="sgd", lr=1e30))
-    failures = evaluate(study, SETTINGS, [0], tmp_path, 1, QUIET)
+    failures = run_study(study, SETTINGS, [0], tmp_path, 1, QUIET)
     assert [failure.what for failure in failures] == ["none seed 0", "adc@0.3/int8 seed 0"]
     assert not (tmp_path / "runs").exists()
     assert json.loads((tmp_path / "study.json").read_text())["seeds"] == [0]

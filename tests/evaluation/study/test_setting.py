@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from adc_edge.codec.precision import PRECISIONS
 from adc_edge.errors import SettingError
-from adc_edge.evaluation.study.setting import METHODS, Setting, parse, product, unique
+from adc_edge.evaluation.study.setting import METHODS, Setting, parse_setting, product, unique
 from adc_edge.method.ratio import Ratio
 
 
@@ -25,8 +25,8 @@ from adc_edge.method.ratio import Ratio
     ],
 )
 def test_a_setting_is_read_as_it_is_written(text: str, setting: Setting) -> None:
-    assert parse(text) == setting
-    assert parse(str(setting)) == setting
+    assert parse_setting(text) == setting
+    assert parse_setting(str(setting)) == setting
 
 
 @given(
@@ -36,8 +36,8 @@ def test_a_setting_is_read_as_it_is_written(text: str, setting: Setting) -> None
     st.sampled_from(PRECISIONS),
 )
 def test_what_a_setting_prints_reads_back(method: str, ratio: float, up: str, down: str) -> None:
-    setting = parse(f"{method}/{up}:{down}" if method == "none" else f"{method}@{ratio}/{up}:{down}")
-    assert parse(str(setting)) == setting
+    setting = parse_setting(f"{method}/{up}:{down}" if method == "none" else f"{method}@{ratio}/{up}:{down}")
+    assert parse_setting(str(setting)) == setting
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_what_a_setting_prints_reads_back(method: str, ratio: float, up: str, do
 )
 def test_a_setting_that_makes_no_sense_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(SettingError, match="for example"):
-        parse(text)
+        parse_setting(text)
 
 
 def test_methods_ratios_and_precisions_are_multiplied_and_nothing_comes_twice() -> None:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data import augment
 from adc_edge.data.loader import Loader
-from adc_edge.data.sources import load
+from adc_edge.data.sources import load_dataset
 from adc_edge.errors import ProtocolError, SettingError
-from adc_edge.evaluation.study.setting import parse
+from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import sampled, train
 from adc_edge.method.split import create_vit, preprocessing
@@ -35,12 +35,12 @@ STUDY = Study(
 
 def test_uncompressed_split_learning_is_ordinary_training_of_the_whole_model() -> None:
     """The reference: timm's own model, one optimizer, no cut."""
-    run = train(STUDY, parse("none"), seed=3)
+    run = train(STUDY, parse_setting("none"), seed=3)
     torch.manual_seed(3)
     vit = create_vit(STUDY.model, TINY, 10)
     optimizer = torch.optim.Adam(vit.parameters(), lr=1e-3)
-    data, how = sampled(load("digits"), STUDY), preprocessing(vit)
-    loader = Loader(data.train, how, 32, 3, augment.parse("flip"))
+    data, how = sampled(load_dataset("digits"), STUDY), preprocessing(vit)
+    loader = Loader(data.train, how, 32, 3, augment.parse_augmentation("flip"))
     losses = []
     for step in range(8):
         images, labels = loader.batch(step)
@@ -61,7 +61,7 @@ def test_uncompressed_split_learning_is_ordinary_training_of_the_whole_model() -
 
 
 def test_a_run_tells_steps_bytes_and_accuracy_at_each_evaluation() -> None:
-    run = train(study_with(evaluate_every=0.5), parse("int8"), seed=0)
+    run = train(study_with(evaluate_every=0.5), parse_setting("int8"), seed=0)
     assert [p.step for p in run.curve] == [4, 8]
     assert [p.epoch for p in run.curve] == [0.5, 1.0]
     body = encoded_bytes((32, 17, 32), "int8")
@@ -73,7 +73,7 @@ def test_a_run_tells_steps_bytes_and_accuracy_at_each_evaluation() -> None:
 
 
 def test_a_run_is_a_function_of_its_seed() -> None:
-    first, again, other = (train(STUDY, parse("adc@0.3/int8"), seed) for seed in (0, 0, 1))
+    first, again, other = (train(STUDY, parse_setting("adc@0.3/int8"), seed) for seed in (0, 0, 1))
     assert [p.loss for p in first.curve] == [p.loss for p in again.curve]
     assert [p.loss for p in first.curve] != [p.loss for p in other.curve]
 
@@ -90,19 +90,19 @@ def test_every_method_sees_the_same_images_in_the_same_order(monkeypatch: pytest
             return found
 
         monkeypatch.setattr(Loader, "batch", spy)
-        train(STUDY, parse(text), seed=0)
+        train(STUDY, parse_setting(text), seed=0)
     assert len({tuple(sums) for sums in seen.values()}) == 1
 
 
 def test_a_run_with_a_budget_goes_on_until_its_bytes_are_spent() -> None:
     study = study_with(budget=0.5, max_epochs=4.0, evaluate_every=4.0)
-    spent, ended = train(study, parse("int8"), seed=0), train(study, parse("int2"), seed=0)
+    spent, ended = train(study, parse_setting("int8"), seed=0), train(study, parse_setting("int2"), seed=0)
     last = spent.curve[-1]
     budget = 0.5 * 8 * spent.uncompressed_step_bytes
     assert budget <= last.bytes_up + last.bytes_down <= budget * 1.1
     assert last.step > 8
     assert ended.curve[-1].epoch == 4.0
-    assert train(study, parse("none"), seed=0).curve[-1].epoch == 1.0  # never shorter than its epochs
+    assert train(study, parse_setting("none"), seed=0).curve[-1].epoch == 1.0  # never shorter than its epochs
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0.0}, {"evaluate_every": -1.0}, {"max_epochs": 0.5}])
@@ -114,12 +114,14 @@ def test_a_study_of_no_length_is_refused(wrong: dict[str, float]) -> None:
 def test_a_training_that_diverges_says_so() -> None:
     diverging = study_with(optimizer=OptimizerSettings(name="sgd", lr=1e30))
     with pytest.raises(ProtocolError, match="lower"):
-        train(diverging, parse("none"), seed=0)
+        train(diverging, parse_setting("none"), seed=0)
 
 
 @pytest.mark.parametrize("text", ["none", "adc@0.3", "adc-cls@0.3", "bottlenetpp@0.1", "none/int4"])
 def test_bfloat16_computes_the_same_task(text: str) -> None:
-    full, half = (train(study_with(compute=compute), parse(text), seed=0).curve[-1] for compute in ("fp32", "bf16"))
+    full, half = (
+        train(study_with(compute=compute), parse_setting(text), seed=0).curve[-1] for compute in ("fp32", "bf16")
+    )
     assert half.loss == pytest.approx(full.loss, rel=0.1)
     assert half.bytes_up == pytest.approx(full.bytes_up, rel=0.05)
 
@@ -129,5 +131,5 @@ def study_with(**changes: object) -> Study:
 
 
 def test_a_run_is_judged_at_the_studys_epochs_also_when_it_goes_on() -> None:
-    run = train(study_with(budget=0.5, max_epochs=2.0, evaluate_every=0.75), parse("int2"), seed=0)
+    run = train(study_with(budget=0.5, max_epochs=2.0, evaluate_every=0.75), parse_setting("int2"), seed=0)
     assert [p.step for p in run.curve] == [6, 8, 12, 16]

@@ -10,7 +10,7 @@ from rich.console import Console
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.settings import ServeSettings
-from adc_edge.evaluation.study.setting import METHODS, parse
+from adc_edge.evaluation.study.setting import METHODS, parse_setting
 from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import train
 from adc_edge.evaluation.study.wire import Carried
@@ -32,9 +32,9 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", [*TEXTS, "adc@0.5x0.5/int4:int2"])
 def test_counted_bytes_are_those_that_the_kernel_carries(text: str) -> None:
-    counted = train(STUDY, parse(text), seed=0)
+    counted = train(STUDY, parse_setting(text), seed=0)
     with Carried() as wire:
-        carried = train(STUDY, parse(text), seed=0, wire=wire)
+        carried = train(STUDY, parse_setting(text), seed=0, wire=wire)
     ours, theirs = counted.curve[-1], carried.curve[-1]
     assert (ours.bytes_up, ours.bytes_down) == pytest.approx((theirs.bytes_up, theirs.bytes_down), rel=0.01)
     assert ours.step == 4
@@ -44,7 +44,7 @@ def test_counted_bytes_are_those_that_the_kernel_carries(text: str) -> None:
 @pytest.mark.parametrize("text", ["adc@0.4", "adc@0.4/int8:int4", "adc@1x1/pca4:pca2"])
 def test_counted_bytes_are_those_of_a_device_that_serves(text: str, server: Server, bundle_dir: Path) -> None:
     """`serve` and a real trainer, over ZeroMQ, by the kernel's counts."""
-    setting = parse(text)
+    setting = parse_setting(text)
     assert setting.ratio is not None
     serving = ServeSettings(
         bundle_dir,

@@ -21,8 +21,8 @@ from adc_edge.edge_runtime.engines.tensorrt.build import Order, build
 from adc_edge.edge_runtime.engines.tensorrt.engine import TensorRtEngine
 from adc_edge.edge_runtime.engines.tensorrt.library import load_tensorrt, make_logger
 from adc_edge.errors import BundleError, EngineError, SettingError
-from adc_edge.onnx.agreement import agreement, moved
-from adc_edge.onnx.golden import LIMITS, check_golden
+from adc_edge.onnx.agreement import agreement, perturb_weights
+from adc_edge.onnx.golden import GOLDEN_LIMITS, check_golden
 from adc_edge.storage.bundle import TRUNK, Bundle
 from tests.edge_runtime.engines.tensorrt.fake_cuda import Gpu, cudaError_t
 from tests.edge_runtime.engines.tensorrt.fake_tensorrt import Faults, Machine, installed
@@ -83,7 +83,7 @@ def trunk(bundle: Bundle) -> dict[str, Float32]:
 
 
 def assert_alike(ours: Any, theirs: Any, compute: Any) -> None:
-    found, limit = agreement(ours, theirs), LIMITS[compute]
+    found, limit = agreement(ours, theirs), GOLDEN_LIMITS[compute]
     assert found.assignment >= limit.assignment
     assert found.tokens >= limit.tokens
     assert found.difference <= limit.difference
@@ -154,7 +154,7 @@ def test_new_weights_by_refit(compute: Any, make: Any, half: Bundle, reference: 
     with make(compute=compute) as engine:
         first = engine.compress(*case)
         for turn in (5, 6):
-            weights = moved(trunk(half), turn)
+            weights = perturb_weights(trunk(half), turn)
             engine.refresh(weights)
             reference.refresh(weights)
             assert_alike(engine.compress(*case), reference.compress(*case), compute)
@@ -168,7 +168,7 @@ def test_new_weights_by_refit(compute: Any, make: Any, half: Bundle, reference: 
 
 
 def test_weights_may_change_as_soon_as_a_refresh_is_back(make: Any, half: Bundle, machine: Machine) -> None:
-    weights = moved(trunk(half), 3)
+    weights = perturb_weights(trunk(half), 3)
     with make(compute="fp32") as engine:
         engine.refresh(weights)
         before = engine.compress(images(4), rows(0, 1), 4).activations
@@ -215,7 +215,7 @@ def test_where_a_refit_cannot_be_trusted_the_weights_become_inputs(
         assert_alike(engine.compress(*case), reference.compress(*case), "fp16")
         assert len(machine.gpu.memory) == 3 + len(trunk(half)) + 5  # inputs, weights, outputs: nothing of the refit's
         for turn in (5, 6):
-            weights = moved(trunk(half), turn)
+            weights = perturb_weights(trunk(half), turn)
             engine.refresh(weights)
             reference.refresh(weights)
             assert_alike(engine.compress(*case), reference.compress(*case), "fp16")

@@ -10,16 +10,16 @@ import msgspec
 
 from adc_edge.cloud_trainer.accumulated import Accumulated
 from adc_edge.errors import ProtocolError
-from adc_edge.storage.journal import Journal, Key, oldest
+from adc_edge.storage.journal import Journal, JournalKey, oldest
 from adc_edge.wire.framing import Assembler, Body
-from adc_edge.wire.messages import Evaluated, FromDevice, Gradient, Hello, pack, unpack_from_trainer
+from adc_edge.wire.messages import Evaluated, FromDevice, Gradient, Hello, pack_header, unpack_from_trainer
 
 _LIVES = 16
 
-Reply = tuple[Gradient | Evaluated, Body]
+LoggedAnswer = tuple[Gradient | Evaluated, Body]
 
 
-class Standing(msgspec.Struct):
+class SessionRecord(msgspec.Struct):
     """What a checkpoint keeps of a session."""
 
     device: str
@@ -28,7 +28,7 @@ class Standing(msgspec.Struct):
     finished: bool = False
 
 
-class Session:
+class ServedSession:
     """One device's training, over as many connections and lives as it takes.
 
     Args:
@@ -37,7 +37,7 @@ class Session:
         directory: of its log, which is opened when a device first speaks for it.
     """
 
-    def __init__(self, number: int, standing: Standing, directory: Path) -> None:
+    def __init__(self, number: int, standing: SessionRecord, directory: Path) -> None:
         self.id, self.standing, self._directory = number, standing, directory
         self.planned_steps, self.micro_batches = 0, 1
         self.device_keeps = True  # its run on disk, so that it may come back for any answer of the log
@@ -46,7 +46,7 @@ class Session:
         self.inbox: Assembler[FromDevice] | None = None
         self._log: Journal | None = None
         # The newest stays in memory, and of a step's answers those that a full disk has kept out of the log.
-        self._recent: OrderedDict[Key, Reply] = OrderedDict()
+        self._recent: OrderedDict[JournalKey, LoggedAnswer] = OrderedDict()
         self._lives: deque[int] = deque(maxlen=_LIVES)  # of the device's process, the one that speaks last
 
     @property
@@ -109,13 +109,13 @@ class Session:
         """The first step from which on every answer is here."""
         return oldest(lambda key: key in self._recent or self.log.has(key), self.applied, self.micro_batches)
 
-    def due(self, key: Key) -> bool:
+    def due(self, key: JournalKey) -> bool:
         """Whether a micro-batch is to be learned (True) or was learned and is to be answered again (False).
 
         Raises:
             ProtocolError: code ``order``: neither.
         """
-        if key == Key(self.applied, self.learned) and key.micro_batch < self.micro_batches:
+        if key == JournalKey(self.applied, self.learned) and key.micro_batch < self.micro_batches:
             return True
         if self.answer(key) is not None:
             return False
@@ -138,9 +138,9 @@ class Session:
             self.begun = None
             self.standing.applied = reply.step + 1
         self.standing.finished = False
-        self.keep(Key(reply.step, reply.micro_batch), reply, body)
+        self.keep(JournalKey(reply.step, reply.micro_batch), reply, body)
 
-    def keep(self, key: Key, reply: Gradient | Evaluated, body: Body = b"") -> None:
+    def keep(self, key: JournalKey, reply: Gradient | Evaluated, body: Body = b"") -> None:
         """Keep an answer, in memory until ``write``."""
         self._recent[key] = (reply, body)
         self._recent.move_to_end(key)
@@ -153,11 +153,11 @@ class Session:
             return
         for key, (reply, body) in self._recent.items():
             if not self.log.has(key):
-                self.log.append(key, pack(reply), body)
+                self.log.append(key, pack_header(reply), body)
         while len(self._recent) > 1:
             self._recent.popitem(last=False)
 
-    def answer(self, key: Key) -> Reply | None:
+    def answer(self, key: JournalKey) -> LoggedAnswer | None:
         """The answer that was given; None if it is not here (any more)."""
         if key in self._recent:
             return self._recent[key]

@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from adc_edge.cloud_trainer import sessions as module
-from adc_edge.cloud_trainer.session import Session, Standing
-from adc_edge.cloud_trainer.sessions import Peer, Sessions
+from adc_edge.cloud_trainer import registry as module
+from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
+from adc_edge.cloud_trainer.served_session import ServedSession, SessionRecord
 from adc_edge.errors import ProtocolError
-from adc_edge.storage.journal import Key
-from adc_edge.wire.framing import Assembler, cut
+from adc_edge.storage.journal import JournalKey
+from adc_edge.wire.framing import Assembler, to_frames
 from adc_edge.wire.messages import (
     CHUNK_BYTES,
     VERSION,
@@ -44,7 +44,9 @@ def route() -> bytes:
     return b"route %d" % next(NUMBERS)
 
 
-def connect(sessions: Sessions, said: Hello, owner: str = "", way: bytes | None = None) -> tuple[Session, Peer]:
+def connect(
+    sessions: SessionRegistry, said: Hello, owner: str = "", way: bytes | None = None
+) -> tuple[ServedSession, Peer]:
     """A Hello over a connection, a new one unless told, as the trainer handles it."""
     way = way or route()
     peer = sessions.peer(way, 5, owner, inbox)
@@ -54,7 +56,7 @@ def connect(sessions: Sessions, said: Hello, owner: str = "", way: bytes | None 
     return session, peer
 
 
-def refused(sessions: Sessions, said: Hello, owner: str = "") -> str:
+def refused(sessions: SessionRegistry, said: Hello, owner: str = "") -> str:
     with pytest.raises(ProtocolError) as caught:
         connect(sessions, said, owner)
     return caught.value.code
@@ -65,24 +67,24 @@ def reply(step: int, session: int = 1) -> tuple[Gradient, bytes]:
     return Gradient(session, step, 0, step + 1, len(body), "fp32", 0.5, 0.25, 0.1), body
 
 
-def answer(session: Session, step: int, part: int | None = None) -> tuple[Gradient | Evaluated, bytes] | None:
-    kept = session.answer(Key(step, part=part))
+def answer(session: ServedSession, step: int, part: int | None = None) -> tuple[Gradient | Evaluated, bytes] | None:
+    kept = session.answer(JournalKey(step, part=part))
     return None if kept is None else (kept[0], bytes(kept[1]))
 
 
-def train(session: Session, *steps: int) -> None:
+def train(session: ServedSession, *steps: int) -> None:
     for step in steps:
-        assert session.due(Key(step))
+        assert session.due(JournalKey(step))
         session.answered(*reply(step, session.id))
         session.write()
 
 
-def restarted(sessions: Sessions, directory: Path, **standings: int) -> Sessions:
+def restarted(sessions: SessionRegistry, directory: Path, **standings: int) -> SessionRegistry:
     """A new process on the same directory, with the standings of a checkpoint: of now, or older by session."""
-    kept = msgspec.json.decode(msgspec.json.encode(sessions.standings()), type=dict[int, Standing])
+    kept = msgspec.json.decode(msgspec.json.encode(sessions.standings()), type=dict[int, SessionRecord])
     for number, applied in standings.items():
         kept[int(number[1:])].applied = applied
-    return Sessions(directory, kept)
+    return SessionRegistry(directory, kept)
 
 
 @contextmanager
@@ -96,27 +98,29 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.fixture
-def sessions(tmp_path: Path) -> Sessions:
-    return Sessions(tmp_path)
+def sessions(tmp_path: Path) -> SessionRegistry:
+    return SessionRegistry(tmp_path)
 
 
-def test_each_step_is_due_once_and_every_one_before_it_is_answered_again_alike(sessions: Sessions) -> None:
+def test_each_step_is_due_once_and_every_one_before_it_is_answered_again_alike(sessions: SessionRegistry) -> None:
     session, _ = connect(sessions, hello())
     for step in range(4):
         train(session, step)
-        assert [session.due(Key(before)) for before in range(step + 1)] == [False] * (step + 1)
+        assert [session.due(JournalKey(before)) for before in range(step + 1)] == [False] * (step + 1)
         assert [answer(session, before) for before in range(step + 1)] == [reply(before) for before in range(step + 1)]
     for wrong in (5, 7, 10**6):
         with pytest.raises(ProtocolError, match=f"step {wrong}") as caught:
-            session.due(Key(wrong))
+            session.due(JournalKey(wrong))
         assert caught.value.code == "order"
-    assert session.due(Key(4))
+    assert session.due(JournalKey(4))
 
 
-def test_answers_survive_the_trainer_and_so_does_where_everybody_stood(sessions: Sessions, tmp_path: Path) -> None:
+def test_answers_survive_the_trainer_and_so_does_where_everybody_stood(
+    sessions: SessionRegistry, tmp_path: Path
+) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1, 2)
-    session.keep(Key(3, part=0), JUDGED)
+    session.keep(JournalKey(3, part=0), JUDGED)
     session.write()
     connect(sessions, hello(2))
     sessions.sync()
@@ -125,12 +129,12 @@ def test_answers_survive_the_trainer_and_so_does_where_everybody_stood(sessions:
     session, _ = connect(again, hello(next_step=1))
     assert [answer(session, step) for step in range(3)] == [reply(step) for step in range(3)]
     assert answer(session, 3, part=0) == (JUDGED, b"")
-    assert session.due(Key(3))
+    assert session.due(JournalKey(3))
     assert session.oldest() == 0
 
 
 def test_a_trainer_back_from_a_checkpoint_forgets_answers_to_steps_that_it_has_not_applied(
-    sessions: Sessions, tmp_path: Path
+    sessions: SessionRegistry, tmp_path: Path
 ) -> None:
     session, _ = connect(sessions, hello())
     train(session, *range(5))
@@ -142,19 +146,19 @@ def test_a_trainer_back_from_a_checkpoint_forgets_answers_to_steps_that_it_has_n
     assert session.oldest() == 0
 
 
-def test_going_back_to_a_checkpoint_makes_every_device_say_hello_again(sessions: Sessions) -> None:
+def test_going_back_to_a_checkpoint_makes_every_device_say_hello_again(sessions: SessionRegistry) -> None:
     session, peer = connect(sessions, hello())
     train(session, 0, 1)
-    stood = {1: Standing("orin", "", 1)}
+    stood = {1: SessionRecord("orin", "", 1)}
     sessions.restore(stood)
     assert peer.session is None
     session, _ = connect(sessions, hello(next_step=1))
     assert session.applied == 1
     assert answer(session, 1) is None
-    assert not session.due(Key(0))
+    assert not session.due(JournalKey(0))
 
 
-def test_answers_that_the_device_has_made_durable_are_dropped(sessions: Sessions, tmp_path: Path) -> None:
+def test_answers_that_the_device_has_made_durable_are_dropped(sessions: SessionRegistry, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, *range(6))
     session.prune(2)
@@ -162,15 +166,15 @@ def test_answers_that_the_device_has_made_durable_are_dropped(sessions: Sessions
     connect(sessions, hello(next_step=6, durable=4))
     assert session.oldest() == 4
     with pytest.raises(ProtocolError):
-        session.due(Key(3))
-    session.keep(Key(6, part=0), JUDGED)
+        session.due(JournalKey(3))
+    session.keep(JournalKey(6, part=0), JUDGED)
     session.write()
     session.prune(100)  # more than was applied: a device cannot have had what was not
     assert [path.name for path in tmp_path.rglob("0*") if path.is_file()] == ["00000006.0"]
 
 
 def test_a_device_older_than_the_log_reaches_back_is_refused_and_one_within_it_is_not(
-    sessions: Sessions, tmp_path: Path
+    sessions: SessionRegistry, tmp_path: Path
 ) -> None:
     session, _ = connect(sessions, hello())
     train(session, *range(6))
@@ -184,7 +188,7 @@ def test_a_device_older_than_the_log_reaches_back_is_refused_and_one_within_it_i
     connect(again, hello(next_step=3))
 
 
-def test_a_gap_in_the_log_is_history_too(sessions: Sessions, tmp_path: Path) -> None:
+def test_a_gap_in_the_log_is_history_too(sessions: SessionRegistry, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, *range(4))
     (damaged,) = tmp_path.rglob("00000001-0")
@@ -194,7 +198,7 @@ def test_a_gap_in_the_log_is_history_too(sessions: Sessions, tmp_path: Path) -> 
     assert connect(again, hello(next_step=2))[0].oldest() == 2
 
 
-def test_a_full_disk_loses_no_answer_that_the_device_still_waits_for(sessions: Sessions) -> None:
+def test_a_full_disk_loses_no_answer_that_the_device_still_waits_for(sessions: SessionRegistry) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
     with full_disk():
@@ -202,7 +206,7 @@ def test_a_full_disk_loses_no_answer_that_the_device_still_waits_for(sessions: S
             session.answered(*reply(step))
             with pytest.raises(OSError, match=f"{step:08d}"):
                 session.write()
-            assert not session.due(Key(step))
+            assert not session.due(JournalKey(step))
             assert answer(session, step) == reply(step)
             assert connect(sessions, hello(next_step=step))[0] is session
     assert session.applied == 4
@@ -211,7 +215,9 @@ def test_a_full_disk_loses_no_answer_that_the_device_still_waits_for(sessions: S
     assert refused(sessions, hello(next_step=2)) == "history"
 
 
-def test_an_answer_is_there_as_soon_as_it_is_given_and_on_disk_once_written(sessions: Sessions, tmp_path: Path) -> None:
+def test_an_answer_is_there_as_soon_as_it_is_given_and_on_disk_once_written(
+    sessions: SessionRegistry, tmp_path: Path
+) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
     session.answered(*reply(2))
@@ -225,18 +231,18 @@ def test_an_answer_is_there_as_soon_as_it_is_given_and_on_disk_once_written(sess
         assert answer(again, 2) == kept
 
 
-def test_a_log_that_lies_there_of_an_unknown_session_is_not_believed(sessions: Sessions, tmp_path: Path) -> None:
+def test_a_log_that_lies_there_of_an_unknown_session_is_not_believed(sessions: SessionRegistry, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
-    session.keep(Key(2, part=0), JUDGED)
+    session.keep(JournalKey(2, part=0), JUDGED)
     session.write()
-    session, _ = connect(Sessions(tmp_path), hello())
+    session, _ = connect(SessionRegistry(tmp_path), hello())
     assert session.applied == 0
     assert [answer(session, 0), answer(session, 2, part=0)] == [None, None]
     train(session, 0)
 
 
-def test_the_newest_process_speaks_for_the_session_and_an_older_one_is_told_so(sessions: Sessions) -> None:
+def test_the_newest_process_speaks_for_the_session_and_an_older_one_is_told_so(sessions: SessionRegistry) -> None:
     session, old = connect(sessions, hello(life=1))
     same, new = connect(sessions, hello(life=2), way=b"new")
     assert (same, session.route) == (session, b"new")
@@ -248,7 +254,7 @@ def test_the_newest_process_speaks_for_the_session_and_an_older_one_is_told_so(s
     assert refused(sessions, hello(life=2)) == "superseded"
 
 
-def test_a_session_belongs_to_the_key_that_began_it(sessions: Sessions, tmp_path: Path) -> None:
+def test_a_session_belongs_to_the_key_that_began_it(sessions: SessionRegistry, tmp_path: Path) -> None:
     connect(sessions, hello(), "key of orin")
     for other in ("key of nano", ""):
         assert refused(sessions, hello(life=2), other) == "identity"
@@ -257,7 +263,7 @@ def test_a_session_belongs_to_the_key_that_began_it(sessions: Sessions, tmp_path
     connect(again, hello(life=2), "key of orin")
 
 
-def test_a_key_speaks_for_one_session_at_a_time(sessions: Sessions) -> None:
+def test_a_key_speaks_for_one_session_at_a_time(sessions: SessionRegistry) -> None:
     first, old = connect(sessions, hello(1, life=1), "key")
     _, stranger = connect(sessions, hello(9, life=9), "another")
     second, new = connect(sessions, hello(2, life=2), "key")
@@ -271,7 +277,7 @@ def test_a_key_speaks_for_one_session_at_a_time(sessions: Sessions) -> None:
 
 
 def test_connections_are_bounded_and_those_without_a_session_go_first(
-    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+    sessions: SessionRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_PEERS", 3)
     connect(sessions, hello(), way=b"device")
@@ -285,7 +291,7 @@ def test_connections_are_bounded_and_those_without_a_session_go_first(
 
 
 def test_when_every_connection_has_a_session_the_longest_silent_one_makes_room(
-    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+    sessions: SessionRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_PEERS", 3)
     for number in range(5):
@@ -294,7 +300,7 @@ def test_when_every_connection_has_a_session_the_longest_silent_one_makes_room(
 
 
 def test_sessions_are_bounded_and_those_that_have_learned_something_are_kept(
-    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    sessions: SessionRegistry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "MAX_SESSIONS", 3)
     learned, _ = connect(sessions, hello(1))
@@ -313,7 +319,9 @@ def test_sessions_are_bounded_and_those_that_have_learned_something_are_kept(
     assert not (tmp_path / f"{1:016x}").exists()
 
 
-def test_one_key_may_begin_so_many_sessions_and_no_more(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_key_may_begin_so_many_sessions_and_no_more(
+    sessions: SessionRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_SESSIONS_OF_A_KEY", 2)
     connect(sessions, hello(1), "other")
     for number in (2, 3, 4):
@@ -321,7 +329,7 @@ def test_one_key_may_begin_so_many_sessions_and_no_more(sessions: Sessions, monk
     assert set(sessions.standings()) == {1, 3, 4}
 
 
-def test_a_device_that_is_done_is_counted_and_its_log_goes(sessions: Sessions, tmp_path: Path) -> None:
+def test_a_device_that_is_done_is_counted_and_its_log_goes(sessions: SessionRegistry, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
     connect(sessions, hello(2, life=2))
@@ -340,10 +348,12 @@ def test_a_device_that_is_done_is_counted_and_its_log_goes(sessions: Sessions, t
 
 
 def long_step(session: int = 1, transfer: int = 7) -> list[tuple[bytes, memoryview]]:
-    return list(cut(Evaluate(session, 0, 0, transfer, 3 * CHUNK_BYTES, 1, "fp32"), bytes(3 * CHUNK_BYTES)))
+    return list(to_frames(Evaluate(session, 0, 0, transfer, 3 * CHUNK_BYTES, 1, "fp32"), bytes(3 * CHUNK_BYTES)))
 
 
-def test_what_has_arrived_of_a_message_stays_with_the_session_when_its_connection_changes(sessions: Sessions) -> None:
+def test_what_has_arrived_of_a_message_stays_with_the_session_when_its_connection_changes(
+    sessions: SessionRegistry,
+) -> None:
     frames = long_step()
     _, old = connect(sessions, hello())
     old.inbox.feed(*frames[0])
@@ -356,7 +366,7 @@ def test_what_has_arrived_of_a_message_stays_with_the_session_when_its_connectio
     assert new.inbox.feed(*frames[2]) is not None
 
 
-def test_what_has_arrived_stays_even_while_nobody_is_connected(sessions: Sessions) -> None:
+def test_what_has_arrived_stays_even_while_nobody_is_connected(sessions: SessionRegistry) -> None:
     _, old = connect(sessions, hello(), way=b"old")
     old.inbox.feed(*long_step()[0])
     sessions.leave(b"old")
@@ -365,7 +375,7 @@ def test_what_has_arrived_stays_even_while_nobody_is_connected(sessions: Session
     assert connect(sessions, hello())[1].inbox.unfinished == (7, CHUNK_BYTES)
 
 
-def test_two_sessions_over_one_connection_do_not_share_what_has_arrived(sessions: Sessions) -> None:
+def test_two_sessions_over_one_connection_do_not_share_what_has_arrived(sessions: SessionRegistry) -> None:
     way = route()
     first, peer = connect(sessions, hello(1), way=way)
     peer.inbox.feed(*long_step(1)[0])
@@ -376,7 +386,9 @@ def test_two_sessions_over_one_connection_do_not_share_what_has_arrived(sessions
     assert first.inbox is not second.inbox
 
 
-def test_a_connection_that_was_cut_off_stays_known_speaks_for_nobody_and_holds_nothing(sessions: Sessions) -> None:
+def test_a_connection_that_was_cut_off_stays_known_speaks_for_nobody_and_holds_nothing(
+    sessions: SessionRegistry,
+) -> None:
     session, peer = connect(sessions, hello(), way=b"cut")
     stranger = sessions.peer(b"stranger", 6, "", inbox)
     stranger.inbox.feed(*long_step(3)[0])
@@ -391,7 +403,7 @@ def test_a_connection_that_was_cut_off_stays_known_speaks_for_nobody_and_holds_n
     assert not again.cut_off
 
 
-def test_held_bytes_are_of_every_body_in_progress_and_each_counts_once(sessions: Sessions) -> None:
+def test_held_bytes_are_of_every_body_in_progress_and_each_counts_once(sessions: SessionRegistry) -> None:
     assert sessions.held_bytes() == 0
     _, device = connect(sessions, hello())
     stranger = sessions.peer(b"stranger", 6, "", inbox)
@@ -406,7 +418,7 @@ def test_held_bytes_are_of_every_body_in_progress_and_each_counts_once(sessions:
 
 
 def test_a_body_that_stopped_growing_gives_way_to_others_and_a_growing_one_does_not(
-    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+    sessions: SessionRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, stalled = connect(sessions, hello(1))
     stalled.inbox.feed(*long_step(1)[0])
@@ -420,7 +432,7 @@ def test_a_body_that_stopped_growing_gives_way_to_others_and_a_growing_one_does_
 
 
 def test_a_device_that_keeps_nothing_is_answered_from_memory_and_costs_no_log(
-    sessions: Sessions, tmp_path: Path
+    sessions: SessionRegistry, tmp_path: Path
 ) -> None:
     nothing = msgspec.structs.replace(hello(), durable=None, micro_batches=2)
     session, _ = connect(sessions, nothing)
@@ -434,6 +446,6 @@ def test_a_device_that_keeps_nothing_is_answered_from_memory_and_costs_no_log(
             session.prune(None)
     assert session.applied == 3
     for part in range(2):  # in flight, it may ask again over another connection
-        assert session.answer(Key(2, part)) is not None
-    assert session.answer(Key(1, 1)) is None
+        assert session.answer(JournalKey(2, part)) is not None
+    assert session.answer(JournalKey(1, 1)) is None
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from adc_edge.cloud_trainer.session import Session, Standing
+from adc_edge.cloud_trainer.served_session import ServedSession, SessionRecord
 from adc_edge.errors import ProtocolError
 from adc_edge.wire.framing import Assembler
 from adc_edge.wire.messages import FromDevice, Hello
@@ -23,7 +23,7 @@ class Peer:
 
     def __init__(self, fd: int, owner: str, new_inbox: Callable[[], Assembler[FromDevice]]) -> None:
         self.fd, self.owner, self._new_inbox, self.inbox = fd, owner, new_inbox, new_inbox()
-        self.session: Session | None = None
+        self.session: ServedSession | None = None
         self.cut_off = False
 
     def leave_session(self) -> None:
@@ -31,7 +31,7 @@ class Peer:
         self.session, self.inbox = None, self._new_inbox()
 
 
-class Sessions:
+class SessionRegistry:
     """All sessions and connections, bounded.
 
     Args:
@@ -39,13 +39,13 @@ class Sessions:
         kept: what the checkpoint knew.
     """
 
-    def __init__(self, directory: Path, kept: Mapping[int, Standing] | None = None) -> None:
+    def __init__(self, directory: Path, kept: Mapping[int, SessionRecord] | None = None) -> None:
         self._directory = directory
-        self._sessions: OrderedDict[int, Session] = OrderedDict()
+        self._sessions: OrderedDict[int, ServedSession] = OrderedDict()
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
         self.restore(kept or {})
 
-    def restore(self, kept: Mapping[int, Standing]) -> None:
+    def restore(self, kept: Mapping[int, SessionRecord]) -> None:
         """Stand where a checkpoint stood; every device must say hello again."""
         for peer in self.peers.values():
             peer.leave_session()
@@ -63,7 +63,7 @@ class Sessions:
         self.peers.move_to_end(route)
         return self.peers[route]
 
-    def find(self, hello: Hello, owner: str) -> Session:
+    def find(self, hello: Hello, owner: str) -> ServedSession:
         """The session of a Hello, a new one if need be.
 
         Raises:
@@ -72,7 +72,7 @@ class Sessions:
         session = self._sessions.get(hello.session)
         if session is None:
             self._make_room(owner)
-            session = self._new(hello.session, Standing(hello.device, owner, 0))
+            session = self._new(hello.session, SessionRecord(hello.device, owner, 0))
             session.forget()  # whatever lies there is of no run that this one continues
         elif session.standing.owner != owner:
             raise ProtocolError(
@@ -83,7 +83,7 @@ class Sessions:
             )
         return session
 
-    def open(self, session: Session, route: bytes) -> None:
+    def open(self, session: ServedSession, route: bytes) -> None:
         """``route`` speaks for ``session`` from now on, and it alone; a key speaks for one session at a time."""
         peer = self.peers[route]
         for other in self.peers.values():
@@ -100,7 +100,7 @@ class Sessions:
         self._sessions[session.id] = session
         self._sessions.move_to_end(session.id)
 
-    def close(self, session: Session) -> None:
+    def close(self, session: ServedSession) -> None:
         """A device has said goodbye, and that is durable."""
         session.forget()
         session.inbox = None
@@ -134,10 +134,10 @@ class Sessions:
         found = (inbox for owner in (*self.peers.values(), *self) if (inbox := owner.inbox) is not None)
         return list({id(inbox): inbox for inbox in found}.values())
 
-    def __iter__(self) -> Iterator[Session]:
+    def __iter__(self) -> Iterator[ServedSession]:
         return iter(self._sessions.values())
 
-    def standings(self) -> dict[int, Standing]:
+    def standings(self) -> dict[int, SessionRecord]:
         """What a checkpoint keeps, by session."""
         return {session.id: session.standing for session in self}
 
@@ -151,8 +151,8 @@ class Sessions:
             if not session.standing.finished and session.route is not None:
                 session.log.sync()
 
-    def _new(self, number: int, standing: Standing) -> Session:
-        return Session(number, standing, self._directory / f"{number:016x}")
+    def _new(self, number: int, standing: SessionRecord) -> ServedSession:
+        return ServedSession(number, standing, self._directory / f"{number:016x}")
 
     def _make_room(self, owner: str) -> None:
         own = [s for s in self if owner and s.standing.owner == owner]
@@ -169,7 +169,7 @@ class Sessions:
                 )
             self._evict(idle)
 
-    def _evict(self, session: Session) -> None:
+    def _evict(self, session: ServedSession) -> None:
         self._sessions.pop(session.id)
         for peer in self.peers.values():
             if peer.session is session:
