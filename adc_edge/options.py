@@ -149,6 +149,16 @@ def optimizer_options(command: F) -> F:
     )
 
 
+def log_options(command: F) -> F:
+    """``-v``, ``-q`` and ``--log-json``: what `logs.configure` is told."""
+    return _with(
+        command,
+        click.option("--verbose", "-v", is_flag=True, help="Log details too."),
+        click.option("--quiet", "-q", is_flag=True, help="Log warnings and errors only."),
+        click.option("--log-json", is_flag=True, help="Log one JSON object a line."),
+    )
+
+
 def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:
     """``("depth=4", "qkv_bias=false")`` -> a dict; values are read as JSON where they are JSON."""
     result: dict[str, Any] = {}

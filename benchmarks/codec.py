@@ -12,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from harness import Result, arguments, compare, medians_ms, show
 
-from adc_edge.codec.precision import PRECISIONS, Float32, Precision, decode, encode, encoded_bytes
+from adc_edge.arrays import Float32
+from adc_edge.codec.precision import PRECISIONS, Precision, decode, encode, encoded_bytes
 
 SHAPE = (195, 7, 192)  # 1 MB: clusters of seven tokens
 

@@ -101,9 +101,9 @@ def make_feeds(trunk: Trunk, batch: int, xi: float) -> tuple[Feeds, float, int]:
     shape = Ratio(xi=xi).shape(batch, trunk.spec.tokens, trunk.spec.prefix)
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, trunk.spec.channels, *trunk.spec.image_size)).astype(np.float32)
-    seeds = rng.permutation(batch)[: shape.clusters].astype(np.int64)
+    init_rows = rng.permutation(batch)[: shape.clusters].astype(np.int64)
     slots = np.zeros(shape.kept - trunk.spec.prefix, np.int64)
-    return {"images": images, "seeds": seeds, "slots": slots}, shape.xi, shape.clusters
+    return {"images": images, "seeds": init_rows, "slots": slots}, shape.xi, shape.clusters
 
 
 def forwards(case: Case, rounds: int) -> list[Result]:
@@ -143,9 +143,9 @@ def forwards(case: Case, rounds: int) -> list[Result]:
 
 def kmeans_shares(case: Case, forward_ms: float, rounds: int) -> list[Result]:
     """k-means by its iterations, beside the whole forward of the same library."""
-    scores, seeds = case.scores(), torch.from_numpy(case.feeds["seeds"])
+    scores, init_rows = case.scores(), torch.from_numpy(case.feeds["seeds"])
     counts = (1, 5, adc.LLOYD_ITERATIONS, 20)
-    ms = medians_ms({str(n): partial(adc.kmeans, scores, seeds, n) for n in counts}, rounds)
+    ms = medians_ms({str(n): partial(adc.kmeans, scores, init_rows, n) for n in counts}, rounds)
     return [compare(f"k-means, {n} iterations v trunk + ADC, PyTorch", ms[str(n)], forward_ms, "ms") for n in counts]
 
 

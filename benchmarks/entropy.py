@@ -14,7 +14,8 @@ import torch
 import zstandard
 from harness import Result, arguments, compare, show
 
-from adc_edge.codec.casts import Float32, unpack_bits
+from adc_edge.arrays import Float32
+from adc_edge.codec.casts import unpack_bits
 from adc_edge.codec.precision import Precision, encode, encoded_bytes, integer_bits
 from adc_edge.data.loader import Loader
 from adc_edge.data.sources import load_dataset
@@ -53,8 +54,8 @@ def main() -> None:
     args = parser.parse_args()
     study = Study(args.data, weights=args.weights, model_args={"img_size": args.img_size})
     data = load_dataset(args.data)
-    parts, how = make_parts(study, parse_setting("none"), 0, len(data.classes))
-    loader = Loader(data.train, how, args.batch_size)
+    parts, preprocessing = make_parts(study, parse_setting("none"), 0, len(data.classes))
+    loader = Loader(data.train, preprocessing, args.batch_size)
     with torch.no_grad(), computing(study):
         x = parts.trunk(torch.from_numpy(loader.batch(0).images)).numpy()
     loader.close()

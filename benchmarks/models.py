@@ -87,8 +87,8 @@ def exported(name: str, model_args: dict[str, Any], directory: Path, rounds: int
     images = np.random.default_rng(0).standard_normal((BATCH, spec.channels, *spec.image_size)).astype(np.float32)
     with OnnxEngine(bundle.client("fp32"), spec) as engine:
         golden = check_golden(bundle, engine)
-        seeds = np.arange(shape.clusters)
-        ms = medians_ms({"": lambda: engine.compress(images, seeds, shape.kept - manifest.prefix)}, rounds)[""]
+        init_rows = np.arange(shape.clusters)
+        ms = medians_ms({"": lambda: engine.compress(images, init_rows, shape.kept - manifest.prefix)}, rounds)[""]
     mb = [f"{bundle.client(c).stat().st_size / 1e6:.1f}" for c in ("fp32", "fp16")]
     cells = (
         f"{spec.image_size[0]}", f"{manifest.tokens}", f"{manifest.dim}", f"{len(graph.graph.node)}", " / ".join(mb),

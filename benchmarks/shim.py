@@ -28,12 +28,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from adc_edge.codec.precision import Float32
-from adc_edge.edge_runtime.engines.base import Sent
+from adc_edge.arrays import Float32
 from adc_edge.edge_runtime.trunk.memory import keep_freed_memory
 from adc_edge.edge_runtime.trunk.trainer import Shim
 from adc_edge.method import adc
 from adc_edge.method import trunk as trunk_module
+from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.ratio import Ratio
 from adc_edge.method.split import create_vit, split_vit
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
     shim: Shim
     images: Float32  # [B, C, H, W]
-    sent: Sent
+    sent: CompressedBatch
     gradient: Float32  # [T, k, D]
 
     def forward(self) -> None:
@@ -83,8 +83,8 @@ def make_case(split: int, size: int, batch: int = 32, freeze_first: int = 0, xi:
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, 3, size, size)).astype(np.float32)
     shape = Ratio(xi=xi).shape(batch, trunk.spec.tokens, trunk.spec.prefix)
-    seeds = rng.permutation(batch)[: shape.clusters].astype(np.int64)
-    sent = shim.compress(images, seeds, shape.kept - trunk.spec.prefix)
+    init_rows = rng.permutation(batch)[: shape.clusters].astype(np.int64)
+    sent = shim.compress(images, init_rows, shape.kept - trunk.spec.prefix)
     shim.drop()
     if freeze_first:
         with torch.no_grad():

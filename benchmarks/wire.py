@@ -26,11 +26,12 @@ import numpy as np
 from harness import Result, arguments, compare, show
 from rivals import connect_raw, serve_raw, server
 
+from adc_edge.arrays import Float32
 from adc_edge.cloud_trainer.accumulated import Accumulated
 from adc_edge.cloud_trainer.head import HeadTraining, Learned
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.codec.precision import Float32, Precision, decode, encode, encoded_bytes
+from adc_edge.codec.precision import Precision, decode, encode, encoded_bytes
 from adc_edge.edge_runtime.session import DeviceChannel
 from adc_edge.export.build import ExportSettings, export_bundle
 from adc_edge.method.labels import label_triples

@@ -28,7 +28,7 @@ class Accumulated:
         return 1.0 / self.of
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """Whether the last micro-batch is in."""
         return self.done >= self.of
 

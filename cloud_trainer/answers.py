@@ -10,8 +10,10 @@ import msgspec
 import numpy as np
 
 from adc_edge import __version__
+from adc_edge.arrays import Body
 from adc_edge.cloud_trainer.accumulated import Accumulated
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.limits import MessageLimits
 from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
 from adc_edge.cloud_trainer.served_session import ServedSession
 from adc_edge.codec.precision import decode, encode, encoded_bytes
@@ -19,8 +21,6 @@ from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import check_classes, soft_labels
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.journal import JournalKey
-from adc_edge.wire.framing import Body
-from adc_edge.wire.limits import Limits
 from adc_edge.wire.messages import (
     LABEL_BYTES,
     Absent,
@@ -62,7 +62,7 @@ class Answers:
         bundle: Bundle,
         training: HeadTraining,
         sessions: SessionRegistry,
-        limits: Limits,
+        limits: MessageLimits,
         *,
         say: Callable[[str], None],
         trouble: Callable[[str], None],
@@ -73,7 +73,7 @@ class Answers:
         self._bundle, self._training, self._sessions, self._limits = bundle, training, sessions, limits
         self._say, self._trouble = say, trouble
         self._on_step, self._on_bye, self._go_back = on_step, on_bye, go_back
-        self._life = secrets.randbits(_ID_BITS)
+        self._incarnation = secrets.randbits(_ID_BITS)
         self.durable: Mapping[int, int] | None = None  # steps of each session that no crash undoes; None: all lost
         self.down_mbit_s: float | None = None  # of the connection that is answered
         self.congestion: str | None = None  # control of the connection that says hello
@@ -139,7 +139,7 @@ class Answers:
             learned=session.learned,
             oldest=session.oldest(),
             durable=self._durable(session),
-            life=self._life,
+            incarnation=self._incarnation,
             transfer=peer.inbox.unfinished[0],
             received_bytes=peer.inbox.unfinished[1],
             trainer=__version__,
@@ -179,7 +179,7 @@ class Answers:
         self, session: ServedSession, begun: Accumulated, message: Step, seconds: float, answer_bytes: int
     ) -> None:
         start = time.monotonic()
-        if begun.whole:
+        if begun.complete:
             self._training.update(begun, session.planned_steps)
         self._log(session)
         session.prune(message.durable)
@@ -188,7 +188,7 @@ class Answers:
         begun.clusters += message.clusters
         begun.bytes_up += message.body_bytes
         begun.bytes_down += answer_bytes
-        if begun.whole:
+        if begun.complete:
             self._on_step(
                 device=session.standing.device,
                 step=message.step,

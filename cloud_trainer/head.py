@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
+from adc_edge.arrays import Float32
 from adc_edge.cloud_trainer.accumulated import Accumulated
-from adc_edge.codec.precision import Float32
 from adc_edge.errors import ProtocolError
 from adc_edge.method.split import Head
 from adc_edge.optimizer.settings import OptimizerSettings

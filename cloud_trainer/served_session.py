@@ -8,13 +8,14 @@ from pathlib import Path
 
 import msgspec
 
+from adc_edge.arrays import Body
 from adc_edge.cloud_trainer.accumulated import Accumulated
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.journal import Journal, JournalKey, oldest
-from adc_edge.wire.framing import Assembler, Body
+from adc_edge.wire.framing import Assembler
 from adc_edge.wire.messages import Evaluated, FromDevice, Gradient, Hello, pack_header, unpack_from_trainer
 
-_LIVES = 16
+_INCARNATIONS = 16
 
 LoggedAnswer = tuple[Gradient | Evaluated, Body]
 
@@ -47,7 +48,7 @@ class ServedSession:
         self._log: Journal | None = None
         # The newest stays in memory, and of a step's answers those that a full disk has kept out of the log.
         self._recent: OrderedDict[JournalKey, LoggedAnswer] = OrderedDict()
-        self._lives: deque[int] = deque(maxlen=_LIVES)  # of the device's process, the one that speaks last
+        self._incarnations: deque[int] = deque(maxlen=_INCARNATIONS)  # of the device's processes, the last one speaks
 
     @property
     def applied(self) -> int:
@@ -74,7 +75,7 @@ class ServedSession:
             ProtocolError: ``superseded``: a newer process has spoken for the session; ``history``: the device is older
                 than the log reaches back; ``order``: it cuts its steps otherwise than before.
         """
-        if hello.life in self._lives and hello.life != self._lives[-1]:
+        if hello.incarnation in self._incarnations and hello.incarnation != self._incarnations[-1]:
             raise ProtocolError(
                 "a Hello of an older process",
                 "one process for each session",
@@ -96,14 +97,14 @@ class ServedSession:
                 "restore the device's newer checkpoint, or start both sides over with --fresh",
                 "history",
             )
-        if hello.life not in self._lives:
-            self._lives.append(hello.life)
+        if hello.incarnation not in self._incarnations:
+            self._incarnations.append(hello.incarnation)
         self.planned_steps, self.device_keeps = hello.steps, hello.durable is not None
         self.prune(hello.durable)
 
     def supersede(self) -> None:
         """The process that spoke for this session no longer may."""
-        self._lives.append(-1)
+        self._incarnations.append(-1)
 
     def oldest(self) -> int:
         """The first step from which on every answer is here."""
@@ -134,7 +135,7 @@ class ServedSession:
 
     def answered(self, reply: Gradient, body: Body) -> None:
         """A micro-batch has been learned; keep its answer. The last one ends its step."""
-        if self.begun is None or self.begun.whole:
+        if self.begun is None or self.begun.complete:
             self.begun = None
             self.standing.applied = reply.step + 1
         self.standing.finished = False

@@ -11,6 +11,7 @@ from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.answers import Answers, outside_session
 from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.limits import MessageLimits
 from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.storage.bundle import Bundle
@@ -75,7 +76,7 @@ class Server:
         go_back: Callable[[int, int], bool] = lambda session, step: False,
     ) -> None:
         self.sessions, self._access, self._say = sessions, access, say
-        self._limits, self._max_held_bytes = bundle.manifest.limits(max_images), max_held_bytes
+        self._limits, self._max_held_bytes = MessageLimits.of(bundle.manifest, max_images), max_held_bytes
         self._refusals = Refusals(say)
         self.answers = Answers(
             bundle,

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
-from adc_edge.codec.precision import Float32, Precision, decode, encode, encoded_bytes
+from adc_edge.arrays import Body, Float32
+from adc_edge.codec.precision import Precision, decode, encode, encoded_bytes
 from adc_edge.data.loader import Batch, Loader
 from adc_edge.edge_runtime import noise
-from adc_edge.edge_runtime.engines.base import Engine, Sent
+from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.edge_runtime.session import DeviceChannel
 from adc_edge.edge_runtime.stopwatch import Stopwatch
 from adc_edge.edge_runtime.tally import Evaluation, StepRecord
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import ProtocolError
+from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.labels import label_triples
 from adc_edge.method.ratio import Shape
 from adc_edge.storage.journal import Journal, JournalKey
-from adc_edge.wire.framing import Body
 from adc_edge.wire.messages import Evaluate, Evaluated, Gradient, Step, pack_header
 
 if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
@@ -56,7 +57,7 @@ class _InFlight(NamedTuple):
 
     number: int
     images: Float32
-    sent: Sent
+    sent: CompressedBatch
 
 
 class DeviceLoop:
@@ -131,8 +132,8 @@ class DeviceLoop:
         rows = slice(micro_batch * size, (micro_batch + 1) * size)
         part = Batch(batch.images[rows], batch.labels[rows])
         with watch.phase("forward"):
-            seeds = self.loader.seeds(step, settings.shape.clusters, size, micro_batch)
-            sent = self.engine.compress(part.images, seeds, settings.shape.kept - settings.prefix)
+            init_rows = self.loader.init_rows(step, settings.shape.clusters, size, micro_batch)
+            sent = self.engine.compress(part.images, init_rows, settings.shape.kept - settings.prefix)
             message, body = self._pack(step, micro_batch, part, sent, durable)
         with watch.phase("send"):
             watch.departed()
@@ -163,7 +164,7 @@ class DeviceLoop:
             batch = loader.plain(indices)
             if not len(batch.labels):
                 continue
-            body = encode(self.engine.whole(batch.images), precision, batch.labels.astype("<i4").tobytes())
+            body = encode(self.engine.full_output(batch.images), precision, batch.labels.astype("<i4").tobytes())
             self._transfer += 1
             if self.channel.in_flight:  # this part was computed while the one before travelled
                 images, correct, loss = self._evaluated(images, correct, loss)
@@ -197,7 +198,9 @@ class DeviceLoop:
         shape = self._shapes.get(gradient.micro_batch)
         return 0 if self.shim is None or shape is None else encoded_bytes(shape, gradient.precision)
 
-    def _pack(self, step: int, micro_batch: int, batch: Batch, sent: Sent, durable: int | None) -> tuple[Step, Body]:
+    def _pack(
+        self, step: int, micro_batch: int, batch: Batch, sent: CompressedBatch, durable: int | None
+    ) -> tuple[Step, Body]:
         settings = self.settings
         triples = label_triples(sent.assignment, batch.labels, settings.classes)
         self._shapes[micro_batch] = sent.activations.shape
@@ -229,7 +232,7 @@ class DeviceLoop:
         except OSError as error:  # the run goes on; only a trainer that comes back older could now not be fed
             self.trouble = error
 
-    def _encoded(self, sent: Sent, step: int, micro_batch: int, tail: bytes) -> Body:
+    def _encoded(self, sent: CompressedBatch, step: int, micro_batch: int, tail: bytes) -> Body:
         """The activations as they arrive: the noise of the channel model included, if there is one."""
         settings = self.settings
         if not settings.noise.any:
@@ -261,7 +264,7 @@ class DeviceLoop:
         tcp = self.channel.tcp()
         return now - tcp.last_received_ms / 1e3 if tcp else now
 
-    def _drift(self, step: int, sent: Sent) -> float | None:
+    def _drift(self, step: int, sent: CompressedBatch) -> float | None:
         if self.shim is None or self.refresher is None:
             return None
         every = self.settings.drift_every

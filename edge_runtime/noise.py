@@ -13,8 +13,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from adc_edge.arrays import Float32
 from adc_edge.codec.lowrank import coordinates_in
-from adc_edge.codec.precision import Float32, Precision, integer_bits, pca_bits
+from adc_edge.codec.precision import Precision, integer_bits, pca_bits
 from adc_edge.errors import SettingError
 
 _LARGEST_SNR_DB = 200.0  # either way; float32 itself is good for about 150 dB

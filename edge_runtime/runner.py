@@ -110,7 +110,7 @@ class Serve:
         check_provider(engine, self.bundle, self.settings.computes)
         if self.settings.engine == "auto":  # measured later; the run keeps that choice
             return
-        now = f"{engine.name} ({engine.where.partition(':')[0]})"
+        now = f"{engine.name} ({engine.description.partition(':')[0]})"
         before = (run_dir.kept(WHERE) or now.encode()).decode()
         if before != now:
             self._say(f"warning: this run has computed with {before} so far, now {now}: the last bits may differ")
@@ -158,7 +158,7 @@ class Serve:
             version=VERSION,
             bundle=self.bundle.digest,
             session=state.session,
-            life=state.life,
+            incarnation=state.incarnation,
             device=name[:64],
             next_step=state.step,
             durable=state.durable,

@@ -14,11 +14,12 @@ from collections.abc import Callable
 
 import msgspec
 
+from adc_edge.arrays import Body
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.channel import Answer, Channel
 from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped
-from adc_edge.wire.framing import Body, chunk_bytes, to_frames
+from adc_edge.wire.framing import chunk_bytes, to_frames
 from adc_edge.wire.messages import (
     CHUNK_BYTES,
     Absent,
@@ -80,7 +81,7 @@ class DeviceChannel(Channel):
         super().__init__(endpoint, keys=keys, notify=notify, stop=stop)
         self._hello, self._journal, self._gradient_bytes = hello, journal, gradient_bytes
         self._pending: deque[tuple[Message, Body]] = deque()
-        self._life = 0  # the trainer's
+        self._incarnation = 0  # the trainer's
         self._received = (0, 0)  # transfer and bytes of our unfinished message that the trainer holds
         self._sent: dict[int, int] = {}  # bytes that have left already, of each message in flight
         self._micro_batches = 1  # of each step
@@ -227,10 +228,10 @@ class DeviceChannel(Channel):
         welcome, _ = self.receive(WELCOME_MS)
         if not isinstance(welcome, Welcome):
             raise LinkLost(f"a {type(welcome).__name__} instead of a Welcome")
-        if welcome.life != self._life:  # what it sent in another life may not be what it sends now
+        if welcome.incarnation != self._incarnation:  # what it sent in another life may not be what it sends now
             self.repeated[1] += self._inbox.unfinished[1]
             self._inbox.drop()
-            self._life = welcome.life
+            self._incarnation = welcome.incarnation
         self._received = (welcome.transfer, welcome.received_bytes)
         self.applied, self.learned, self._micro_batches = welcome.applied, welcome.learned, hello.micro_batches
         self._note_durable(welcome.durable)

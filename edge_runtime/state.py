@@ -30,7 +30,7 @@ class RunState:
         self._run_dir, self._trunk, self._micro_batches = run_dir, trunk, micro_batches
         self.step = 0
         self.session = secrets.randbits(_ID_BITS)
-        self.life = secrets.randbits(_ID_BITS)  # of this process
+        self.incarnation = secrets.randbits(_ID_BITS)  # of this process
         self.tally = Tally()
         self._saved: tuple[int, dict[str, Any]] | None = None  # what the newest checkpoint knows
         self.journal = Journal(run_dir.journal)

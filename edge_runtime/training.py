@@ -100,7 +100,7 @@ class Training:
             f"training {manifest.model} split {manifest.split} with {settings.trainer}: "
             f"B={loop.loader.batch_size}, {self._cut_note()}T={shape.clusters}, k={shape.kept} of "
             f"{manifest.tokens}, ξ={shape.xi:.3f}, {self._precision_note()}, trunk {settings.trunk}, "
-            f"engine {loop.engine.name} ({loop.engine.where}), "
+            f"engine {loop.engine.name} ({loop.engine.description}), "
             f"sending by {loop.channel.congestion or 'an unknown congestion control'}"
             + (f", noise {settings.noise}" if settings.noise.any else "")
         )
@@ -132,12 +132,12 @@ class Training:
             for precision in (loop.settings.precision, loop.settings.gradient_precision)
         )
         images = loop.loader.batch(self.state.step).images[: shape.images]
-        seeds = loop.loader.seeds(self.state.step, shape.clusters, shape.images)
+        init_rows = loop.loader.init_rows(self.state.step, shape.clusters, shape.images)
         choice = choose(
             engine,
             loop.shim,
             images,
-            seeds,
+            init_rows,
             shape.kept - self.manifest.prefix,
             LinkSeconds(rtt, up, down),
             loop.settings,

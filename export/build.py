@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from adc_edge import __version__
 from adc_edge.codec.precision import Precision
+from adc_edge.data.preprocessing import Preprocessing
 from adc_edge.errors import ModelError, SettingError
 from adc_edge.export.graph import OPSET, client_graph, without_weights
 from adc_edge.export.parity import ParityRow, check_parity
@@ -35,7 +36,6 @@ from adc_edge.storage.bundle import (
     TRUNK,
     Compute,
     Manifest,
-    Preprocessing,
 )
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "timm", "torch")
@@ -128,11 +128,11 @@ def _golden(trunk: Trunk, how: Preprocessing) -> bytes:
     pixels, slots = golden_pixels(trunk.spec), max(1, trunk.spec.patches // 3)
     images = torch.from_numpy(golden_images(pixels, how))
     for clusters in range(GOLDEN_CLUSTERS, 0, -1):
-        seeds = torch.arange(clusters)
-        out = trunk.compress(images, seeds, torch.zeros(slots, dtype=torch.int64))
+        init_rows = torch.arange(clusters)
+        out = trunk.compress(images, init_rows, torch.zeros(slots, dtype=torch.int64))
         if (out.counts > 0).all():
             break
-    return Golden(pixels, seeds.numpy(), slots, *(part.numpy() for part in out[:3])).dump()
+    return Golden(pixels, init_rows.numpy(), slots, *(part.numpy() for part in out[:3])).dump()
 
 
 def _manifest(

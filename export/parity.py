@@ -22,9 +22,10 @@ from torch import Tensor
 
 from adc_edge.errors import ParityError
 from adc_edge.method import adc
+from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.ratio import Ratio
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.method.trunk import AdcOutput, Trunk
+from adc_edge.method.trunk import Trunk
 from adc_edge.onnx.agreement import agreement, perturb_weights
 from adc_edge.onnx.session import cpu_session
 from adc_edge.storage.bundle import Compute
@@ -152,14 +153,15 @@ def _compare(
     compute: Compute,
     weights: dict[str, npt.NDArray[np.generic]],
 ) -> ParityRow:
-    pixels, seeds = _inputs(trunk.spec, case, smooth=compute != "fp32")
+    pixels, init_rows = _inputs(trunk.spec, case, smooth=compute != "fp32")
     slots = torch.zeros(case.slots, dtype=torch.int64)
-    feeds = {"images": pixels.numpy(), "seeds": seeds.numpy(), "slots": slots.numpy(), **weights}
+    feeds = {"images": pixels.numpy(), "seeds": init_rows.numpy(), "slots": slots.numpy(), **weights}
     activations, assignment, tokens, counts, scores, *hidden = session.run(None, feeds)
     found = Found(activations, assignment, tokens, counts, scores, hidden)
     states = trunk.states(pixels)
-    eager, expected = trunk.inspect_last(states[-1], seeds, slots)
-    alike = agreement(found, AdcOutput(*(part.numpy() for part in eager)))  # type: ignore[arg-type]
+    eager, expected = trunk.inspect_last(states[-1], init_rows, slots)
+    # Empty clusters stay in both, so that clusters keep their numbers.
+    alike = agreement(CompressedBatch(*found[:3]), CompressedBatch(*(part.numpy() for part in eager[:3])))
     given = trunk.replay(pixels, torch.from_numpy(found.assignment), torch.from_numpy(found.tokens)).numpy()
     used = found.counts > 0
     return ParityRow(
@@ -170,7 +172,7 @@ def _compare(
         trunk.spec.prefix + case.slots,
         _relative(found.scores, expected.numpy()),
         max((_relative(h, s.numpy()) for h, s in zip(found.hidden, states[1:], strict=True)), default=0.0),
-        _follows(found, seeds, trunk.spec.prefix),
+        _follows(found, init_rows, trunk.spec.prefix),
         alike.assignment,
         alike.tokens,
         _relative(found.activations[used], given[used]),
@@ -193,16 +195,16 @@ def _relative(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) ->
     return difference if math.isfinite(difference) else math.inf
 
 
-def _follows(found: Found, seeds: Tensor, prefix: int) -> bool:
+def _follows(found: Found, init_rows: Tensor, prefix: int) -> bool:
     """Whether clusters and tokens are what PyTorch makes of the graph's scores, unless that is a tie."""
     scores = torch.from_numpy(found.scores)
-    assignment, counts = adc.kmeans(scores, seeds)
-    if not np.array_equal(np.bincount(found.assignment, minlength=len(seeds)), found.counts):
+    assignment, counts = adc.kmeans(scores, init_rows)
+    if not np.array_equal(np.bincount(found.assignment, minlength=len(init_rows)), found.counts):
         return False
     if not np.array_equal(assignment.numpy(), found.assignment):
-        exact, _ = adc.kmeans(scores.double(), seeds)
+        exact, _ = adc.kmeans(scores.double(), init_rows)
         return not torch.equal(exact, assignment)  # a tie in fp32: either is right
-    centroids = adc.cluster_mean(scores, assignment, torch.arange(len(seeds)))
+    centroids = adc.cluster_mean(scores, assignment, torch.arange(len(init_rows)))
     values = centroids.numpy()
     for cluster in np.flatnonzero(counts.numpy()):
         first, kept = found.tokens[cluster, :prefix], found.tokens[cluster, prefix:]

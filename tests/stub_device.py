@@ -28,7 +28,7 @@ class Device:
         keys: ClientKeys | None = None,
         micro_batches: int = 1,
     ) -> None:
-        self.bundle, self.session, self.next_step, self.life = bundle, session, 0, session
+        self.bundle, self.session, self.next_step, self.incarnation = bundle, session, 0, session
         self.micro_batches = micro_batches
         self.journal = Journal(bundle.path.parent / f"journal-{next(NUMBERS)}")
         self.notes: list[str] = []
@@ -45,7 +45,7 @@ class Device:
         )
 
     def hello(self) -> Hello:
-        oldest, ours = self.journal.oldest(self.next_step, self.micro_batches), (self.session, self.life, "test")
+        oldest, ours = self.journal.oldest(self.next_step, self.micro_batches), (self.session, self.incarnation, "test")
         stands = (self.next_step, 0, oldest)
         return Hello(VERSION, self.bundle.digest, *ours, *stands, micro_batches=self.micro_batches)
 

@@ -141,8 +141,8 @@ def in_process(bundle: Bundle, steps: int, optimizer: OptimizerSettings, micro_b
                 last = trunk.blocks[-1]
                 q, k, _ = last.attn.all_three(last.norm1(x))  # type: ignore[operator, union-attr]
                 scores = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)[:, :, 0].mean(1)
-            seeds = torch.from_numpy(loader.seeds(step, shape.clusters, size, number))
-            assignment, counts = adc.kmeans(scores, seeds)
+            init_rows = torch.from_numpy(loader.init_rows(step, shape.clusters, size, number))
+            assignment, counts = adc.kmeans(scores, init_rows)
             used = [t for t in range(shape.clusters) if counts[t] > 0]
             z = trunk(images)
             one_hot = torch.nn.functional.one_hot(labels, manifest.classes).float()

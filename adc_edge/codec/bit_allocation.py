@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from adc_edge.arrays import Float32, Float64, Int64, UInt8
 from adc_edge.codec import lloyd_max as normal
-from adc_edge.codec.casts import Float32, UInt8, parts
-
-Int = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
+from adc_edge.codec.casts import parts
 
 CLASS_BITS = 4
 LEVEL = np.dtype("<i2")  # of a message
@@ -44,7 +42,7 @@ class BitAllocation(NamedTuple):
 
     threshold: int
     basis: int
-    levels: Int  # [1 + rank], the mean's first
+    levels: Int64  # [1 + rank], the mean's first
     classes: UInt8  # [rows], the largest row's 0
     has_classes: bool  # else all are 0, and do not travel
 
@@ -151,7 +149,7 @@ def _fit(plan: BitAllocation, energy: Float64, power: float, vectors: Float32, r
     saved = np.where(widths > 0, 1 - normal.ERRORS[widths] - normal.ERRORS[entry_widths], 0.0)
     room_bits = 8 * (room - plan.overhead_bytes()) - _SLACK_BITS
 
-    def search(thresholds: Int) -> tuple[float, int, int]:
+    def search(thresholds: Int64) -> tuple[float, int, int]:
         """Error saved, threshold and rank of the best one; as many components as fit, from the largest on."""
         places = np.clip(levels[1:] - thresholds[:, None] + 1, 0, len(_PLACES) - 1)  # [thresholds, D]
         mean_widths = _bits(levels[0] - basis - thresholds)
@@ -185,10 +183,10 @@ def _basis_units(weight: float, size: int) -> int:
     return round(-0.5 * _UNIT * math.log2(weight / size))
 
 
-def _levels(variances: Float64) -> Int:
+def _levels(variances: Float64) -> Int64:
     with np.errstate(divide="ignore"):
         return np.rint(np.maximum(0.5 * _UNIT * np.log2(variances), _FAINTEST)).astype(np.int64)
 
 
-def _magnitudes(levels: Int) -> Float32:
+def _magnitudes(levels: Int64) -> Float32:
     return np.exp2(levels / _UNIT).astype(np.float32)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-Float32 = npt.NDArray[np.float32]
-UInt8 = npt.NDArray[np.uint8]
+from adc_edge.arrays import Float32, UInt8
+
 UInt16 = npt.NDArray[np.uint16]
 
 _PART_VALUES = 32_768  # 128 KiB of float32: a few such arrays fit in the L2 cache of small processors

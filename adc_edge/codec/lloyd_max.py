@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from adc_edge.codec.casts import Float32, UInt8
+from adc_edge.arrays import Float32, UInt8
 
 LARGEST_WIDTH = 8
 # Squared errors of 0 to 8 bits, in variances.

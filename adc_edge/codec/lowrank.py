@@ -23,6 +23,7 @@ import struct
 
 import numpy as np
 
+from adc_edge.arrays import Float32, UInt8
 from adc_edge.codec import lloyd_max as normal
 from adc_edge.codec.bit_allocation import (
     CLASS_BITS,
@@ -32,7 +33,7 @@ from adc_edge.codec.bit_allocation import (
     allocation_candidates,
     empty_allocation,
 )
-from adc_edge.codec.casts import Float32, UInt8, pack_bits, parts, unpack_bits
+from adc_edge.codec.casts import pack_bits, parts, unpack_bits
 from adc_edge.errors import ProtocolError
 
 _HEAD = struct.Struct("<iHhhH")

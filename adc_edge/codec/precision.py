@@ -26,8 +26,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from adc_edge.arrays import Float32, UInt8
 from adc_edge.codec import lowrank
-from adc_edge.codec.casts import Float32, UInt8, from_bfloat, from_half, from_integers, to_bfloat, to_half, to_integers
+from adc_edge.codec.casts import from_bfloat, from_half, from_integers, to_bfloat, to_half, to_integers
 from adc_edge.errors import ProtocolError
 
 __all__ = [

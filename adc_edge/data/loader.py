@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
-from adc_edge.codec.precision import Float32
+from adc_edge.arrays import Float32, Labels
 from adc_edge.data.augment import Augmentation
-from adc_edge.data.sources import Labels, Split
+from adc_edge.data.preprocessing import Preprocessing, normalise, prepare
+from adc_edge.data.sources import Split
 from adc_edge.errors import DataError
-from adc_edge.storage.bundle import Preprocessing
 
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 _ORDER, _AUGMENT, _SEEDS = range(3)  # streams of random numbers that must not depend on one another
 
 
@@ -31,29 +24,6 @@ class Batch(NamedTuple):
 
     images: Float32
     labels: Labels
-
-
-def prepare(image: Image.Image, how: Preprocessing) -> Image.Image:
-    """The model's geometry and channels: short side resized, centre cropped, RGB or grey."""
-    height, width = how.size
-    image = image.convert("L" if len(how.mean) == 1 else "RGB")
-    return ImageOps.fit(image, (width, height), _RESAMPLING[how.interpolation])
-
-
-def normalise(image: Image.Image, how: Preprocessing) -> Float32:
-    """A prepared image -> float32 ``[C, H, W]``."""
-    pixels = np.asarray(image).reshape(*how.size, -1)  # [H, W, C]
-    normalised = np.empty((len(how.mean), *how.size), np.float32)
-    for channel, values in enumerate(_normalised_values(how.mean, how.std)):
-        np.take(values, pixels[..., channel], out=normalised[channel], mode="clip")  # else it is checked in a copy
-    return normalised
-
-
-@functools.cache
-def _normalised_values(mean: tuple[float, ...], std: tuple[float, ...]) -> Float32:
-    """What each of a channel's 256 values becomes: ``[C, 256]``. To look it up is cheaper than to compute it."""
-    values = np.arange(256, dtype=np.float32) / np.float32(255)
-    return (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
 
 
 class Loader:
@@ -65,7 +35,7 @@ class Loader:
 
     Args:
         split: the images.
-        how: the model's preprocessing.
+        preprocessing: the model's preprocessing.
         batch_size: B.
         seed: of order, augmentation and k-means rows.
         augment: functions applied in order, in training.
@@ -78,7 +48,7 @@ class Loader:
     def __init__(
         self,
         split: Split,
-        how: Preprocessing,
+        preprocessing: Preprocessing,
         batch_size: int,
         seed: int = 0,
         augment: Sequence[Augmentation] = (),
@@ -88,7 +58,7 @@ class Loader:
             raise DataError(
                 f"{len(split.labels)} training images", f"at least one batch of {batch_size}", "lower --batch-size"
             )
-        self._split, self._how, self._augment = split, how, augment
+        self._split, self._preprocessing, self._augment = split, preprocessing, augment
         self.batch_size, self.seed = batch_size, seed
         self.broken: set[int] = set()
         self._pool = ThreadPoolExecutor(max(1, workers), "decode")
@@ -119,10 +89,13 @@ class Loader:
         futures = {int(i): self._pool.submit(self._plain, int(i)) for i in indices}
         found = {i: image for i, future in futures.items() if (image := future.result()) is not None}
         if not found:
-            return Batch(np.empty((0, len(self._how.mean), *self._how.size), np.float32), np.empty(0, np.int64))
+            return Batch(
+                np.empty((0, len(self._preprocessing.mean), *self._preprocessing.size), np.float32),
+                np.empty(0, np.int64),
+            )
         return Batch(np.stack(list(found.values())), self._split.labels[list(found)])
 
-    def seeds(self, step: int, clusters: int, images: int, micro_batch: int = 0) -> npt.NDArray[np.int64]:
+    def init_rows(self, step: int, clusters: int, images: int, micro_batch: int = 0) -> npt.NDArray[np.int64]:
         """The T distinct rows of a micro-batch of so many images that start its k-means."""
         rng = np.random.default_rng([self.seed, _SEEDS, step, micro_batch])
         return rng.permutation(images)[:clusters].astype(np.int64)
@@ -158,7 +131,7 @@ class Loader:
                 rng = np.random.default_rng([self.seed, _AUGMENT, epoch, index])
                 for change in self._augment:
                     image = change(image, rng)
-                return index, normalise(image, self._how)
+                return index, normalise(image, self._preprocessing)
         raise DataError(
             f"all {len(order)} images are broken",
             "at least one that Pillow can read",
@@ -167,13 +140,13 @@ class Loader:
 
     def _plain(self, index: int) -> Float32 | None:
         image = self._decode(index)
-        return None if image is None else normalise(image, self._how)
+        return None if image is None else normalise(image, self._preprocessing)
 
     def _decode(self, index: int) -> Image.Image | None:
         if index in self.broken:
             return None
         try:
-            return prepare(self._split.image(index), self._how)
+            return prepare(self._split.image(index), self._preprocessing)
         except Exception:  # on a broken file Pillow raises OSError, SyntaxError, ValueError, TypeError, struct.error, …
             self.broken.add(index)
             return None

@@ -66,7 +66,7 @@ def membership(assignment: Tensor, clusters: Tensor) -> Tensor:
 
 
 @_without_autocast
-def kmeans(scores: Tensor, seeds: Tensor, iterations: int = LLOYD_ITERATIONS) -> tuple[Tensor, Tensor]:
+def kmeans(scores: Tensor, init_rows: Tensor, iterations: int = LLOYD_ITERATIONS) -> tuple[Tensor, Tensor]:
     """Lloyd's k-means on the score rows, started from rows of the batch (paper, step 2).
 
     Rows are centred and scaled first: the expanded distance on raw rows, which lie close together, flips assignments
@@ -74,7 +74,7 @@ def kmeans(scores: Tensor, seeds: Tensor, iterations: int = LLOYD_ITERATIONS) ->
 
     Args:
         scores: ``[B, N]``.
-        seeds: distinct rows that start the clusters, int64 ``[T]``.
+        init_rows: distinct rows that start the clusters, int64 ``[T]``.
         iterations: Lloyd iterations, unrolled.
 
     Returns:
@@ -82,8 +82,8 @@ def kmeans(scores: Tensor, seeds: Tensor, iterations: int = LLOYD_ITERATIONS) ->
     """
     rows = scores - scores.mean(dim=0, keepdim=True)
     rows = rows / rows.abs().flatten().amax(dim=0).clamp_min(torch.finfo(rows.dtype).tiny)
-    clusters = torch.arange(seeds.shape[0], device=scores.device)
-    centroids = rows.index_select(0, seeds)  # [T, N]
+    clusters = torch.arange(init_rows.shape[0], device=scores.device)
+    centroids = rows.index_select(0, init_rows)  # [T, N]
     for step in range(iterations):
         distances = centroids.square().sum(dim=1) - 2.0 * (rows @ centroids.T)  # [B, T], less |row|^2
         assignment = distances.argmin(dim=1)

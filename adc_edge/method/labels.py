@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adc_edge.codec.precision import Float32
+from adc_edge.arrays import Float32, Int64
 from adc_edge.errors import ProtocolError
-
-Int64 = npt.NDArray[np.int64]
 
 
 def label_triples(assignment: Int64, labels: Int64, classes: int) -> npt.NDArray[np.int32]:

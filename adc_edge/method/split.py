@@ -19,10 +19,11 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from adc_edge.data.preprocessing import Interpolation, Preprocessing
 from adc_edge.errors import ModelError
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.trunk import Trunk
-from adc_edge.storage.bundle import Interpolation, Manifest, Preprocessing
+from adc_edge.storage.bundle import Manifest
 
 _TOLERANCE = 1e-4
 _SUPPORTED = "a timm VisionTransformer with a CLS token (DeiT, ViT, distilled, DINOv2 with registers)"

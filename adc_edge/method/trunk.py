@@ -190,11 +190,11 @@ class Trunk(nn.Module):
             states.append(block(states[-1]))
         return states
 
-    def compress(self, images: Tensor, seeds: Tensor, slots: Tensor) -> AdcOutput:
+    def compress(self, images: Tensor, init_rows: Tensor, slots: Tensor) -> AdcOutput:
         """Trunk and ADC in one; see ``compress_last``. ``images`` are ``[B, C, H, W]``."""
-        return self.compress_last(self.states(images)[-1], seeds, slots)
+        return self.compress_last(self.states(images)[-1], init_rows, slots)
 
-    def compress_last(self, x: Tensor, seeds: Tensor, slots: Tensor) -> AdcOutput:
+    def compress_last(self, x: Tensor, init_rows: Tensor, slots: Tensor) -> AdcOutput:
         """The last block and ADC in one, where the block computes only what is sent (paper, steps 1-3).
 
         The CLS row needs one query and the keys of all tokens; queries, attention output and MLP follow for the
@@ -202,17 +202,17 @@ class Trunk(nn.Module):
 
         Args:
             x: input of the last block, ``[B, N, D]``.
-            seeds: rows of the batch that start k-means, distinct, int64 ``[T]``.
+            init_rows: rows of the batch that start k-means, distinct, int64 ``[T]``.
             slots: int64 ``[S]`` of which only the length counts: patch tokens to keep.
         """
-        return self.inspect_last(x, seeds, slots).compressed
+        return self.inspect_last(x, init_rows, slots).compressed
 
-    def inspect_last(self, x: Tensor, seeds: Tensor, slots: Tensor) -> Inspected:
+    def inspect_last(self, x: Tensor, init_rows: Tensor, slots: Tensor) -> Inspected:
         """``compress_last``, and its scores."""
         last, h, k, v = self._keys_values(x)
         scores = adc.cls_attention(last.attn.queries(h[:, :1]), k, last.attn.scale)  # [B, N]
-        assignment, counts = adc.kmeans(scores, seeds)
-        centroids = adc.cluster_mean(scores, assignment, torch.arange(seeds.shape[0], device=x.device))
+        assignment, counts = adc.kmeans(scores, init_rows)
+        centroids = adc.cluster_mean(scores, assignment, torch.arange(init_rows.shape[0], device=x.device))
         tokens = adc.select_tokens(centroids, slots.shape[0], self.spec.prefix)
         compressed = AdcOutput(_sent(last, x, h, k, v, assignment, tokens), assignment, tokens, counts)
         return Inspected(compressed, scores)

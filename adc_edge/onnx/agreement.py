@@ -7,31 +7,14 @@ choice is compared as shares, and numbers only where both chose alike.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from adc_edge.codec.precision import Float32
+from adc_edge.arrays import Float32, Int64
+from adc_edge.method.compressed import CompressedBatch
 
-Int64 = npt.NDArray[np.int64]
 _MOVE = 0.5  # standard deviation of what is added, for a layer whose inputs and outputs are about 1
-
-
-class Compressed(Protocol):
-    """What an engine sends, or a graph's first three outputs without empty clusters."""
-
-    @property
-    def activations(self) -> Float32:
-        """``[T, k, D]``."""
-
-    @property
-    def assignment(self) -> Int64:
-        """``[B]``, in ``[0, T)``."""
-
-    @property
-    def tokens(self) -> Int64:
-        """``[T, k]``."""
 
 
 class Agreement(NamedTuple):
@@ -42,7 +25,7 @@ class Agreement(NamedTuple):
     difference: float  # largest |ours - theirs| where members and tokens are the same, of the largest |theirs|
 
 
-def agreement(ours: Compressed, theirs: Compressed) -> Agreement:
+def agreement(ours: CompressedBatch, theirs: CompressedBatch) -> Agreement:
     """Compare two compressed batches of the same images, k-means rows and ratio."""
     same = ours.assignment == theirs.assignment
     kept = [_sets(each.tokens) for each in (ours, theirs)]
@@ -65,7 +48,7 @@ def _sets(tokens: Int64) -> list[frozenset[int]]:
     return [frozenset(row) for row in tokens.tolist()]
 
 
-def _in_order(each: Compressed, cluster: int) -> Float32:
+def _in_order(each: CompressedBatch, cluster: int) -> Float32:
     """A cluster's activations ``[k, D]`` by token number: near ties may come in either order."""
     rows: Float32 = each.activations[cluster][np.argsort(each.tokens[cluster])]
     return rows

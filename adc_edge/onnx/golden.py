@@ -14,12 +14,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from adc_edge.codec.precision import Float32
-from adc_edge.data.loader import normalise
+from adc_edge.arrays import Float32
+from adc_edge.data.preprocessing import Preprocessing, normalise
 from adc_edge.errors import BundleError, EngineError
+from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.onnx.agreement import Agreement, Compressed, agreement
-from adc_edge.storage.bundle import GOLDEN, Bundle, Compute, Preprocessing
+from adc_edge.onnx.agreement import Agreement, agreement
+from adc_edge.storage.bundle import GOLDEN, Bundle, Compute
 
 GOLDEN_IMAGES, GOLDEN_CLUSTERS = 6, 3
 # What an engine may differ by, for what it computes in: assignment and tokens at least, activations at most. With
@@ -35,15 +36,20 @@ class Golden(NamedTuple):
     """Inputs, and the exporting machine's outputs in fp32 without empty clusters."""
 
     pixels: npt.NDArray[np.uint8]  # [B, H, W, C]
-    seeds: npt.NDArray[np.int64]  # [T]
+    seeds: npt.NDArray[np.int64]  # [T], rows that start k-means, under the name of the ONNX input
     slots: int
     activations: Float32  # [T, k, D]
     assignment: npt.NDArray[np.int64]  # [B]
     tokens: npt.NDArray[np.int64]  # [T, k]
 
-    def images(self, how: Preprocessing) -> Float32:
+    def images(self, preprocessing: Preprocessing) -> Float32:
         """Ready for the engine, ``[B, C, H, W]``."""
-        return golden_images(self.pixels, how)
+        return golden_images(self.pixels, preprocessing)
+
+    @property
+    def expected(self) -> CompressedBatch:
+        """The exporting machine's outputs."""
+        return CompressedBatch(self.activations, self.assignment, self.tokens)
 
     def dump(self) -> bytes:
         """As golden.safetensors."""
@@ -52,7 +58,7 @@ class Golden(NamedTuple):
 
 
 class _Engine(Protocol):
-    def compress(self, images: Float32, seeds: npt.NDArray[np.int64], slots: int) -> Compressed: ...
+    def compress(self, images: Float32, init_rows: npt.NDArray[np.int64], slots: int) -> CompressedBatch: ...
 
 
 def golden_pixels(spec: TrunkSpec) -> npt.NDArray[np.uint8]:
@@ -66,9 +72,9 @@ def golden_pixels(spec: TrunkSpec) -> npt.NDArray[np.uint8]:
     return np.stack([np.stack(plane) for plane in planes], axis=-1)
 
 
-def golden_images(pixels: npt.NDArray[np.uint8], how: Preprocessing) -> Float32:
+def golden_images(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> Float32:
     """Normalised ``[B, C, H, W]``."""
-    return np.stack([normalise(Image.fromarray(p[:, :, 0] if p.shape[2] == 1 else p), how) for p in pixels])
+    return np.stack([normalise(Image.fromarray(p[:, :, 0] if p.shape[2] == 1 else p), preprocessing) for p in pixels])
 
 
 def read_golden(bundle: Bundle) -> Golden:
@@ -92,7 +98,9 @@ def read_golden(bundle: Bundle) -> Golden:
 def golden_agreement(bundle: Bundle, engine: _Engine) -> Agreement:
     """What an engine that has been entered makes of the pair; raises BundleError as ``read_golden`` does."""
     golden = read_golden(bundle)
-    return agreement(engine.compress(golden.images(bundle.manifest.preprocessing), golden.seeds, golden.slots), golden)
+    return agreement(
+        engine.compress(golden.images(bundle.manifest.preprocessing), golden.seeds, golden.slots), golden.expected
+    )
 
 
 def meets(found: Agreement, limit: Agreement) -> bool:

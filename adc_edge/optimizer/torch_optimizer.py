@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from adc_edge.arrays import Arrays
 from adc_edge.errors import CheckpointError
 from adc_edge.optimizer.settings import OptimizerSettings, learning_rate
-from adc_edge.storage.checkpoint import Arrays
 
 _UNDECAYED = {"cls_token", "dist_token", "reg_token", "pos_embed"}  # timm's convention, with all 1-d parameters
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import msgspec
 
 from adc_edge.codec.precision import Precision
+from adc_edge.data.preprocessing import Preprocessing
 from adc_edge.errors import BundleError
 from adc_edge.files import sha256
 from adc_edge.method.ratio import Ratio
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.wire.limits import Limits
 
 BUNDLE_FORMAT = 1
 MANIFEST = "manifest.json"
@@ -28,16 +28,6 @@ OUTPUTS = ["activations", "assignment", "tokens", "counts"]  # of every client g
 ENGINES = "engines"  # TensorRT's, for one GPU and one TensorRT: built on the device, never copied
 
 Compute = Literal["fp32", "fp16", "int8"]  # what an engine computes in
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-
-
-class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The model's own: resize the short side to ``size``, crop its centre, scale to 0..1, normalise."""
-
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: Interpolation
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,10 +54,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, str]
     versions: dict[str, str]
     gradient_precision: Precision | None = None  # None: as ``precision``, and in bundles up to 0.5
-
-    def limits(self, max_images: int = 1024) -> Limits:
-        """What a message about this model may hold."""
-        return Limits(self.tokens, self.prefix, self.dim, self.classes, max_images)
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from adc_edge.arrays import Arrays
 from adc_edge.errors import CheckpointError
 from adc_edge.files import write_atomic
 
 KEPT = 2
-Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Checkpoint(NamedTuple):

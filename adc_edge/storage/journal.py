@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import xxhash
 
+from adc_edge.arrays import Body
 from adc_edge.files import sync_directory
-from adc_edge.wire.framing import Body
 
 LIMIT_BYTES = 256 * 1024 * 1024  # of what one side makes the other keep; then it makes a checkpoint out of turn
 _SPARE, _SPARE_BYTES = "spare-", 64 * 1024 * 1024

@@ -24,16 +24,10 @@ from typing import Any
 
 import msgspec
 
+from adc_edge.arrays import Arrays
 from adc_edge.errors import CheckpointError, SettingError
 from adc_edge.files import write_atomic
-from adc_edge.storage.checkpoint import (
-    Arrays,
-    Checkpoint,
-    checkpoint_steps,
-    drop_newer,
-    latest_checkpoint,
-    save_checkpoint,
-)
+from adc_edge.storage.checkpoint import Checkpoint, checkpoint_steps, drop_newer, latest_checkpoint, save_checkpoint
 
 SETTINGS = "settings.json"
 METRICS = "metrics.jsonl"

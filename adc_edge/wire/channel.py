@@ -17,9 +17,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from adc_edge.arrays import Body
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.wire.connection import ClientKeys, Connection, LinkLost, Stopped
-from adc_edge.wire.framing import Assembler, Body, to_frames
+from adc_edge.wire.framing import Assembler, to_frames
 from adc_edge.wire.messages import (
     CHUNK_BYTES,
     FromTrainer,

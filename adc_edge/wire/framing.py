@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 import xxhash
 
+from adc_edge.arrays import Body
 from adc_edge.errors import ProtocolError
 from adc_edge.wire.messages import CHUNK_BYTES, SEAL_BYTES, Chunk, Message, pack_header
 from adc_edge.wire.tcp import TcpInfo
@@ -25,7 +26,6 @@ from adc_edge.wire.tcp import TcpInfo
 FAST_CHUNK_BYTES = 4 * CHUNK_BYTES  # larger ones are slower: they are read, sealed and sent in turn
 SLOW_MBIT_S = 25.0  # on which CHUNK_BYTES take 21 ms
 
-Body = bytes | bytearray | memoryview
 _M = TypeVar("_M", bound=Message)
 
 

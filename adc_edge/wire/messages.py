@@ -59,7 +59,7 @@ class Hello(Message, frozen=True):
     version: int
     bundle: Text  # SHA-256 of manifest.json
     session: Id
-    life: Id  # of the process, random: the newest life of a session speaks for it
+    incarnation: Id = msgspec.field(name="life")  # random, one a process: the newest of a session speaks for it
     device: Text  # a label for logs, no identity
     next_step: Count
     durable: Count | None  # it will never come back older than this step; None: it keeps nothing on disk
@@ -143,7 +143,7 @@ class Welcome(Message, frozen=True):
     learned: Count  # micro-batches
     oldest: Count  # its log has the answers from this step on
     durable: Count | None  # it will never come back with fewer steps applied; None: it keeps nothing on disk
-    life: Id  # of the process, random
+    incarnation: Id = msgspec.field(name="life")  # random, one a process
     transfer: Id  # of the unfinished message that it holds, and how much of its body; 0, 0 if none
     received_bytes: Count
     trainer: Text  # its version, for logs

@@ -79,12 +79,12 @@ def calibrate_bundle(
     bundle = Bundle.load(settings.bundle, (CLIENT, HEAD) if has_head else (CLIENT,))
     dataset = load_dataset(settings.data)
     check_labels(dataset, bundle.manifest.classes)
-    how = bundle.manifest.preprocessing
-    sample = CalibrationImages(dataset.train, how, settings.images, settings.seed)
+    preprocessing = bundle.manifest.preprocessing
+    sample = CalibrationImages(dataset.train, preprocessing, settings.images, settings.seed)
     graphs = _quantise(bundle, sample, settings, say)
     lines = _check_lines(graphs)
     say(f"int8     {len(graphs.chosen)} linears, {settings.method}; TensorRT {', '.join(lines) or 'takes it nowhere'}")
-    batches = test_batches(dataset.test, how, settings.eval_images, bundle.manifest.batch_size)
+    batches = test_batches(dataset.test, preprocessing, settings.eval_images, bundle.manifest.batch_size)
     quality = compare(bundle, graphs, batches, load_head(bundle) if has_head else None, settings.seed)
     _check_drop(quality, settings)
     content = graphs.int8.SerializeToString()

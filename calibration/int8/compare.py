@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
+from adc_edge.arrays import Float32, Int64
 from adc_edge.calibration.int8.graph import Linear, tapped
 from adc_edge.calibration.int8.quality import Client, TopOne, medians_ms, noise, taps
 from adc_edge.calibration.int8.report import Accuracy, ChoiceAgreement, Quality, Speed, TensorError
-from adc_edge.codec.precision import Float32
 from adc_edge.data.loader import Batch
 from adc_edge.errors import EngineError
-from adc_edge.onnx.agreement import Agreement, Int64, agreement
+from adc_edge.onnx.agreement import Agreement, agreement
 from adc_edge.onnx.golden import GOLDEN_IMAGES, GOLDEN_LIMITS, golden_agreement, meets
 from adc_edge.storage.bundle import CLIENT, GOLDEN, HEAD, Bundle, Manifest
 
@@ -75,7 +75,7 @@ def compare(bundle: Bundle, graphs: Graphs, batches: Iterable[Batch], head: Head
             choices.append((len(images), agreement(ours.compress(*inputs), theirs.compress(*inputs))))
         inspected = np.concatenate([inspected, images[: _INSPECTED - len(inspected)]])
         if head is not None:
-            top.add(labels, head(theirs.whole(images)), head(ours.whole(images)))
+            top.add(labels, head(theirs.full_output(images)), head(ours.full_output(images)))
         elif number + 1 == _CHOICES:
             break
     return Quality(

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from adc_edge.codec.precision import Float32
+from adc_edge.arrays import Float32
 from adc_edge.data.loader import Batch, Loader
+from adc_edge.data.preprocessing import Preprocessing
 from adc_edge.data.sources import Split
 from adc_edge.errors import DataError
-from adc_edge.storage.bundle import Preprocessing
 
 _CHUNK = 8  # images that are decoded and held at once
 _BROKEN_SHARE = 0.1
@@ -21,7 +21,7 @@ class CalibrationImages:
 
     Args:
         split: the images.
-        how: the model's preprocessing.
+        preprocessing: the model's preprocessing.
         images: how many.
         seed: which.
 
@@ -29,17 +29,17 @@ class CalibrationImages:
         DataError: the split has fewer; while it is read: more than a tenth of so many is broken.
     """
 
-    def __init__(self, split: Split, how: Preprocessing, images: int, seed: int) -> None:
+    def __init__(self, split: Split, preprocessing: Preprocessing, images: int, seed: int) -> None:
         total = len(split.labels)
         if total < images:
             raise DataError(f"{total} training images", f"the {images} of --images", f"--images {total}, or add images")
         self.broken = 0
-        self._split, self._how, self._images, self._seed = split, how, images, seed
+        self._split, self._preprocessing, self._images, self._seed = split, preprocessing, images, seed
 
     def __iter__(self) -> Iterator[Float32]:
         """Batches ``[b, C, H, W]`` of up to 8."""
         order = np.random.default_rng(self._seed).permutation(len(self._split.labels))
-        loader = Loader(self._split, self._how, min(_CHUNK, len(order)))
+        loader = Loader(self._split, self._preprocessing, min(_CHUNK, len(order)))
         try:
             left, position = self._images, 0
             while left:
@@ -61,13 +61,13 @@ class CalibrationImages:
             )
 
 
-def test_batches(split: Split, how: Preprocessing, limit: int, batch_size: int) -> Iterator[Batch]:
+def test_batches(split: Split, preprocessing: Preprocessing, limit: int, batch_size: int) -> Iterator[Batch]:
     """Up to ``limit`` images (0: all), the same ones each time; broken ones are left out.
 
     Raises:
         DataError: none of them can be read.
     """
-    loader = Loader(split, how, min(batch_size, len(split.labels)))
+    loader = Loader(split, preprocessing, min(batch_size, len(split.labels)))
     seen = 0
     try:
         for indices in loader.sample(limit):

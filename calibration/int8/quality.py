@@ -13,22 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from adc_edge.arrays import Float32, Int64
 from adc_edge.calibration.int8.graph import Linear
-from adc_edge.codec.precision import Float32
+from adc_edge.method.compressed import CompressedBatch, drop_empty
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.onnx.agreement import Int64
 from adc_edge.onnx.session import cpu_session
 from adc_edge.storage.bundle import OUTPUTS
 
 _ROUNDS, _WARM_UP = 9, 2
-
-
-class Sent(NamedTuple):
-    """A compressed batch without its empty clusters."""
-
-    activations: Float32  # [T, k, D]
-    assignment: Int64  # [B]
-    tokens: Int64  # [T, k]
 
 
 class Client:
@@ -42,23 +34,21 @@ class Client:
     def __init__(self, model: bytes, spec: TrunkSpec) -> None:
         self._session, self._spec = cpu_session(model), spec
 
-    def run(self, outputs: Sequence[str], images: Float32, seeds: Int64, slots: int) -> list[npt.NDArray[Any]]:
+    def run(self, outputs: Sequence[str], images: Float32, init_rows: Int64, slots: int) -> list[npt.NDArray[Any]]:
         """Some outputs for ``[B, C, H, W]``, k-means rows ``[T]`` and S patch tokens to keep."""
-        feeds = {"images": images, "seeds": seeds, "slots": np.zeros(slots, np.int64)}
+        feeds = {"images": images, "seeds": init_rows, "slots": np.zeros(slots, np.int64)}
         return self._session.run(list(outputs), feeds)  # type: ignore[no-any-return]
 
-    def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
         """What a device would send."""
-        activations, assignment, tokens, counts = self.run(OUTPUTS, images, seeds, slots)
-        used = counts > 0
-        return Sent(activations[used], (np.cumsum(used) - 1)[assignment], tokens[used])
+        return CompressedBatch(*drop_empty(*self.run(OUTPUTS, images, init_rows, slots)))
 
     def alone(self, outputs: Sequence[str], image: Float32) -> tuple[Int64, list[npt.NDArray[Any]]]:
         """For one image ``[C, H, W]`` with all its tokens: their places by score ``[N]``, and some outputs."""
         tokens, *values = self.run(["tokens", *outputs], image[None], np.zeros(1, np.int64), self._spec.patches)
         return np.argsort(tokens[0]), values
 
-    def whole(self, images: Float32) -> Float32:
+    def full_output(self, images: Float32) -> Float32:
         """The trunk's output ``[B, N, D]``, nothing merged or dropped."""
         found = (self.alone(["activations"], image) for image in images)
         return np.concatenate([activations[:, places] for places, (activations,) in found])
@@ -145,13 +135,13 @@ class TopOne:
         return self.right / self.images > self._chance + 3 * spread
 
 
-def medians_ms(clients: Mapping[str, Client], images: Float32, seeds: Int64, slots: int) -> dict[str, float]:
+def medians_ms(clients: Mapping[str, Client], images: Float32, init_rows: Int64, slots: int) -> dict[str, float]:
     """Median time of a forward pass, run in turns, since machines are shared and noisy."""
     times: dict[str, list[float]] = {name: [] for name in clients}
     for turn in range(_WARM_UP + _ROUNDS):
         for name, client in clients.items():
             start = time.perf_counter()
-            client.run(OUTPUTS, images, seeds, slots)
+            client.run(OUTPUTS, images, init_rows, slots)
             if turn >= _WARM_UP:
                 times[name].append((time.perf_counter() - start) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}

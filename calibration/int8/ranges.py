@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from adc_edge.codec.precision import Float32
+from adc_edge.arrays import Float32
 from adc_edge.errors import EngineError
 
 Method = Literal["minmax", "percentile", "entropy"]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from adc_edge.codec.precision import Float32
+from adc_edge.arrays import Float32, Int64
 from adc_edge.edge_runtime.bench.cases import (
     BenchRequest,
     BenchResult,
@@ -25,7 +25,7 @@ from adc_edge.edge_runtime.bench.cases import (
     write_result,
 )
 from adc_edge.edge_runtime.bench.power import NotMeasured, Tegrastats, Window
-from adc_edge.edge_runtime.engines.base import Engine, Int64
+from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.tally import peak_memory_mb
 from adc_edge.errors import AdcEdgeError, EngineError
 from adc_edge.method.ratio import Shape
@@ -40,7 +40,7 @@ _REFRESHES = 10
 
 class _Batch(NamedTuple):
     images: Float32
-    seeds: Int64
+    init_rows: Int64
     slots: int
 
 
@@ -71,7 +71,7 @@ def measure_case(request: BenchRequest) -> BenchResult:
             "clusters": shape.clusters,
             "kept": shape.kept,
             "rounds": len(rounds.times_ms),
-            "where": engine.where,
+            "where": engine.description,
             "open_s": open_s,
             "p50_ms": p50,
             "p90_ms": p90,

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from adc_edge.codec.precision import Float32
+from adc_edge.arrays import Float32, Int64, Weights
 from adc_edge.errors import SettingError
+from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.spec import TrunkSpec
-
-Int64 = npt.NDArray[np.int64]
-Weights = Mapping[str, Float32]
-
-
-class Sent(NamedTuple):
-    """A compressed batch without its empty clusters; T counts those that are left."""
-
-    activations: Float32  # [T, k, D]
-    assignment: Int64  # [B], in [0, T)
-    tokens: Int64  # [T, k]
-    hidden: Float32 | None = None  # [B, N, D] after the frozen blocks, if the engine was asked for it
 
 
 class Engine(Protocol):
     """Runs trunk + ADC."""
 
     name: str
-    where: str  # what of the machine it runs on, and in which way, for people; known once it is entered
+    description: str  # processor, provider and precision that it runs with, for people; known once it is entered
     keeps_graph: bool  # its forward is the shim's own, with autograd: nothing is left to recompute
 
     def __enter__(self) -> Engine:
@@ -41,31 +30,24 @@ class Engine(Protocol):
     ) -> None:
         """Let it go."""
 
-    def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
         """``[B, C, H, W]``, k-means rows ``[T]``, S patch tokens to keep -> what is sent."""
 
-    def whole(self, images: Float32) -> Float32:
+    def full_output(self, images: Float32) -> Float32:
         """The trunk's output ``[B, N, D]``, nothing merged or dropped (evaluation)."""
 
     def refresh(self, weights: Weights) -> None:
         """Use these weights, by timm name, from the next call on."""
 
 
-def without_empty(activations: Float32, assignment: Int64, tokens: Int64, counts: Int64) -> Sent:
-    """Drop clusters that have no member and number the others anew."""
-    used = counts > 0
-    if used.all():
-        return Sent(activations, assignment, tokens)
-    number = np.cumsum(used) - 1
-    return Sent(activations[used], number[assignment], tokens[used])
-
-
-def whole_output(compress: Callable[[Float32, Int64, int], Sent], images: Float32, patches: int) -> Float32:
-    """``Engine.whole`` by ADC itself: a cluster for each image and every token kept, put back in their order."""
+def reassemble_output(
+    compress: Callable[[Float32, Int64, int], CompressedBatch], images: Float32, patches: int
+) -> Float32:
+    """``Engine.full_output`` by ADC itself: a cluster for each image and every token kept, put back in their order."""
     everyone = np.arange(len(images), dtype=np.int64)
     sent = compress(images, everyone, patches)
     if not np.array_equal(sent.assignment, everyone):  # images alike to the last bit of their attention
-        return np.concatenate([whole_output(compress, images[i : i + 1], patches) for i in everyone])
+        return np.concatenate([reassemble_output(compress, images[i : i + 1], patches) for i in everyone])
     z = np.empty_like(sent.activations)
     np.put_along_axis(z, sent.tokens[:, :, None], sent.activations, axis=1)
     return z
@@ -81,7 +63,7 @@ def check_freeze_first(spec: TrunkSpec, blocks: int) -> None:
         )
 
 
-def check_input(spec: TrunkSpec, images: Float32, seeds: Int64, slots: int) -> None:
+def check_input(spec: TrunkSpec, images: Float32, init_rows: Int64, slots: int) -> None:
     """Check dtypes and shapes before a kernel does, showing both sides.
 
     Raises:
@@ -91,10 +73,10 @@ def check_input(spec: TrunkSpec, images: Float32, seeds: Int64, slots: int) -> N
     faults = []
     if images.dtype != np.float32 or images.shape != shape:
         faults.append(_fault("images", images, "float32", ["B", *shape[1:]]))
-    if seeds.dtype != np.int64 or seeds.ndim != 1 or not 1 <= len(seeds) <= len(images):
-        faults.append(_fault("seeds", seeds, "int64", [f"1 to {len(images)}"]))
-    elif len(np.unique(seeds)) != len(seeds) or seeds.min() < 0 or seeds.max() >= len(images):
-        faults.append(f"seeds {seeds.tolist()}: expected distinct rows of the batch")
+    if init_rows.dtype != np.int64 or init_rows.ndim != 1 or not 1 <= len(init_rows) <= len(images):
+        faults.append(_fault("seeds", init_rows, "int64", [f"1 to {len(images)}"]))
+    elif len(np.unique(init_rows)) != len(init_rows) or init_rows.min() < 0 or init_rows.max() >= len(images):
+        faults.append(f"seeds {init_rows.tolist()}: expected distinct rows of the batch")
     if not 1 <= slots <= spec.patches:
         faults.append(f"{slots} slots: expected 1 to {spec.patches}")
     if faults:

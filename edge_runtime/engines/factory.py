@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from adc_edge.codec.precision import Float32
-from adc_edge.edge_runtime.engines.base import Engine, Int64
+from adc_edge.arrays import Float32, Int64
+from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.loop import StepSettings
 from adc_edge.edge_runtime.settings import ServeSettings
@@ -121,12 +121,12 @@ def check_provider(engine: Engine, bundle: Bundle, compute: Compute) -> None:
     Raises:
         EngineError: the provider computes something else.
     """
-    if isinstance(engine, OnnxEngine) and not engine.where.startswith("cpu") and GOLDEN in bundle.manifest.files:
+    if isinstance(engine, OnnxEngine) and not engine.description.startswith("cpu") and GOLDEN in bundle.manifest.files:
         check_golden(bundle, engine, compute)
 
 
 def choose(
-    engine: OnnxEngine, shim: Shim, images: Float32, seeds: Int64, slots: int, link: LinkSeconds, cut: StepSettings
+    engine: OnnxEngine, shim: Shim, images: Float32, init_rows: Int64, slots: int, link: LinkSeconds, cut: StepSettings
 ) -> EngineChoice:
     """Run one micro-batch both ways, a few times, and compare the steps that would come of it.
 
@@ -134,12 +134,12 @@ def choose(
         engine: entered, with the shim's weights.
         shim: trains the trunk; its weights stay as they are.
         images: a micro-batch, ``[B, C, H, W]``.
-        seeds: rows that start k-means, ``[T]``.
+        init_rows: rows that start k-means, ``[T]``.
         slots: S, patch tokens to keep.
         link: measured.
         cut: how a step is cut.
     """
-    sent = engine.compress(images, seeds, slots)
+    sent = engine.compress(images, init_rows, slots)
     zero = np.zeros_like(sent.activations)
 
     def seconds(work: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
@@ -152,9 +152,9 @@ def choose(
             shim.drop()  # never two graphs at once
         return statistics.median(times)
 
-    forward = seconds(lambda: engine.compress(images, seeds, slots))
+    forward = seconds(lambda: engine.compress(images, init_rows, slots))
     recompute = seconds(lambda: shim.recompute(images, sent))
-    with_graph = seconds(lambda: shim.compress(images, seeds, slots))
+    with_graph = seconds(lambda: shim.compress(images, init_rows, slots))
     backward = seconds(lambda: shim.backward(zero), before=lambda: shim.recompute(images, sent))
     ours = Costs(forward, recompute, backward, link.up, 0.0, link.down)
     theirs = Costs(with_graph, 0.0, backward, link.up, 0.0, link.down)

@@ -10,18 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from adc_edge.codec.precision import Float32
-from adc_edge.edge_runtime.engines.base import (
-    Int64,
-    Sent,
-    Weights,
-    check_freeze_first,
-    check_input,
-    whole_output,
-    without_empty,
-)
+from adc_edge.arrays import Float32, Int64, Weights
+from adc_edge.edge_runtime.engines.base import check_freeze_first, check_input, reassemble_output
 from adc_edge.edge_runtime.engines.providers import Provider, open_session
 from adc_edge.errors import SettingError
+from adc_edge.method.compressed import CompressedBatch, drop_empty
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.storage.bundle import OUTPUTS
 
@@ -38,7 +31,7 @@ class OnnxEngine:
         path: of client.onnx, or its fp16 or int8 variant.
         spec: the trunk's architecture.
         threads: of the session; 0 lets ONNX Runtime choose.
-        freeze_first: K blocks that do not learn; with K > 0 ``Sent.hidden`` holds what leaves block K.
+        freeze_first: K blocks that do not learn; with K > 0 ``CompressedBatch.hidden`` holds what leaves block K.
         provider: which of ONNX Runtime's, or auto.
 
     Raises:
@@ -59,7 +52,7 @@ class OnnxEngine:
     ) -> None:
         check_freeze_first(spec, freeze_first)
         self._path, self._spec, self._threads, self._provider = path, spec, threads, provider
-        self.where: str = provider
+        self.description: str = provider
         self._hidden = [f"hidden_{freeze_first}"] if freeze_first else []
         self._session: ort.InferenceSession | None = None
         self._weights: dict[str, npt.NDArray[Any]] = {}
@@ -68,7 +61,7 @@ class OnnxEngine:
         """Make the session."""
         opened = open_session(str(self._path), self._provider, self._threads)
         self._session = opened.session
-        self.where = f"{opened.provider}: {opened.reason}" if self._provider == "auto" else opened.provider
+        self.description = f"{opened.provider}: {opened.reason}" if self._provider == "auto" else opened.provider
         if not {*self._hidden} <= {output.name for output in self._session.get_outputs()}:
             self._session = None
             raise SettingError(
@@ -84,15 +77,17 @@ class OnnxEngine:
         """Drop the session."""
         self._session = None
 
-    def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
         """Run the graph; raises SettingError on inputs that do not fit it."""
-        outputs = self._run(OUTPUTS + self._hidden, images, seeds, slots)
-        sent = without_empty(*outputs[: len(OUTPUTS)])
+        outputs = self._run(OUTPUTS + self._hidden, images, init_rows, slots)
+        sent = CompressedBatch(*drop_empty(*outputs[: len(OUTPUTS)]))
         return sent._replace(hidden=outputs[-1]) if self._hidden else sent
 
-    def whole(self, images: Float32) -> Float32:
+    def full_output(self, images: Float32) -> Float32:
         """Nothing merged or dropped, by the same graph."""
-        return whole_output(lambda *inputs: without_empty(*self._run(OUTPUTS, *inputs)), images, self._spec.patches)
+        return reassemble_output(
+            lambda *inputs: CompressedBatch(*drop_empty(*self._run(OUTPUTS, *inputs))), images, self._spec.patches
+        )
 
     def refresh(self, weights: Weights) -> None:
         """Feed these weights from now on; float32, contiguous, timm's names and layouts.
@@ -111,8 +106,8 @@ class OnnxEngine:
             )
         self._weights = {n: np.ascontiguousarray(w, _DTYPES[known[n][1]]) for n, w in weights.items()}
 
-    def _run(self, outputs: list[str], images: Float32, seeds: Int64, slots: int) -> list[Any]:
-        check_input(self._spec, images, seeds, slots)
+    def _run(self, outputs: list[str], images: Float32, init_rows: Int64, slots: int) -> list[Any]:
+        check_input(self._spec, images, init_rows, slots)
         assert self._session is not None, "enter the engine first"
-        feeds = {"images": images, "seeds": seeds, "slots": np.zeros(slots, np.int64), **self._weights}
+        feeds = {"images": images, "seeds": init_rows, "slots": np.zeros(slots, np.int64), **self._weights}
         return self._session.run(outputs, feeds)  # type: ignore[no-any-return]

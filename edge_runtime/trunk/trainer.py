@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from adc_edge.codec.precision import Float32
-from adc_edge.edge_runtime.engines.base import Int64, Sent, Weights, check_freeze_first, check_input, without_empty
+from adc_edge.arrays import Float32, Int64, Weights
+from adc_edge.edge_runtime.engines.base import check_freeze_first, check_input
+from adc_edge.method.compressed import CompressedBatch, drop_empty
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.trunk import Trunk
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -58,17 +59,17 @@ class Shim:
         """Outputs whose gradient has not come yet."""
         return len(self._waiting)
 
-    def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
         """Trunk + ADC in PyTorch; with an optimizer its output waits for ``backward``."""
-        check_input(self.trunk.spec, images, seeds, slots)
+        check_input(self.trunk.spec, images, init_rows, slots)
         empty = torch.zeros(slots, dtype=torch.int64)
-        out = self.trunk.compress(torch.from_numpy(images), torch.from_numpy(seeds), empty)
+        out = self.trunk.compress(torch.from_numpy(images), torch.from_numpy(init_rows), empty)
         if self._optimizer is not None:
             self._waiting.append(out.activations[out.counts > 0])
         activations, *choice = (part.detach().numpy() for part in out)
-        return without_empty(activations, *choice)
+        return CompressedBatch(*drop_empty(activations, *choice))
 
-    def recompute(self, images: Float32, sent: Sent) -> None:
+    def recompute(self, images: Float32, sent: CompressedBatch) -> None:
         """Make the activations again with autograd, for the choice that the engine made; they wait likewise.
 
         Frozen blocks are not computed again where the engine gave what leaves them.
@@ -77,7 +78,7 @@ class Shim:
         choice = torch.from_numpy(sent.assignment), torch.from_numpy(sent.tokens)
         self._waiting.append(self.trunk.replay(torch.from_numpy(x), *choice, start=start))
 
-    def drift(self, sent: Sent) -> float:
+    def drift(self, sent: CompressedBatch) -> float:
         """Largest |engine - PyTorch| over the activations of the oldest output that waits."""
         assert self._waiting, "recompute first"
         return float(np.abs(sent.activations - self._waiting[0].detach().numpy()).max())
@@ -123,7 +124,7 @@ class TorchEngine:
     """The shim's own forward as an engine: no second forward is needed, since its graph serves the backward."""
 
     name = "torch"
-    where = "cpu"
+    description = "cpu"
     keeps_graph = True
 
     def __init__(self, shim: Shim) -> None:
@@ -138,12 +139,12 @@ class TorchEngine:
     ) -> None:
         """Nothing to let go."""
 
-    def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
         """As ``Shim.compress``."""
-        return self._shim.compress(images, seeds, slots)
+        return self._shim.compress(images, init_rows, slots)
 
     @torch.no_grad()
-    def whole(self, images: Float32) -> Float32:
+    def full_output(self, images: Float32) -> Float32:
         """The bare trunk."""
         z: Float32 = self._shim.trunk(torch.from_numpy(images)).numpy()
         return z

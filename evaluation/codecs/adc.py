@@ -12,6 +12,7 @@ from torch import Tensor
 from adc_edge.codec.precision import Precision
 from adc_edge.evaluation.codecs.base import CodecBatch, Dense, EncodedBatch, Header, encode_with_labels
 from adc_edge.method import adc
+from adc_edge.method.compressed import drop_empty
 from adc_edge.method.labels import label_triples
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.method.spec import TrunkSpec
@@ -51,9 +52,8 @@ class Adc(Dense):
     def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
         """Trunk and ADC; empty clusters are not sent."""
         found = self.choose(trunk, batch)
-        full = found.counts > 0
-        tensor = found.activations[full].float()  # [T', k, D]
-        clusters = torch.cumsum(full, 0)[found.assignment] - 1  # numbered without the empty ones
+        activations, clusters, _ = drop_empty(*found)
+        tensor = activations.float()  # [T', k, D]
         labels = label_triples(clusters.cpu().numpy(), batch.labels, self.classes)
         header = Header(len(batch.labels), tuple(tensor.shape), len(labels), self.precision)
         return EncodedBatch(header, encode_with_labels(tensor, labels, self.precision), tensor)
@@ -61,9 +61,9 @@ class Adc(Dense):
     def choose(self, trunk: Trunk, batch: CodecBatch) -> AdcOutput:
         """What merges with what, and which tokens stay."""
         shape = self.shape(len(batch.labels))
-        seeds = torch.from_numpy(random_rows(batch.images, shape.clusters, batch.rng)).to(batch.images.device)
-        slots = torch.zeros(shape.kept - self.spec.prefix, dtype=torch.int64, device=seeds.device)
-        return trunk.compress(batch.images, seeds, slots)
+        init_rows = torch.from_numpy(random_rows(batch.images, shape.clusters, batch.rng)).to(batch.images.device)
+        slots = torch.zeros(shape.kept - self.spec.prefix, dtype=torch.int64, device=init_rows.device)
+        return trunk.compress(batch.images, init_rows, slots)
 
 
 Feature = Callable[[Tensor, Tensor], Tensor]  # scores [B, N] and the trunk's output [B, N, D] -> rows [B, F]
@@ -113,8 +113,8 @@ class AdcBy(Adc):
             any_choice = torch.zeros(1, dtype=torch.int64, device=state.device)  # scores come before it
             scores = trunk.inspect_last(state, any_choice, any_choice).scores
             rows = self.feature(scores, trunk.blocks[-1](state))
-            seeds = torch.from_numpy(self.start(rows, shape.clusters, batch.rng)).to(state.device)
-            assignment, counts = adc.kmeans(rows, seeds, self.iterations)
+            init_rows = torch.from_numpy(self.start(rows, shape.clusters, batch.rng)).to(state.device)
+            assignment, counts = adc.kmeans(rows, init_rows, self.iterations)
             clusters = torch.arange(shape.clusters, device=state.device)
             centroids = adc.cluster_mean(scores, assignment, clusters)
             tokens = adc.select_tokens(centroids, shape.kept - self.spec.prefix, self.spec.prefix)

@@ -30,7 +30,8 @@ import torch.nn.functional as F
 from skimage import metrics
 from torch import Tensor, nn
 
-from adc_edge.codec.precision import Float32, encoded_bytes
+from adc_edge.arrays import Float32
+from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data import augment
 from adc_edge.data.loader import Batch, Loader
 from adc_edge.data.sources import Dataset, Split, load_dataset
@@ -40,6 +41,7 @@ from adc_edge.evaluation.codecs.base import Codec, CodecBatch
 from adc_edge.evaluation.study.setting import Setting
 from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import computing, make_parts, sampled
+from adc_edge.method.compressed import drop_empty
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.trunk import Trunk
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -152,9 +154,8 @@ def look(codec: Codec, trunk: Trunk, batch: CodecBatch) -> View:
         if not isinstance(codec, Adc):
             return View(features, len(sent.body), torch.arange(len(batch.labels)), None)
         found = codec.choose(trunk, again)
-    full = found.counts > 0
-    rows = (torch.cumsum(full, 0) - 1)[found.assignment]  # numbered without the empty ones
-    return View(features, len(sent.body), rows, found.tokens[full])
+    _, rows, tokens = drop_empty(*found)
+    return View(features, len(sent.body), rows, tokens)
 
 
 def score(originals: Float32, reconstructions: Float32) -> npt.NDArray[np.float64]:

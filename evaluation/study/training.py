@@ -19,6 +19,7 @@ from adc_edge import machine
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data import augment
 from adc_edge.data.loader import Batch, Loader
+from adc_edge.data.preprocessing import Preprocessing
 from adc_edge.data.sources import Dataset, check_labels, load_dataset
 from adc_edge.errors import ProtocolError
 from adc_edge.evaluation.codecs.base import Codec, CodecBatch
@@ -30,7 +31,6 @@ from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.split import Head, create_vit, preprocessing, split_vit
 from adc_edge.method.trunk import Trunk
 from adc_edge.optimizer.torch_optimizer import Optimizer
-from adc_edge.storage.bundle import Preprocessing
 from adc_edge.wire.messages import TRIPLE_BYTES
 
 MakeCodec = Callable[[Setting, TrunkSpec, int, int], Codec]  # of a setting for a model, C classes and a seed

@@ -103,8 +103,8 @@ def test_a_schedule_sends_from_its_first_ratio_to_its_last() -> None:
 @pytest.mark.parametrize("start", [ideas.kmeans_plus_plus, ideas.farthest_first, random_rows])
 def test_k_means_starts_from_distinct_rows(start: Any) -> None:
     rows = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
-    seeds = start(rows, 20, np.random.default_rng(0))
-    assert sorted(seeds.tolist()) == list(range(20))
+    init_rows = start(rows, 20, np.random.default_rng(0))
+    assert sorted(init_rows.tolist()) == list(range(20))
 
 
 def test_farthest_first_takes_one_row_of_each_heap() -> None:

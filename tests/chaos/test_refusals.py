@@ -236,7 +236,7 @@ def test_an_older_version(world: World) -> None:
 
 def test_two_processes_with_one_key(world: World) -> None:
     first, second = world.device("bob", 2), world.device("bob", 2)
-    second.life = 99
+    second.incarnation = 99
     first.channel.open(10)
     first.step(0)
     second.channel.open(10)

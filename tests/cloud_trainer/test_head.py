@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
+from adc_edge.arrays import Float32
 from adc_edge.cloud_trainer.accumulated import Accumulated
 from adc_edge.cloud_trainer.head import HeadTraining, Learned
-from adc_edge.codec.precision import Float32
 from adc_edge.errors import ProtocolError
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings

@@ -32,8 +32,8 @@ NUMBERS = itertools.count()
 JUDGED = Evaluated(1, 3, 0, 10, 9, 0.5, 0.1)
 
 
-def hello(session: int = 1, next_step: int = 0, life: int = 1, durable: int = 0, steps: int = 0) -> Hello:
-    return Hello(VERSION, "digest", session, life, "orin", next_step, durable, 0, steps)
+def hello(session: int = 1, next_step: int = 0, incarnation: int = 1, durable: int = 0, steps: int = 0) -> Hello:
+    return Hello(VERSION, "digest", session, incarnation, "orin", next_step, durable, 0, steps)
 
 
 def inbox() -> Assembler[FromDevice]:
@@ -243,36 +243,36 @@ def test_a_log_that_lies_there_of_an_unknown_session_is_not_believed(sessions: S
 
 
 def test_the_newest_process_speaks_for_the_session_and_an_older_one_is_told_so(sessions: SessionRegistry) -> None:
-    session, old = connect(sessions, hello(life=1))
-    same, new = connect(sessions, hello(life=2), way=b"new")
+    session, old = connect(sessions, hello(incarnation=1))
+    same, new = connect(sessions, hello(incarnation=2), way=b"new")
     assert (same, session.route) == (session, b"new")
     assert (old.session, new.session) == (None, session)
-    assert refused(sessions, hello(life=1)) == "superseded"
+    assert refused(sessions, hello(incarnation=1)) == "superseded"
     assert new.session is session
-    assert connect(sessions, hello(life=2))[0] is session  # its own reconnects are welcome
-    assert connect(sessions, hello(life=3))[0] is session
-    assert refused(sessions, hello(life=2)) == "superseded"
+    assert connect(sessions, hello(incarnation=2))[0] is session  # its own reconnects are welcome
+    assert connect(sessions, hello(incarnation=3))[0] is session
+    assert refused(sessions, hello(incarnation=2)) == "superseded"
 
 
 def test_a_session_belongs_to_the_key_that_began_it(sessions: SessionRegistry, tmp_path: Path) -> None:
     connect(sessions, hello(), "key of orin")
     for other in ("key of nano", ""):
-        assert refused(sessions, hello(life=2), other) == "identity"
+        assert refused(sessions, hello(incarnation=2), other) == "identity"
     again = restarted(sessions, tmp_path)
-    assert refused(again, hello(life=2), "key of nano") == "identity"
-    connect(again, hello(life=2), "key of orin")
+    assert refused(again, hello(incarnation=2), "key of nano") == "identity"
+    connect(again, hello(incarnation=2), "key of orin")
 
 
 def test_a_key_speaks_for_one_session_at_a_time(sessions: SessionRegistry) -> None:
-    first, old = connect(sessions, hello(1, life=1), "key")
-    _, stranger = connect(sessions, hello(9, life=9), "another")
-    second, new = connect(sessions, hello(2, life=2), "key")
+    first, old = connect(sessions, hello(1, incarnation=1), "key")
+    _, stranger = connect(sessions, hello(9, incarnation=9), "another")
+    second, new = connect(sessions, hello(2, incarnation=2), "key")
     assert (old.session, new.session) == (None, second)
     assert stranger.session is not None
-    assert refused(sessions, hello(1, life=1), "key") == "superseded"  # it would go round for ever
-    assert connect(sessions, hello(1, life=3), "key")[0] is first  # a process started anew is meant
+    assert refused(sessions, hello(1, incarnation=1), "key") == "superseded"  # it would go round for ever
+    assert connect(sessions, hello(1, incarnation=3), "key")[0] is first  # a process started anew is meant
     assert new.session is None
-    peers = [connect(sessions, hello(number, life=number))[1] for number in (4, 5, 6)]  # no keys: no such rule
+    peers = [connect(sessions, hello(number, incarnation=number))[1] for number in (4, 5, 6)]  # no keys: no such rule
     assert [peer.session.id for peer in peers if peer.session] == [4, 5, 6]
 
 
@@ -310,7 +310,7 @@ def test_sessions_are_bounded_and_those_that_have_learned_something_are_kept(
     assert set(sessions.standings()) == {1, 3, 4}
     assert fresh[0][1].session is None
     for number in (3, 4):
-        train(connect(sessions, hello(number, life=2))[0], 0)
+        train(connect(sessions, hello(number, incarnation=2))[0], 0)
     assert refused(sessions, hello(5)) == "busy"
     assert set(sessions.standings()) == {1, 3, 4}
     learned.standing.finished = True
@@ -325,14 +325,14 @@ def test_one_key_may_begin_so_many_sessions_and_no_more(
     monkeypatch.setattr(module, "MAX_SESSIONS_OF_A_KEY", 2)
     connect(sessions, hello(1), "other")
     for number in (2, 3, 4):
-        connect(sessions, hello(number, life=number), "key")
+        connect(sessions, hello(number, incarnation=number), "key")
     assert set(sessions.standings()) == {1, 3, 4}
 
 
 def test_a_device_that_is_done_is_counted_and_its_log_goes(sessions: SessionRegistry, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
-    connect(sessions, hello(2, life=2))
+    connect(sessions, hello(2, incarnation=2))
     session.standing.finished = True
     sessions.close(session)
     sessions.close(session)  # its goodbye may come twice
@@ -398,7 +398,7 @@ def test_a_connection_that_was_cut_off_stays_known_speaks_for_nobody_and_holds_n
     assert peer.session is stranger.session is None
     assert sessions.peer(b"cut", 5, "", inbox) is peer
     assert peer.cut_off
-    _, again = connect(sessions, hello(life=2), way=b"again")
+    _, again = connect(sessions, hello(incarnation=2), way=b"again")
     assert again.session is session
     assert not again.cut_off
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import adc_edge.codec.casts
+from adc_edge.arrays import Float32
 from adc_edge.codec.casts import (
-    Float32,
     from_bfloat,
     from_half,
     from_integers,

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from adc_edge.arrays import Float32, UInt8
 from adc_edge.codec import lloyd_max as normal
-from adc_edge.codec.casts import UInt8
 from adc_edge.codec.lowrank import coordinates_in, decode_rows, encode_rows, payload_bytes
-from adc_edge.codec.precision import Float32, decode, encode, encoded_bytes
+from adc_edge.codec.precision import decode, encode, encoded_bytes
 from adc_edge.errors import ProtocolError
 
 LARGEST = float(np.finfo(np.float32).max)

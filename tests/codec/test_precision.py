@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from adc_edge.arrays import Float32
 from adc_edge.codec.precision import (
     PRECISIONS,
     VALUE_PRECISIONS,
-    Float32,
     Precision,
     decode,
     encode,

@@ -19,10 +19,10 @@ from PIL import Image
 from torchvision import transforms
 
 from adc_edge.data.augment import parse_augmentation
-from adc_edge.data.loader import Batch, Loader, normalise, prepare
+from adc_edge.data.loader import Batch, Loader
+from adc_edge.data.preprocessing import Interpolation, Preprocessing, normalise, prepare
 from adc_edge.data.sources import ArraySplit, FileSplit
 from adc_edge.errors import DataError
-from adc_edge.storage.bundle import Interpolation, Preprocessing
 
 COLOUR = Preprocessing((12, 12), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
 GREY = Preprocessing((8, 8), (0.5,), (0.25,), "bilinear")
@@ -282,8 +282,10 @@ def test_an_evaluation_takes_the_same_images_each_time_in_the_splits_order(limit
 
 def test_kmeans_starts_from_distinct_rows_that_change_with_the_step() -> None:
     with closing(Loader(numbered(20), COLOUR, 16, seed=1)) as loader:
-        rows = [loader.seeds(step, 6, loader.batch_size) for step in range(50)]
-        assert [r.tolist() for r in rows] == [loader.seeds(step, 6, loader.batch_size).tolist() for step in range(50)]
+        rows = [loader.init_rows(step, 6, loader.batch_size) for step in range(50)]
+        assert [r.tolist() for r in rows] == [
+            loader.init_rows(step, 6, loader.batch_size).tolist() for step in range(50)
+        ]
     for chosen in rows:
         assert len(set(chosen.tolist())) == 6
         assert all(0 <= row < 16 for row in chosen.tolist())
@@ -291,7 +293,7 @@ def test_kmeans_starts_from_distinct_rows_that_change_with_the_step() -> None:
     assert len({tuple(r.tolist()) for r in rows}) == 50
     assert len(set(np.concatenate(rows).tolist())) == 16
     with closing(Loader(numbered(20), COLOUR, 16, seed=2)) as loader:
-        assert loader.seeds(0, 6, loader.batch_size).tolist() != rows[0].tolist()
+        assert loader.init_rows(0, 6, loader.batch_size).tolist() != rows[0].tolist()
 
 
 def test_closing_lets_every_thread_go() -> None:

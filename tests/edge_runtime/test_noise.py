@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from adc_edge.arrays import Float32
 from adc_edge.codec.lowrank import coordinates_in
-from adc_edge.codec.precision import PRECISIONS, VALUE_PRECISIONS, Float32, Precision, decode, encode, pca_bits
+from adc_edge.codec.precision import PRECISIONS, VALUE_PRECISIONS, Precision, decode, encode, pca_bits
 from adc_edge.edge_runtime.noise import NoiseSettings, awgn, bit_errors, noise_rng
 from adc_edge.errors import SettingError
 

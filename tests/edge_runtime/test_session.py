@@ -71,7 +71,7 @@ def test_another_version_or_bundle_is_refused_by_name(
     bundle: Bundle, server: Server, change: dict[str, object], code: str
 ) -> None:
     device = Device(bundle, server.endpoint)
-    hello = {"version": VERSION, "bundle": bundle.digest, "session": 1, "life": 1, "device": "x", "next_step": 0}
+    hello = {"version": VERSION, "bundle": bundle.digest, "session": 1, "incarnation": 1, "device": "x", "next_step": 0}
     hello |= {"durable": 0, "oldest": 0, **change}
     device.channel._hello = lambda: Hello(**hello)  # type: ignore[arg-type]
     with pytest.raises(RefusedError) as caught:

@@ -14,7 +14,7 @@ from adc_edge.storage.run_dir import RunDir
 
 
 @contextmanager
-def life(path: Path) -> Iterator[tuple[RunState, RunDir]]:
+def incarnation(path: Path) -> Iterator[tuple[RunState, RunDir]]:
     """One process's time with a run directory."""
     run_dir = RunDir(path, {}, {})
     try:
@@ -39,26 +39,26 @@ def judge(state: RunState, run_dir: RunDir) -> None:
 
 
 def test_a_killed_run_comes_back_as_the_same_session_at_its_checkpoint(tmp_path: Path) -> None:
-    with life(tmp_path) as (state, run_dir):
+    with incarnation(tmp_path) as (state, run_dir):
         state.save()
-        session, first_life = state.session, state.life
+        session, first_life = state.session, state.incarnation
         work(state, run_dir, 7)
-    with life(tmp_path) as (state, _):
+    with incarnation(tmp_path) as (state, _):
         assert state.session != session
         assert state.resume()
         assert (state.session, state.step) == (session, 0)
-        assert state.life != first_life
+        assert state.incarnation != first_life
     assert lines(tmp_path) == []
 
 
 def test_what_must_be_done_again_is_counted_however_often_it_is_killed(tmp_path: Path) -> None:
-    with life(tmp_path) as (state, _):
+    with incarnation(tmp_path) as (state, _):
         state.save()
     for _ in range(3):
-        with life(tmp_path) as (state, run_dir):
+        with incarnation(tmp_path) as (state, run_dir):
             assert state.resume()
             work(state, run_dir, 4)
-    with life(tmp_path) as (state, _):
+    with incarnation(tmp_path) as (state, _):
         assert state.resume()
         assert state.tally.steps_repeated == 12
         assert (state.tally.bytes_repeated_up, state.tally.bytes_repeated_down) == (1200, 120)
@@ -66,16 +66,16 @@ def test_what_must_be_done_again_is_counted_however_often_it_is_killed(tmp_path:
 
 
 def test_an_evaluation_that_the_checkpoint_knows_stays_and_a_later_one_is_made_again(tmp_path: Path) -> None:
-    with life(tmp_path) as (state, run_dir):
+    with incarnation(tmp_path) as (state, run_dir):
         work(state, run_dir, 5)
         judge(state, run_dir)
         state.save()  # stopped here
-    with life(tmp_path) as (state, run_dir):
+    with incarnation(tmp_path) as (state, run_dir):
         assert state.resume()
         assert [line["kind"] for line in lines(tmp_path)] == ["step"] * 5 + ["evaluation"]
         work(state, run_dir, 8)
         judge(state, run_dir)
-    with life(tmp_path) as (state, _):
+    with incarnation(tmp_path) as (state, _):
         assert state.resume()
         assert [e.step for e in state.tally.evaluations] == [5]
         assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4, 5]
@@ -83,7 +83,7 @@ def test_an_evaluation_that_the_checkpoint_knows_stays_and_a_later_one_is_made_a
 
 
 def test_the_oldest_step_it_may_come_back_to_is_the_older_of_two_checkpoints(tmp_path: Path) -> None:
-    with life(tmp_path) as (state, run_dir):
+    with incarnation(tmp_path) as (state, run_dir):
         assert state.durable == 0
         state.save()
         work(state, run_dir, 5)

@@ -103,7 +103,7 @@ def test_an_option_that_is_typed_wins_over_the_preset(tmp_path: Path, monkeypatc
         seen.append((study, settings))
         return []
 
-    monkeypatch.setattr(runner, "evaluate", note)
+    monkeypatch.setattr(runner, "run_study", note)
     monkeypatch.setattr(runner, "read_runs", lambda directory: (seen[0][0], []))
     typed = ["evaluate", "--preset", "small", "--epochs", "1", "-o", str(tmp_path)]
     assert CliRunner().invoke(main, typed).exit_code == 0

@@ -20,9 +20,9 @@ def attention_rows(images: int, tokens: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(8))
 def test_kmeans_equals_scikit_learn_from_the_same_rows(seed: int) -> None:
     rows = attention_rows(40, 30, seed)
-    seeds = torch.randperm(40, generator=torch.Generator().manual_seed(seed))[:6]
-    assignment, counts = adc.kmeans(rows, seeds, iterations=50)
-    reference = KMeans(6, init=rows[seeds].double().numpy(), n_init=1, max_iter=50, tol=0, algorithm="lloyd")
+    init_rows = torch.randperm(40, generator=torch.Generator().manual_seed(seed))[:6]
+    assignment, counts = adc.kmeans(rows, init_rows, iterations=50)
+    reference = KMeans(6, init=rows[init_rows].double().numpy(), n_init=1, max_iter=50, tol=0, algorithm="lloyd")
     expected = reference.fit(rows.double().numpy()).labels_
     if len(np.unique(expected)) < 6:  # pragma: no cover - scikit-learn moves an emptied cluster, we keep it
         pytest.skip("a cluster emptied")
@@ -39,13 +39,13 @@ def test_every_image_lands_in_the_nearest_of_the_last_centroids(
 ) -> None:
     clusters = min(clusters, images)
     rows = attention_rows(images, tokens, seed)
-    seeds = torch.randperm(images, generator=torch.Generator().manual_seed(seed))[:clusters]
-    assignment, counts = adc.kmeans(rows, seeds)
+    init_rows = torch.randperm(images, generator=torch.Generator().manual_seed(seed))[:clusters]
+    assignment, counts = adc.kmeans(rows, init_rows)
     assert counts.sum() == images
     assert torch.bincount(assignment, minlength=clusters).tolist() == counts.tolist()
     # Plain Lloyd in float64 as the reference, with the same rule for emptied clusters.
     x = rows.double().numpy()
-    centroids = x[seeds.numpy()]
+    centroids = x[init_rows.numpy()]
     for _ in range(adc.LLOYD_ITERATIONS):
         distances = ((x[:, None] - centroids[None]) ** 2).sum(-1)
         nearest = distances.argmin(1)
@@ -102,13 +102,13 @@ def test_autocast_changes_no_score_no_cluster_and_no_mean() -> None:
     """The blocks may compute in bfloat16; eight bits of mantissa would decide otherwise who is alike."""
     random = torch.Generator().manual_seed(0)
     query, keys = (torch.randn(32, 3, n, 16, generator=random) for n in (1, 50))
-    seeds = torch.randperm(32, generator=random)[:8]
+    init_rows = torch.randperm(32, generator=random)[:8]
     scores = adc.cls_attention(query, keys, 0.25)
-    assignment, counts = adc.kmeans(scores, seeds)
+    assignment, counts = adc.kmeans(scores, init_rows)
     means = adc.cluster_mean(keys, assignment, torch.arange(8))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (query[:, 0] @ keys[:, 0].mT).dtype == torch.bfloat16, "autocast is on"
         assert torch.equal(adc.cls_attention(query, keys, 0.25), scores)
-        for got, expected in zip(adc.kmeans(scores, seeds), (assignment, counts), strict=True):
+        for got, expected in zip(adc.kmeans(scores, init_rows), (assignment, counts), strict=True):
             assert torch.equal(got, expected)
         assert torch.equal(adc.cluster_mean(keys, assignment, torch.arange(8)), means)

@@ -21,7 +21,7 @@ def make_trunk(spec: TrunkSpec = SPEC, seed: int = 0) -> Trunk:
     return trunk
 
 
-def plain(trunk: Trunk, images: Tensor, seeds: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
+def plain(trunk: Trunk, images: Tensor, init_rows: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
     """The paper's own order: the whole output first, then merge, then select."""
     x = trunk.embed(images)
     for block in trunk.blocks[:-1]:
@@ -31,8 +31,8 @@ def plain(trunk: Trunk, images: Tensor, seeds: Tensor, slots: int) -> tuple[Tens
     attention = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)  # [B, H, N, N]
     scores = attention[:, :, 0].mean(1).detach()
     z = last(x)
-    assignment, _ = adc.kmeans(scores, seeds)
-    clusters = range(len(seeds))
+    assignment, _ = adc.kmeans(scores, init_rows)
+    clusters = range(len(init_rows))
     centroids = torch.stack([scores[assignment == t].mean(0) for t in clusters])
     tokens = adc.select_tokens(centroids, slots, trunk.spec.prefix)
     merged = torch.stack([z[assignment == t].mean(0) for t in clusters])
@@ -42,9 +42,9 @@ def plain(trunk: Trunk, images: Tensor, seeds: Tensor, slots: int) -> tuple[Tens
 @pytest.mark.parametrize(("images", "clusters", "slots"), [(2, 2, 1), (9, 4, 5), (12, 3, 16), (8, 8, 16)])
 def test_the_lazy_last_block_equals_merging_the_whole_output(images: int, clusters: int, slots: int) -> None:
     trunk = make_trunk()
-    x, seeds = torch.randn(images, 3, 16, 16), torch.randperm(images)[:clusters]
-    expected, assignment, tokens = plain(trunk, x, seeds, slots)
-    out = trunk.compress(x, seeds, torch.zeros(slots, dtype=torch.int64))
+    x, init_rows = torch.randn(images, 3, 16, 16), torch.randperm(images)[:clusters]
+    expected, assignment, tokens = plain(trunk, x, init_rows, slots)
+    out = trunk.compress(x, init_rows, torch.zeros(slots, dtype=torch.int64))
     assert out.assignment.tolist() == assignment.tolist()
     assert out.tokens.tolist() == tokens.tolist()
     torch.testing.assert_close(out.activations, expected, rtol=1e-5, atol=1e-5)
@@ -54,9 +54,9 @@ def test_the_lazy_last_block_equals_merging_the_whole_output(images: int, cluste
 def test_its_gradients_equal_those_of_the_plain_formulation(depth: int) -> None:
     spec = TrunkSpec((16, 16), (4, 4), 3, 32, 2, depth, 64, position_tokens=17, layer_scale=True, qk_norm=True)
     trunk = make_trunk(spec)
-    x, seeds = torch.randn(9, 3, 16, 16), torch.tensor([4, 0, 7])
+    x, init_rows = torch.randn(9, 3, 16, 16), torch.tensor([4, 0, 7])
     down = torch.randn(3, 6, 32)
-    expected, assignment, tokens = plain(trunk, x, seeds, 5)
+    expected, assignment, tokens = plain(trunk, x, init_rows, 5)
     reference = torch.autograd.grad(expected, list(trunk.parameters()), down)
     replayed = trunk.replay(x, assignment, tokens)
     ours = torch.autograd.grad(replayed, list(trunk.parameters()), down)

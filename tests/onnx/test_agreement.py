@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from adc_edge.method.compressed import CompressedBatch
 from adc_edge.onnx.agreement import agreement
 
 
-class Sent(NamedTuple):
-    activations: npt.NDArray[np.float32]
-    assignment: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.int64]
-
-
-def sent(assignment: list[int], tokens: list[list[int]]) -> Sent:
+def sent(assignment: list[int], tokens: list[list[int]]) -> CompressedBatch:
     """Two channels; each token's values are its number and its cluster's."""
     z = [[[token, cluster] for token in row] for cluster, row in enumerate(tokens)]
-    return Sent(np.array(z, np.float32), np.array(assignment), np.array(tokens))
+    return CompressedBatch(np.array(z, np.float32), np.array(assignment), np.array(tokens))
 
 
 def test_equal_outputs_agree_wholly() -> None:

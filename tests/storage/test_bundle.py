@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from adc_edge.data.preprocessing import Preprocessing
 from adc_edge.errors import BundleError
 from adc_edge.method.ratio import Ratio
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.storage.bundle import CLIENT, HEAD, MANIFEST, TRUNK, Bundle, Manifest, Preprocessing, parse_manifest
-from adc_edge.wire.limits import Limits
+from adc_edge.storage.bundle import CLIENT, HEAD, MANIFEST, TRUNK, Bundle, Manifest, parse_manifest
 
 FILES = {CLIENT: b"a graph", TRUNK: b"the trunk's weights", HEAD: b"the head's weights"}
 
@@ -140,7 +140,3 @@ def test_unknown_fields_further_down_are_refused() -> None:
 
 def test_a_manifest_survives_writing_and_reading() -> None:
     assert parse_manifest(msgspec.json.encode(manifest()), "here") == manifest()
-
-
-def test_messages_are_limited_by_the_model() -> None:
-    assert manifest().limits(7) == Limits(tokens=17, prefix=1, dim=32, classes=10, max_images=7)

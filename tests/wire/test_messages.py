@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adc_edge.cloud_trainer.limits import MessageLimits
 from adc_edge.errors import ProtocolError, RefusedError
 from adc_edge.wire import messages as protocol
 from adc_edge.wire.framing import Assembler, sealed, to_frames
-from adc_edge.wire.limits import Limits
 from adc_edge.wire.messages import (
     HEADER_BYTES,
     SEAL_BYTES,
@@ -36,7 +36,7 @@ from adc_edge.wire.messages import (
     unpack_from_trainer,
 )
 
-LIMITS = Limits(tokens=17, prefix=1, dim=32, classes=10, max_images=64)
+LIMITS = MessageLimits(tokens=17, prefix=1, dim=32, classes=10, max_images=64)
 TYPES = sorted({*get_args(FromDevice), *get_args(FromTrainer)}, key=lambda kind: kind.__name__)
 
 
@@ -68,7 +68,7 @@ def unpackers(message: Message) -> list[Any]:
 
 
 def fields(message: Message) -> dict[str, Any]:
-    names = {name: getattr(message, name) for name in message.__struct_fields__}
+    names = {field.encode_name: getattr(message, field.name) for field in msgspec.structs.fields(message)}
     return {"kind": type(message).__name__.lower(), **names}
 
 

@@ -14,10 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
-from adc_edge.codec.precision import Float32
-from adc_edge.edge_runtime.engines.base import Int64, Weights
+from adc_edge.arrays import Float32, Int64, Weights
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
-from adc_edge.onnx.agreement import Agreement, Compressed, agreement, perturb_weights
+from adc_edge.method.compressed import CompressedBatch
+from adc_edge.onnx.agreement import Agreement, agreement, perturb_weights
 from adc_edge.onnx.golden import GOLDEN_CLUSTERS, GOLDEN_LIMITS, golden_images, golden_pixels
 from adc_edge.storage.bundle import Bundle, Compute
 
@@ -27,7 +27,7 @@ _TURNS = 2
 class Candidate(Protocol):
     """What is tested."""
 
-    def compress(self, images: Float32, seeds: Int64, slots: int) -> Compressed:
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
         """As Engine does."""
 
     def refresh(self, weights: Weights) -> None:
@@ -91,6 +91,6 @@ class Check:
         )
 
     def _agreement(self, candidate: Candidate, reference: OnnxEngine, clusters: int, slots: int) -> Agreement:
-        seeds = np.arange(clusters, dtype=np.int64)
-        ours, theirs = (each.compress(self._images, seeds, slots) for each in (candidate, reference))
+        init_rows = np.arange(clusters, dtype=np.int64)
+        ours, theirs = (each.compress(self._images, init_rows, slots) for each in (candidate, reference))
         return agreement(ours, theirs)

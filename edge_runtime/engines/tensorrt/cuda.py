@@ -11,11 +11,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-import numpy.typing as npt
-
+from adc_edge.arrays import Array
 from adc_edge.errors import EngineError
-
-Array = npt.NDArray[Any]
 
 _MODULES = ("cuda.bindings.runtime", "cuda.cudart")  # the second up to cuda-python 12.5
 _INSTALL = "pip install 'adc-edge[tensorrt]', with a cuda-python no newer than the driver's CUDA: 12.6 for JetPack 6"

@@ -19,24 +19,17 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file
 
-from adc_edge.codec.precision import Float32
-from adc_edge.edge_runtime.engines.base import (
-    Int64,
-    Sent,
-    Weights,
-    check_freeze_first,
-    check_input,
-    whole_output,
-    without_empty,
-)
+from adc_edge.arrays import Array, Float32, Int64, Weights
+from adc_edge.edge_runtime.engines.base import check_freeze_first, check_input, reassemble_output
 from adc_edge.edge_runtime.engines.tensorrt import cache
 from adc_edge.edge_runtime.engines.tensorrt.build import NotRefittable, Order, Profile, build
 from adc_edge.edge_runtime.engines.tensorrt.check import Check
-from adc_edge.edge_runtime.engines.tensorrt.cuda import Array, Cuda
+from adc_edge.edge_runtime.engines.tensorrt.cuda import Cuda
 from adc_edge.edge_runtime.engines.tensorrt.library import load_tensorrt, make_logger
 from adc_edge.edge_runtime.engines.tensorrt.session import TensorRtSession
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import sha256
+from adc_edge.method.compressed import CompressedBatch, drop_empty
 from adc_edge.storage.bundle import CLIENT_BARE, ENGINES, OUTPUTS, TRUNK, Bundle, Compute
 
 _WEIGHTS_DTYPE = "fp16"  # of the graph without weights
@@ -58,7 +51,7 @@ class TensorRtEngine:
         opt: T and S of the run: what the engine is fastest at. It takes any T <= B and any S.
         compute: which of the bundle's graphs.
         trains: weights will be replaced; int8 has none to replace.
-        freeze_first: K blocks that do not learn; with K > 0 ``Sent.hidden`` holds what leaves block K.
+        freeze_first: K blocks that do not learn; with K > 0 ``CompressedBatch.hidden`` holds what leaves block K.
         directory: where engines are kept; None: ``engines/`` in the bundle.
         workspace_bytes: scratch memory that a kernel may take; None: what the GPU has.
         say: told what is built, tested and warned of.
@@ -102,7 +95,7 @@ class TensorRtEngine:
         self._weights: Weights | None = None  # the bundle's, of a trunk that trains
         self._session: TensorRtSession | None = None
         self._stack = ExitStack()
-        self.where = "tensorrt"
+        self.description = "tensorrt"
 
     def __enter__(self) -> TensorRtEngine:
         """Load the engine, or build and test one: minutes, once."""
@@ -116,7 +109,7 @@ class TensorRtEngine:
             way = self._open(trt, logger, cuda)
             self._weights = None  # the engine has its own
             self._stack = stack.pop_all()
-        self.where = f"TensorRT {trt.__version__} on {cuda.device.name}, {self._compute}, {_WORDS[way]}"
+        self.description = f"TensorRT {trt.__version__} on {cuda.device.name}, {self._compute}, {_WORDS[way]}"
         return self
 
     def __exit__(
@@ -125,15 +118,17 @@ class TensorRtEngine:
         """Free the engine and all of its memory."""
         self._stack.close()
 
-    def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
         """Run the engine; raises SettingError on inputs that do not fit it."""
-        outputs = self._run([*OUTPUTS, *self._hidden], images, seeds, slots)
-        sent = without_empty(*outputs[: len(OUTPUTS)])
+        outputs = self._run([*OUTPUTS, *self._hidden], images, init_rows, slots)
+        sent = CompressedBatch(*drop_empty(*outputs[: len(OUTPUTS)]))
         return sent._replace(hidden=outputs[-1]) if self._hidden else sent
 
-    def whole(self, images: Float32) -> Float32:
+    def full_output(self, images: Float32) -> Float32:
         """Nothing merged or dropped, by the same graph."""
-        return whole_output(lambda *inputs: without_empty(*self._run(OUTPUTS, *inputs)), images, self._spec.patches)
+        return reassemble_output(
+            lambda *inputs: CompressedBatch(*drop_empty(*self._run(OUTPUTS, *inputs))), images, self._spec.patches
+        )
 
     def refresh(self, weights: Weights) -> None:
         """Compute with these weights from now on; float32, timm's names and layouts, all of them.
@@ -147,8 +142,8 @@ class TensorRtEngine:
             raise SettingError("new weights for a frozen trunk", "none", "make the engine with trains=True")
         self._session.refresh(weights)
 
-    def _run(self, outputs: list[str], images: Float32, seeds: Int64, slots: int) -> list[Any]:
-        check_input(self._spec, images, seeds, slots)
+    def _run(self, outputs: list[str], images: Float32, init_rows: Int64, slots: int) -> list[Any]:
+        check_input(self._spec, images, init_rows, slots)
         if len(images) > self._usual.images:
             raise SettingError(
                 f"{len(images)} images at once",
@@ -156,7 +151,7 @@ class TensorRtEngine:
                 "make the engine for the largest batch, evaluations included",
             )
         assert self._session is not None, "enter the engine first"
-        arrays: dict[str, Array] = {"images": images, "seeds": seeds, "slots": np.zeros(slots, np.int64)}
+        arrays: dict[str, Array] = {"images": images, "seeds": init_rows, "slots": np.zeros(slots, np.int64)}
         return self._session.run({name: np.ascontiguousarray(array) for name, array in arrays.items()}, outputs)
 
     def _open(self, trt: Any, logger: Any, cuda: Cuda) -> Way:

@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adc_edge.edge_runtime.engines.base import Weights
+from adc_edge.arrays import Array, Weights
 from adc_edge.edge_runtime.engines.tensorrt.build import NotRefittable
-from adc_edge.edge_runtime.engines.tensorrt.cuda import Array, Buffer, Cuda
+from adc_edge.edge_runtime.engines.tensorrt.cuda import Buffer, Cuda
 from adc_edge.edge_runtime.engines.tensorrt.library import why
 from adc_edge.errors import EngineError, SettingError
 

@@ -19,12 +19,13 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
+from adc_edge.arrays import Labels
 from adc_edge.calibration.int8 import calibrate as module
 from adc_edge.calibration.int8.calibrate import CalibrationSettings, calibrate_bundle
 from adc_edge.calibration.int8.graph import QDQ, zero_points
 from adc_edge.cli import main
 from adc_edge.data.loader import Loader
-from adc_edge.data.sources import Labels, load_dataset
+from adc_edge.data.sources import load_dataset
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.errors import AdcEdgeError, BundleError, DataError, EngineError, SettingError
 from adc_edge.export.build import ExportSettings as ExportSettings
@@ -65,7 +66,7 @@ def predictions(bundle_dir: Path, client: Path, source: str) -> Labels:
     head.vit.load_state_dict(load_file(bundle_dir / HEAD))
     images = Loader(load_dataset(source).test, bundle.manifest.preprocessing, 1).plain(np.arange(TEST)).images
     with OnnxEngine(client, bundle.manifest.trunk) as engine, torch.inference_mode():
-        found: Labels = head(torch.from_numpy(engine.whole(images))).argmax(dim=1).numpy()
+        found: Labels = head(torch.from_numpy(engine.full_output(images))).argmax(dim=1).numpy()
     return found
 
 

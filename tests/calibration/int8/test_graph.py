@@ -13,6 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
+from adc_edge.arrays import Float32
 from adc_edge.calibration.int8.graph import (
     QDQ,
     Linear,
@@ -26,7 +27,6 @@ from adc_edge.calibration.int8.graph import (
 )
 from adc_edge.calibration.int8.quality import Noise
 from adc_edge.calibration.int8.ranges import Reach, collect
-from adc_edge.codec.precision import Float32
 from adc_edge.errors import EngineError
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.onnx.session import cpu_session

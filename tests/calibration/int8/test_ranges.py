@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from adc_edge.arrays import Float32
 from adc_edge.calibration.int8.ranges import Histogram, Method, Reach, entropy_bins
-from adc_edge.codec.precision import Float32
 
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy")
 BIN = 1 / 2048  # of the largest value at most: 4096 bins up to a power of two

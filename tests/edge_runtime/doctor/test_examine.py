@@ -246,7 +246,7 @@ def test_the_command_says_it_on_a_terminal_in_json_and_in_one_line(bundle_dir: P
 def test_looking_imports_nothing_that_may_be_missing() -> None:
     code = (
         "import sys; from adc_edge.edge_runtime.doctor.examine import examine; examine()\n"
-        "from adc_edge.edge_runtime import tools_command\n"
+        "from adc_edge.edge_runtime.bench import command\n"
         "heavy = {'torch', 'numpy', 'onnxruntime', 'zmq', 'rich', 'msgspec', 'timm', 'onnx'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

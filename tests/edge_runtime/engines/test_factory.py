@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adc_edge.codec.precision import Float32
-from adc_edge.edge_runtime.engines.base import Int64, Sent, without_empty
+from adc_edge.arrays import Float32, Int64
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.trunk.trainer import Shim, TorchEngine
 from adc_edge.errors import SettingError
+from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.trunk import Trunk
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import Bundle
@@ -59,15 +59,7 @@ def test_evaluation_merges_nothing_even_where_images_are_alike(engine: OnnxEngin
     trunk.load_state_dict(load_file(bundle.path / "trunk.safetensors"))
     expected = trunk(torch.from_numpy(batch)).detach().numpy()
     for each in (engine, TorchEngine(make_shim(bundle))):
-        np.testing.assert_allclose(each.whole(batch), expected, atol=1e-5)
-
-
-def test_empty_clusters_are_dropped_and_the_others_numbered_anew() -> None:
-    activations = np.arange(8, dtype=np.float32).reshape(4, 1, 2)
-    sent = without_empty(activations, rows(3, 1, 3), np.arange(4).reshape(4, 1), rows(0, 1, 0, 2))
-    assert sent.activations.tolist() == [[[2.0, 3.0]], [[6.0, 7.0]]]
-    assert sent.assignment.tolist() == [1, 0, 1]
-    assert sent.tokens.tolist() == [[1], [3]]
+        np.testing.assert_allclose(each.full_output(batch), expected, atol=1e-5)
 
 
 def test_the_engine_follows_the_shims_weights_after_each_step(engine: OnnxEngine, bundle: Bundle) -> None:
@@ -100,7 +92,7 @@ def reference_trunk(bundle: Bundle) -> Trunk:
     return trunk
 
 
-def merged_by_hand(trunk: Trunk, x: Float32, sent: Sent) -> Tensor:
+def merged_by_hand(trunk: Trunk, x: Float32, sent: CompressedBatch) -> Tensor:
     """The whole output, merged and selected."""
     z = trunk(torch.from_numpy(x))
     members = [z[torch.from_numpy(sent.assignment) == t].mean(0) for t in range(len(sent.tokens))]
@@ -285,7 +277,7 @@ def test_a_checkpoint_continues_bit_for_bit(freeze_first: int, bundle: Bundle) -
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "torch"])
 @pytest.mark.parametrize(
-    ("batch", "seeds", "slots", "words"),
+    ("batch", "init_rows", "slots", "words"),
     [
         (np.zeros((4, 3, 8, 8), np.float32), rows(0, 1), 5, ["[4, 3, 8, 8]", "[16, 16]", "'B', 3, 16, 16"][:1]),
         (np.zeros((4, 3, 16, 16)), rows(0, 1), 5, ["float64", "float32"]),
@@ -297,10 +289,10 @@ def test_a_checkpoint_continues_bit_for_bit(freeze_first: int, bundle: Bundle) -
     ],
 )
 def test_inputs_are_checked_first_and_the_error_shows_both_sides(
-    kind: str, batch: Float32, seeds: Int64, slots: int, words: list[str], engine: OnnxEngine, bundle: Bundle
+    kind: str, batch: Float32, init_rows: Int64, slots: int, words: list[str], engine: OnnxEngine, bundle: Bundle
 ) -> None:
     with pytest.raises(SettingError) as caught:
-        (engine if kind == "onnxruntime" else TorchEngine(make_shim(bundle))).compress(batch, seeds, slots)
+        (engine if kind == "onnxruntime" else TorchEngine(make_shim(bundle))).compress(batch, init_rows, slots)
     for word in words:
         assert word in str(caught.value)
 

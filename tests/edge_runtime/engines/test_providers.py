@@ -50,4 +50,4 @@ def test_auto_takes_what_works_and_says_why(bundle: Bundle) -> None:
     assert opened.provider == "cpu"
     assert opened.reason == "no CUDA in this ONNX Runtime"
     with OnnxEngine(bundle.path / "client.onnx", bundle.manifest.trunk, provider="auto") as engine:
-        assert engine.where == "cpu: no CUDA in this ONNX Runtime"
+        assert engine.description == "cpu: no CUDA in this ONNX Runtime"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adc_edge.codec.precision import Float32
+from adc_edge.arrays import Float32
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.edge_runtime.trunk.trainer import Shim

@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 
+from adc_edge.arrays import Float32
 from adc_edge.cli import COMMANDS, main
-from adc_edge.codec.precision import Float32, decode, encode
+from adc_edge.codec.precision import decode, encode
 from adc_edge.data.sources import load_dataset
 from adc_edge.errors import DataError
 from adc_edge.evaluation.codecs.base import Codec, CodecBatch, Header

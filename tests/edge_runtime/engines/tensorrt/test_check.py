@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from adc_edge.codec.precision import Float32
-from adc_edge.edge_runtime.engines.base import Int64, Sent, Weights
+from adc_edge.arrays import Float32, Int64, Weights
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.engines.tensorrt.check import Check
+from adc_edge.method.compressed import CompressedBatch
 from adc_edge.storage.bundle import TRUNK, Bundle
 
 
@@ -22,8 +22,8 @@ class Forgetful:
         self.engine, self.forgets, self.patience = engine, forgets, patience
         self.weights: Weights = {}
 
-    def compress(self, images: Float32, seeds: Int64, slots: int) -> Sent:
-        return self.engine.compress(images, seeds, slots)
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
+        return self.engine.compress(images, init_rows, slots)
 
     def refresh(self, weights: Weights) -> None:
         self.patience -= 1

@@ -26,8 +26,8 @@ import pytest
 
 from tests.edge_runtime.engines.tensorrt import fake_cuda, fake_tensorrt
 
-ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "edge_runtime").glob("tensorrt_*.py"))
+ROOT = Path(__file__).parents[4]
+SOURCES = sorted((ROOT / "edge_runtime" / "engines" / "tensorrt").glob("*.py"))
 VERSIONS = ("10.3.0", "10.16.1.11", "11.4.0.106")  # JetPack 6, JetPack 7.2, JetPack 7.2 with the SBSA package
 CUDA_PACKAGES = ("cuda-python==12.6.2.post1", "cuda-bindings==13.4.4")  # JetPack 6 and 7
 OBJECTS = {
@@ -425,7 +425,7 @@ def test_the_fake_defines_nothing_that_tensorrt_lacks(bindings: tuple[str, Surfa
 
 @pytest.mark.slow
 def test_every_name_of_cuda_that_is_used_exists_also_in_the_fake(cudart: Surface) -> None:
-    source = (ROOT / "edge_runtime" / "cuda.py").read_text()
+    source = (ROOT / "edge_runtime" / "engines" / "tensorrt" / "cuda.py").read_text()
     found = uses(source, "cuda.py", "cudart", CUDA_OBJECTS)
     assert len(found) > 12
     assert [fault for use in found if (fault := wrong(use, cudart))] == []

@@ -14,8 +14,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file
 
-from adc_edge.codec.precision import Float32
-from adc_edge.edge_runtime.engines.base import Int64
+from adc_edge.arrays import Float32, Int64
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.engines.tensorrt.build import Order, build
 from adc_edge.edge_runtime.engines.tensorrt.engine import TensorRtEngine
@@ -94,7 +93,7 @@ def test_it_computes_what_onnx_runtime_computes_at_every_shape(
     compute: Any, difference: float, make: Any, reference: OnnxEngine, machine: Machine
 ) -> None:
     with make(compute=compute, freeze_first=1) as engine:
-        assert engine.where == f"TensorRT 10.3.0 on Orin, {compute}, weights refitted"
+        assert engine.description == f"TensorRT 10.3.0 on Orin, {compute}, weights refitted"
         for count, clusters, slots in ((12, 4, 6), (12, 12, 16), (5, 3, 1), (1, 1, 16), (2, 1, 7), (12, 4, 6)):
             case = images(count, count), np.arange(clusters), slots
             ours, theirs = engine.compress(*case), reference.compress(*case)
@@ -102,7 +101,7 @@ def test_it_computes_what_onnx_runtime_computes_at_every_shape(
             assert ours.hidden is not None
             assert theirs.hidden is not None
             np.testing.assert_allclose(ours.hidden, theirs.hidden, atol=difference)
-        np.testing.assert_allclose(engine.whole(images(9)), reference.whole(images(9)), atol=difference)
+        np.testing.assert_allclose(engine.full_output(images(9)), reference.full_output(images(9)), atol=difference)
     assert machine.gpu.peak_allocations > 30  # the weights' places, inputs, outputs; all given back: see the fixture
 
 
@@ -111,7 +110,7 @@ def test_evaluation_takes_images_that_are_alike(make: Any, reference: OnnxEngine
     batch[3] = batch[4] = batch[1]
     with make() as engine:
         assert engine.compress(batch, rows(0, 1), 3).hidden is None
-        np.testing.assert_allclose(engine.whole(batch), reference.whole(batch), atol=2e-3)
+        np.testing.assert_allclose(engine.full_output(batch), reference.full_output(batch), atol=2e-3)
 
 
 def test_it_is_built_as_it_must_be(make: Any, half: Bundle, machine: Machine) -> None:
@@ -132,7 +131,7 @@ def test_what_is_too_large_for_the_engine_is_refused(make: Any, machine: Machine
         with pytest.raises(SettingError, match=r"13 images at once(.|\n)*at most 12"):
             engine.compress(images(13), rows(0), 3)
         with pytest.raises(SettingError, match="13 images at once"):
-            engine.whole(images(13))
+            engine.full_output(images(13))
         with pytest.raises(SettingError, match="17 slots: expected 1 to 16"):
             engine.compress(images(3), rows(0), 17)
         with pytest.raises(SettingError, match="distinct rows"):
@@ -209,7 +208,7 @@ def test_where_a_refit_cannot_be_trusted_the_weights_become_inputs(
 ) -> None:
     machine.faults = faults
     with make(freeze_first=1) as engine:
-        assert engine.where.endswith("weights as network inputs")
+        assert engine.description.endswith("weights as network inputs")
         assert any(words in line and "using weights as network inputs instead" in line for line in said)
         case = images(8), rows(0, 1, 2), 5
         assert_alike(engine.compress(*case), reference.compress(*case), "fp16")
@@ -223,7 +222,7 @@ def test_where_a_refit_cannot_be_trusted_the_weights_become_inputs(
     assert machine.refits == 0 or "refresh" in words
     builds = len(machine.builds)
     with make(freeze_first=1) as engine:  # what was found out is remembered
-        assert engine.where.endswith("weights as network inputs")
+        assert engine.description.endswith("weights as network inputs")
     assert len(machine.builds) == builds
     assert words in said[-1]
 
@@ -281,7 +280,7 @@ def test_a_second_start_builds_nothing(make: Any, machine: Machine, said: list[s
 def test_small_engines_are_tested_too(largest: int, make: Any, machine: Machine) -> None:
     machine.faults.stuck = (BIAS,)
     with make(largest=largest, opt=(1, 3)) as engine:
-        assert engine.where.endswith("inputs")
+        assert engine.description.endswith("inputs")
 
 
 def test_what_the_builder_has_timed_is_not_timed_again(make: Any, machine: Machine, tmp_path: Path) -> None:
@@ -306,7 +305,7 @@ def test_another_board_builds_its_own_and_says_so(make: Any, machine: Machine, s
     for version in ("10.16.1.11", "11.4.0.106"):
         with installed(Machine(version)) as newer, make() as engine:
             assert len(newer.builds) == 1
-            assert engine.where.startswith(f"TensorRT {version} on Orin")
+            assert engine.description.startswith(f"TensorRT {version} on Orin")
 
 
 def test_everything_that_the_parser_objects_to_is_told(make: Any, machine: Machine) -> None:

@@ -1,4 +1,4 @@
-"""What a message's body may hold, by its header's numbers; asked before a byte of it is allocated."""
+"""Limits of a message's body, from its header's numbers; checked before a byte of it is allocated."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import msgspec
 
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.errors import ProtocolError
+from adc_edge.storage.bundle import Manifest
 from adc_edge.wire.messages import LABEL_BYTES, TRIPLE_BYTES, Evaluate, Step
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """Of one bundle: N ``tokens`` of an image, P of them ``prefix``, D ``dim``, C ``classes``."""
+class MessageLimits(msgspec.Struct, frozen=True):
+    """Sizes that one bundle allows: N ``tokens`` of an image, P of them ``prefix``, D ``dim``, C ``classes``."""
 
     tokens: int
     prefix: int
     dim: int
     classes: int
-    max_images: int = 1024
+    max_images: int
+
+    @classmethod
+    def of(cls, manifest: Manifest, max_images: int) -> MessageLimits:
+        """The limits of messages about this model."""
+        return cls(manifest.tokens, manifest.prefix, manifest.dim, manifest.classes, max_images)
 
     def step_bytes(self, step: Step) -> int:
         """Exact size of a Step's body.

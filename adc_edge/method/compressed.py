@@ -1,0 +1,35 @@
+"""A compressed batch in NumPy, as engines give it and messages carry it (paper, section "ADC")."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from adc_edge.arrays import Float32, Int64
+
+
+class CompressedBatch(NamedTuple):
+    """A batch after ADC, without empty clusters; T counts the clusters that are left."""
+
+    activations: Float32  # [T, k, D]
+    assignment: Int64  # [B], in [0, T)
+    tokens: Int64  # [T, k]
+    hidden: Float32 | None = None  # [B, N, D] after the frozen blocks, if the engine was asked for it
+
+
+def drop_empty(activations: Any, assignment: Any, tokens: Any, counts: Any) -> tuple[Any, Any, Any]:
+    """Drop clusters without members and renumber the others; NumPy arrays or torch tensors.
+
+    Args:
+        activations: ``[T, k, D]``.
+        assignment: cluster of each image, ``[B]``.
+        tokens: ``[T, k]``.
+        counts: members of each cluster, ``[T]``.
+
+    Returns:
+        The first three, of the clusters whose count is not 0.
+    """
+    used = counts > 0
+    if used.all():
+        return activations, assignment, tokens
+    number = used.cumsum(0) - 1
+    return activations[used], number[assignment], tokens[used]

@@ -1,0 +1,64 @@
+"""What a run says: plain lines with time and level, JSON for machines, rich lines on a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from adc_edge import logs
+
+logger = logging.getLogger("adc_edge.test")
+
+
+@pytest.fixture(autouse=True)
+def untouched() -> Iterator[None]:
+    """Whatever a test configures is undone."""
+    root = logging.getLogger("adc_edge")
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
+
+
+def said(*, verbosity: int = 0, as_json: bool = False, terminal: bool = False) -> list[str]:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=80)
+    logs.configure(console, verbosity, as_json)
+    logger.debug("a detail")
+    logger.info("device %r is done [after 3 steps]", "orin")
+    logger.warning("no checkpoint")
+    return file.getvalue().splitlines()
+
+
+def test_elsewhere_each_line_has_time_level_and_text() -> None:
+    first, second = said()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO    device 'orin' is done \[after 3 steps\]", first)
+    assert second.endswith("WARNING no checkpoint")
+
+
+def test_json_lines_parse_and_say_the_same() -> None:
+    first, second = map(json.loads, said(as_json=True))
+    assert first["message"] == "device 'orin' is done [after 3 steps]"
+    assert (first["level"], second["level"]) == ("info", "warning")
+    assert first["logger"] == "adc_edge.test"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", first["time"])
+
+
+def test_a_terminal_shows_the_text_as_it_is() -> None:
+    assert any("device 'orin' is done [after 3 steps]" in line for line in said(terminal=True))
+
+
+@pytest.mark.parametrize(("verbosity", "expected"), [(-1, 1), (0, 2), (1, 3)])
+def test_verbosity_chooses_how_much_is_said(verbosity: int, expected: int) -> None:
+    assert len(said(verbosity=verbosity)) == expected
+
+
+def test_configuring_again_replaces_the_handler() -> None:
+    said()
+    said()
+    assert len(logging.getLogger("adc_edge").handlers) == 1
