@@ -19,6 +19,7 @@ from adc_edge.wire.sockets import tune
 from adc_edge.wire.tcp import SocketMeter, TcpInfo, frame_bytes
 
 CONNECT_MS = 3_000
+_END_MS = 1_000  # libzmq needs less than 1 ms, a busy machine some more
 _TICK_MS = 100  # how soon a signal or a dead link is noticed while waiting
 
 
@@ -121,7 +122,13 @@ class Connection:
         return self._meter.congestion
 
     def close(self) -> None:
-        """Drop it at once; ``totals`` keeps its last value."""
+        """Drop it at once; ``totals`` keeps its last value.
+
+        The TCP connection ends first, and the socket is closed once libzmq has noticed. Otherwise libzmq 4.3.5 can
+        abort the process: if the peer ends the connection just after the close, while a batch of bytes ends between
+        the two frames of a message (session_base.cpp:233, libzmq#3442).
+        """
+        self._meter.end_connection(_END_MS)
         self._meter.close()
         self._socket.close(0)
 

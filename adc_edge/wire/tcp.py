@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -168,6 +169,18 @@ class SocketMeter:
         live = self.now()
         sent, received = (live.sent_bytes, live.received_bytes) if live else (0, 0)
         return self._past[0] + sent, self._past[1] + received
+
+    def end_connection(self, timeout_ms: int) -> None:
+        """Shut the live connection down, and wait until libzmq has noticed."""
+        self.poll()
+        if self._fd is None or self.lost:
+            return
+        with contextlib.suppress(OSError), same_socket(self._fd) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+        deadline = time.monotonic() + timeout_ms / 1e3
+        while not self.lost and (left_s := deadline - time.monotonic()) > 0:
+            self._monitor.poll(1e3 * left_s)
+            self.poll()
 
     def close(self) -> None:
         """Stop watching; ``totals`` keeps its last value."""

@@ -98,7 +98,7 @@ class Attacker:
             return False
         frames = self._frames()
         try:
-            peer.sendall(b"".join(_frame(f, MORE if i < len(frames) - 1 else 0) for i, f in enumerate(frames)))
+            peer.sendall(b"".join(zmtp_frame(f, MORE if i < len(frames) - 1 else 0) for i, f in enumerate(frames)))
         except OSError:  # cut by the trainer, or it does not read for a second
             self._peers.remove(peer)
             peer.close()
@@ -107,7 +107,7 @@ class Attacker:
 
     def _handshake(self) -> socket.socket:
         peer = socket.create_connection(self._address, timeout=1)
-        peer.sendall(GREETING + _frame(READY, COMMAND))
+        peer.sendall(GREETING + zmtp_frame(READY, COMMAND))
         return peer
 
     def _frames(self) -> list[bytes]:
@@ -144,7 +144,7 @@ class Attacker:
                 self._silent.append(end.dup())
 
 
-def _frame(body: bytes, flags: int) -> bytes:
+def zmtp_frame(body: bytes, flags: int) -> bytes:
     """One ZMTP frame: flags, length of 1 or 8 bytes, body."""
     if len(body) < 256:
         return bytes([flags, len(body)]) + body
