@@ -179,7 +179,7 @@ class SocketMeter:
             connection.shutdown(socket.SHUT_RDWR)
         deadline = time.monotonic() + timeout_ms / 1e3
         while not self.lost and (left_s := deadline - time.monotonic()) > 0:
-            self._monitor.poll(1e3 * left_s)
+            self._monitor.poll(max(1, int(1e3 * left_s)))
             self.poll()
 
     def close(self) -> None:
