@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import statistics
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -103,6 +105,29 @@ def too_long(root: Path) -> list[str]:
     return faults
 
 
+def crowded(root: Path) -> list[str]:
+    """Folders in which a newcomer must read a list: more than 14 modules."""
+    folders = Counter(path.parent for path in source_files(root) if path.name != "__init__.py")
+    return [f"{folder.relative_to(root)}: {count} modules" for folder, count in folders.items() if count > 14]
+
+
+def ambiguous(root: Path) -> list[str]:
+    """Public classes and constants whose name stands in two modules."""
+    homes: dict[str, list[str]] = {}
+    for path in source_files(root):
+        for name in public_names(ast.parse(path.read_text())):
+            homes.setdefault(name, []).append(path.relative_to(root).as_posix())
+    return [f"{name} in {' and '.join(files)}" for name, files in homes.items() if len(files) > 1]
+
+
+def public_names(tree: ast.Module) -> set[str]:
+    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    targets = [n.targets[0] for n in tree.body if isinstance(n, ast.Assign)]
+    targets += [n.target for n in tree.body if isinstance(n, ast.AnnAssign)]
+    names = classes | {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
+    return {name for name in names if not name.startswith("_") and name != "logger"}
+
+
 RULES: dict[Callable[[Path], list[str]], dict[str, str]] = {  # each rule, and violations in a sub-folder by file
     foreign_imports: {
         "adc_edge/room/a.py": "from adc_edge.export import build\n",
@@ -122,6 +147,7 @@ RULES: dict[Callable[[Path], list[str]], dict[str, str]] = {  # each rule, and v
         "adc_edge/room/a.py": "\n" * 301,
         "evaluation/room/a.py": "def f():\n" + "    pass\n" * 60,
     },
+    ambiguous: {"adc_edge/room/a.py": "class Planted: ...\n"},
 }
 
 
@@ -136,6 +162,7 @@ def test_the_tree_keeps_the_rule(rule: Callable[[Path], list[str]]) -> None:
 def test_a_violation_in_a_sub_folder_is_found(rule: Callable[[Path], list[str]], file: str, tmp_path: Path) -> None:
     for folder in ("adc_edge", *PARTS):
         (tmp_path / folder).mkdir()
+    (tmp_path / "export" / "planted.py").write_text("Planted = 1\n")
     assert not rule(tmp_path)
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text(RULES[rule][file])
@@ -152,6 +179,35 @@ def test_a_frozen_device_runs_without_torch_and_timm() -> None:
 def test_only_the_seam_and_the_exporter_know_timm() -> None:
     users = {p.relative_to(ROOT).as_posix() for p in source_files(ROOT) if "timm" in map(top, imports(p))}
     assert users == {"adc_edge/method/split.py", "export/build.py"}
+
+
+def test_no_folder_is_crowded(tmp_path: Path) -> None:
+    assert not crowded(ROOT)
+    for folder in ("adc_edge", *PARTS, "export/room"):
+        (tmp_path / folder).mkdir()
+    for number in range(15):
+        (tmp_path / "export" / "room" / f"m{number}.py").touch()
+    assert crowded(tmp_path) == ["export/room: 15 modules"]
+
+
+def test_functions_are_short() -> None:
+    lengths = [code_lines(path, node) for path in source_files(ROOT) for node in functions(path)]
+    assert len(lengths) > 1000
+    assert statistics.median(lengths) <= 7
+    assert statistics.quantiles(lengths, n=20)[-1] <= 35
+
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+
+
+def code_lines(path: Path, node: ast.FunctionDef) -> int:
+    """Lines of a function without docstring, blank lines and comments."""
+    text = path.read_text().splitlines()
+    start = node.body[1].lineno if ast.get_docstring(node) and len(node.body) > 1 else node.body[0].lineno
+    signature = text[node.lineno - 1 : node.body[0].lineno - 1]
+    body = [] if ast.get_docstring(node) and len(node.body) == 1 else text[start - 1 : node.end_lineno]
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in signature + body)
 
 
 def test_every_part_is_reachable_through_its_link() -> None:
