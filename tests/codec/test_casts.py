@@ -21,7 +21,7 @@ from adc_edge.codec.casts import (
     from_half,
     from_integers,
     pack_bits,
-    parts,
+    row_slices,
     to_bfloat,
     to_half,
     to_integers,
@@ -121,10 +121,10 @@ def test_integers_are_rounded_to_even_and_read_back_in_steps(bits: int) -> None:
 
 
 @given(st.integers(0, 300_000), st.integers(0, 20_000))
-def test_parts_cover_every_row_once_and_whole_bytes(rows: int, width: int) -> None:
+def test_row_slices_cover_every_row_once_and_whole_bytes(rows: int, width: int) -> None:
     rows = min(rows, 3_000_000 // max(1, width))
     covered = 0
-    for part in parts(rows, width):
+    for part in row_slices(rows, width):
         assert part.start == covered
         assert part.stop > part.start
         assert part.start * width % 8 == 0
@@ -192,6 +192,6 @@ def test_the_size_of_a_part_changes_nothing(
     x = gaussian(*shape)
     data = encode(x, precision)
     back = decode(data, shape, precision)
-    monkeypatch.setattr(adc_edge.codec.casts, "_PART_VALUES", 64)
+    monkeypatch.setattr(adc_edge.codec.casts, "_SLICE_VALUES", 64)
     assert encode(x, precision) == data
     assert decode(data, shape, precision).tobytes() == back.tobytes()
