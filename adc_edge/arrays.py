@@ -1,4 +1,4 @@
-"""Type aliases of arrays and bytes, so that no module imports another for an alias alone."""
+"""Type aliases of arrays and bytes: no module imports another for an alias alone."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A tensor <-> bytes, for each precision."""
+"""A tensor <-> bytes on the wire, for each precision (`docs/codec.md`)."""

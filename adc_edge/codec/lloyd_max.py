@@ -1,7 +1,7 @@
-"""Quantisers of a normal variable, 1 to 8 bits: the levels of least squared error (Max 1960), as tables.
+"""Lloyd-Max quantisers of a normal variable, 1 to 8 bits: the levels of least squared error (Max 1960), as tables.
 
-A code of ``w`` bits is one of 2**w levels, the lowest first; zero bits mean zero. Levels lie closest where values are
-most frequent, which at 4 bits saves a fifth of the error of evenly spaced ones.
+A code of ``w`` bits stands for one of 2**w levels, the lowest first; a code of zero bits stands for zero. Levels lie
+closest where values are most frequent. At 4 bits that saves a fifth of the error of evenly spaced levels.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import numpy as np
 from adc_edge.arrays import Float32, UInt8
 
 LARGEST_WIDTH = 8
-# Squared errors of 0 to 8 bits, in variances.
+# Mean squared errors at 0 to 8 bits, as shares of the variance. Literals: both sides derive bit widths from them.
 ERRORS = np.array([1.0, 0.36338, 0.11748, 0.03455, 0.009501, 0.002505, 0.000644, 0.0001635, 0.0000412])
 
 _CODES = 2**LARGEST_WIDTH
-_GRID = 256  # a value is looked up by its 256ths of a deviation; levels of 8 bits lie five of them apart, or more
-_REACH = 5 * _GRID  # and as far as five deviations, beyond which only the outermost levels are nearest
-_ROUNDS = 16  # of Lloyd's, which leave a third of a percent
+_GRID = 256  # table cells per standard deviation: the closest two levels, of 8 bits, lie four cells apart
+_REACH = 5 * _GRID  # the table ends at 5 deviations: the outermost bound between two levels, of 8 bits, is at 4.5
+_ROUNDS = 16  # Lloyd iterations: the error is then within 1 % of the least one
 
 
 def codes(x: Float32, widths: UInt8) -> UInt8:
-    """Codes of the nearest levels.
+    """Return the codes of the nearest levels.
 
     Args:
-        x: in deviations, any shape, magnitudes up to 2**100.
-        widths: bits of each, 0 to 8; broadcast to the shape of ``x``.
+        x: values in standard deviations, any shape, magnitudes up to 2**100.
+        widths: bits of each code, 0 to 8; broadcast to the shape of ``x``.
     """
     cells = x * np.float32(_GRID)
     cells += np.float32(_REACH)
@@ -42,7 +42,7 @@ def codes(x: Float32, widths: UInt8) -> UInt8:
 
 
 def values(chosen: UInt8, widths: UInt8) -> Float32:
-    """Levels, in deviations, that codes of so many bits stand for."""
+    """Return the levels, in standard deviations, that codes of ``widths`` bits stand for."""
     places = np.multiply(widths, _CODES, dtype=np.intp) + chosen
     levels: Float32 = _tables()[1].take(places, mode="clip")
     return levels
@@ -50,7 +50,7 @@ def values(chosen: UInt8, widths: UInt8) -> Float32:
 
 @functools.cache
 def _tables() -> tuple[UInt8, Float32]:
-    """Codes by width and cell, and levels by width and code: each one flat array."""
+    """Codes by width and table cell, and levels by width and code, each as one flat array."""
     by_cell = np.zeros((LARGEST_WIDTH + 1, 2 * _REACH), np.uint8)
     levels = np.zeros((LARGEST_WIDTH + 1, _CODES), np.float32)
     middles = (np.arange(-_REACH, _REACH) + 0.5) / _GRID
@@ -63,13 +63,13 @@ def _tables() -> tuple[UInt8, Float32]:
 
 
 def _upper_levels(width: int) -> list[float]:
-    """The positive half of 2**width levels: Lloyd's rounds, from where ever more levels would lie (Panter, Dite)."""
+    """The positive half of 2**width levels: Lloyd iterations from the density of very many levels (Panter, Dite)."""
     normal, count = NormalDist(), 2**width
     levels = [math.sqrt(3) * normal.inv_cdf((index + 0.5) / count) for index in range(count // 2, count)]
     for _ in range(_ROUNDS):
         bounds = [0.0, *((low + high) / 2 for low, high in pairwise(levels))]
         below = [*map(normal.cdf, bounds), 1.0]
         density = [*map(normal.pdf, bounds), 0.0]
-        # Each becomes the mean of what lies between its bounds.
+        # Each level becomes the mean of the variable between its bounds.
         levels = [(density[i] - density[i + 1]) / (below[i + 1] - below[i]) for i in range(len(levels))]
     return levels

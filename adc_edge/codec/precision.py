@@ -10,13 +10,14 @@ Layout of an encoded ``[rows, D]`` tensor (little endian):
           int32 e, rows float16 scales, then a plane for each bit, lowest first: that bit of all rows*D values, eight to
           a byte, the first value lowest. A value q means ``(q - 2**(bits-1)) * scale * 2**e``.
     pca4 ... pca0.0625
-          so many bits for each value in all: the rows' principal components and their coordinates (`lowrank.py`), or
-          their mean where there is room for no more. What comes back is near in sum, not value by value.
+          4 ... 0.0625 bits for each value on average: the rows' principal components and their coordinates
+          (`lowrank.py`), or their mean alone where nothing else fits. The squared error in all is small, not each
+          value's.
 
-With few bits every level counts, so there a scale has a sign: the row's value of largest magnitude is the lowest of
-2**bits levels, and the same large value of the other sign, for which there is no level, comes one step smaller. Zero is
-a level. On activations and gradients of DeiT-T that is closer than symmetric levels (1, 0, -1, ...) and than levels
-without a zero (3/2, 1/2, -1/2, ...).
+With fewer than 8 bits a scale has a sign: the row's value of largest magnitude becomes the lowest of 2**bits levels. A
+value as large with the other sign has no level and becomes one step smaller. Zero is a level. On activations and
+gradients of DeiT-T these levels leave less error than symmetric ones (1, 0, -1, ...) and than levels without a zero
+(3/2, 1/2, -1/2, ...).
 """
 
 from __future__ import annotations
@@ -65,32 +66,34 @@ Precision = Literal[
 ]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _PCA_BITS = {precision: float(precision[3:]) for precision in PRECISIONS if precision.startswith("pca")}
-VALUE_PRECISIONS: tuple[Precision, ...] = tuple(p for p in PRECISIONS if p not in _PCA_BITS)  # each value by itself
+VALUE_PRECISIONS: tuple[Precision, ...] = tuple(
+    p for p in PRECISIONS if p not in _PCA_BITS
+)  # each value is coded by itself
 
 _EXPONENT = np.dtype("<i4")
 _SCALE = np.dtype("<f2")
 _INTEGER_BITS: dict[Precision, int] = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
 _INT8_MAX = 127.0
-_EXPONENTS = range(-149, 129)  # of float32, as frexp gives them
-_FOLDED = range(-100, 15)  # where 2**e, also times a scale or its inverse, is a normal float32: no step of its own
+_EXPONENTS = range(-149, 129)  # float32's, as frexp returns them
+_FOLDED = range(-100, 15)  # here 2**e times a scale or its inverse is a normal float32: no multiplication of its own
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 _LARGEST_HALF = 65504.0
-_LARGEST = 2.0**128 * (1 - 2.0**-11)  # with a half's 11 bits; what is larger would be rounded to infinity
+_LARGEST = 2.0**128 * (1 - 2.0**-11)  # with a half's 11 bits; larger values would be rounded to infinity
 _LARGEST_BFLOAT = 2.0**128 * (1 - 2.0**-8)
 
 
 def integer_bits(precision: Precision) -> int:
-    """Bits of each value where rows have scales (int8 and below), 0 where they have none."""
+    """Return the bits of each value of an integer precision, 0 for the other precisions."""
     return _INTEGER_BITS.get(precision, 0)
 
 
 def pca_bits(precision: Precision) -> float:
-    """Bits for each value in all where rows travel as principal components, 0.0 where each value does by itself."""
+    """Return the average bits of a value of a low-rank precision, 0.0 for the other precisions."""
     return _PCA_BITS.get(precision, 0.0)
 
 
 def encoded_bytes(shape: tuple[int, ...], precision: Precision) -> int:
-    """Size of an encoded tensor of ``shape`` (last axis D), in bytes."""
+    """Return the size of an encoded tensor of ``shape`` (last axis D), in bytes."""
     rows, values = math.prod(shape[:-1]), math.prod(shape)
     if all_bits := pca_bits(precision):
         return lowrank.payload_bytes(rows, shape[-1], all_bits)
@@ -102,19 +105,18 @@ def encoded_bytes(shape: tuple[int, ...], precision: Precision) -> int:
 
 
 def encode(x: Float32, precision: Precision, tail: bytes = b"") -> memoryview:
-    """Encode a finite float32 tensor; ``tail`` follows it, so that a message needs no second copy.
+    """Encode a finite float32 tensor and append ``tail``, so that a message needs no second copy.
 
     Args:
-        x: ``[..., D]``. A value so near float32's largest that ``precision`` would make it infinite comes back as the
-            largest that it has.
-        precision: how each number travels.
+        x: ``[..., D]``. A value that ``precision`` would round to infinity becomes its largest finite value.
+        precision: the encoding.
         tail: any bytes.
 
     Returns:
-        ``encoded_bytes(x.shape, precision) + len(tail)`` bytes of memory that is the caller's own.
+        A new buffer of ``encoded_bytes(x.shape, precision) + len(tail)`` bytes.
 
     Raises:
-        ProtocolError: if a value is NaN or infinite, which no receiver could use.
+        ProtocolError: a value is NaN or infinite.
     """
     x = np.ascontiguousarray(x, dtype="<f4")
     size = encoded_bytes(x.shape, precision)
@@ -131,19 +133,19 @@ def encode(x: Float32, precision: Precision, tail: bytes = b"") -> memoryview:
 
 
 def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
-    """Decode what ``encode`` made of a tensor of ``shape``.
+    """Decode a tensor that ``encode`` encoded.
 
     Args:
         data: a buffer (bytes, memoryview) of exactly ``encoded_bytes(shape, precision)`` bytes.
-        shape: of the tensor.
-        precision: it was encoded in.
+        shape: the tensor's shape.
+        precision: the encoding.
 
     Returns:
-        A contiguous tensor that may be written to. In fp32 it may share memory with ``data``, if that can be written
-        to and lies on a multiple of four bytes.
+        A contiguous, writable tensor. In fp32 it shares memory with ``data`` if ``data`` is writable and aligned to
+        four bytes.
 
     Raises:
-        ProtocolError: on another length, on values that are not finite, or on a head that no encoder writes.
+        ProtocolError: ``data`` has another length, values that are not finite, or a head that no encoder writes.
     """
     view = memoryview(data).cast("B")
     expected = encoded_bytes(shape, precision)
@@ -199,15 +201,15 @@ def _decode_values(view: memoryview, precision: Precision) -> Float32:
     halves = np.frombuffer(view, "<u2", offset=_EXPONENT.itemsize)
     x = np.empty(len(halves), np.float32)
     from_half(halves, 2.0**exponent if exponent in _FOLDED else 1.0, x)
-    x = _rest(x, exponent)
-    if _finite_peak(x) > math.ldexp(_LARGEST_HALF, exponent):  # what a half that is NaN or infinite became
+    x = _apply_exponent(x, exponent)
+    if _finite_peak(x) > math.ldexp(_LARGEST_HALF, exponent):  # a half was NaN or infinite (``from_half``)
         raise _not_finite()
     return x
 
 
 def _encode_rows(x: Float32, bits: int, out: UInt8) -> None:
     """Write exponent, scales and values of ``x`` ``[rows, D]`` to ``out``."""
-    with np.errstate(invalid="ignore"):  # NaN is refused by name
+    with np.errstate(invalid="ignore"):  # NaN is refused by _finite_peak
         high, low = x.max(axis=-1, initial=0.0), x.min(axis=-1, initial=0.0)
     exponent = math.frexp(_finite_peak(np.stack((high, low))))[1]
     extremes = np.clip(np.where(high >= -low, high, low).astype(np.float64), -_LARGEST, _LARGEST)
@@ -219,32 +221,32 @@ def _encode_rows(x: Float32, bits: int, out: UInt8) -> None:
     scales[:] = units / levels
     if exponent not in _FOLDED:
         x, extremes = np.ldexp(x, -exponent), units
-    # By the row's own largest, not by its rounded scale: no value can lie beyond the lowest level.
+    # The row's own largest value divides, not its rounded scale, so that no value lies beyond the lowest level.
     steps = np.divide(levels, extremes, out=np.zeros(len(x)), where=scales != 0).astype(np.float32)[:, None]
     to_integers(x, steps, bits, out[head + scales.nbytes :])
 
 
 def _decode_rows(view: memoryview, rows: int, width: int, bits: int) -> Float32:
-    """Tensor ``[rows, width]`` of exponent, scales and values."""
+    """Read a tensor ``[rows, width]`` from exponent, scales and values."""
     exponent = _exponent(view)
     scales = np.frombuffer(view, _SCALE, rows, _EXPONENT.itemsize)
     body = np.frombuffer(view, np.uint8, offset=_EXPONENT.itemsize + scales.nbytes)
     x = np.empty((rows, width), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale gives inf or NaN: refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale becomes inf or NaN and is refused below
         factors = scales.astype(np.float64)
         largest = float(np.abs(factors).max(initial=0.0)) * 2.0 ** (bits - 1 + exponent)
         if exponent in _FOLDED:
             factors *= 2.0**exponent
         steps = factors.astype(np.float32)[:, None]
         from_integers(body, steps, bits, x)
-    x = _rest(x, exponent)
-    if not largest <= _LARGEST_FLOAT32:  # so put, it is true of NaN; else no value can be too large
+    x = _apply_exponent(x, exponent)
+    if not largest <= _LARGEST_FLOAT32:  # true for NaN, too; otherwise no value can be too large
         _finite_peak(x)
     return x
 
 
-def _rest(x: Float32, exponent: int) -> Float32:
-    """``x * 2**exponent`` in place, unless the factor was folded into ``x`` before."""
+def _apply_exponent(x: Float32, exponent: int) -> Float32:
+    """Multiply ``x`` by ``2**exponent`` in place, unless an earlier step did so (``_FOLDED``)."""
     with np.errstate(over="ignore", invalid="ignore"):
         return x if exponent in _FOLDED else np.ldexp(x, exponent, out=x)
 
@@ -257,13 +259,13 @@ def _exponent(view: memoryview) -> int:
 
 
 def _finite_peak(x: Float32) -> float:
-    """Largest magnitude, without a copy of ``x``.
+    """Return the largest magnitude, without a copy of ``x``.
 
     Raises:
-        ProtocolError: if a value is NaN or infinite.
+        ProtocolError: a value is NaN or infinite.
     """
     with np.errstate(invalid="ignore"):
-        peak = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))  # of a NaN both are NaN
+        peak = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))  # with a NaN both are NaN
     if not math.isfinite(peak):
         raise _not_finite()
     return peak

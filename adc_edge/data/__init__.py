@@ -1,1 +1,1 @@
-"""Images -> batches."""
+"""Images -> batches: data sources, decoding, augmentation and order."""

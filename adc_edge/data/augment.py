@@ -1,8 +1,8 @@
-"""Training augmentation on Pillow images, from a random generator that the caller seeds for each image.
+"""Training augmentation of Pillow images, with a random generator that the caller seeds for each image.
 
-torchvision's transforms draw from one global generator, which worker threads would race for, and torchvision is hard
-to get on a Jetson. The operations and magnitudes are torchvision's (RandAugment, 31 bins; ColorJitter); tests hold
-them to it.
+torchvision's transforms draw from one global generator, for which worker threads would race, and torchvision is hard
+to install on a Jetson. The operations and magnitudes are torchvision's (RandAugment, 31 bins; ColorJitter); tests
+compare them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Callable[[
     return lambda image, strength: kind(image).enhance(1.0 + 0.9 * strength)
 
 
-# Each takes a strength in [-1, 1] (the sign drawn at random) and scales it as RandAugment does.
+# Each operation takes a strength in [-1, 1], of random sign, and scales it as RandAugment does.
 OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "identity": lambda image, s: image,
     "shear_x": lambda image, s: _affine(image, (1, 0.3 * s, 0, 0, 1, 0)),
@@ -50,12 +50,12 @@ OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 
 
 def flip(image: Image.Image, rng: Generator) -> Image.Image:
-    """Mirror left and right, half of the time."""
+    """Mirror left and right with probability 1/2."""
     return ImageOps.mirror(image) if rng.random() < 0.5 else image
 
 
 def jitter(image: Image.Image, rng: Generator) -> Image.Image:
-    """ColorJitter(.4, .4, .4): brightness, contrast and saturation in a random order."""
+    """Change brightness, contrast and saturation in random order: ColorJitter(.4, .4, .4)."""
     kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for kind in rng.permutation(len(kinds)):
         image = kinds[kind](image).enhance(rng.uniform(1 - _JITTER, 1 + _JITTER))
@@ -63,7 +63,7 @@ def jitter(image: Image.Image, rng: Generator) -> Image.Image:
 
 
 def randaugment(image: Image.Image, rng: Generator, operations: int = 2, magnitude: int = 9) -> Image.Image:
-    """RandAugment(2, 9): ``operations`` drawn at random, each at ``magnitude`` of 31 bins, of random sign."""
+    """Apply random ``operations``, each at ``magnitude`` of 31 bins with a random sign: RandAugment(2, 9)."""
     names = list(OPERATIONS)
     for choice in rng.integers(len(names), size=operations):
         sign = 1.0 if rng.random() < 0.5 else -1.0
@@ -75,7 +75,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {"flip": flip, "jitter": jitter, "randa
 
 
 def parse_augmentation(names: str) -> Sequence[Augmentation]:
-    """``"flip,jitter"`` -> the functions, in that order; raises SettingError on another name."""
+    """Return the functions of a list such as ``"flip,jitter"``, in its order; raises SettingError on another name."""
     wanted = [name for name in names.split(",") if name and name != "none"]
     unknown = [name for name in wanted if name not in AUGMENTATIONS]
     if unknown:

@@ -1,4 +1,4 @@
-"""Images -> batches, in an order that is a pure function of (seed, step), so that any step can be made again."""
+"""Images -> batches, in an order that is a pure function of (seed, step), so that any step can be repeated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adc_edge.data.preprocessing import Preprocessing, normalise, prepare
 from adc_edge.data.sources import Split
 from adc_edge.errors import DataError
 
-_ORDER, _AUGMENT, _SEEDS = range(3)  # streams of random numbers that must not depend on one another
+_ORDER, _AUGMENT, _SEEDS = range(3)  # independent streams of random numbers
 
 
 class Batch(NamedTuple):
@@ -29,20 +29,20 @@ class Batch(NamedTuple):
 class Loader:
     """Batches of a split.
 
-    Training batches are whole (an epoch's incomplete last one is left out) and reshuffled each epoch; the test split
-    comes in its own order, or a fixed random sample of it. A broken image is replaced by the one that follows it in
-    the order, and counted.
+    Every training batch is full: an epoch leaves out the images that do not fill one. Training images are reshuffled
+    each epoch. Evaluation images come in the split's order, or as a fixed random sample. A broken training image is
+    replaced by the next one in the order, and counted.
 
     Args:
         split: the images.
         preprocessing: the model's preprocessing.
         batch_size: B.
-        seed: of order, augmentation and k-means rows.
-        augment: functions applied in order, in training.
-        workers: threads that decode.
+        seed: random seed for data order, augmentation and k-means initialisation.
+        augment: functions applied in order to training images.
+        workers: decoding threads.
 
     Raises:
-        DataError: fewer images than one batch.
+        DataError: the split has fewer images than one batch.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class Loader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches of one epoch."""
+        """Full batches in one epoch."""
         return len(self._split.labels) // self.batch_size
 
     def batch(self, step: int) -> Batch:
-        """The batch of ``step``; the next one is decoded meanwhile."""
+        """Return the batch of ``step``, and start to decode the next one."""
         ready = self._ahead[1] if self._ahead and self._ahead[0] == step else self._start(step)
         self._ahead = (step + 1, self._start(step + 1))
         return self._collect(ready)
 
     def sample(self, limit: int) -> list[npt.NDArray[np.int64]]:
-        """Indices of up to ``limit`` images (0: all) in batches: the same ones each time, in the split's order."""
+        """Return batches of indices of up to ``limit`` images (0: all), the same each time, in the split's order."""
         total = len(self._split.labels)
         chosen = np.arange(total, dtype=np.int64)
         if 0 < limit < total:
@@ -85,7 +85,7 @@ class Loader:
         return [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]
 
     def plain(self, indices: npt.NDArray[np.int64]) -> Batch:
-        """These images, not augmented; broken ones are left out and counted."""
+        """Return these images without augmentation; broken ones are left out and counted."""
         futures = {int(i): self._pool.submit(self._plain, int(i)) for i in indices}
         found = {i: image for i, future in futures.items() if (image := future.result()) is not None}
         if not found:
@@ -96,12 +96,12 @@ class Loader:
         return Batch(np.stack(list(found.values())), self._split.labels[list(found)])
 
     def init_rows(self, step: int, clusters: int, images: int, micro_batch: int = 0) -> npt.NDArray[np.int64]:
-        """The T distinct rows of a micro-batch of so many images that start its k-means."""
+        """Return T distinct rows of a micro-batch of ``images`` images, which start its k-means."""
         rng = np.random.default_rng([self.seed, _SEEDS, step, micro_batch])
         return rng.permutation(images)[:clusters].astype(np.int64)
 
     def close(self) -> None:
-        """Let the decoding threads go."""
+        """End the decoding threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:

@@ -1,18 +1,16 @@
 """Data sources: ``SRC`` on the command line -> images and labels, in a train and a test split.
 
 digits          scikit-learn's 8×8 digits, 1 437 train + 360 test
-folder:PATH     PATH/{train,test}/CLASS/*.jpg, or PATH/CLASS/*.jpg (a tenth is then held out)
+folder:PATH     image files in class directories (`listing.py`)
 npz:PATH        x_train, y_train, x_test, y_test (uint8 images [n, H, W] or [n, H, W, C])
-cifar10:ROOT, cifar100:ROOT, food101:ROOT    as torchvision lays them out
+cifar10:ROOT, cifar100:ROOT, food101:ROOT    in torchvision's layout
 """
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,23 +18,23 @@ import numpy.typing as npt
 from PIL import Image
 
 from adc_edge.arrays import Labels
+from adc_edge.data.listing import list_folder
 from adc_edge.errors import DataError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 SOURCES = "digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT or food101:ROOT"
 
 
 class Split(Protocol):
-    """Images with their labels; ``image`` raises OSError where one is broken."""
+    """Images with their labels; a broken image makes ``image`` raise."""
 
     labels: Labels
 
     def image(self, index: int) -> Image.Image:
-        """The image at ``index``, decoded."""
+        """Return the decoded image at ``index``."""
 
 
 class Dataset(NamedTuple):
-    """Both splits of a source and its class names."""
+    """The two splits of a data source, and its class names."""
 
     train: Split
     test: Split
@@ -50,33 +48,20 @@ class ArraySplit:
         self._images, self.labels = images, labels
 
     def image(self, index: int) -> Image.Image:
-        """The image at ``index``."""
+        """Return the image at ``index``."""
         pixels = self._images[index]
         return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-class FileSplit:
-    """Image files."""
-
-    def __init__(self, paths: Sequence[Path], labels: Labels) -> None:
-        self.paths, self.labels = paths, labels
-
-    def image(self, index: int) -> Image.Image:
-        """The image at ``index``, read from its file."""
-        with Image.open(self.paths[index]) as image:
-            image.load()
-            return image.copy()
-
-
 class TorchvisionSplit:
-    """A torchvision dataset of (PIL image, label)."""
+    """Images of a torchvision dataset, which yields pairs of PIL image and label."""
 
     def __init__(self, dataset: Any, labels: Sequence[int]) -> None:
         self._dataset = dataset
         self.labels = np.asarray(labels, np.int64)
 
     def image(self, index: int) -> Image.Image:
-        """The image at ``index``."""
+        """Return the image at ``index``."""
         image: Image.Image = self._dataset[index][0]
         return image
 
@@ -85,7 +70,7 @@ def load_dataset(source: str) -> Dataset:
     """Open a data source.
 
     Raises:
-        DataError: unknown source, nothing there, or not in the layout that it must have.
+        DataError: the source is unknown, absent, empty, or in another layout than it must have.
     """
     kind, _, where = source.partition(":")
     loader = _LOADERS.get(kind)
@@ -150,53 +135,6 @@ def _npz(where: str) -> Dataset:
     return Dataset(ArraySplit(x_train, y_train), ArraySplit(x_test, y_test), names or [str(n) for n in range(top + 1)])
 
 
-def _folder(where: str) -> Dataset:
-    root = Path(where)
-    if not root.is_dir():
-        raise DataError(f"folder:{where} is no directory", "a directory of class directories", "check the path")
-    held_out = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
-    if (root / "train").is_dir() and held_out is not None:
-        classes = _class_names(root / "train")
-        foreign = sorted(set(_class_names(held_out)) - set(classes))
-        if foreign:
-            raise DataError(
-                f"{held_out} has the classes {', '.join(foreign)}",
-                f"no class that {root / 'train'} lacks",
-                "move or rename their directories",
-            )
-        return Dataset(_files(root / "train", classes), _files(held_out, classes), classes)
-    if _class_names(root) == ["train"]:  # without a test directory: the split, not a class
-        root /= "train"
-    classes = _class_names(root)
-    everything = _files(root, classes)
-    if not everything.paths:
-        raise DataError(
-            f"folder:{where} holds no image", "class directories with image files", f"suffixes: {sorted(SUFFIXES)}"
-        )
-    # By the file's name, so that adding files never moves one from test to train.
-    names = [path.relative_to(root).as_posix() for path in everything.paths]
-    held = np.array([hashlib.sha256(name.encode()).digest()[0] < 26 for name in names])
-    return Dataset(_subset(everything, np.flatnonzero(~held)), _subset(everything, np.flatnonzero(held)), classes)
-
-
-def _class_names(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _files(root: Path, classes: Sequence[str]) -> FileSplit:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES)
-        paths += found
-        labels += [label] * len(found)
-    return FileSplit(paths, np.array(labels, np.int64))
-
-
-def _subset(split: FileSplit, chosen: npt.NDArray[np.intp]) -> FileSplit:
-    return FileSplit([split.paths[i] for i in chosen], split.labels[chosen])
-
-
 def _torchvision(kind: str, labels: str) -> Callable[[str], Dataset]:
     def build(where: str) -> Dataset:
         datasets = _need("torchvision.datasets", "torchvision")
@@ -232,7 +170,7 @@ def _need(module: str, package: str) -> Any:
 
 _LOADERS: dict[str, Callable[[str], Dataset]] = {
     "digits": _digits,
-    "folder": _folder,
+    "folder": lambda where: Dataset(*list_folder(where)),
     "npz": _npz,
     "cifar10": _torchvision("CIFAR10", "targets"),
     "cifar100": _torchvision("CIFAR100", "targets"),

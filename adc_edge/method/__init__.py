@@ -1,1 +1,1 @@
-"""The paper as pure functions of tensors: trunk, ADC, ratio, labels, and the seam to timm."""
+"""The paper's method as pure functions of tensors: trunk, ADC, ratio, labels, and the only use of timm."""

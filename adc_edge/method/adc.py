@@ -1,10 +1,10 @@
 """Attention-based Double Compression (ADC), as pure functions of tensors (paper, section "ADC").
 
-Nothing here knows of timm, of sockets or of files. Every function traces to ONNX with dynamic B, T and S, which is
-why loops are unrolled, masks are arithmetic and no shape depends on a value.
+This module imports no timm and touches no socket or file. Every function traces to ONNX with dynamic B, T and S:
+loops are unrolled, masks are arithmetic, and no shape depends on a value.
 
-Scores, distances and means are computed in FP32 whatever the blocks compute in, autocast included: in FP16 no batch
-keeps its assignments on raw scores, and centred ones keep them in 95 of 100.
+Scores, distances and means are computed in FP32, whatever the blocks compute in, also under autocast. In FP16 no batch
+keeps its assignments on raw scores, and 95 of 100 keep them on centred scores.
 
 Shapes:
     B images, N tokens (the P prefix tokens first, CLS at 0), D channels, H heads,
@@ -27,7 +27,7 @@ _R = TypeVar("_R")
 
 
 def _without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Autocast would round the products of matrices, whatever they are of."""
+    """Run ``function`` without autocast, which would round its matrix products."""
 
     @functools.wraps(function)
     def plain(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -42,7 +42,7 @@ def _without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 @_without_autocast
 def cls_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """The CLS row of a block's softmax attention, averaged over the heads (paper, step 1).
+    """Return the CLS row of a block's softmax attention, averaged over the heads (paper, step 1).
 
     Args:
         query: CLS queries, ``[B, H, 1, d]``.
@@ -50,7 +50,7 @@ def cls_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
         scale: factor on the logits, usually ``d ** -0.5``.
 
     Returns:
-        Scores ``[B, N]``, at least float32; each row sums to one. Detached: no gradient flows through the choice.
+        Scores ``[B, N]``, at least float32; each row sums to one. Detached: the choice has no gradient.
     """
     logits = (_at_least_fp32(query.detach()) * scale) @ _at_least_fp32(keys.detach()).transpose(-2, -1)  # [B, H, 1, N]
     return logits.softmax(dim=-1).squeeze(2).mean(dim=1)
@@ -61,16 +61,16 @@ def _at_least_fp32(x: Tensor) -> Tensor:
 
 
 def membership(assignment: Tensor, clusters: Tensor) -> Tensor:
-    """One-hot rows of who belongs where: ``[B]`` and the cluster ids ``[T]`` -> float ``[T, B]``."""
+    """Return one-hot memberships: assignment ``[B]`` and cluster ids ``[T]`` -> float ``[T, B]``."""
     return (assignment.unsqueeze(0) == clusters.unsqueeze(1)).to(torch.float32)
 
 
 @_without_autocast
 def kmeans(scores: Tensor, init_rows: Tensor, iterations: int = LLOYD_ITERATIONS) -> tuple[Tensor, Tensor]:
-    """Lloyd's k-means on the score rows, started from rows of the batch (paper, step 2).
+    """Cluster the score rows by Lloyd's k-means, started from rows of the batch (paper, step 2).
 
-    Rows are centred and scaled first: the expanded distance on raw rows, which lie close together, flips assignments
-    in FP32. An emptied cluster keeps its old centroid.
+    Rows are centred and scaled first: raw rows lie close together, and their expanded distances flip assignments in
+    FP32. A cluster that loses all members keeps its centroid.
 
     Args:
         scores: ``[B, N]``.
@@ -96,7 +96,7 @@ def kmeans(scores: Tensor, init_rows: Tensor, iterations: int = LLOYD_ITERATIONS
 
 @_without_autocast
 def cluster_mean(values: Tensor, assignment: Tensor, clusters: Tensor) -> Tensor:
-    """Mean of each cluster's members: ``[B, ...]`` -> ``[T, ...]``; an empty cluster gives zeros (paper, step 2)."""
+    """Return the mean of each cluster's members, ``[B, ...]`` -> ``[T, ...]``; zeros if it has none (paper, step 2)."""
     members = membership(assignment, clusters)
     weights = members / members.sum(dim=1, keepdim=True).clamp_min(1.0)  # [T, B]
     rows = _at_least_fp32(values).flatten(1)
@@ -104,7 +104,7 @@ def cluster_mean(values: Tensor, assignment: Tensor, clusters: Tensor) -> Tensor
 
 
 def select_tokens(centroids: Tensor, kept: int, prefix: int) -> Tensor:
-    """The prefix tokens and the ``kept`` patch tokens with the largest centroid scores (paper, step 3).
+    """Return the prefix tokens and the ``kept`` patch tokens with the largest centroid scores (paper, step 3).
 
     Args:
         centroids: mean scores of each cluster, ``[T, N]``.
@@ -120,5 +120,5 @@ def select_tokens(centroids: Tensor, kept: int, prefix: int) -> Tensor:
 
 
 def gather_tokens(x: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of ``x`` ``[B, N, D]`` at ``tokens`` ``[B, k]`` -> ``[B, k, D]``."""
+    """Return the rows of ``x`` ``[B, N, D]`` at ``tokens`` ``[B, k]``: ``[B, k, D]``."""
     return x.gather(1, tokens.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

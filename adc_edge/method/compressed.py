@@ -1,4 +1,4 @@
-"""A compressed batch in NumPy, as engines give it and messages carry it (paper, section "ADC")."""
+"""A compressed batch in NumPy, which engines return and messages carry (paper, section "ADC")."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class CompressedBatch(NamedTuple):
     activations: Float32  # [T, k, D]
     assignment: Int64  # [B], in [0, T)
     tokens: Int64  # [T, k]
-    hidden: Float32 | None = None  # [B, N, D] after the frozen blocks, if the engine was asked for it
+    hidden: Float32 | None = None  # [B, N, D] after the frozen blocks, on request
 
 
 def drop_empty(activations: Any, assignment: Any, tokens: Any, counts: Any) -> tuple[Any, Any, Any]:
@@ -26,7 +26,7 @@ def drop_empty(activations: Any, assignment: Any, tokens: Any, counts: Any) -> t
         counts: members of each cluster, ``[T]``.
 
     Returns:
-        The first three, of the clusters whose count is not 0.
+        The first three arguments, for the clusters that have members.
     """
     used = counts > 0
     if used.all():

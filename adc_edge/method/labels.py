@@ -1,4 +1,4 @@
-"""Soft labels as they travel: sparse (cluster, class, count) triples instead of ``[T, C]`` floats (paper, step 2)."""
+"""Soft labels in messages: sparse (cluster, class, count) triples instead of ``[T, C]`` floats (paper, step 2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adc_edge.errors import ProtocolError
 
 
 def label_triples(assignment: Int64, labels: Int64, classes: int) -> npt.NDArray[np.int32]:
-    """Count each cluster's labels.
+    """Count the labels in each cluster.
 
     Args:
         assignment: cluster of each image, ``[B]``.
@@ -27,7 +27,7 @@ def label_triples(assignment: Int64, labels: Int64, classes: int) -> npt.NDArray
 
 
 def check_classes(labels: npt.NDArray[np.int32], classes: int) -> None:
-    """Raise ProtocolError, code ``labels``, unless every label that came is a class of the bundle."""
+    """Raise ProtocolError, code ``labels``, unless every label received is a class of the bundle."""
     if labels.min() < 0 or labels.max() >= classes:
         raise ProtocolError(
             f"labels from {labels.min()} to {labels.max()}",
@@ -38,11 +38,11 @@ def check_classes(labels: npt.NDArray[np.int32], classes: int) -> None:
 
 
 def soft_labels(data: Any, clusters: int, classes: int, images: int) -> Float32:
-    """Read triples back as the mean of the members' one-hot labels: float32 ``[T, C]``.
+    """Return the mean of the members' one-hot labels, float32 ``[T, C]``, from triples.
 
     Raises:
-        ProtocolError: code ``labels``: a class or cluster outside its range, a cluster without a label, or counts
-            that do not add up to ``images``.
+        ProtocolError: code ``labels``: a class or cluster is out of range, a cluster has no label, or the counts do
+            not add up to ``images``.
     """
     triples = np.frombuffer(data, "<i4").reshape(-1, 3)
     cluster, label, count = triples.T

@@ -1,4 +1,4 @@
-"""How much of a batch is sent: the true ratio ξ = (T/B)·(k/N) (paper, section "ADC")."""
+"""The true ratio ξ = (T/B)·(k/N): the share of a batch that is sent (paper, section "ADC")."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import msgspec
 
 from adc_edge.errors import SettingError
 
-_NEAR = 0.01  # of ξ: near enough, beside what labels and framing add
+_NEAR = 0.01  # relative tolerance of ξ: labels and framing add about as much
 _EPSILON = 1e-9  # 0.29 * 100 is 28.999… in binary; floor must not lose a cluster to that
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """What a step sends: T clusters of k tokens, out of B images of N tokens."""
+    """Size of a step's message: T clusters of k tokens, from B images of N tokens."""
 
     images: int
     tokens: int
@@ -22,19 +22,19 @@ class Shape(msgspec.Struct, frozen=True):
 
     @property
     def xi(self) -> float:
-        """ξ, what is really sent of the batch."""
+        """The true ratio ξ of this shape."""
         return self.clusters * self.kept / (self.images * self.tokens)
 
 
 class Ratio(msgspec.Struct, frozen=True):
-    """A target: either one ξ, or T/B and k/N apart (the paper's grid)."""
+    """A target ratio: either ξ, or T/B and k/N separately (the paper's grid)."""
 
     xi: float | None = None
     batch: float | None = None
     token: float | None = None
 
     def check(self) -> Ratio:
-        """Return self, or raise SettingError unless it is ξ alone or both parts, each in (0, 1]."""
+        """Return self, or raise SettingError unless it has ξ alone or both parts alone, each in (0, 1]."""
         given = [v for v in (self.xi, self.batch, self.token) if v is not None]
         apart = self.batch is not None and self.token is not None and self.xi is None
         alone = self.xi is not None and self.batch is None and self.token is None
@@ -47,13 +47,13 @@ class Ratio(msgspec.Struct, frozen=True):
         return self
 
     def shape(self, images: int, tokens: int, prefix: int) -> Shape:
-        """T and k for a batch of ``images`` with ``tokens`` tokens each, ``prefix`` of them always kept.
+        """Return T and k for ``images`` images of ``tokens`` tokens, ``prefix`` of which are always kept.
 
-        Two parts are floored as in the paper. One ξ uses the T nearest to √ξ·B with which some k sends ξ to 1 %, or
-        the T near it that comes closest. At least one patch token is kept.
+        T/B and k/N are floored as in the paper. For one ξ, T is the number nearest to √ξ·B for which some k gives ξ
+        within 1 %, or else the one near it that comes closest. At least one patch token is kept.
 
         Raises:
-            SettingError: if the batch is smaller than the two clusters that k-means needs.
+            SettingError: the batch is smaller than the two clusters that k-means needs.
         """
         if images < 2:
             raise SettingError(
@@ -70,7 +70,7 @@ class Ratio(msgspec.Struct, frozen=True):
 
 
 def _nearest(xi: float, images: int, tokens: int, least: int) -> tuple[int, int]:
-    """T and k >= ``least``; where √ξ asks for fewer tokens than that, T makes up for it."""
+    """T and k >= ``least``; where √ξ gives fewer tokens than that, T is larger instead."""
     total = xi * images * tokens
     ideal = min(math.sqrt(xi) * images, total / least)
     low = max(2, math.floor(0.8 * ideal))

@@ -1,4 +1,4 @@
-"""The shape of a trunk: all that the device needs to know of a model, without torch or timm."""
+"""The architecture of a trunk, as plain numbers: a device reads it without torch or timm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class TrunkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Architecture of a trunk (blocks 1..depth of a VisionTransformer).
+    """Architecture of a trunk: blocks 1..depth of a VisionTransformer.
 
     ``position_tokens`` is the length of the position embedding: N, N - P (prefix tokens not embedded) or 0 (none).
     """
@@ -35,16 +35,16 @@ class TrunkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def prefix(self) -> int:
-        """P: CLS, then the distillation token or the registers."""
+        """Prefix tokens P: CLS, then the distillation token or the registers."""
         return 1 + int(self.distilled) + self.register_tokens
 
     @property
     def patches(self) -> int:
-        """Patch tokens of one image."""
+        """Number of patch tokens of one image."""
         (height, width), (down, across) = self.image_size, self.patch_size
         return (height // down) * (width // across)
 
     @property
     def tokens(self) -> int:
-        """N: prefix and patch tokens of one image."""
+        """Number of tokens N of one image: prefix and patches."""
         return self.prefix + self.patches

@@ -1,7 +1,7 @@
-"""The seam to timm (host only): a VisionTransformer cut into Trunk and Head.
+"""A timm VisionTransformer cut into Trunk and Head (host only; no other core module imports timm).
 
-The trunk is rebuilt from its spec and loaded strictly by name, so whatever in the model it could not express shows as
-a name or a number that differs, and is refused. The head is timm's own model without its first blocks.
+The trunk is rebuilt from its spec and its weights are loaded strictly by name. A part that the trunk cannot express
+shows as a name or a number that differs, and is refused. The head is timm's model without its first blocks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SUPPORTED = "a timm VisionTransformer with a CLS token (DeiT, ViT, distilled, D
 class Head(nn.Module):
     """Blocks split+1..L, norm and classifier of a VisionTransformer: ``[T, k, D]`` -> logits ``[T, C]``.
 
-    ``vit`` keeps timm's parameter names (``blocks.6.…`` for split 6), the first blocks being empty.
+    ``vit`` keeps timm's parameter names (``blocks.6.…`` for split 6); its first blocks are empty.
     """
 
     def __init__(self, vit: VisionTransformer, split: int) -> None:
@@ -46,7 +46,7 @@ class Head(nn.Module):
             self.vit.blocks[index] = nn.Identity()
 
     def forward(self, activations: Tensor) -> Tensor:
-        """Logits; any subset of tokens is valid, since positions were added at the embedding."""
+        """Return the logits; any subset of tokens is valid, since positions were added at the embedding."""
         x = self.vit.norm(self.vit.blocks(activations))
         return self.vit.forward_head(x)  # type: ignore[no-any-return]
 
@@ -58,10 +58,10 @@ def create_vit(
     weights: Path | None = None,
     pretrained: bool = False,
 ) -> VisionTransformer:
-    """Make a timm model, with weights from a file or timm's hub; a classifier of another size starts anew.
+    """Create a timm model, with weights from a file or timm's hub; a classifier of another size is initialised anew.
 
     Raises:
-        ModelError: timm does not know the model, refuses the arguments or the weights, or it is no VisionTransformer.
+        ModelError: timm cannot make the model with these arguments and weights, or it is no VisionTransformer.
     """
     extra = dict(model_args)
     if classes is not None:
@@ -86,10 +86,10 @@ def create_vit(
 
 
 def split_vit(vit: VisionTransformer, split: int) -> tuple[Trunk, Head]:
-    """Cut a model after block ``split``; both halves own copies of its weights.
+    """Cut a model after block ``split``; each half owns a copy of its weights.
 
     Raises:
-        ModelError: no CLS token, a split outside 1..L-1, or a part that the trunk cannot express.
+        ModelError: the model has no CLS token, ``split`` is outside 1..L-1, or the trunk cannot express a part.
     """
     depth = len(vit.blocks)
     if not vit.has_class_token:
@@ -110,12 +110,12 @@ def split_vit(vit: VisionTransformer, split: int) -> tuple[Trunk, Head]:
 
 
 def head_from_manifest(manifest: Manifest) -> Head:
-    """The head that a bundle describes, with fresh weights."""
+    """Return the head that a bundle describes, with newly initialised weights."""
     return Head(create_vit(manifest.model, manifest.model_args, manifest.classes), manifest.split)
 
 
 def preprocessing(vit: VisionTransformer) -> Preprocessing:
-    """What the model's images go through, by timm's configuration of it."""
+    """Return the preprocessing in timm's configuration of the model."""
     config = timm.data.resolve_model_data_config(vit)
     mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
     if vit.patch_embed.proj.in_channels == 1:
@@ -128,10 +128,10 @@ def preprocessing(vit: VisionTransformer) -> Preprocessing:
 
 
 def trunk_spec(vit: VisionTransformer, split: int) -> TrunkSpec:
-    """The architecture of a model's first ``split`` blocks.
+    """Return the architecture of a model's first ``split`` blocks.
 
     Raises:
-        ModelError: a part that the trunk cannot express.
+        ModelError: the trunk cannot express a part of them.
     """
     blocks, embed = list(vit.blocks[:split]), vit.patch_embed
     if type(embed) is not PatchEmbed or not all(type(block) is Block for block in blocks):
@@ -182,7 +182,7 @@ def _activation(act: nn.Module) -> str:
 
 
 def _refuse_dropout(vit: VisionTransformer, split: int) -> None:
-    """The trunk is computed twice (engine and shim), so nothing in it may be drawn at random."""
+    """Refuse dropout: the trunk is computed twice (engine and recompute), so nothing in it may be random."""
     parts = [vit.pos_drop, vit.patch_drop, *vit.blocks[:split].modules()]
     for part in parts:
         rate = getattr(part, "p", getattr(part, "drop_prob", getattr(part, "prob", 0.0)))
@@ -203,7 +203,7 @@ def _in_trunk(name: str, split: int) -> bool:
 
 @torch.no_grad()
 def _check_equal(vit: VisionTransformer, trunk: Trunk, split: int) -> None:
-    """The last word on support: the trunk computes what timm computes."""
+    """Raise ModelError unless the trunk computes what timm computes."""
     was_training = vit.training
     images = torch.randn(2, trunk.spec.channels, *trunk.spec.image_size, generator=torch.Generator().manual_seed(0))
     vit.eval()

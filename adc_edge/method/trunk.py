@@ -1,8 +1,8 @@
 """The client half of a VisionTransformer in plain torch, under timm's parameter names.
 
-The device trains this and the exporter traces it, so it must not import timm (which imports torchvision, hard to get
-on a Jetson). It differs from timm in one thing only: the last block can compute just what ADC sends. Blocks that are
-frozen need not be computed again: ``replay`` can start from what another engine found after them.
+The device trains this module and the exporter traces it, so it must not import timm, which imports torchvision (hard to
+install on a Jetson). It differs from timm in one thing only: the last block can compute just what ADC sends. Frozen
+blocks need not be computed again: ``replay`` can start from another engine's output of them.
 
 Shapes: B images, N = P + patches tokens, D channels, H heads of d channels, T clusters, k = P + S kept tokens.
 """
@@ -21,7 +21,7 @@ from adc_edge.method.spec import TrunkSpec
 
 
 class AdcOutput(NamedTuple):
-    """What ADC makes of a batch; clusters with ``counts == 0`` are meaningless and are not sent."""
+    """Output of ADC for a batch; clusters with ``counts == 0`` are meaningless and are not sent."""
 
     activations: Tensor  # [T, k, D] float32
     assignment: Tensor  # [B] int64
@@ -30,7 +30,7 @@ class AdcOutput(NamedTuple):
 
 
 class Inspected(NamedTuple):
-    """``AdcOutput``, and the scores that the choice rests on."""
+    """``AdcOutput``, and the scores from which clusters and tokens were chosen."""
 
     compressed: AdcOutput
     scores: Tensor  # [B, N] float32
@@ -84,7 +84,7 @@ class _Attention(nn.Module):
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
         parts = F.linear(h, self.qkv.weight[rows], bias)
         split = parts.reshape(h.shape[0], h.shape[1], last - first, self.heads, self.head_dim)
-        # Unbound before it is transposed: the backward then stacks straight into the layout of `parts`, one copy less.
+        # Unbinding before transposing saves a copy: the backward stacks straight into the layout of `parts`.
         return tuple(part.transpose(1, 2) for part in split.unbind(2))
 
     def queries(self, h: Tensor) -> Tensor:
@@ -126,14 +126,14 @@ class _Block(nn.Module):
         self.ls2 = _LayerScale(spec.embed_dim) if spec.layer_scale else nn.Identity()
 
     def finish(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The block's output at the tokens of ``x`` and ``q`` only, attending to all of ``k`` and ``v``."""
+        """Return the block's output at the tokens of ``x`` and ``q`` alone, which attend to all of ``k`` and ``v``."""
         x = x + self.ls1(self.attn(q, k, v))
         return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
     def finish_merged(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, assignment: Tensor, clusters: Tensor) -> Tensor:
-        """``finish``, then the mean over each cluster's images: ``[T, n, D]``.
+        """Return ``finish``, then the mean over each cluster's images: ``[T, n, D]``.
 
-        What follows the activation function is linear, so the mean may go before it: fc2 sees T images, not B.
+        fc2, after the activation function, is linear. So the mean is taken before it, and fc2 sees T images, not B.
         """
         x = x + self.ls1(self.attn(q, k, v))  # [B, n, D]
         active = self.mlp.act(self.mlp.fc1(self.norm2(x)))  # [B, n, mlp_dim]
@@ -160,7 +160,7 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(_Block(spec) for _ in range(spec.depth))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Tokens that enter block 1: ``[B, C, H, W]`` -> ``[B, N, D]``."""
+        """Return the tokens that enter block 1: ``[B, C, H, W]`` -> ``[B, N, D]``."""
         x = self.patch_embed(images)
         extra = [p for p in (self.cls_token, self.dist_token, self.reg_token) if p is not None]
         prefix = [p.expand(x.shape[0], -1, -1) for p in extra]
@@ -172,18 +172,18 @@ class Trunk(nn.Module):
         return self.norm_pre(x)  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Block ``split``'s whole output, nothing merged or dropped: ``[B, C, H, W]`` -> ``[B, N, D]``."""
+        """Return block ``split``'s full output, without ADC: ``[B, C, H, W]`` -> ``[B, N, D]``."""
         x = self.embed(images)
         for block in self.blocks:
             x = block(x)
         return x
 
     def states(self, x: Tensor, start: int = 0) -> list[Tensor]:
-        """The inputs of blocks ``start + 1 .. split``, each ``[B, N, D]``; the last is the last block's.
+        """Return the inputs of blocks ``start + 1 .. split``, each ``[B, N, D]``.
 
         Args:
             x: images ``[B, C, H, W]``; with ``start`` > 0 the output of block ``start``, ``[B, N, D]``.
-            start: blocks that ``x`` has behind it, ``0 <= start < split``.
+            start: number of blocks already applied to ``x``, ``0 <= start < split``.
         """
         states = [x if start else self.embed(x)]
         for block in self.blocks[start:-1]:
@@ -191,24 +191,24 @@ class Trunk(nn.Module):
         return states
 
     def compress(self, images: Tensor, init_rows: Tensor, slots: Tensor) -> AdcOutput:
-        """Trunk and ADC in one; see ``compress_last``. ``images`` are ``[B, C, H, W]``."""
+        """Run trunk and ADC on images ``[B, C, H, W]``; see ``compress_last``."""
         return self.compress_last(self.states(images)[-1], init_rows, slots)
 
     def compress_last(self, x: Tensor, init_rows: Tensor, slots: Tensor) -> AdcOutput:
-        """The last block and ADC in one, where the block computes only what is sent (paper, steps 1-3).
+        """Run the last block and ADC together, so that the block computes only what is sent (paper, steps 1-3).
 
-        The CLS row needs one query and the keys of all tokens; queries, attention output and MLP follow for the
-        chosen tokens alone. The result equals merging and selecting from the whole output.
+        The CLS row needs one query and the keys of all tokens. Queries, attention output and MLP follow for the chosen
+        tokens alone. The result equals merging and selecting from the full output.
 
         Args:
             x: input of the last block, ``[B, N, D]``.
             init_rows: rows of the batch that start k-means, distinct, int64 ``[T]``.
-            slots: int64 ``[S]`` of which only the length counts: patch tokens to keep.
+            slots: int64 ``[S]``; only its length S counts, the number of patch tokens to keep.
         """
         return self.inspect_last(x, init_rows, slots).compressed
 
     def inspect_last(self, x: Tensor, init_rows: Tensor, slots: Tensor) -> Inspected:
-        """``compress_last``, and its scores."""
+        """Return the output of ``compress_last``, and its scores."""
         last, h, k, v = self._keys_values(x)
         scores = adc.cls_attention(last.attn.queries(h[:, :1]), k, last.attn.scale)  # [B, N]
         assignment, counts = adc.kmeans(scores, init_rows)
@@ -218,13 +218,13 @@ class Trunk(nn.Module):
         return Inspected(compressed, scores)
 
     def replay(self, x: Tensor, assignment: Tensor, tokens: Tensor, start: int = 0) -> Tensor:
-        """The activations of a choice made elsewhere (by the engine), with autograd: ``[T, k, D]``.
+        """Return the activations ``[T, k, D]``, with autograd, for the clusters and tokens that an engine chose.
 
         Args:
             x: images ``[B, C, H, W]``; with ``start`` > 0 the output of block ``start``, ``[B, N, D]``.
             assignment: int64 ``[B]`` in ``[0, T)``.
             tokens: int64 ``[T, k]``.
-            start: blocks that ``x`` has behind it, ``0 <= start < split``.
+            start: number of blocks already applied to ``x``, ``0 <= start < split``.
         """
         x = self.states(x, start)[-1]
         last, h, k, v = self._keys_values(x)

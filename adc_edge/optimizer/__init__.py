@@ -1,1 +1,1 @@
-"""The optimizer of either half: its settings without torch, and its steps."""
+"""The optimizer of trunk and head: its settings without torch, and its steps with torch."""

@@ -1,4 +1,4 @@
-"""How a half learns, as settings and a schedule: what a device without torch must know of it too."""
+"""Optimizer settings and the learning-rate schedule, for devices without torch too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class OptimizerSettings(msgspec.Struct, frozen=True):
-    """How one half learns. ``clip_norm`` 0 means no clipping; it sees this half's gradients alone."""
+    """Settings of one half's optimizer. ``clip_norm`` applies to that half's gradients alone; 0 means no clipping."""
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 1e-4
@@ -22,7 +22,7 @@ class OptimizerSettings(msgspec.Struct, frozen=True):
 
 
 def learning_rate(settings: OptimizerSettings, step: int, planned_steps: int) -> float:
-    """Learning rate of ``step``: linear warm-up, then constant or a half cosine down to zero."""
+    """Return the learning rate of ``step``: linear warm-up, then constant or a half cosine down to zero."""
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     total = settings.schedule_steps or planned_steps
@@ -33,6 +33,6 @@ def learning_rate(settings: OptimizerSettings, step: int, planned_steps: int) ->
 
 
 def take_settings(options: dict[str, Any]) -> OptimizerSettings:
-    """The settings among a command's options, which are taken out of ``options``."""
+    """Remove the optimizer settings from a command's ``options`` and return them."""
     names = {"optimizer" if field == "name" else field: field for field in OptimizerSettings.__struct_fields__}
     return msgspec.convert({field: options.pop(option) for option, field in names.items()}, OptimizerSettings)

@@ -1,4 +1,4 @@
-"""The optimizer of either side: AdamW, Adam or SGD, with clipping and the schedule of `settings.py`."""
+"""The optimizer of trunk or head in torch: AdamW, Adam or SGD, with clipping and the schedule of `settings.py`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Optimizer:
         self._torch.zero_grad(set_to_none=True)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The optimizer's state as arrays named ``INDEX.KEY``."""
+        """Return the optimizer's state as arrays named ``INDEX.KEY``."""
         state = self._torch.state_dict()["state"]
         return {
             f"{index}.{key}": np.asarray(value.detach().cpu())
@@ -46,10 +46,10 @@ class Optimizer:
         }
 
     def restore(self, arrays: Arrays) -> None:
-        """Take back what ``arrays`` gave.
+        """Restore the state that ``arrays`` returned.
 
         Raises:
-            CheckpointError: the state has parameters that this optimizer lacks.
+            CheckpointError: the state has parameters that this optimizer does not have.
         """
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in arrays.items():

@@ -1,4 +1,4 @@
-"""The exported directory that both sides load: manifest, ONNX, weights. Nothing in it is ever unpickled."""
+"""The exported bundle that both sides load: manifest, ONNX graphs, weights. Nothing in it is ever unpickled."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ CLIENT_FP16 = "client.fp16.onnx"  # `export --fp16`: weights in fp16 under the s
 CLIENT_BARE = "client.fp16.bare.onnx"  # `export --tensorrt`: the same without weights, which are all inputs
 CLIENT_INT8 = "client.int8.onnx"  # `calibrate`, with CALIBRATION beside it
 CALIBRATION = "calibration.json"
-GOLDEN = "golden.safetensors"  # images and what the device must make of them (golden.py)
+GOLDEN = "golden.safetensors"  # images, and the output that the device must compute from them (`golden.py`)
 TRUNK = "trunk.safetensors"
 HEAD = "head.safetensors"
-OUTPUTS = ["activations", "assignment", "tokens", "counts"]  # of every client graph; it may have more
-ENGINES = "engines"  # TensorRT's, for one GPU and one TensorRT: built on the device, never copied
+OUTPUTS = ["activations", "assignment", "tokens", "counts"]  # every client graph has these; it may have more
+ENGINES = "engines"  # TensorRT engines, for one GPU and one TensorRT version: built on the device, never copied
 
-Compute = Literal["fp32", "fp16", "int8"]  # what an engine computes in
+Compute = Literal["fp32", "fp16", "int8"]  # number format in which an engine computes
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is in a bundle, and how it is served by default.
+    """Contents of a bundle, and the default settings of `serve`.
 
-    ``tokens`` is N, ``dim`` D and ``prefix`` P of the paper; ``depth`` counts all blocks.
+    ``tokens`` is N, ``dim`` D and ``prefix`` P of the paper; ``depth`` is the number of all blocks.
     """
 
     format: int
@@ -53,14 +53,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     opset: int
     files: dict[str, str]
     versions: dict[str, str]
-    gradient_precision: Precision | None = None  # None: as ``precision``, and in bundles up to 0.5
+    gradient_precision: Precision | None = None  # None means ``precision``; bundles of 0.5 and older have None
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """calibration.json: what `calibrate` made and how good it is; the manifest, and so the bundle's digest, stays."""
+    """calibration.json: output and quality of `calibrate`. The manifest, and so the bundle's digest, is unchanged."""
 
     format: int
-    client: str  # SHA-256 of the client.onnx that it was made of
+    client: str  # SHA-256 of the client.onnx that was calibrated
     int8: str  # SHA-256 of client.int8.onnx
     method: str
     images: int
@@ -79,7 +79,7 @@ class Bundle(msgspec.Struct, frozen=True):
         """Read the manifest and check the digest of each file in ``need``.
 
         Raises:
-            BundleError: no bundle there, an unknown format, or a file that is missing or changed.
+            BundleError: there is no bundle, its format is unknown, or a file is missing or changed.
         """
         text = _read(path / MANIFEST)
         manifest = parse_manifest(text, str(path / MANIFEST))
@@ -88,15 +88,15 @@ class Bundle(msgspec.Struct, frozen=True):
         return cls(path, manifest, sha256(path / MANIFEST))
 
     def file(self, name: str) -> Path:
-        """One of the manifest's files, verified; raises BundleError if it is missing or changed."""
+        """Return the verified path of a file of the manifest; raises BundleError if it is missing or changed."""
         _check(self.path / name, self.manifest.files.get(name))
         return self.path / name
 
     def client(self, compute: Compute) -> Path:
-        """The graph that computes so, verified.
+        """Return the verified path of the client graph that computes in ``compute``.
 
         Raises:
-            BundleError: the bundle has none, or it is missing or changed, or calibrated from another client.onnx.
+            BundleError: the graph is absent, missing or changed, or was calibrated from another client.onnx.
         """
         if compute == "int8":
             return self._int8()
@@ -115,7 +115,9 @@ class Bundle(msgspec.Struct, frozen=True):
                 f"{self.path} has no {CALIBRATION}", "a calibrated bundle", "adc-edge calibrate --bundle DIR --data SRC"
             ) from None
         except msgspec.DecodeError as error:
-            raise BundleError(f"{CALIBRATION}: {error}", "as `adc-edge calibrate` wrote it", _CALIBRATE) from None
+            raise BundleError(
+                f"{CALIBRATION}: {error}", "a file as `adc-edge calibrate` wrote it", _CALIBRATE
+            ) from None
         if calibration.format != BUNDLE_FORMAT or calibration.client != self.manifest.files.get(CLIENT):
             raise BundleError(f"{CALIBRATION} belongs to another bundle", f"one of this {CLIENT}", _CALIBRATE)
         _check(self.path / CLIENT_INT8, calibration.int8, _CALIBRATE)
@@ -130,7 +132,7 @@ class _Format(msgspec.Struct):
 
 
 def parse_manifest(text: bytes, where: str) -> Manifest:
-    """Read a manifest; raises BundleError on another format version or unreadable text."""
+    """Parse a manifest; raises BundleError on another format version or unreadable text."""
     try:
         found = msgspec.json.decode(text, type=_Format).format
         if found != BUNDLE_FORMAT:

@@ -1,4 +1,4 @@
-"""A run's state on disk: one safetensors file a checkpoint, written whole, checked when read, the last two kept."""
+"""Checkpoints of a run: one safetensors file each, written atomically, verified when read, the last two kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEPT = 2
 
 
 class Checkpoint(NamedTuple):
-    """State at the beginning of ``step``: ``meta`` is JSON, ``arrays`` are the tensors by name."""
+    """State of a run before ``step``: ``meta`` is JSON, ``arrays`` are the tensors by name."""
 
     step: int
     arrays: dict[str, npt.NDArray[Any]]
@@ -29,7 +29,7 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(directory: Path, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> Path:
-    """Write ``checkpoint-STEP.safetensors`` and drop all but the newest two."""
+    """Write ``checkpoint-STEP.safetensors`` and delete all but the newest two."""
     whole = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     text = json.dumps(meta, sort_keys=True)
     header = {"step": str(step), "meta": text, "sha256": _digest(step, whole, text)}
@@ -41,10 +41,10 @@ def save_checkpoint(directory: Path, step: int, arrays: Arrays, meta: Mapping[st
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint back.
+    """Read and verify one checkpoint.
 
     Raises:
-        CheckpointError: torn, damaged, or no checkpoint at all.
+        CheckpointError: the file is incomplete, damaged, or no checkpoint.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -60,10 +60,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(directory: Path, until: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint, of a step up to ``until``, that reads back whole; None where there never was one.
+    """Return the newest intact checkpoint, of a step up to ``until``; None if there is no checkpoint.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is whole.
+        CheckpointError: there are checkpoints, and none is intact.
     """
     failure: CheckpointError | None = None
     for path in reversed(_all(directory)):
@@ -79,12 +79,12 @@ def latest_checkpoint(directory: Path, until: int | None = None) -> Checkpoint |
 
 
 def checkpoint_steps(directory: Path) -> list[int]:
-    """Steps of the checkpoints that are there, whole or not, oldest first."""
+    """Return the steps of the checkpoints on disk, intact or not, oldest first."""
     return [_step(path) for path in _all(directory)]
 
 
 def drop_newer(directory: Path, step: int) -> None:
-    """Remove checkpoints of later steps: the run has gone back, and will make them anew."""
+    """Delete checkpoints of steps after ``step``, which a run that was rewound will write again."""
     for path in _all(directory):
         if _step(path) > step:
             path.unlink()

@@ -1,11 +1,11 @@
-"""What a run leaves in its ``--run DIR``: settings, metrics line by line, checkpoints, and the weights at the end.
+"""Directory of a run (``--run DIR``): settings, metrics, checkpoints, and the weights at the end.
 
-settings.json      what was asked for, which bundle, and on which machine; a resumed run must match the first two
-metrics.jsonl      one JSON object a step or evaluation
-manifest.json      of the bundle; a trainer's run also says in `endpoint` where it listens
+settings.json      options, bundle and machine; a resumed run must match the first two
+metrics.jsonl      one JSON object for each step or evaluation
+manifest.json      copy of the bundle's; a trainer also writes the address on which it listens to `endpoint`
 checkpoint-*.safetensors
-journal/           what was sent and may be asked for again
-lock               held while a process runs there
+journal/           sent messages, which may have to be sent again
+lock               held while a process uses the directory
 trunk.safetensors or head.safetensors, once the run has ended
 """
 
@@ -52,18 +52,18 @@ class _Settings(msgspec.Struct):
 
 
 class RunDir:
-    """A run's directory; with ``path`` None it keeps nothing.
+    """Directory of a run; with ``path`` None nothing is kept.
 
     Args:
-        path: of the directory, made if absent.
+        path: the directory, created if absent.
         fixed: settings that a resumed run must share (bundle, seed, …).
         free: settings that may differ from one start to the next, for the record.
-        machine: what the numbers may depend on (versions, threads, …), for the record.
-        fresh: forget the run that is there.
+        machine: versions, threads and the like, on which the numbers may depend, for the record.
+        fresh: delete the run that is there.
 
     Raises:
         CheckpointError: the directory holds a run with other ``fixed`` settings.
-        SettingError: it cannot be written to, or another process is at work in it.
+        SettingError: the directory is not writable, or another process uses it.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RunDir:
         fresh: bool = False,
     ) -> None:
         self.path = path
-        self.changes: list[str] = []  # of the machine, since the run was last at work
+        self.changes: list[str] = []  # in ``machine`` since the run's last start
         self.trouble: OSError | None = None  # why the last metric could not be written
         self._temporary = tempfile.TemporaryDirectory(prefix="adc-edge-") if path is None else None
         self.journal = Path(self._temporary.name) if self._temporary else Path(str(path)) / JOURNAL
@@ -102,7 +102,7 @@ class RunDir:
 
     @staticmethod
     def _take(path: Path) -> int:
-        """Hold the directory for this process; the kernel lets it go when the process ends, however it ends."""
+        """Lock the directory for this process; the kernel releases the lock however the process ends."""
         handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,23 +134,23 @@ class RunDir:
             )
 
     def latest(self, until: int | None = None) -> Checkpoint | None:
-        """The newest whole checkpoint (of a step up to ``until``), or None."""
+        """Return the newest intact checkpoint, of a step up to ``until``, or None."""
         return latest_checkpoint(self.path, until) if self.path else None
 
     def checkpoint(self, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
-        """Keep the state at the beginning of ``step``; raises OSError, and what was there stays."""
+        """Write the state before ``step``; raises OSError, and then leaves older checkpoints unchanged."""
         if self.path:
             save_checkpoint(self.path, step, arrays, meta)
             self._steps = checkpoint_steps(self.path)
 
     def oldest(self, step: int) -> int:
-        """The oldest step that a run now at ``step`` may come back to: the newest checkpoint might be damaged."""
+        """Return the oldest step to which a run at ``step`` may return: its newest checkpoint may be damaged."""
         if self.path is None:
             return step
         return self._steps[-2] if len(self._steps) > 1 else 0
 
     def metric(self, **values: Any) -> None:
-        """Append one line to metrics.jsonl; a disk that is full loses the line, not the run (see ``trouble``)."""
+        """Append one line to metrics.jsonl; on a full disk the line is lost and the run goes on (see ``trouble``)."""
         if self.path is None:
             return
         line = (b"\n" if self.trouble else b"") + json.dumps(values).encode() + b"\n"
@@ -162,7 +162,7 @@ class RunDir:
             self.trouble = error
 
     def rewind(self, step: int, keep: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
-        """Go back to ``step``: drop later checkpoints and the metrics that ``keep`` denies, and return these."""
+        """Rewind to ``step``: delete later checkpoints and the metrics that ``keep`` rejects, and return these."""
         if self.path is None:
             return []
         drop_newer(self.path, step)
@@ -181,17 +181,17 @@ class RunDir:
         return dropped
 
     def keep(self, name: str, data: bytes) -> None:
-        """Write a file of the run, whole or not at all."""
+        """Write a file of the run atomically."""
         if self.path:
             write_atomic(self.path / name, data)
 
     def kept(self, name: str) -> bytes | None:
-        """A file that ``keep`` wrote; None if there is none."""
+        """Return the contents of a file that ``keep`` wrote, or None."""
         file = self.path / name if self.path else None
         return file.read_bytes() if file is not None and file.is_file() else None
 
     def close(self) -> None:
-        """Let the directory go."""
+        """Release the directory."""
         if self._temporary:
             self._temporary.cleanup()
         else:

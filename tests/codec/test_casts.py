@@ -1,4 +1,4 @@
-"""Halves, bfloats and bit planes beside NumPy's and torch's conversions and a loop over bits, alone and encoded."""
+"""Casts compared with NumPy's and torch's, and bit planes compared with a loop over bits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adc_edge.codec.casts import (
     from_half,
     from_integers,
     pack_bits,
-    parts,
+    row_slices,
     to_bfloat,
     to_half,
     to_integers,
@@ -60,13 +60,13 @@ def test_every_half_its_ties_and_their_neighbours_are_rounded_as_by_numpy(power:
     np.testing.assert_array_equal(half(np.ldexp(x, power), 2.0**-power), theirs)
 
 
-def test_what_is_far_below_a_half_becomes_zero() -> None:
+def test_values_far_below_the_smallest_half_become_zero() -> None:
     tiny = np.array([2.0**-149, 2.0**-126, 2.0**-30, 2.0**-25], np.float32)
     assert half(tiny).tolist() == [0] * 4
     assert half(-tiny).tolist() == [0x8000] * 4
 
 
-def test_every_half_is_read_as_by_numpy_and_what_is_none_becomes_too_large() -> None:
+def test_every_half_is_read_as_by_numpy_and_infinity_and_nan_become_too_large() -> None:
     out = np.empty(2**16, np.float32)
     from_half(PATTERNS, 1.0, out)
     finite = np.isfinite(HALVES)
@@ -121,10 +121,10 @@ def test_integers_are_rounded_to_even_and_read_back_in_steps(bits: int) -> None:
 
 
 @given(st.integers(0, 300_000), st.integers(0, 20_000))
-def test_parts_cover_every_row_once_and_whole_bytes(rows: int, width: int) -> None:
+def test_row_slices_cover_every_row_once_and_whole_bytes(rows: int, width: int) -> None:
     rows = min(rows, 3_000_000 // max(1, width))
     covered = 0
-    for part in parts(rows, width):
+    for part in row_slices(rows, width):
         assert part.start == covered
         assert part.stop > part.start
         assert part.start * width % 8 == 0
@@ -137,7 +137,7 @@ def test_parts_cover_every_row_once_and_whole_bytes(rows: int, width: int) -> No
 
 
 def by_hand(x: Float32, bits: int) -> bytes:
-    """The documented layout, bit by bit."""
+    """Encode by the documented layout, bit by bit."""
     lowest, tokens = 2 ** (bits - 1), x.reshape(-1, x.shape[-1]).tolist()
     exponent = max(math.frexp(value)[1] for token in tokens for value in token)
     scales, levels = b"", []
@@ -192,6 +192,6 @@ def test_the_size_of_a_part_changes_nothing(
     x = gaussian(*shape)
     data = encode(x, precision)
     back = decode(data, shape, precision)
-    monkeypatch.setattr(adc_edge.codec.casts, "_PART_VALUES", 64)
+    monkeypatch.setattr(adc_edge.codec.casts, "_SLICE_VALUES", 64)
     assert encode(x, precision) == data
     assert decode(data, shape, precision).tobytes() == back.tobytes()

@@ -1,4 +1,4 @@
-"""Principal components on the wire: the documented bytes, where bits go, how near rows come back, what is refused."""
+"""Low-rank messages: quantisers, the documented bytes, the error of decoded rows, and refused messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RATE = st.sampled_from(RATES)
 VALUES = st.floats(-LARGEST, LARGEST, width=32) | st.floats(-1.0, 1.0, width=32)
 SHAPES = array_shapes(min_dims=2, max_dims=2, max_side=12)
 TENSORS = arrays(np.float32, SHAPES, elements=VALUES)
-HEAD = "<iHhhH"  # exponent, rank, threshold, basis, class bits
+HEAD = "<iHhhH"  # exponent, rank, threshold, vector offset, class bits
 
 
 def packed(x: Float32, bits: float) -> UInt8:
@@ -41,13 +41,13 @@ def round_trip(x: Float32, bits: float) -> Float32:
 
 
 def relative_error(back: Float32, x: Float32) -> float:
-    """Squared, of the whole."""
+    """Squared error as a share of the squares of ``x``."""
     exact = x.astype(np.float64)
     return float(np.square(back - exact).sum() / np.square(exact).sum())
 
 
 def decaying(rows: int, width: int, seed: int = 0, decay: float = 4.0) -> Float32:
-    """Rows around a mean, whose components halve every ``decay``."""
+    """Rows around a mean; their components' deviations halve every ``decay`` components."""
     rng = np.random.default_rng(seed)
     directions = np.linalg.qr(rng.standard_normal((width, width)))[0]
     coordinates = rng.standard_normal((rows, width)) * 2.0 ** (-np.arange(width) / decay)
@@ -56,7 +56,7 @@ def decaying(rows: int, width: int, seed: int = 0, decay: float = 4.0) -> Float3
 
 
 def of_unlike_sizes(rows: int, width: int) -> Float32:
-    """The same, but some rows are a hundred times as large as others, as gradients are."""
+    """Rows like ``decaying``'s; as in gradients, some are a hundred times as large as others."""
     x = decaying(rows, width)
     x -= x.mean(axis=0)
     x *= np.exp2(np.random.default_rng(1).uniform(-6.6, 0, (rows, 1))).astype(np.float32)
@@ -137,15 +137,15 @@ def test_any_tensor_comes_back_finite_and_the_same_each_time(x: Float32, bits: f
 
 
 def reference_bits(above: int) -> int:
-    """A bit where it saves as much as the first one does at the threshold."""
+    """Bits at an excess of ``above``: each where it saves as much as the first one does at the threshold."""
     savings = normal.ERRORS[:-1] - normal.ERRORS[1:]
     rises = [round(32 * math.log2(savings[0] / saving)) for saving in savings]
     return sum(above >= rise for rise in rises)
 
 
 def reference_decode(data: bytes, rows: int, width: int) -> npt.NDArray[np.float64]:
-    """The documented layout, bit by bit."""
-    exponent, rank, threshold, basis, class_bits = struct.unpack_from(HEAD, data)
+    """Decode by the documented layout, bit by bit."""
+    exponent, rank, threshold, offset, class_bits = struct.unpack_from(HEAD, data)
     at = struct.calcsize(HEAD)
     level = struct.unpack_from(f"<{1 + rank}h", data, at)
     at += 2 * (1 + rank)
@@ -165,8 +165,8 @@ def reference_decode(data: bytes, rows: int, width: int) -> npt.NDArray[np.float
         for row in range(rows):
             classes[row] |= (data[at + row // 8] >> row % 8 & 1) << bit
         at += math.ceil(rows / 8)
-    entry = [reference_bits(level[0] - threshold - basis)]
-    entry += [max(1, reference_bits(one - threshold - basis)) if one >= threshold else 0 for one in level[1:]]
+    entry = [reference_bits(level[0] - threshold - offset)]
+    entry += [max(1, reference_bits(one - threshold - offset)) if one >= threshold else 0 for one in level[1:]]
     codes = planes([bits for bits in entry for _ in range(width)])
     vectors = np.array([[levels(b)[c] for c in codes[i * width :][:width]] for i, b in enumerate(entry)])
     vectors /= np.maximum(np.sqrt(np.square(vectors).sum(axis=1, keepdims=True)), 1e-300)
@@ -222,15 +222,15 @@ def test_rows_have_classes_where_they_differ_in_size_and_none_where_they_do_not(
     assert class_bits(of_unlike_sizes(2000, 64)) == 4
 
 
-# how near
+# the error
 
 
 @given(TENSORS, RATE)
 @settings(deadline=None)
-def test_no_tensor_comes_back_worse_than_as_its_mean_row(x: Float32, bits: float) -> None:
+def test_the_error_is_at_most_that_of_the_mean_row(x: Float32, bits: float) -> None:
     peak = float(np.abs(x).max())
     if peak < 1e-30:
-        return  # what is left of a few of float32's smallest steps is another matter
+        return  # subnormal float32 values have too few bits for this bound
     exact = x.astype(np.float64) / peak
     mean = exact.mean(axis=0)
     error = np.square(round_trip(x, bits) / peak - exact).sum()
@@ -270,7 +270,7 @@ def test_an_eighth_of_the_bytes_brings_rows_nearer_than_two_bits_for_each_value_
 
 
 def test_components_of_equal_size_leave_the_error_of_their_quantiser() -> None:
-    """The vectors, which show no less than any others would, take the rest."""
+    """Eight equal components need every vector; 0.02 bits a value pay for the vectors."""
     x = np.random.default_rng(0).standard_normal((20_000, 8)).astype(np.float32)
     for bits in (1.0, 2.0):
         assert relative_error(round_trip(x, bits + 0.02), x) == pytest.approx(normal.ERRORS[int(bits)], rel=0.05)
@@ -303,7 +303,7 @@ def test_the_largest_float32_comes_back_finite(sign: float) -> None:
     np.testing.assert_allclose(back / LARGEST, x / LARGEST, atol=0.05)
 
 
-def test_one_huge_row_among_zeros_is_no_reason_to_spoil_the_others() -> None:
+def test_one_huge_row_does_not_spoil_the_zero_rows() -> None:
     x = np.zeros((500, 40), np.float32)
     x[7] = np.random.default_rng(0).standard_normal(40)
     back = round_trip(x, 0.5)

@@ -1,4 +1,4 @@
-"""Tensors on the wire: how exact they come back, how many bytes they take, and what is refused."""
+"""Every precision: the error of a decoded tensor, its size in bytes, and refused messages."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_few_bits_are_off_by_half_a_step_and_beyond_the_highest_level_by_one(x: 
 
 @given(MODERATE_TENSORS, VALUE_PRECISION)
 @settings(deadline=None)
-def test_what_was_decoded_comes_through_again_as_it_is(x: Float32, precision: Precision) -> None:
+def test_a_decoded_tensor_survives_a_second_round_trip_unchanged(x: Float32, precision: Precision) -> None:
     once = round_trip(x, precision)
     np.testing.assert_array_equal(round_trip(once, precision), once)
 
@@ -207,7 +207,7 @@ def test_pca_takes_so_many_bits_for_each_value_in_all(precision: Precision) -> N
 
 
 def smooth(*shape: int) -> Float32:
-    """Rows of which a few directions tell most."""
+    """Rows whose variance lies in a few directions."""
     return (gaussian(*shape) * 2.0 ** (-np.arange(shape[-1]) / 3) + 1.0).astype(np.float32)
 
 
@@ -216,7 +216,7 @@ LOST: dict[Precision, float] = {"pca2": 0.002, "pca1": 0.02, "pca0.5": 0.1, "pca
 
 @pytest.mark.parametrize("precision", LOST)
 @pytest.mark.parametrize("size", [1.0, 1e-9, 1e-30, 1e-36])
-def test_pca_keeps_what_rows_of_any_size_vary_by_the_more_the_more_bits(precision: Precision, size: float) -> None:
+def test_pca_leaves_less_error_with_more_bits_at_any_size(precision: Precision, size: float) -> None:
     x = (smooth(20, 30, 48) * np.float64(size)).astype(np.float32)
     exact = x.astype(np.float64) / size
     lost = np.square(error(x, precision) / size).sum() / np.square(exact - exact.mean(axis=(0, 1))).sum()
@@ -348,7 +348,7 @@ HOSTILE: dict[str, tuple[Precision, bytes]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_bytes_that_mean_no_finite_number_are_refused(name: str) -> None:
+def test_bytes_of_values_that_are_not_finite_are_refused(name: str) -> None:
     precision, data = HOSTILE[name]
     with pytest.raises(ProtocolError, match="NaN or infinite") as caught:
         decode(data, (1, 2), precision)

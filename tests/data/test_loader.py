@@ -1,4 +1,4 @@
-"""Batches: the same ones for the same seed, whatever else happens, and broken images among them."""
+"""Batches: the same for the same seed whatever happened before, and with broken images replaced."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from PIL import Image
 from torchvision import transforms
 
 from adc_edge.data.augment import parse_augmentation
+from adc_edge.data.listing import FileSplit
 from adc_edge.data.loader import Batch, Loader
 from adc_edge.data.preprocessing import Interpolation, Preprocessing, normalise, prepare
-from adc_edge.data.sources import ArraySplit, FileSplit
+from adc_edge.data.sources import ArraySplit
 from adc_edge.errors import DataError
 
 COLOUR = Preprocessing((12, 12), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
@@ -209,7 +210,7 @@ def test_the_replacement_does_not_depend_on_when_the_break_was_noticed(tmp_path:
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_when_all_images_are_broken_that_is_said(tmp_path: Path) -> None:
+def test_a_split_of_broken_images_alone_is_refused(tmp_path: Path) -> None:
     split = files(tmp_path, 6, dict.fromkeys(range(6), b"nothing"))
     with closing(Loader(split, COLOUR, 2)) as loader, pytest.raises(DataError, match="all 6 images are broken"):
         loader.batch(0)

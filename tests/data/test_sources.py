@@ -1,4 +1,4 @@
-"""Every data source, on files in its real layout, and what is said where they do not fit."""
+"""Every data source but folders, on files in its real layout, and the refusal of others."""
 
 from __future__ import annotations
 
@@ -158,94 +158,6 @@ def test_a_damaged_npz_is_refused_or_reads_as_before(tmp_path: Path) -> None:
     assert refused > len(whole) // 5 // 2
 
 
-# folder
-
-
-def put(directory: Path, *names: str) -> None:
-    for name in names:
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-def names(split: data.Split, root: Path) -> set[str]:
-    assert isinstance(split, data.FileSplit)
-    return {path.relative_to(root).as_posix() for path in split.paths}
-
-
-@pytest.mark.parametrize("held_out", ["test", "val", "valid"])
-def test_a_folder_with_train_and_test_is_read_as_it_stands(tmp_path: Path, held_out: str) -> None:
-    put(tmp_path, "train/cat/1.jpg", "train/cat/2.JPEG", "train/cat/more/3.png", "train/ant/1.webp", "train/ant/no.txt")
-    put(tmp_path, f"{held_out}/cat/9.jpg", "train/.cache/1.jpg")
-    (tmp_path / "train/bee").mkdir()  # a class without an image keeps its number
-    dataset = data.load_dataset(f"folder:{tmp_path}")
-    assert dataset.classes == ["ant", "bee", "cat"]
-    assert names(dataset.train, tmp_path) == {
-        *("train/cat/1.jpg", "train/cat/2.JPEG", "train/cat/more/3.png", "train/ant/1.webp")
-    }
-    assert sorted(dataset.train.labels.tolist()) == [0, 2, 2, 2]
-    assert names(dataset.test, tmp_path) == {f"{held_out}/cat/9.jpg"}
-    assert dataset.test.labels.tolist() == [2]
-
-
-def test_the_images_of_a_folder_are_its_files(tmp_path: Path) -> None:
-    put(tmp_path, "train/a/0.png", "test/a/0.png")
-    image = random_pixels(4, 6, 3)
-    Image.fromarray(image).save(tmp_path / "test/a/0.png")
-    np.testing.assert_array_equal(pixels(data.load_dataset(f"folder:{tmp_path}").test.image(0)), image)
-
-
-def test_without_a_split_a_tenth_is_held_out_and_new_files_never_move_an_old_one(tmp_path: Path) -> None:
-    put(tmp_path, *(f"{kind}/{n}.jpg" for kind in ("cat", "dog") for n in range(400)))
-    before = data.load_dataset(f"folder:{tmp_path}")
-    train, test = names(before.train, tmp_path), names(before.test, tmp_path)
-    assert len(train | test) == 800
-    assert not train & test
-    assert 50 <= len(test) <= 120
-    assert before.classes == ["cat", "dog"]
-    put(tmp_path, *(f"{kind}/new{n}.jpg" for kind in ("ant", "cat", "dog") for n in range(100)))
-    after = data.load_dataset(f"folder:{tmp_path}")
-    assert train < names(after.train, tmp_path)
-    assert test < names(after.test, tmp_path)
-    assert after.classes == ["ant", "cat", "dog"]
-
-
-def test_a_folder_with_train_alone_holds_a_tenth_of_it_out(tmp_path: Path) -> None:
-    put(tmp_path, *(f"train/{kind}/{n}.jpg" for kind in ("cat", "dog") for n in range(100)))
-    dataset = data.load_dataset(f"folder:{tmp_path}")
-    assert dataset.classes == ["cat", "dog"]
-    assert 0 < len(dataset.test.labels) < 50
-
-
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    put(tmp_path, *(f"{kind}/{n}.jpg" for kind in ("bus", "train") for n in range(100)))
-    assert data.load_dataset(f"folder:{tmp_path}").classes == ["bus", "train"]
-
-
-def test_a_class_that_was_never_trained_is_refused(tmp_path: Path) -> None:
-    put(tmp_path, "train/cat/1.jpg", "test/cat/1.jpg", "test/dog/1.jpg")
-    with pytest.raises(DataError, match=r"test has the classes dog"):
-        data.load_dataset(f"folder:{tmp_path}")
-
-
-def test_a_folder_without_an_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no image"):
-        data.load_dataset(f"folder:{tmp_path}")
-    put(tmp_path, "cat/notes.txt")
-    with pytest.raises(DataError, match=r"holds no image[^$]*\.jpg"):
-        data.load_dataset(f"folder:{tmp_path}")
-    put(tmp_path, "train/cat/1.jpg", "test/readme")
-    with pytest.raises(DataError, match="the test split is empty"):
-        data.load_dataset(f"folder:{tmp_path}")
-
-
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    put(tmp_path, "file")
-    for name in ("absent", "file"):
-        with pytest.raises(DataError, match=f"{name} is no directory"):
-            data.load_dataset(f"folder:{tmp_path / name}")
-
-
 # torchvision's
 
 
@@ -328,7 +240,7 @@ def test_food101_is_read_as_torchvision_lays_it_out(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels(dataset.test.image(index)), image)
 
 
-def test_a_food101_image_that_is_missing_is_the_loaders_affair(tmp_path: Path) -> None:
+def test_a_missing_food101_image_raises_only_when_it_is_read(tmp_path: Path) -> None:
     food101(tmp_path)
     (tmp_path / "food-101/images/baklava/99.jpg").unlink()
     test = data.load_dataset(f"food101:{tmp_path}").test
