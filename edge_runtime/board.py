@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from adc_edge.machine import processor_name
+
 ROOT = Path("/")
 _COMMAND_TIMEOUT_S = 5.0
 _ABSENT_C = -200.0  # a sensor whose part is switched off reads -256
@@ -39,18 +41,6 @@ _JETPACK = {  # L4T -> JetPack, from NVIDIA's archive
     "35.1.0": "5.0.2",
 }
 _JETPACK_MAJOR = {"39": "7", "38": "7", "36": "6", "35": "5", "32": "4"}
-_ARM_CORES = {  # (CPU implementer, CPU part) of /proc/cpuinfo, where ARM has no model name
-    ("0x41", "0xd03"): "Cortex-A53",
-    ("0x41", "0xd05"): "Cortex-A55",
-    ("0x41", "0xd07"): "Cortex-A57",
-    ("0x41", "0xd08"): "Cortex-A72",
-    ("0x41", "0xd09"): "Cortex-A73",
-    ("0x41", "0xd0b"): "Cortex-A76",
-    ("0x41", "0xd0c"): "Neoverse-N1",
-    ("0x41", "0xd42"): "Cortex-A78AE",
-    ("0x41", "0xd83"): "Neoverse-V3AE",
-    ("0x4e", "0x004"): "NVIDIA Carmel",
-}
 _GPUS = ("gpu", "ga10b", "gv11b", "gp10b")  # devfreq's names, by JetPack: 17000000.gpu, 17000000.ga10b, gpu-gpc-0
 
 
@@ -128,7 +118,7 @@ def describe_board(root: Path = ROOT) -> Board:
         jetpack=_jetpack(l4t),
         system=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
-        processor=_processor(root),
+        processor=processor_name(read(root / "proc/cpuinfo") or ""),
         cores=max(online, len(_cores(read(root / "sys/devices/system/cpu/present")))),
         cores_online=online,
         gpus=tuple(_discrete_gpus(root)),
@@ -192,16 +182,6 @@ def _l4t(root: Path) -> str | None:
 def _jetpack(l4t: str | None) -> str | None:
     major = _JETPACK_MAJOR.get((l4t or "").partition(".")[0])
     return _JETPACK.get(l4t or "") or (f"{major}.x" if major else None)
-
-
-def _processor(root: Path) -> str:
-    """Of the first core that names itself; a board may mix two kinds."""
-    fields: dict[str, str] = {}
-    for line in (read(root / "proc/cpuinfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    core = fields.get("CPU implementer", ""), fields.get("CPU part", "")
-    return fields.get("model name") or _ARM_CORES.get(core) or platform.processor() or platform.machine()
 
 
 def _cores(ranges: str | None) -> set[int]:
