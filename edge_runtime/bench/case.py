@@ -27,9 +27,9 @@ from adc_edge.edge_runtime.bench.cases import (
 from adc_edge.edge_runtime.bench.power import NotMeasured, Tegrastats, Window
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.tally import peak_memory_mb
-from adc_edge.errors import AdcEdgeError, EngineError
+from adc_edge.errors import AdcEdgeError
 from adc_edge.method.ratio import Shape
-from adc_edge.onnx.golden import check_golden, golden_agreement
+from adc_edge.onnx.golden import run_golden
 from adc_edge.storage.bundle import GOLDEN, TRUNK, Bundle
 
 _WARM_UP = 3
@@ -88,13 +88,12 @@ def _validate(request: BenchRequest, bundle: Bundle, engine: Engine) -> dict[str
     """Status, reason and agreement."""
     if GOLDEN not in bundle.manifest.files:
         return {"status": "not validated", "reason": "the bundle has no golden pair"}
-    found = golden_agreement(bundle, engine)
-    numbers = found._asdict() | {"difference": None if np.isnan(found.difference) else found.difference}
-    try:
-        check_golden(bundle, engine, request.case.compute)
-    except EngineError as error:
-        return {"status": "exported but failed validation", "reason": error.received, **numbers}
-    return {"status": "passed", **numbers}
+    result = run_golden(bundle, engine, request.case.compute)
+    difference = result.found.difference
+    numbers = result.found._asdict() | {"difference": None if np.isnan(difference) else difference}
+    if result.passed:
+        return {"status": "passed", **numbers}
+    return {"status": "exported but failed validation", "reason": str(result), **numbers}
 
 
 def _batch(bundle: Bundle, shape: Shape) -> _Batch:

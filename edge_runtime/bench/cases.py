@@ -133,7 +133,8 @@ def open_engine(case: BenchCase, bundle: Bundle, shape: Shape, cache: Path | Non
 
         return OnnxEngine(bundle.client(case.compute), bundle.manifest.trunk, provider=case.provider)
     if case.engine == "torch" and case.compute == "fp32":
-        from adc_edge.edge_runtime.trunk.trainer import Shim, TorchEngine
+        from adc_edge.edge_runtime.engines.torch import TorchEngine
+        from adc_edge.edge_runtime.trunk.trainer import Shim
 
         return TorchEngine(Shim(bundle.manifest.trunk, bundle.file(TRUNK), None))
     if case.engine == "tensorrt":
