@@ -13,6 +13,7 @@ from adc_edge import __version__
 _PACKAGES = ("torch", "onnxruntime", "numpy")
 _CPUINFO = Path("/proc/cpuinfo")
 _EXACT_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8"}  # flags of x86 processors whose 8-bit products do not saturate
+SLOW_INT8 = "int8 by exact but slower products, since this processor has no VNNI and its fast ones saturate"
 _ARM_CORES = {  # (CPU implementer, CPU part) of /proc/cpuinfo, where ARM has no model name
     ("0x41", "0xd03"): "Cortex-A53",
     ("0x41", "0xd05"): "Cortex-A55",
