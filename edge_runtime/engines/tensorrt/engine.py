@@ -54,7 +54,7 @@ class TensorRtEngine:
         compute: which of the bundle's graphs.
         trains: weights will be replaced; int8 has none to replace.
         freeze_first: K blocks that do not learn; with K > 0 ``CompressedBatch.hidden`` holds what leaves block K.
-        directory: where engines are kept; None: ``engines/`` in the bundle.
+        directory: for built engines; None: ``engines/`` in the bundle.
         workspace_bytes: scratch memory that a kernel may take; None: what the GPU has.
 
     Raises:
@@ -125,7 +125,7 @@ class TensorRtEngine:
         return sent._replace(hidden=outputs[-1]) if self._hidden else sent
 
     def full_output(self, images: Float32) -> Float32:
-        """Nothing merged or dropped, by the same graph."""
+        """Return the trunk's output by the same graph, nothing merged or dropped."""
         return reassemble_output(
             lambda *inputs: CompressedBatch(*drop_empty(*self._run(OUTPUTS, *inputs))), images, self._spec.patches
         )
@@ -155,7 +155,7 @@ class TensorRtEngine:
         return self._session.run({name: np.ascontiguousarray(array) for name, array in arrays.items()}, outputs)
 
     def _open(self, trt: Any, logger: Any, cuda: Cuda) -> Way:
-        """Put an engine that may be trusted to work: the first way that passes."""
+        """Use the first engine that passes its test, and return the way its weights are replaced."""
         ways: list[Way] = ["refit", "inputs"] if self._trains else ["frozen"]
         fault = None
         for way in ways:
@@ -182,7 +182,7 @@ class TensorRtEngine:
         )
 
     def _order(self, way: Way, fault: str | None) -> Order:
-        """What to build; raises EngineError if the last resort is missing."""
+        """Return the build order; raises EngineError if the graph without weights is needed and missing."""
         manifest = self._bundle.manifest
         if way != "inputs":
             graph = self._bundle.client(self._compute)
@@ -210,7 +210,7 @@ class TensorRtEngine:
         )
 
     def _make(self, trt: Any, logger: Any, cuda: Cuda, order: Order, way: Way, key: cache.EngineKey) -> str | None:
-        """Build an engine, test it and keep it, or what is wrong with it; tells the latter."""
+        """Build an engine, test it and keep it; return its fault, which is kept in its place, or None."""
         cache.check_writable(self._directory)
         note = cache.foreign(self._directory, cuda.device)
         if note:
@@ -231,7 +231,7 @@ class TensorRtEngine:
         return fault
 
     def _use(self, session: TensorRtSession, way: Way) -> str | None:
-        """Put a session to work, or why it cannot be refreshed."""
+        """Use a session; return why its weights cannot be replaced, or None."""
         self._session = session
         if way != "frozen":
             assert self._weights is not None
