@@ -1,4 +1,4 @@
-"""What the last bits of a run's numbers depend on: told for the record, and its threads limited."""
+"""The machine that computes: its description for the record, its processor, its threads."""
 
 from __future__ import annotations
 
@@ -8,19 +8,35 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import threadpoolctl
-
 from adc_edge import __version__
 
 _PACKAGES = ("torch", "onnxruntime", "numpy")
+_CPUINFO = Path("/proc/cpuinfo")
+_EXACT_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8"}  # flags of x86 processors whose 8-bit products do not saturate
+SLOW_INT8 = "int8 by exact but slower products, since this processor has no VNNI and its fast ones saturate"
+_ARM_CORES = {  # (CPU implementer, CPU part) of /proc/cpuinfo, where ARM has no model name
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd09"): "Cortex-A73",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd42"): "Cortex-A78AE",
+    ("0x41", "0xd83"): "Neoverse-V3AE",
+    ("0x4e", "0x004"): "NVIDIA Carmel",
+}
 
 
 def describe_machine(**more: Any) -> dict[str, Any]:
-    """Versions, processor and system, with ``more`` (threads, device, …); plain values for JSON."""
+    """Return versions, processor and system, with ``more`` (threads, device, …), as plain values for JSON.
+
+    The last bits of a run's numbers depend on them.
+    """
     return {
         "adc-edge": __version__,
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         **{name: found for name in _PACKAGES if (found := _version(name))},
         **more,
@@ -28,22 +44,51 @@ def describe_machine(**more: Any) -> dict[str, Any]:
 
 
 def limit_threads(threads: int) -> None:
-    """Let NumPy's linear algebra, which finds principal components, have so many threads; 0: as many as it likes.
+    """Limit the threads of NumPy's linear algebra, which finds principal components; 0 sets no limit.
 
-    Left alone it takes every core in every process.
+    Without a limit it takes every core in every process.
     """
     if threads:
+        import threadpoolctl  # `doctor` runs where it is missing
+
         threadpoolctl.threadpool_limits(threads, user_api="blas")
 
 
-def _processor() -> str:
-    """The model as Linux tells it (x86: its name; ARM: none, so the architecture)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
+def processor_name(cpuinfo: str | None = None) -> str:
+    """Return the model of the first core that names one, or the architecture.
+
+    Args:
+        cpuinfo: text of /proc/cpuinfo; None reads that file.
+    """
+    fields = _first_fields(cpuinfo)
+    core = fields.get("CPU implementer", ""), fields.get("CPU part", "")
+    return fields.get("model name") or _ARM_CORES.get(core) or platform.machine()
+
+
+def int8_saturates(cpuinfo: str | None = None) -> bool:
+    """Return whether the fast 8-bit products of this processor saturate, so that their sums are wrong.
+
+    x86 with AVX2 adds pairs of products in 16 bits. VNNI and AMX add them in 32 bits, as ARM does.
+
+    Args:
+        cpuinfo: text of /proc/cpuinfo; None reads that file.
+    """
+    flags = set(_first_fields(cpuinfo).get("flags", "").split())
+    return "avx2" in flags and not flags & _EXACT_INT8
+
+
+def _first_fields(cpuinfo: str | None) -> dict[str, str]:
+    """Return the first value of each field; a board may mix two kinds of cores."""
+    if cpuinfo is None:
+        try:
+            cpuinfo = _CPUINFO.read_text(errors="replace")
+        except OSError:
+            cpuinfo = ""
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    return fields
 
 
 def _version(package: str) -> str | None:

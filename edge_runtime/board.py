@@ -1,6 +1,6 @@
-"""Which board this is and what state it is in, as Linux tells it. Standard library only; nothing is ever changed.
+"""The board and its state, as Linux reports them. Uses the standard library and changes nothing.
 
-Every path is below ``root``. What a system does not tell is None or empty, never a guess.
+Every path is below ``root``. A fact that a system does not report is None or empty, never a guess.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from adc_edge.machine import processor_name
 
 ROOT = Path("/")
 _COMMAND_TIMEOUT_S = 5.0
@@ -39,24 +41,12 @@ _JETPACK = {  # L4T -> JetPack, from NVIDIA's archive
     "35.1.0": "5.0.2",
 }
 _JETPACK_MAJOR = {"39": "7", "38": "7", "36": "6", "35": "5", "32": "4"}
-_ARM_CORES = {  # (CPU implementer, CPU part) of /proc/cpuinfo, where ARM has no model name
-    ("0x41", "0xd03"): "Cortex-A53",
-    ("0x41", "0xd05"): "Cortex-A55",
-    ("0x41", "0xd07"): "Cortex-A57",
-    ("0x41", "0xd08"): "Cortex-A72",
-    ("0x41", "0xd09"): "Cortex-A73",
-    ("0x41", "0xd0b"): "Cortex-A76",
-    ("0x41", "0xd0c"): "Neoverse-N1",
-    ("0x41", "0xd42"): "Cortex-A78AE",
-    ("0x41", "0xd83"): "Neoverse-V3AE",
-    ("0x4e", "0x004"): "NVIDIA Carmel",
-}
 _GPUS = ("gpu", "ga10b", "gv11b", "gp10b")  # devfreq's names, by JetPack: 17000000.gpu, 17000000.ga10b, gpu-gpc-0
 
 
 @dataclass(frozen=True)
 class Board:
-    """What does not change while it runs; ``model`` is None where the firmware names none (most x86 machines)."""
+    """Facts that stay while a board runs; ``model`` is None where the firmware names none (most x86 machines)."""
 
     model: str | None
     jetson: bool
@@ -75,7 +65,7 @@ class Board:
 
     @property
     def name(self) -> str:
-        """For a title."""
+        """Name for a title."""
         return self.model or self.processor
 
 
@@ -101,7 +91,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class BoardState:
-    """What changes while it runs."""
+    """Facts that change while a board runs."""
 
     power_mode: str | None  # nvpmodel's
     clocks: tuple[Clock, ...]
@@ -117,7 +107,7 @@ class BoardState:
 
 
 def describe_board(root: Path = ROOT) -> Board:
-    """Read what does not change."""
+    """Read the facts that stay."""
     model, l4t = read(root / "proc/device-tree/model") or None, _l4t(root)
     memory = _memory_mb(root)
     online = len(_cores(read(root / "sys/devices/system/cpu/online"))) or os.cpu_count() or 1
@@ -128,7 +118,7 @@ def describe_board(root: Path = ROOT) -> Board:
         jetpack=_jetpack(l4t),
         system=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
-        processor=_processor(root),
+        processor=processor_name(read(root / "proc/cpuinfo") or ""),
         cores=max(online, len(_cores(read(root / "sys/devices/system/cpu/present")))),
         cores_online=online,
         gpus=tuple(_discrete_gpus(root)),
@@ -140,7 +130,7 @@ def describe_board(root: Path = ROOT) -> Board:
 
 
 def board_state(root: Path = ROOT) -> BoardState:
-    """Read what changes; asks `nvpmodel` where PATH has it."""
+    """Read the facts that change; asks `nvpmodel` where PATH has it."""
     raspberry = _number(root / "sys/devices/platform/soc/soc:firmware/get_throttled", 16)
     alerts, events = dict(_alerts(root)), dict(_events(root))
     return BoardState(
@@ -154,13 +144,13 @@ def board_state(root: Path = ROOT) -> BoardState:
 
 
 def throttled(before: BoardState, after: BoardState) -> tuple[str, ...]:
-    """What held the board back between the two: what does now, and what has been counted meanwhile."""
+    """Return the causes of throttling at both states, and those counted between them."""
     counted = (name for name, count in after.throttle_events.items() if count > before.throttle_events.get(name, 0))
     return tuple(dict.fromkeys((*before.throttling, *after.throttling, *counted)))
 
 
 def read(path: Path) -> str | None:
-    """The stripped text of a file of the kernel's; None where it is not there, or does not answer.
+    """Return the stripped text of a kernel file; None where it is missing or cannot be read.
 
     Not ``Path.read_text``: a sensor that is off answers "try again", at which Python's text reader raises TypeError.
     """
@@ -194,16 +184,6 @@ def _jetpack(l4t: str | None) -> str | None:
     return _JETPACK.get(l4t or "") or (f"{major}.x" if major else None)
 
 
-def _processor(root: Path) -> str:
-    """Of the first core that names itself; a board may mix two kinds."""
-    fields: dict[str, str] = {}
-    for line in (read(root / "proc/cpuinfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    core = fields.get("CPU implementer", ""), fields.get("CPU part", "")
-    return fields.get("model name") or _ARM_CORES.get(core) or platform.processor() or platform.machine()
-
-
 def _cores(ranges: str | None) -> set[int]:
     """``"0-3,6"`` -> {0, 1, 2, 3, 6}."""
     pairs = re.findall(r"(\d+)(?:-(\d+))?", ranges or "")
@@ -222,7 +202,7 @@ def _discrete_gpus(root: Path) -> Iterator[str]:
 
 
 def _power_mode() -> str | None:
-    """Of `nvpmodel -q`: its errors about files that only root may read do not matter."""
+    """Ask `nvpmodel -q`; its errors about files that only root may read do not matter."""
     path = shutil.which("nvpmodel")
     if path is None:
         return None

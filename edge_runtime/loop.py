@@ -185,7 +185,7 @@ class DeviceLoop:
 
     def use_torch(self) -> None:
         """Let the engine go, and send what the shim's own forward gives from now on."""
-        from adc_edge.edge_runtime.trunk.trainer import TorchEngine
+        from adc_edge.edge_runtime.engines.torch import TorchEngine
 
         assert self.shim is not None
         assert self.refresher is not None

@@ -1,6 +1,7 @@
-"""Which packages are here, which are too old, and whether they import. Standard library only: anything may be missing.
+"""Installed packages: their versions, the requirements that they do not meet, and whether they import.
 
-What is wanted stands in adc-edge's own metadata (pyproject.toml). torch is never imported; its CUDA stands in a file.
+Any package may be missing, `packaging` too, which is asked where it is here. adc-edge's own metadata (pyproject.toml)
+holds the requirements. torch is never imported; its CUDA version stands in a file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
 
 DEVICE = "device"
 PACKAGE_GROUPS = (DEVICE, "train", "data", "host", "export", "tensorrt")
@@ -24,7 +29,7 @@ _ALSO = {  # other distributions of the same module
     "tensorrt": ("tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings"),
     "cuda-python": ("cuda-bindings",),
 }
-_TENSORRT = ("tensorrt>=10", "cuda-python")  # TensorRT is JetPack's or from NVIDIA's index
+_TENSORRT = ("cuda-python", "tensorrt>=10")  # TensorRT is JetPack's or from NVIDIA's index
 _MODULES = {"pillow": "PIL", "pyzmq": "zmq"}
 _PROBE = """
 import importlib, json, sys
@@ -46,30 +51,30 @@ Versions = Callable[[str], "str | None"]
 
 @dataclass(frozen=True)
 class Package:
-    """One that a group wants; ``version`` is None where it is missing."""
+    """A package that a group requires; ``version`` is None where it is missing."""
 
     name: str
     group: str
     wanted: str  # ">=2.5"; empty: any
     version: str | None
-    fault: str | None = None  # why it does not do, though it is there
+    fault: str | None = None  # why an installed version does not serve
 
     @property
     def good(self) -> bool:
-        """Whether it is there and does."""
+        """Whether it is installed and meets the requirement."""
         return self.version is not None and self.fault is None
 
 
 @dataclass(frozen=True)
 class Import:
-    """How the import of a module in a process of its own went; ``more`` is what the module told of itself."""
+    """The result of an import in a process of its own; ``more`` holds facts that the module told."""
 
     fault: str | None
     more: Any = None
 
 
 def installed(name: str) -> str | None:
-    """The version of a distribution, whether imported or not."""
+    """Return the version of a distribution, or None if it is missing."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -77,23 +82,27 @@ def installed(name: str) -> str | None:
 
 
 def find(versions: Versions = installed) -> list[Package]:
-    """All packages of all groups, in the order of PACKAGE_GROUPS."""
-    wanted = {(group, name): least for group, name, least in _wanted()}
-    for text in _TENSORRT:
-        name, least = _split(text)
-        wanted.setdefault(("tensorrt", name), least)
-    packages = [_package(name, group, least, versions) for (group, name), least in wanted.items()]
+    """Return the packages of all groups, in the order of PACKAGE_GROUPS; without `packaging` that one alone."""
+    try:
+        wanted = {(group, each.name): each.specifier for group, each in _requirements()}
+    except ImportError:
+        return [Package("packaging", DEVICE, "", None)]
+    packages = [_package(name, group, specifier, versions) for (group, name), specifier in wanted.items()]
     return sorted(packages, key=lambda package: PACKAGE_GROUPS.index(package.group))
 
 
 def release(version: str) -> tuple[int, ...]:
-    """``"2.5.0a0+872d.nv24.08"`` -> (2, 5, 0)."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
+    """Return ``(2, 5, 0)`` for ``"2.5.0a0+872d.nv24.08"``, and nothing for what is no version."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return Version(version).release
+    except InvalidVersion:
+        return ()
 
 
 def torch_cuda() -> str | None:
-    """The CUDA that the torch here was built for, without importing it; None: none, or no torch."""
+    """Return the CUDA version that torch was built for, without importing it; None: no CUDA or no torch."""
     try:
         path = Path(str(metadata.distribution("torch").locate_file("torch/version.py")))
         found = re.search(r"^cuda\b[^=]*=\s*'([\d.]+)'", path.read_text(), re.MULTILINE)
@@ -103,7 +112,7 @@ def torch_cuda() -> str | None:
 
 
 def imports(packages: Iterable[Package]) -> dict[str, Import]:
-    """Import each package that is there, by name, in another process: one that dies takes nothing with it."""
+    """Import each installed package, by name, in another process, so that a crash ends only that one."""
     names = [package.name for package in packages if package.version is not None]
     modules = {_MODULES.get(name, name.replace("-", "_")): name for name in names}
     found = try_imports(list(modules))
@@ -111,7 +120,7 @@ def imports(packages: Iterable[Package]) -> dict[str, Import]:
 
 
 def try_imports(modules: list[str]) -> dict[str, Import]:
-    """The same by module. A module that kills the process is named, and the others are tried in a new one."""
+    """Import each module in another process; after a module that kills it the others are tried in a new one."""
     found: dict[str, Import] = {}
     while left := [module for module in modules if module not in found]:
         try:
@@ -129,35 +138,32 @@ def try_imports(modules: list[str]) -> dict[str, Import]:
     return found
 
 
-def _wanted() -> Iterator[tuple[str, str, str]]:
-    """(group, name, wanted) of adc-edge's metadata; one extra's use of another is left out."""
+def _requirements() -> Iterator[tuple[str, Requirement]]:
+    """Yield (group, requirement) of adc-edge's metadata; one extra's use of another is left out."""
+    from packaging.requirements import Requirement
+
+    yield from (("tensorrt", Requirement(text)) for text in _TENSORRT)
     try:
         lines = metadata.requires("adc-edge") or []
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed
         return
-    for line in lines:
-        text, _, marker = line.partition(";")
-        extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
+    for requirement in map(Requirement, lines):
+        extra = re.search(r'extra == "(\w+)"', str(requirement.marker))
         group = extra[1] if extra else DEVICE
-        if group in PACKAGE_GROUPS and not text.startswith("adc-edge"):
-            yield group, *_split(text)
+        if group in PACKAGE_GROUPS and requirement.name != "adc-edge":
+            yield group, requirement
 
 
-def _split(text: str) -> tuple[str, str]:
-    found = re.match(r"([\w.-]+)(?:\[.*?\])?\s*\(?([^)]*)", text.strip())
-    assert found is not None
-    return found[1].lower(), found[2].strip()
-
-
-def _package(name: str, group: str, wanted: str, versions: Versions) -> Package:
+def _package(name: str, group: str, specifier: SpecifierSet, versions: Versions) -> Package:
     version = next((v for each in (name, *_ALSO.get(name, ())) if (v := versions(each)) is not None), None)
-    least = re.search(r">=([\d.]+)", wanted)
-    old = version is not None and least is not None and release(version) < release(least[1])
-    return Package(name, group, wanted, version, f"older than {least[1]}" if old and least else None)
+    least = next((each.version for each in specifier if each.operator == ">="), None)
+    # Releases are compared, since a board maker's 2.5.0a0 serves as 2.5.
+    old = version is not None and least is not None and release(version) < release(least)
+    return Package(name, group, str(specifier), version, f"older than {least}" if old else None)
 
 
 def _run_probe(modules: list[str]) -> tuple[str, str]:
-    """What it printed, and how it ended."""
+    """Return what the probe printed, and how it ended."""
     command = [sys.executable, "-c", _PROBE, *modules]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_IMPORT_TIMEOUT_S, check=False)
@@ -169,7 +175,7 @@ def _run_probe(modules: list[str]) -> tuple[str, str]:
 
 
 def ending(code: int) -> str:
-    """In words, how a process ended that was not meant to."""
+    """Return in words how a process ended that was not meant to end."""
     if code >= 0:
         return f"ends the process (exit code {code})"
     try:

@@ -171,7 +171,7 @@ class Serve:
         name: str = self.settings.engine
         if name == "auto":  # until it is measured; once it is, the run keeps it
             name = (run_dir.kept(ENGINE) or b"onnxruntime").decode()
-        return make_engine(name, self.bundle, self.settings, self.shape, self.graph, shim, self._say)
+        return make_engine(name, self.bundle, self.settings, self.shape, self.graph, shim)
 
     def _machine(self) -> dict[str, Any]:
         return machine.describe_machine(

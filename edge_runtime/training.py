@@ -11,7 +11,8 @@ from rich.filesize import decimal
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data.loader import Loader
 from adc_edge.edge_runtime.display import Display
-from adc_edge.edge_runtime.engines.factory import ENGINE, LinkSeconds, choose
+from adc_edge.edge_runtime.engines.auto import LinkSeconds, choose
+from adc_edge.edge_runtime.engines.factory import ENGINE
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.session import PROBE_BYTES, Behind

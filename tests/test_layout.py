@@ -21,6 +21,7 @@ TORCH = {  # what a device with a frozen trunk does not import
     "adc_edge/method/trunk.py",
     "adc_edge/method/split.py",
     "adc_edge/optimizer/torch_optimizer.py",
+    "edge_runtime/engines/torch.py",
     "edge_runtime/trunk/trainer.py",
 }
 

@@ -36,6 +36,29 @@ def test_a_package_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyP
     assert {"numpy"} == {"numpy", "no-such-package-anywhere"} & set(machine.describe_machine())
 
 
+X86 = "processor\t: 0\nmodel name\t: {0}\nflags\t\t: fpu sse2 {1}\n\nprocessor\t: 1\nmodel name\t: another\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name", "saturates"),
+    [
+        (X86.format("AMD EPYC 7763", "avx avx2"), "AMD EPYC 7763", True),
+        (X86.format("Intel Xeon 8175M", "avx2 avx512f avx512bw"), "Intel Xeon 8175M", True),
+        (X86.format("Intel Core i5-13500", "avx2 avx_vnni"), "Intel Core i5-13500", False),
+        (X86.format("AMD EPYC 9454", "avx2 avx512f avx512_vnni"), "AMD EPYC 9454", False),
+        (X86.format("Intel Xeon 8480C", "avx2 amx_int8"), "Intel Xeon 8480C", False),
+        (X86.format("Intel Celeron N3350", "sse4_1"), "Intel Celeron N3350", False),  # adds in 32 bits
+        ("processor : 0\nFeatures : fp asimd\nCPU implementer : 0x41\nCPU part : 0xd0b\n", "Cortex-A76", False),
+        ("", platform.machine(), False),
+    ],
+)
+def test_the_processor_has_a_name_and_it_is_known_whether_its_8_bit_products_saturate(
+    cpuinfo: str, name: str, saturates: bool
+) -> None:
+    assert machine.processor_name(cpuinfo) == name
+    assert machine.int8_saturates(cpuinfo) is saturates
+
+
 def test_numpy_has_as_many_threads_as_it_is_let() -> None:
     def threads() -> set[int]:
         return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from adc_edge.arrays import Float32, Int64
 
@@ -14,6 +14,13 @@ class CompressedBatch(NamedTuple):
     assignment: Int64  # [B], in [0, T)
     tokens: Int64  # [T, k]
     hidden: Float32 | None = None  # [B, N, D] after the frozen blocks, on request
+
+
+class Compressor(Protocol):
+    """Anything that runs trunk + ADC."""
+
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
+        """Compress ``[B, C, H, W]``, given rows ``[T]`` that start k-means and S patch tokens to keep."""
 
 
 def drop_empty(activations: Any, assignment: Any, tokens: Any, counts: Any) -> tuple[Any, Any, Any]:

@@ -1,7 +1,7 @@
-"""How alike two runs of trunk + ADC are, when one computes with fewer bits or on another machine.
+"""Agreement of two runs of trunk + ADC, when one computes with fewer bits or on another machine.
 
-Which cluster an image falls into is discrete: a difference of 1e-9 can flip it and then move an activation by 2. So the
-choice is compared as shares, and numbers only where both chose alike.
+The cluster of an image is a discrete choice: a difference of 1e-9 can change it, and an activation then by 2. Choices
+are compared as shares, and numbers only where both runs chose alike.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from adc_edge.arrays import Float32, Int64
 from adc_edge.method.compressed import CompressedBatch
 
-_MOVE = 0.5  # standard deviation of what is added, for a layer whose inputs and outputs are about 1
+_NOISE = 0.5  # standard deviation of what is added, for a layer whose inputs and outputs are about 1
 
 
 class Agreement(NamedTuple):
@@ -49,17 +49,17 @@ def _sets(tokens: Int64) -> list[frozenset[int]]:
 
 
 def _in_order(each: CompressedBatch, cluster: int) -> Float32:
-    """A cluster's activations ``[k, D]`` by token number: near ties may come in either order."""
+    """Return a cluster's activations ``[k, D]`` by token number, since near ties come in either order."""
     rows: Float32 = each.activations[cluster][np.argsort(each.tokens[cluster])]
     return rows
 
 
 def perturb_weights(weights: Mapping[str, Float32], turn: int) -> dict[str, Float32]:
-    """All weights with noise added: enough for each to show, not so much that fp16 fails."""
+    """Return all weights with noise: enough to show each of them, too little to make fp16 fail."""
     rng = np.random.default_rng(turn)
     return {name: (w + _step(w) * rng.standard_normal(w.shape)).astype(np.float32) for name, w in weights.items()}
 
 
 def _step(weight: Float32) -> float:
     inputs = weight[0].size if weight.ndim > 1 and len(weight) > 1 else 1  # of a layer; a bias or an embedding has none
-    return _MOVE / float(np.sqrt(inputs))
+    return _NOISE / float(np.sqrt(inputs))

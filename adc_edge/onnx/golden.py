@@ -1,4 +1,4 @@
-"""The golden pair: a few images, and what trunk + ADC makes of them, in the bundle. Every device can check itself.
+"""The golden pair: images in the bundle and the outputs of trunk + ADC for them, so that every device can check itself.
 
 The images are smooth and unlike one another, so that no two are nearly tied in k-means: a flipped assignment is then a
 fault and no rounding.
@@ -6,7 +6,7 @@ fault and no rounding.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,23 +17,24 @@ from safetensors.numpy import load, save
 from adc_edge.arrays import Float32
 from adc_edge.data.preprocessing import Preprocessing, normalise
 from adc_edge.errors import BundleError, EngineError
-from adc_edge.method.compressed import CompressedBatch
+from adc_edge.method.compressed import CompressedBatch, Compressor
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.onnx.agreement import Agreement, agreement
 from adc_edge.storage.bundle import GOLDEN, Bundle, Compute
 
 GOLDEN_IMAGES, GOLDEN_CLUSTERS = 6, 3
-# What an engine may differ by, for what it computes in: assignment and tokens at least, activations at most. With
-# margin to what was measured (docs/models.md); int8 is bounded by `calibrate --max-drop`, here only a wrong file shows.
+# Limits by precision: least agreement of assignment and tokens, largest difference of activations. They have a margin
+# to measured values (docs/models.md). `calibrate --max-drop` bounds int8; this limit only finds a wrong file.
 GOLDEN_LIMITS: dict[Compute, Agreement] = {
     "fp32": Agreement(1.0, 0.95, 1e-3),  # tokens: a model may have near ties, and with random weights has many
     "fp16": Agreement(1.0, 0.80, 0.02),
     "int8": Agreement(0.5, 0.40, 0.60),
 }
+_REMEDY = "do not train with this engine here; try --engine onnxruntime, and report the board and its versions"
 
 
 class Golden(NamedTuple):
-    """Inputs, and the exporting machine's outputs in fp32 without empty clusters."""
+    """Inputs, and the outputs of the exporting machine in fp32, without empty clusters."""
 
     pixels: npt.NDArray[np.uint8]  # [B, H, W, C]
     seeds: npt.NDArray[np.int64]  # [T], rows that start k-means, under the name of the ONNX input
@@ -43,26 +44,44 @@ class Golden(NamedTuple):
     tokens: npt.NDArray[np.int64]  # [T, k]
 
     def images(self, preprocessing: Preprocessing) -> Float32:
-        """Ready for the engine, ``[B, C, H, W]``."""
+        """Return the inputs of an engine, ``[B, C, H, W]``."""
         return golden_images(self.pixels, preprocessing)
 
     @property
     def expected(self) -> CompressedBatch:
-        """The exporting machine's outputs."""
+        """Return the outputs of the exporting machine."""
         return CompressedBatch(self.activations, self.assignment, self.tokens)
 
     def dump(self) -> bytes:
-        """As golden.safetensors."""
+        """Return the content of golden.safetensors."""
         arrays = self._asdict() | {"slots": np.array([self.slots])}
         return save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
 
 
-class _Engine(Protocol):
-    def compress(self, images: Float32, init_rows: npt.NDArray[np.int64], slots: int) -> CompressedBatch: ...
+class GoldenResult(NamedTuple):
+    """The agreement of an engine with the golden pair, and the limit that holds for its precision."""
+
+    found: Agreement
+    limit: Agreement
+    compute: Compute
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limit is met; a difference of NaN (no cluster kept just the same tokens) meets it."""
+        shares = self.found.assignment >= self.limit.assignment and self.found.tokens >= self.limit.tokens
+        return shares and not self.found.difference > self.limit.difference
+
+    def __str__(self) -> str:
+        """Return the agreement in words."""
+        return (
+            f"the golden pair in {self.compute}: {self.found.assignment:.0%} of assignments and "
+            f"{self.found.tokens:.0%} of tokens are the exporting machine's, activations differ by "
+            f"{self.found.difference:.1e} of the largest"
+        )
 
 
 def golden_pixels(spec: TrunkSpec) -> npt.NDArray[np.uint8]:
-    """Images uint8 ``[B, H, W, C]``."""
+    """Return images uint8 ``[B, H, W, C]``."""
     height, width = spec.image_size
     coarse = np.random.default_rng(0).integers(0, 256, (GOLDEN_IMAGES, 5, 5, spec.channels), np.uint8)
     planes = [
@@ -73,12 +92,12 @@ def golden_pixels(spec: TrunkSpec) -> npt.NDArray[np.uint8]:
 
 
 def golden_images(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> Float32:
-    """Normalised ``[B, C, H, W]``."""
+    """Return the images normalised, ``[B, C, H, W]``."""
     return np.stack([normalise(Image.fromarray(p[:, :, 0] if p.shape[2] == 1 else p), preprocessing) for p in pixels])
 
 
 def read_golden(bundle: Bundle) -> Golden:
-    """The bundle's pair.
+    """Return the bundle's pair.
 
     Raises:
         BundleError: the bundle has none (it was exported by an older version), or it is missing or changed.
@@ -95,34 +114,29 @@ def read_golden(bundle: Bundle) -> Golden:
         raise BundleError(f"{GOLDEN}: {error}", "a golden pair", "export the bundle again") from None
 
 
-def golden_agreement(bundle: Bundle, engine: _Engine) -> Agreement:
-    """What an engine that has been entered makes of the pair; raises BundleError as ``read_golden`` does."""
+def run_golden(bundle: Bundle, engine: Compressor, compute: Compute = "fp32") -> GoldenResult:
+    """Run the pair through an engine that has been entered; raises BundleError as ``read_golden`` does."""
     golden = read_golden(bundle)
-    return agreement(
-        engine.compress(golden.images(bundle.manifest.preprocessing), golden.seeds, golden.slots), golden.expected
-    )
+    images = golden.images(bundle.manifest.preprocessing)
+    found = agreement(engine.compress(images, golden.seeds, golden.slots), golden.expected)
+    return GoldenResult(found, GOLDEN_LIMITS[compute], compute)
 
 
-def meets(found: Agreement, limit: Agreement) -> bool:
-    """Whether an agreement is within a limit; a difference of NaN (no cluster kept just the same tokens) is."""
-    shares = found.assignment >= limit.assignment and found.tokens >= limit.tokens
-    return shares and not found.difference > limit.difference
+def check_golden(bundle: Bundle, engine: Compressor, compute: Compute = "fp32", remedy: str = _REMEDY) -> Agreement:
+    """Return the agreement with the pair of an engine that has been entered.
 
-
-def check_golden(bundle: Bundle, engine: _Engine, compute: Compute = "fp32") -> Agreement:
-    """Run the pair through an engine that has been entered.
+    Args:
+        bundle: with the pair.
+        engine: entered.
+        compute: its precision, which sets the limits.
+        remedy: the advice of the error.
 
     Raises:
         BundleError: see ``read_golden``.
         EngineError: the engine computes something else than the exporting machine did.
     """
-    found = golden_agreement(bundle, engine)
-    limit = GOLDEN_LIMITS[compute]
-    if not meets(found, limit):
-        raise EngineError(
-            f"the golden pair: {found.assignment:.0%} of assignments and {found.tokens:.0%} of tokens are the "
-            f"exporting machine's, activations differ by {found.difference:.1e} of the largest",
-            f"at least {limit.assignment:.0%} and {limit.tokens:.0%}, at most {limit.difference:.0e} in {compute}",
-            "do not train with this engine here; try --engine onnxruntime, and report the board and its versions",
-        )
-    return found
+    result = run_golden(bundle, engine, compute)
+    if not result.passed:
+        least = f"at least {result.limit.assignment:.0%} and {result.limit.tokens:.0%}"
+        raise EngineError(str(result), f"{least}, at most {result.limit.difference:.0e} in {compute}", remedy)
+    return result.found

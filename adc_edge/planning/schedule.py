@@ -1,4 +1,4 @@
-"""How long a step takes: device, link and cloud at work at the same time, one micro-batch behind another."""
+"""Predicted time of a step, in which device, link and cloud work at the same time on several micro-batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Costs(NamedTuple):
 
 
 def step_seconds(costs: Costs, rtt: float, micro_batches: int = 1, window: int = 0) -> float:
-    """Predicted time of a step, as ``DeviceLoop.step`` runs it.
+    """Predict the time of a step, as ``DeviceLoop.step`` runs it.
 
     Args:
         costs: of each of its micro-batches.
@@ -47,6 +47,6 @@ def step_seconds(costs: Costs, rtt: float, micro_batches: int = 1, window: int =
 
 
 def bound_seconds(costs: Costs, micro_batches: int = 1) -> float:
-    """What no schedule of these costs can be faster than: the busiest of device, link (either way) and cloud."""
+    """Return the lower bound of a step's time: that of the busiest of device, link (each way) and cloud."""
     device = costs.forward + costs.recompute + costs.backward
     return micro_batches * max(device, costs.up, costs.cloud, costs.down)

@@ -14,9 +14,8 @@ from adc_edge.calibration.int8.graph import Linear, tapped
 from adc_edge.calibration.int8.quality import Client, TopOne, medians_ms, noise, taps
 from adc_edge.calibration.int8.report import Accuracy, ChoiceAgreement, Quality, Speed, TensorError
 from adc_edge.data.loader import Batch
-from adc_edge.errors import EngineError
 from adc_edge.onnx.agreement import Agreement, agreement
-from adc_edge.onnx.golden import GOLDEN_IMAGES, GOLDEN_LIMITS, golden_agreement, meets
+from adc_edge.onnx.golden import GOLDEN_IMAGES, check_golden
 from adc_edge.storage.bundle import CLIENT, GOLDEN, HEAD, Bundle, Manifest
 
 _INSPECTED = 32  # images whose tensors are compared
@@ -89,15 +88,8 @@ def compare(bundle: Bundle, graphs: Graphs, batches: Iterable[Batch], head: Head
 
 def _golden(bundle: Bundle, ours: Client) -> tuple[int, Agreement]:
     """The golden pair, and how many images it has; in INT8 two runs rarely keep all the same tokens of any cluster."""
-    found, limit = golden_agreement(bundle, ours), GOLDEN_LIMITS["int8"]
-    if not meets(found, limit):
-        raise EngineError(
-            f"the golden pair in INT8: {found.assignment:.0%} of assignments and {found.tokens:.0%} of tokens are the "
-            f"exporting machine's, activations differ by {found.difference:.1e} of the largest",
-            f"at least {limit.assignment:.0%} and {limit.tokens:.0%}, at most {limit.difference:.0e}",
-            "images like those that the model was made for, more of them, or another --method; nothing was written",
-        )
-    return GOLDEN_IMAGES, found
+    remedy = "images like those that the model was made for, more of them, or another --method; nothing was written"
+    return GOLDEN_IMAGES, check_golden(bundle, ours, "int8", remedy)
 
 
 def _rows(manifest: Manifest, images: int, seed: int) -> tuple[Int64, int]:

@@ -27,9 +27,9 @@ from adc_edge.edge_runtime.bench.cases import (
 from adc_edge.edge_runtime.bench.power import NotMeasured, Tegrastats, Window
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.tally import peak_memory_mb
-from adc_edge.errors import AdcEdgeError, EngineError
+from adc_edge.errors import AdcEdgeError
 from adc_edge.method.ratio import Shape
-from adc_edge.onnx.golden import check_golden, golden_agreement
+from adc_edge.onnx.golden import run_golden
 from adc_edge.storage.bundle import GOLDEN, TRUNK, Bundle
 
 _WARM_UP = 3
@@ -85,27 +85,26 @@ def measure_case(request: BenchRequest) -> BenchResult:
 
 
 def _validate(request: BenchRequest, bundle: Bundle, engine: Engine) -> dict[str, Any]:
-    """Status, reason and agreement."""
+    """Return status, reason and agreement with the golden pair."""
     if GOLDEN not in bundle.manifest.files:
         return {"status": "not validated", "reason": "the bundle has no golden pair"}
-    found = golden_agreement(bundle, engine)
-    numbers = found._asdict() | {"difference": None if np.isnan(found.difference) else found.difference}
-    try:
-        check_golden(bundle, engine, request.case.compute)
-    except EngineError as error:
-        return {"status": "exported but failed validation", "reason": error.received, **numbers}
-    return {"status": "passed", **numbers}
+    result = run_golden(bundle, engine, request.case.compute)
+    difference = result.found.difference
+    numbers = result.found._asdict() | {"difference": None if np.isnan(difference) else difference}
+    if result.passed:
+        return {"status": "passed", **numbers}
+    return {"status": "exported but failed validation", "reason": str(result), **numbers}
 
 
 def _batch(bundle: Bundle, shape: Shape) -> _Batch:
-    """Noise: the work does not depend on what is in the images."""
+    """Return a batch of noise; the work does not depend on the images."""
     spec = bundle.manifest.trunk
     images = np.random.default_rng(0).standard_normal((shape.images, spec.channels, *spec.image_size), np.float32)
     return _Batch(images, np.arange(shape.clusters), shape.kept - spec.prefix)
 
 
 def _work(work: Callable[[], object], rounds: int, seconds: float) -> _Rounds:
-    """So many rounds at least, and so long at least."""
+    """Work at least ``rounds`` times and at least ``seconds``."""
     begin = time.monotonic()
     times: list[float] = []
     while len(times) < rounds or time.monotonic() - begin < seconds:
@@ -118,9 +117,9 @@ def _work(work: Callable[[], object], rounds: int, seconds: float) -> _Rounds:
 def _refresh(
     request: BenchRequest, bundle: Bundle, engine: Engine, batch: _Batch, plain_ms: list[float]
 ) -> dict[str, Any]:
-    """What new weights cost: to hand them over, and what the next batch takes more than those before the first.
+    """Return the cost of new weights: handing them over, and the additional time of the next batch.
 
-    A median less a median, of the rounds just before and of as many after; noise may leave nothing of it.
+    It is the difference of two medians, of rounds before and after; noise may reduce it to 0.
     """
     if request.case.compute == "int8":
         return {"refresh_note": "–"}  # forward only: its scales would have to follow the weights
@@ -159,7 +158,7 @@ def _energy(power: Tegrastats, idle: Window, rounds: _Rounds, batch_size: int) -
 
 
 def _grown_mb(power: Tegrastats, idle: Window, work: Window) -> float | None:
-    """How much more memory the board had in use: a Jetson's GPU shares it, and its part is in no process's peak."""
+    """Return the growth of the board's memory in use, which a Jetson's GPU shares; no process's peak holds that."""
     before, during = ([s.reading.ram_mb for s in power.between(w) if s.reading.ram_mb] for w in (idle, work))
     return float(max(during) - max(before)) if before and during else None
 

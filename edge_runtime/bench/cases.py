@@ -1,6 +1,6 @@
-"""`bench`: which engines there are to measure here, and each of them measured in a process of its own.
+"""Find the engines that `bench` can measure here, and measure each in a process of its own.
 
-A process of its own makes peak memory that engine's alone, and one that crashes costs one row.
+Peak memory is then that engine's alone, and a crash costs one row.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BenchCase(msgspec.Struct, frozen=True):
 
 
 class BenchSettings(msgspec.Struct, frozen=True):
-    """What holds for every case; ``seconds`` is how long each works at least, None: 3 where power is measured."""
+    """Settings of every case; ``seconds`` is its least working time, None: 3 where power is measured."""
 
     bundle: Path
     ratio: Ratio | None = None
@@ -57,20 +57,20 @@ class BenchSettings(msgspec.Struct, frozen=True):
     engine_cache: Path | None = None
 
     def shape(self, bundle: Bundle, images: int) -> Shape:
-        """What a batch sends; raises SettingError if it cannot be cut so."""
+        """Return the shape of a compressed batch; raises SettingError if the ratio does not allow one."""
         ratio = self.ratio or bundle.manifest.ratio
         return ratio.check().shape(images, bundle.manifest.tokens, bundle.manifest.prefix)
 
 
 class BenchRequest(msgspec.Struct, frozen=True):
-    """What the process of a case is asked for."""
+    """The request to the process of a case."""
 
     case: BenchCase
     settings: BenchSettings
 
 
 class BenchResult(msgspec.Struct, frozen=True):
-    """What a case did; None is what was not measured, and the notes say why."""
+    """The result of a case; a value that was not measured is None, and the notes say why."""
 
     case: BenchCase
     status: Status
@@ -133,7 +133,8 @@ def open_engine(case: BenchCase, bundle: Bundle, shape: Shape, cache: Path | Non
 
         return OnnxEngine(bundle.client(case.compute), bundle.manifest.trunk, provider=case.provider)
     if case.engine == "torch" and case.compute == "fp32":
-        from adc_edge.edge_runtime.trunk.trainer import Shim, TorchEngine
+        from adc_edge.edge_runtime.engines.torch import TorchEngine
+        from adc_edge.edge_runtime.trunk.trainer import Shim
 
         return TorchEngine(Shim(bundle.manifest.trunk, bundle.file(TRUNK), None))
     if case.engine == "tensorrt":
@@ -148,12 +149,12 @@ def open_engine(case: BenchCase, bundle: Bundle, shape: Shape, cache: Path | Non
 
 
 def model_file(case: BenchCase, bundle: Bundle) -> Path:
-    """What the engine is made from, whose size the table tells."""
+    """Return the file that the engine is made from; the table shows its size."""
     return bundle.file(TRUNK) if case.engine == "torch" else bundle.client(case.compute)
 
 
 def find_cases(bundle: Bundle, batch_sizes: Sequence[int]) -> tuple[list[BenchCase], list[str]]:
-    """Every case that is possible here, and in words what is not."""
+    """Return every case that is possible here, and in words those that are not."""
     here: list[tuple[Backend, Compute, Provider]] = []
     absent: list[str] = []
     for engine, compute, provider, why in _candidates(bundle):
@@ -171,9 +172,9 @@ def choose_cases(
     computes: Sequence[Compute],
     batch_sizes: Sequence[int],
 ) -> tuple[list[BenchCase], list[str]]:
-    """What was asked for by name, whether possible or not; what was not named is as it is by default.
+    """Return the cases that were asked for by name, possible or not, with defaults for what was not named.
 
-    A row that cannot be had then says so, instead of being left out.
+    The row of an impossible case says why.
     """
     if not (engines or providers or computes):
         return find_cases(bundle, batch_sizes)
@@ -259,12 +260,12 @@ def run_case(request: BenchRequest, timeout_s: float = _CASE_TIMEOUT_S) -> Bench
 
 
 def read_request(folder: Path) -> BenchRequest:
-    """What ``run_case`` has left for the process."""
+    """Read the request that ``run_case`` has written."""
     return msgspec.json.decode(
         (folder / _REQUEST).read_bytes(), type=BenchRequest, dec_hook=lambda kind, value: kind(value)
     )
 
 
 def write_result(folder: Path, result: BenchResult) -> None:
-    """What ``run_case`` waits for."""
+    """Write the result that ``run_case`` waits for."""
     (folder / _RESULT).write_bytes(msgspec.json.encode(result))

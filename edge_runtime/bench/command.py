@@ -17,33 +17,43 @@ from adc_edge.options import bundle_option, engine_cache_option, ratio_options
     "engines",
     multiple=True,
     type=click.Choice(["onnxruntime", "tensorrt", "torch"]),
-    help="Repeatable; default: all that are possible here.",
+    help="Engine to measure, repeatable; default: all that are possible here.",
 )
 @click.option(
     "--provider",
     "providers",
     multiple=True,
     type=click.Choice(["cpu", "cuda", "tensorrt", "xnnpack"]),
-    help="Of ONNX Runtime; repeatable.",
+    help="Execution provider of ONNX Runtime, repeatable.",
 )
-@click.option("--compute", "computes", multiple=True, type=click.Choice(["fp32", "fp16", "int8"]), help="Repeatable.")
+@click.option(
+    "--compute",
+    "computes",
+    multiple=True,
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    help="Precision to compute in, repeatable.",
+)
 @click.option(
     "--batch-size",
     "batch_sizes",
     multiple=True,
     type=click.IntRange(min=2),
-    help="Images at once; repeatable; default: the bundle's.",
+    help="Images of a batch, repeatable; default: the bundle's.",
 )
 @ratio_options
 @engine_cache_option
-@click.option("--rounds", default=20, show_default=True, type=click.IntRange(min=1), help="Batches of each case.")
+@click.option(
+    "--rounds", default=20, show_default=True, type=click.IntRange(min=1), help="Batches measured in each case."
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),
-    help="How long each case works at least; default: 3 where power is measured.",
+    help="Least working time of each case; default: 3 where power is measured.",
 )
-@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path), metavar="FILE", help="The table as text.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file for all of it.")
+@click.option(
+    "--markdown", "markdown_file", type=click.Path(path_type=Path), metavar="FILE", help="Markdown file for the table."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file for all results.")
 def bench(
     bundle: Path,
     ratio: float | None,

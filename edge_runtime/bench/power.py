@@ -1,6 +1,6 @@
-"""What a Jetson draws, from `tegrastats`: the rails of its lines, and the energy of a stretch of work.
+"""Power of a Jetson's rails, and the energy of a piece of work, from `tegrastats`.
 
-`tegrastats` comes with JetPack and needs no root. Nothing else is asked: elsewhere energy is not measured.
+`tegrastats` comes with JetPack and needs no root. On other boards energy is not measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TOTALS = (
 
 
 class Reading(NamedTuple):
-    """One line; empty or None is what it does not tell."""
+    """The values of one line; a value that it lacks is empty or None."""
 
     rails_mw: dict[str, int]  # at this moment
     average_mw: dict[str, int]  # since tegrastats was started
@@ -64,7 +64,7 @@ class Window(NamedTuple):
 
 
 class Energy(NamedTuple):
-    """What a stretch of work took, beyond what the board draws anyway."""
+    """Energy of a piece of work, beyond the idle board's."""
 
     mj: float
     busy_mw: float
@@ -74,7 +74,7 @@ class Energy(NamedTuple):
 
 
 class NotMeasured(Exception):
-    """There is no energy to tell; the text says why."""
+    """Energy cannot be measured; the text says why."""
 
 
 def parse_tegrastats(line: str) -> Reading:
@@ -103,7 +103,7 @@ def total_mw(rails_mw: Mapping[str, int]) -> tuple[str, int] | None:
 
 
 class Tegrastats:
-    """Runs `tegrastats` while it is entered, and keeps what it tells; where there is none it keeps nothing."""
+    """Runs `tegrastats` while it is entered, and keeps its samples; without `tegrastats` there are none."""
 
     def __init__(self, interval_ms: int = _INTERVAL_MS) -> None:
         self._path = shutil.which("tegrastats")
@@ -161,11 +161,11 @@ class Tegrastats:
         return Window(start, time.monotonic())
 
     def between(self, window: Window) -> list[PowerSample]:
-        """What was told meanwhile."""
+        """Return the samples within a window."""
         return [sample for sample in self._samples.copy() if window.start_s <= sample.at_s <= window.end_s]
 
     def energy(self, idle: Window, busy: Window) -> Energy:
-        """What ``busy`` took beyond the mean power of ``idle``; raises NotMeasured."""
+        """Return the energy of ``busy`` beyond the mean power of ``idle``; raises NotMeasured."""
         if not self.available:
             raise NotMeasured("no tegrastats here")
         return energy(self.between(idle), self.between(busy), busy)

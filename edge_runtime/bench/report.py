@@ -1,4 +1,4 @@
-"""What `bench` found, as a table on a terminal, as Markdown and as JSON; and the command to go on with."""
+"""Results of `bench` as a table on a terminal, as Markdown and as JSON, and the next command."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from rich.table import Table
 from adc_edge import machine
 from adc_edge.edge_runtime import board, packages
 from adc_edge.edge_runtime.bench.cases import Bench, BenchResult
+from adc_edge.machine import SLOW_INT8
+from adc_edge.markdown import markdown_table
 
 NOT_MEASURED = "not measured"
 COLUMNS = (
@@ -42,7 +44,7 @@ _CAPTION = (
 
 
 def header(bench: Bench) -> dict[str, str]:
-    """What the numbers depend on."""
+    """Return the facts that the numbers depend on."""
     facts, before, after = bench.facts, bench.before, bench.after
     manifest = bench.bundle.manifest
     jetpack = f", JetPack {facts.jetpack or '?'} (L4T {facts.l4t})" if facts.l4t else ""
@@ -65,7 +67,7 @@ def header(bench: Bench) -> dict[str, str]:
 
 
 def bench_table(bench: Bench, width: int = _WIDE) -> Table:
-    """For a terminal: engine and compute share a column, headings take two lines, a narrow one lacks some columns."""
+    """Return a table for a terminal; a narrow one lacks some columns."""
     left_out = _NOT_NARROW if width < _WIDE else ()
     more = f" --markdown and a terminal of {_WIDE} columns have {', '.join(left_out)} too." if left_out else ""
     result = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption=_CAPTION + more, caption_justify="left", pad_edge=False)
@@ -82,22 +84,28 @@ def bench_table(bench: Bench, width: int = _WIDE) -> Table:
 
 
 def bench_notes(bench: Bench) -> list[str]:
-    """Why a row has no numbers, and which rows there are none of."""
+    """Return why rows lack numbers, and which cases are not possible here."""
     found = [f"{_name(row)}: {row.status}: {row.reason}" for row in bench.results if row.reason]
     energy = dict.fromkeys(row.energy_note for row in bench.results if row.energy_note)
     refresh = [f"{_name(row)}: refresh {row.refresh_note}" for row in bench.results if len(row.refresh_note) > 1]
-    return found + [f"mJ/image {note}" for note in energy] + refresh + [f"not here: {text}" for text in bench.absent]
+    slow = [f"{_name(row)}: {SLOW_INT8}" for row in bench.results if SLOW_INT8 in row.where]
+    return (
+        found
+        + slow
+        + [f"mJ/image {note}" for note in energy]
+        + refresh
+        + [f"not here: {text}" for text in bench.absent]
+    )
 
 
 def bench_markdown(bench: Bench) -> str:
-    """To paste into an issue or a page."""
-    rule = ("---" if name in _WORDS else "---:" for name in COLUMNS)
-    rows = [COLUMNS, tuple(rule), *(cells(row) for row in bench.results)]
+    """Return a page in Markdown, to paste into an issue."""
+    align = "".join("l" if name in _WORDS else "r" for name in COLUMNS)
     parts = [
         "# adc-edge bench\n",
         *(f"- {name}: {text}" for name, text in header(bench).items()),
         "",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        markdown_table(COLUMNS, map(cells, bench.results), align),
         "",
         f"{_CAPTION[0].upper()}{_CAPTION[1:]}\n",
         *(f"- {note}" for note in bench_notes(bench)),
@@ -106,7 +114,7 @@ def bench_markdown(bench: Bench) -> str:
 
 
 def bench_dict(bench: Bench) -> dict[str, Any]:
-    """Plain values for JSON."""
+    """Return plain values for JSON."""
     return {
         "header": header(bench),
         "machine": machine.describe_machine(),
@@ -121,7 +129,7 @@ def bench_dict(bench: Bench) -> dict[str, Any]:
 
 
 def next_command(bench: Bench, torch: bool | None = None) -> str | None:
-    """The fastest that passed, ready to paste; None if nothing did.
+    """Return the `serve` command with the fastest engine that passed; None if none did.
 
     A trunk that trains needs torch and weights that can be refreshed. On the CPU its step also depends on what is
     recomputed, which `serve --engine auto` measures.
@@ -150,7 +158,7 @@ def next_command(bench: Bench, torch: bool | None = None) -> str | None:
 
 
 def cells(row: BenchResult) -> tuple[str, ...]:
-    """One row, as COLUMNS has it."""
+    """Return one row, in the order of COLUMNS."""
     times = (row.p50_ms, row.p90_ms, row.p99_ms, row.images_s)
     failed = row.p50_ms is None
     unknown = "–" if failed else NOT_MEASURED
@@ -172,7 +180,7 @@ def cells(row: BenchResult) -> tuple[str, ...]:
 
 
 def _number(value: float | None, unknown: str) -> str:
-    """Three digits that count."""
+    """Return three significant digits."""
     if value is None:
         return unknown
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -195,7 +203,7 @@ def _versions() -> str:
 
 
 def _temperature(before: board.BoardState, after: board.BoardState) -> str:
-    """The hottest sensor of the end, at both ends."""
+    """Return the temperature of the sensor that is hottest at the end, at start and end."""
     if after.hottest is None:
         return "not told"
     name, value = after.hottest
@@ -218,7 +226,7 @@ def _batches(results: Sequence[BenchResult], tokens: int) -> str:
 
 
 def save(bench: Bench, markdown_file: Path | None, json_file: Path | None) -> None:
-    """Write what was asked for."""
+    """Write the files that were asked for."""
     from adc_edge.files import write_atomic
 
     if markdown_file is not None:

@@ -1,4 +1,4 @@
-"""`doctor` on a bundle: digests, what it computes in, what TensorRT takes of it, and its golden pair."""
+"""Examine a bundle: its digests, its precisions, TensorRT's support for it, and its golden pair."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 
 from adc_edge.edge_runtime.doctor.report import DoctorRow
 from adc_edge.errors import AdcEdgeError
+from adc_edge.machine import SLOW_INT8, int8_saturates, processor_name
 from adc_edge.storage.bundle import CLIENT, GOLDEN, HEAD, TRUNK, Bundle, Compute
 
 _ABSENT = {HEAD: "the trainer's alone", TRUNK: "without it only --trunk frozen"}
 
 
 def examine_bundle(path: Path, tensorrt: str | None, golden: bool) -> Iterator[DoctorRow]:
-    """Rows about the bundle at ``path``.
+    """Yield rows about the bundle at ``path``.
 
     Args:
-        path: of its directory.
-        tensorrt: the version that is installed, if any.
+        path: the bundle's directory.
+        tensorrt: the installed version, if any.
         golden: whether to compute the golden pair, under ONNX Runtime on the CPU.
     """
     try:
@@ -42,7 +43,7 @@ def _bad(name: str, error: AdcEdgeError) -> DoctorRow:
 
 
 def _files(bundle: Bundle) -> Iterator[DoctorRow]:
-    """What was changed is bad; what only another command needs may be absent."""
+    """Yield rows for the files: a changed one is bad, one that only other commands need may be absent."""
     intact = []
     for name in bundle.manifest.files:
         if not (bundle.path / name).exists():
@@ -68,6 +69,9 @@ def _computes(bundle: Bundle) -> Iterator[DoctorRow]:
         except AdcEdgeError as error:
             others.append(f"{compute}: {error.remedy}")
     yield DoctorRow("bundle", "computes in", "ok", ", ".join(here), "; ".join(others) or None)
+    if "int8" in here and int8_saturates():
+        remedy = "compare them here: adc-edge bench --compute int8 --compute fp32"
+        yield DoctorRow("bundle", "int8", "warning", f"{processor_name()}: {SLOW_INT8}", remedy)
 
 
 def _tensorrt(opset: int, version: str) -> DoctorRow:

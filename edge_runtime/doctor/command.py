@@ -8,16 +8,18 @@ import click
 
 
 @click.command()
-@click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR", help="A bundle to check too.")
-@click.option("--trainer", metavar="tcp://HOST:PORT", help="A trainer to knock at.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file for all of it.")
+@click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to check as well.")
+@click.option("--trainer", metavar="tcp://HOST:PORT", help="Trainer to connect to.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file for the whole report."
+)
 @click.option(
     "--health",
     is_flag=True,
-    help="One line, for a container's health check; leaves out the golden pair, which would compute.",
+    help="Print one line for a container's health check, and do not run the golden pair.",
 )
 def doctor(bundle: Path | None, trainer: str | None, json_file: Path | None, health: bool) -> None:
-    """Say what is here, what is missing and how to get it; exit 0 if this device can serve, 1 if not."""
+    """Report what this device has, what it lacks and how to get it; exit 0 if it can serve, 1 if not."""
     import json
     import shutil
 

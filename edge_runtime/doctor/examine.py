@@ -1,4 +1,4 @@
-"""`doctor`: what is here, what is missing, and the command to get it. Runs where nearly everything is missing."""
+"""Examine a device: what it has, what it lacks, and the command to get it. Runs where most packages are missing."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def examine(
     versions: Versions = packages.installed,
     golden: bool = True,
 ) -> DoctorReport:
-    """Look at everything.
+    """Examine packages, board, bundle and trainer.
 
     Args:
-        bundle: to check too.
-        trainer: ``tcp://HOST:PORT`` to knock at.
+        bundle: checked if given.
+        trainer: ``tcp://HOST:PORT`` to connect to.
         root: where /proc, /sys and /etc are.
         versions: of installed distributions.
         golden: whether to compute the bundle's golden pair.
 
     Raises:
-        SettingError: the address is none.
+        SettingError: the trainer's address is malformed.
     """
     address = None if trainer is None else _address(trainer)
     facts, state = board.describe_board(root), board.board_state(root)
@@ -125,7 +125,7 @@ def _packages(found: list[Package], imports: dict[str, packages.Import], facts: 
 
 
 def _clashes(versions: dict[str, str | None]) -> Iterator[DoctorRow]:
-    """What pip brings by itself and JetPack 6 cannot use."""
+    """Yield the packages that pip installs by itself and JetPack 6 cannot use."""
     numpy, torch, cuda = (versions.get(name) for name in ("numpy", "torch", "cuda-python"))
     if numpy and torch and packages.release(numpy) >= (2,):
         text = f"{numpy}, beside JetPack 6's torch {torch}, which is built for numpy 1"

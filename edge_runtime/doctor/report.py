@@ -1,4 +1,4 @@
-"""What `doctor` found, and how it is shown: rows for a person, a line for a health check, JSON for everything else."""
+"""The report of `doctor`: rows for a person, a line for a health check, JSON for everything else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DoctorRow:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """All of it.
+    """All rows of `doctor`, and their details.
 
     Args:
         rows: in the order in which they are shown.
@@ -53,11 +53,11 @@ class DoctorReport:
 
     @property
     def faults(self) -> tuple[DoctorRow, ...]:
-        """What keeps this device from serving."""
+        """The rows that keep this device from serving."""
         return tuple(row for row in self.rows if row.fault)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         rows = [asdict(row) for row in self.rows]
         serves = {"can_serve": not self.faults, "can_train_trunk": not self.faults and self.trains}
         return {"adc-edge": __version__, **serves, "rows": rows, **self.details}

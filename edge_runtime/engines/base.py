@@ -1,4 +1,4 @@
-"""The face of an engine: what turns images into what is sent. Cheap to build; entering it loads the model."""
+"""The interface of engines, and checks that they share. An engine is cheap to build; entering it loads the model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from adc_edge.arrays import Float32, Int64, Weights
 from adc_edge.errors import SettingError
-from adc_edge.method.compressed import CompressedBatch
+from adc_edge.method.compressed import CompressedBatch, Compressor
 from adc_edge.method.spec import TrunkSpec
 
 
-class Engine(Protocol):
-    """Runs trunk + ADC."""
+class Engine(Compressor, Protocol):
+    """Trunk + ADC with weights that can be replaced."""
 
     name: str
     description: str  # processor, provider and precision that it runs with, for people; known once it is entered
@@ -28,13 +28,10 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let it go."""
-
-    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
-        """``[B, C, H, W]``, k-means rows ``[T]``, S patch tokens to keep -> what is sent."""
+        """Release the model."""
 
     def full_output(self, images: Float32) -> Float32:
-        """The trunk's output ``[B, N, D]``, nothing merged or dropped (evaluation)."""
+        """Return the trunk's output ``[B, N, D]`` for evaluation, nothing merged or dropped."""
 
     def refresh(self, weights: Weights) -> None:
         """Use these weights, by timm name, from the next call on."""
@@ -43,7 +40,7 @@ class Engine(Protocol):
 def reassemble_output(
     compress: Callable[[Float32, Int64, int], CompressedBatch], images: Float32, patches: int
 ) -> Float32:
-    """``Engine.full_output`` by ADC itself: a cluster for each image and every token kept, put back in their order."""
+    """Return the trunk's output by ADC itself: a cluster for each image, all tokens kept, put back in order."""
     everyone = np.arange(len(images), dtype=np.int64)
     sent = compress(images, everyone, patches)
     if not np.array_equal(sent.assignment, everyone):  # images alike to the last bit of their attention
@@ -54,7 +51,7 @@ def reassemble_output(
 
 
 def check_freeze_first(spec: TrunkSpec, blocks: int) -> None:
-    """Raise SettingError unless so many first blocks leave one to train."""
+    """Raise SettingError unless freezing the first ``blocks`` leaves one to train."""
     if not 0 <= blocks < spec.depth:
         raise SettingError(
             f"--freeze-first {blocks} of {spec.depth} blocks",
@@ -67,7 +64,7 @@ def check_input(spec: TrunkSpec, images: Float32, init_rows: Int64, slots: int) 
     """Check dtypes and shapes before a kernel does, showing both sides.
 
     Raises:
-        SettingError: what came and what the bundle takes.
+        SettingError: inputs that the bundle does not take.
     """
     shape = (images.shape[0], spec.channels, *spec.image_size)
     faults = []

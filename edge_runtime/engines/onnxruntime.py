@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -14,11 +15,13 @@ from adc_edge.arrays import Float32, Int64, Weights
 from adc_edge.edge_runtime.engines.base import check_freeze_first, check_input, reassemble_output
 from adc_edge.edge_runtime.engines.providers import Provider, open_session
 from adc_edge.errors import SettingError
+from adc_edge.machine import SLOW_INT8, int8_saturates, processor_name
 from adc_edge.method.compressed import CompressedBatch, drop_empty
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.storage.bundle import OUTPUTS
+from adc_edge.storage.bundle import CLIENT_INT8, OUTPUTS
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_log = logging.getLogger(__name__)
 
 
 class OnnxEngine:
@@ -28,11 +31,11 @@ class OnnxEngine:
     is fed copies in fp16; one in int8 has none to feed.
 
     Args:
-        path: of client.onnx, or its fp16 or int8 variant.
+        path: client.onnx, or its fp16 or int8 variant.
         spec: the trunk's architecture.
-        threads: of the session; 0 lets ONNX Runtime choose.
+        threads: the session's; 0 lets ONNX Runtime choose.
         freeze_first: K blocks that do not learn; with K > 0 ``CompressedBatch.hidden`` holds what leaves block K.
-        provider: which of ONNX Runtime's, or auto.
+        provider: ONNX Runtime's provider, or auto.
 
     Raises:
         SettingError: K leaves no block to train; on entering, a provider that does not work here, or a bundle too old
@@ -62,6 +65,9 @@ class OnnxEngine:
         opened = open_session(str(self._path), self._provider, self._threads)
         self._session = opened.session
         self.description = f"{opened.provider}: {opened.reason}" if self._provider == "auto" else opened.provider
+        if opened.provider == "cpu" and self._path.name == CLIENT_INT8 and int8_saturates():
+            self.description += f": {SLOW_INT8}"
+            _log.warning(f"{processor_name()}: {SLOW_INT8}; compare `adc-edge bench --compute int8 --compute fp32`")
         if not {*self._hidden} <= {output.name for output in self._session.get_outputs()}:
             self._session = None
             raise SettingError(
@@ -84,7 +90,7 @@ class OnnxEngine:
         return sent._replace(hidden=outputs[-1]) if self._hidden else sent
 
     def full_output(self, images: Float32) -> Float32:
-        """Nothing merged or dropped, by the same graph."""
+        """Return the trunk's output by the same graph, nothing merged or dropped."""
         return reassemble_output(
             lambda *inputs: CompressedBatch(*drop_empty(*self._run(OUTPUTS, *inputs))), images, self._spec.patches
         )

@@ -1,7 +1,7 @@
-"""Which of ONNX Runtime's execution providers runs the graph: the one asked for, or an error. Never a silent fallback.
+"""ONNX Runtime's execution providers: the one asked for runs the graph, or an error is raised. Never a silent fallback.
 
-ONNX Runtime itself goes on with the CPU and a mere warning when a provider's libraries do not load. The CPU was run; of
-CUDA, TensorRT and XNNPACK only the refusals were.
+ONNX Runtime itself falls back to the CPU with a warning when a provider's libraries do not load. The CPU was tested.
+CUDA, TensorRT and XNNPACK were tested only where they are missing.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class Opened(NamedTuple):
 
 
 def available() -> list[Provider]:
-    """Those that this ONNX Runtime was built with; whether their libraries load shows when a session is made."""
+    """Return the providers that ONNX Runtime was built with; their libraries load only when a session is made."""
     built = set(ort.get_available_providers())
     return [provider for provider, name in NAMES.items() if name in built]
 
 
 def open_session(path: str, provider: Provider | Literal["auto"] = "cpu", threads: int = 0) -> Opened:
-    """A session on ``provider``; ``auto`` takes CUDA if it works here, and the CPU otherwise, and says why.
+    """Return a session on ``provider``; ``auto`` takes CUDA if it works here, and the CPU otherwise, and says why.
 
     Args:
-        path: of the ONNX file.
+        path: the ONNX file.
         provider: by name, or auto.
-        threads: of the CPU's share; 0 lets ONNX Runtime choose.
+        threads: for work on the CPU; 0 lets ONNX Runtime choose.
 
     Raises:
         SettingError: this ONNX Runtime lacks the provider, or it does not load here.

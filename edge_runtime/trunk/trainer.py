@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -118,39 +117,6 @@ class Shim:
     def safetensors(self) -> bytes:
         """The trunk as trunk.safetensors."""
         return save(self.trunk.state_dict())
-
-
-class TorchEngine:
-    """The shim's own forward as an engine: no second forward is needed, since its graph serves the backward."""
-
-    name = "torch"
-    description = "cpu"
-    keeps_graph = True
-
-    def __init__(self, shim: Shim) -> None:
-        self._shim = shim
-
-    def __enter__(self) -> TorchEngine:
-        """Nothing to load."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to let go."""
-
-    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
-        """As ``Shim.compress``."""
-        return self._shim.compress(images, init_rows, slots)
-
-    @torch.no_grad()
-    def full_output(self, images: Float32) -> Float32:
-        """The bare trunk."""
-        z: Float32 = self._shim.trunk(torch.from_numpy(images)).numpy()
-        return z
-
-    def refresh(self, weights: Weights) -> None:
-        """The shim's weights are this engine's."""
 
 
 def _under(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

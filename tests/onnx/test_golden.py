@@ -47,14 +47,12 @@ def test_an_engine_that_computes_something_else_is_refused(bundle: Bundle, tmp_p
 def test_where_no_cluster_kept_just_the_same_tokens_the_shares_decide(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found(assignment: float) -> None:
-        monkeypatch.setattr(golden, "golden_agreement", lambda *_: Agreement(assignment, 0.86, float("nan")))
-
-    found(0.83)  # int8, as it was with DeiT-T
-    check_golden(bundle, object(), "int8")  # type: ignore[arg-type]
-    found(0.33)
-    with pytest.raises(EngineError, match="33% of assignments"):
-        check_golden(bundle, object(), "int8")  # type: ignore[arg-type]
+    shares = [0.33, 0.83]  # the second is int8's with DeiT-T
+    monkeypatch.setattr(golden, "agreement", lambda *_: Agreement(shares.pop(), 0.86, float("nan")))
+    with OnnxEngine(bundle.client("fp32"), bundle.manifest.trunk) as engine:
+        check_golden(bundle, engine, "int8")
+        with pytest.raises(EngineError, match="33% of assignments"):
+            check_golden(bundle, engine, "int8")
 
 
 def test_a_bundle_without_one_and_a_changed_one_are_refused(bundle_dir: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ TensorShape = tuple[int, ...]
 
 
 class Profile(NamedTuple):
-    """What an engine is fastest at. It takes any fewer images, any T <= B and any S."""
+    """Shapes that an engine is fastest at. It also takes fewer images, any T <= B and any S."""
 
     images: int  # B, the most; also of evaluations, which run T = B and S = all
     clusters: int
@@ -42,7 +42,7 @@ class Profile(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What to build."""
+    """Graph, shapes and outputs of an engine to build."""
 
     graph: Path
     opset: int
@@ -53,7 +53,7 @@ class Order(NamedTuple):
 
 
 class Built(NamedTuple):
-    """An engine, and what the builder has learned of this GPU's kernels."""
+    """An engine, and the times of this GPU's kernels."""
 
     engine: bytes
     timing: bytes
@@ -149,7 +149,7 @@ def _config(trt: Any, builder: Any, order: Order) -> Any:
 
 
 def _timing_cache(config: Any, content: bytes) -> Any:
-    """Where the builder looks kernels' times up, and adds to; empty if the content is nothing, or another GPU's."""
+    """Give the builder the known times of kernels; it starts anew if they are empty or another GPU's."""
     for each in (content, b""):
         timing_cache = config.create_timing_cache(each)
         if timing_cache is not None and config.set_timing_cache(timing_cache, ignore_mismatch=False):

@@ -26,7 +26,7 @@ _ENGINE, _TIMING = ".engine", ".timing"
 
 
 class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an engine was built from, and for."""
+    """The graph, TensorRT, GPU and options that an engine was built for."""
 
     onnx: str  # SHA-256 of the graph
     tensorrt: str  # version
@@ -36,7 +36,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def stem(self) -> str:
-        """Of its file's name."""
+        """Stem of the file's name."""
         digest = hashlib.sha256(msgspec.json.encode(self)).hexdigest()
         return f"{_slug(self.gpu)}-sm{_slug(self.capability)}-trt{self.tensorrt}-{digest[:16]}"
 
@@ -56,7 +56,7 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_engine(directory: Path, key: EngineKey) -> Kept | None:
-    """What was kept under a key, or None.
+    """Return what is kept under a key, or None.
 
     Raises:
         EngineError: the file is damaged, or holds what its name does not say.
@@ -79,7 +79,7 @@ def load_engine(directory: Path, key: EngineKey) -> Kept | None:
 
 
 def store_engine(directory: Path, key: EngineKey, engine: bytes, verdict: str = GOOD) -> Path:
-    """Keep an engine, or why there is none; whole or not at all."""
+    """Write an engine, or the reason why there is none, atomically."""
     path = directory / (key.stem + _ENGINE)
     _write(path, key, engine, verdict)
     return path
@@ -101,7 +101,7 @@ def store_timing(directory: Path, key: EngineKey, timing: bytes) -> None:
 
 
 def foreign(directory: Path, device: Device) -> str | None:
-    """A note if there are only other GPUs' engines, as after copying a directory from board to board."""
+    """Return a note if there are only other GPUs' engines, as after copying a directory from board to board."""
     found = {Device(header.key.gpu, header.key.capability) for header in _headers(directory)}
     if not found or device in found:
         return None
@@ -176,13 +176,13 @@ def _seal(verdict: str, engine: bytes) -> str:
 
 
 def _start(content: bytes) -> int:
-    """Where the engine begins."""
+    """Return where the engine begins."""
     first = len(_MAGIC) + _LENGTH_BYTES
     return first + min(int.from_bytes(content[len(_MAGIC) : first], "little"), _MAX_HEADER_BYTES)
 
 
 def _header(content: bytes) -> _Header | None:
-    """Of a file's beginning; None if it is none of ours."""
+    """Return the header in a file's beginning, or None."""
     if not content.startswith(_MAGIC):
         return None
     try:
@@ -192,7 +192,7 @@ def _header(content: bytes) -> _Header | None:
 
 
 def _headers(directory: Path) -> list[_Header]:
-    """Of all engines there, without reading them whole."""
+    """Return the headers of all engines in a directory, without reading the engines."""
     found = []
     for path in sorted(directory.glob(f"*{_ENGINE}")):
         try:

@@ -1,22 +1,20 @@
-"""Does a fresh TensorRT engine compute what ONNX Runtime computes, and still with new weights?
+"""Test of a fresh TensorRT engine: it must compute what ONNX Runtime computes, also with new weights.
 
-TensorRT's refit has lost things: some 11.x drop the bias of a matrix product, so that no refresh would reach it. So
-after each build *all* weights are moved, twice, and the engine is compared with ONNX Runtime on the CPU, fed the same.
+TensorRT's refit has lost weights: some 11.x drop the bias of a matrix product, so that no refresh reaches it. After
+each build *all* weights are perturbed, twice, and the engine is compared with ONNX Runtime on the CPU.
 
-The numbers are compared with a cluster for each image and all tokens, where nothing is chosen and so nothing can tip
-over; the choice with the bundle's own weights. Any one moved weight or bias that stayed behind, or fell away, shows as
-0.04 of the largest activation or more, where fp16 as such makes 0.0006 (both DeiT-T at split 6; a tiny ViT likewise).
+Numbers are compared with a cluster for each image and all tokens, where rounding cannot change a choice. Choices are
+compared with the bundle's own weights. One weight or bias that was not replaced shows as 0.04 of the largest activation
+or more; rounding to fp16 makes 0.0006 (both DeiT-T at split 6, and alike with a tiny ViT).
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
-from adc_edge.arrays import Float32, Int64, Weights
+from adc_edge.arrays import Weights
+from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
-from adc_edge.method.compressed import CompressedBatch
 from adc_edge.onnx.agreement import Agreement, agreement, perturb_weights
 from adc_edge.onnx.golden import GOLDEN_CLUSTERS, GOLDEN_LIMITS, golden_images, golden_pixels
 from adc_edge.storage.bundle import Bundle, Compute
@@ -24,23 +22,13 @@ from adc_edge.storage.bundle import Bundle, Compute
 _TURNS = 2
 
 
-class Candidate(Protocol):
-    """What is tested."""
-
-    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
-        """As Engine does."""
-
-    def refresh(self, weights: Weights) -> None:
-        """As Engine does."""
-
-
 class Check:
-    """The comparison, for one bundle.
+    """Comparison of engines of one bundle with ONNX Runtime.
 
     Args:
         bundle: with client.onnx, the reference.
-        compute: what the candidate computes in; sets the limits.
-        largest: images that it takes at most.
+        compute: the candidate's precision, which sets the limits.
+        largest: most images that the candidate takes.
     """
 
     def __init__(self, bundle: Bundle, compute: Compute, largest: int) -> None:
@@ -49,12 +37,12 @@ class Check:
         self._limit, self._patches = GOLDEN_LIMITS[compute], spec.patches
         self._images = golden_images(golden_pixels(spec), bundle.manifest.preprocessing)[:largest]
 
-    def fault(self, candidate: Candidate, weights: Weights | None) -> str | None:
-        """What is wrong with a candidate, or None; it is left with ``weights``.
+    def fault(self, candidate: Engine, weights: Weights | None) -> str | None:
+        """Return the candidate's fault, or None. The candidate ends with ``weights``.
 
         Args:
             candidate: with the bundle's weights.
-            weights: the bundle's, to be moved; None for a trunk that stays as it is.
+            weights: the bundle's, to be perturbed; None for a frozen trunk.
         """
         with self._reference as reference:
             for turn in range(1, 1 + _TURNS if weights is not None else 1):
@@ -71,7 +59,7 @@ class Check:
                 reference.refresh(weights)
             return self._numbers(candidate, reference) or self._choice(candidate, reference)
 
-    def _numbers(self, candidate: Candidate, reference: OnnxEngine) -> str | None:
+    def _numbers(self, candidate: Engine, reference: OnnxEngine) -> str | None:
         found = self._agreement(candidate, reference, len(self._images), self._patches)
         if found.assignment == 1 and found.difference <= self._limit.difference:
             return None
@@ -80,7 +68,7 @@ class Check:
             f"at most {self._limit.difference:.0e} is due to rounding"
         )
 
-    def _choice(self, candidate: Candidate, reference: OnnxEngine) -> str | None:
+    def _choice(self, candidate: Engine, reference: OnnxEngine) -> str | None:
         clusters = min(GOLDEN_CLUSTERS, len(self._images))
         found = self._agreement(candidate, reference, clusters, max(1, self._patches // 3))
         if found.assignment >= self._limit.assignment and found.tokens >= self._limit.tokens:
@@ -90,7 +78,7 @@ class Check:
             f"at least {self._limit.assignment:.0%} and {self._limit.tokens:.0%} must be"
         )
 
-    def _agreement(self, candidate: Candidate, reference: OnnxEngine, clusters: int, slots: int) -> Agreement:
+    def _agreement(self, candidate: Engine, reference: OnnxEngine, clusters: int, slots: int) -> Agreement:
         init_rows = np.arange(clusters, dtype=np.int64)
         ours, theirs = (each.compress(self._images, init_rows, slots) for each in (candidate, reference))
         return agreement(ours, theirs)

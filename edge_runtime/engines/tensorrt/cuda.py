@@ -1,4 +1,4 @@
-"""The little of CUDA that an engine of ours needs: a stream, device memory, copies. Through cuda-python, without torch.
+"""CUDA as far as an engine needs it: a stream, device memory, copies. Uses cuda-python, not torch.
 
 Every call's result is checked. Never run on a GPU: tests/edge_runtime/engines/tensorrt/test_contract.py holds the
 names to cuda-python 12.6 and 13.
@@ -80,7 +80,7 @@ class Cuda:
         return buffer
 
     def reserve(self, buffer: Buffer, nbytes: int) -> bool:
-        """Make room for so much; whether the buffer has moved, its content lost. Only while the stream is idle."""
+        """Reserve ``nbytes``; return whether the buffer has moved and lost its content. The stream must be idle."""
         if nbytes <= buffer.nbytes:
             return False
         self._free(buffer)
@@ -104,12 +104,12 @@ class Cuda:
             self._held.clear()
 
     def free(self, buffer: Buffer) -> None:
-        """Give a buffer back; only while the stream is idle."""
+        """Free a buffer; the stream must be idle."""
         self._buffers.remove(buffer)
         self._free(buffer)
 
     def close(self) -> None:
-        """Give back everything, also where some of it fails."""
+        """Free everything, also where some calls fail."""
         with ExitStack() as stack:
             stack.callback(self._call, self._cudart.cudaStreamDestroy, self._stream)
             for buffer in self._buffers:
@@ -129,7 +129,7 @@ class Cuda:
             self._call(self._cudart.cudaFree, address)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function gives beside its status."""
+        """Call a function, check its status, and return its value."""
         try:
             status, *values = function(*arguments)
         except RuntimeError as error:  # cuda-python up to 12.8 without a driver

@@ -9,6 +9,7 @@ Never run on a GPU: tests/edge_runtime runs it against a fake TensorRT that comp
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ from adc_edge.method.compressed import CompressedBatch, drop_empty
 from adc_edge.storage.bundle import CLIENT_BARE, ENGINES, OUTPUTS, TRUNK, Bundle, Compute
 
 _WEIGHTS_DTYPE = "fp16"  # of the graph without weights
+_log = logging.getLogger(__name__)
 
 Way = Literal["frozen", "refit", "inputs"]  # how weights are replaced
 _WORDS: dict[Way, str] = {
@@ -52,9 +54,8 @@ class TensorRtEngine:
         compute: which of the bundle's graphs.
         trains: weights will be replaced; int8 has none to replace.
         freeze_first: K blocks that do not learn; with K > 0 ``CompressedBatch.hidden`` holds what leaves block K.
-        directory: where engines are kept; None: ``engines/`` in the bundle.
+        directory: for built engines; None: ``engines/`` in the bundle.
         workspace_bytes: scratch memory that a kernel may take; None: what the GPU has.
-        say: told what is built, tested and warned of.
 
     Raises:
         SettingError: settings that do not fit each other; on entering, no TensorRT, an opset that it does not take, a
@@ -76,7 +77,6 @@ class TensorRtEngine:
         freeze_first: int = 0,
         directory: Path | None = None,
         workspace_bytes: int | None = None,
-        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._spec = bundle.manifest.trunk
         check_freeze_first(self._spec, freeze_first)
@@ -90,7 +90,7 @@ class TensorRtEngine:
             )
         self._bundle, self._compute, self._trains = bundle, compute, trains
         self._directory = directory or bundle.path / ENGINES
-        self._workspace_bytes, self._say = workspace_bytes, say
+        self._workspace_bytes = workspace_bytes
         self._hidden = [f"hidden_{freeze_first}"] if freeze_first else []
         self._weights: Weights | None = None  # the bundle's, of a trunk that trains
         self._session: TensorRtSession | None = None
@@ -100,7 +100,7 @@ class TensorRtEngine:
     def __enter__(self) -> TensorRtEngine:
         """Load the engine, or build and test one: minutes, once."""
         trt = load_tensorrt()
-        logger = make_logger(trt, self._say)
+        logger = make_logger(trt)
         with ExitStack() as stack:
             cuda = Cuda()
             stack.callback(cuda.close)
@@ -125,7 +125,7 @@ class TensorRtEngine:
         return sent._replace(hidden=outputs[-1]) if self._hidden else sent
 
     def full_output(self, images: Float32) -> Float32:
-        """Nothing merged or dropped, by the same graph."""
+        """Return the trunk's output by the same graph, nothing merged or dropped."""
         return reassemble_output(
             lambda *inputs: CompressedBatch(*drop_empty(*self._run(OUTPUTS, *inputs))), images, self._spec.patches
         )
@@ -155,7 +155,7 @@ class TensorRtEngine:
         return self._session.run({name: np.ascontiguousarray(array) for name, array in arrays.items()}, outputs)
 
     def _open(self, trt: Any, logger: Any, cuda: Cuda) -> Way:
-        """Put an engine that may be trusted to work: the first way that passes."""
+        """Use the first engine that passes its test, and return the way its weights are replaced."""
         ways: list[Way] = ["refit", "inputs"] if self._trains else ["frozen"]
         fault = None
         for way in ways:
@@ -172,7 +172,7 @@ class TensorRtEngine:
                 return way
             self._close_session()
             if way == "refit":
-                self._say(
+                _log.warning(
                     f"TensorRT cannot be trusted to refit here ({fault}): using weights as network inputs instead"
                 )
         raise EngineError(
@@ -182,7 +182,7 @@ class TensorRtEngine:
         )
 
     def _order(self, way: Way, fault: str | None) -> Order:
-        """What to build; raises EngineError if the last resort is missing."""
+        """Return the build order; raises EngineError if the graph without weights is needed and missing."""
         manifest = self._bundle.manifest
         if way != "inputs":
             graph = self._bundle.client(self._compute)
@@ -210,12 +210,12 @@ class TensorRtEngine:
         )
 
     def _make(self, trt: Any, logger: Any, cuda: Cuda, order: Order, way: Way, key: cache.EngineKey) -> str | None:
-        """Build an engine, test it and keep it, or what is wrong with it; tells the latter."""
+        """Build an engine, test it and keep it; return its fault, which is kept in its place, or None."""
         cache.check_writable(self._directory)
         note = cache.foreign(self._directory, cuda.device)
         if note:
-            self._say(note)
-        self._say(f"building a TensorRT engine from {order.graph.name}, {_WORDS[way]}: minutes, but only once")
+            _log.info(note)
+        _log.info(f"building a TensorRT engine from {order.graph.name}, {_WORDS[way]}: minutes, but only once")
         try:
             built = build(trt, logger, order, cache.load_timing(self._directory, key))
         except NotRefittable as error:
@@ -231,7 +231,7 @@ class TensorRtEngine:
         return fault
 
     def _use(self, session: TensorRtSession, way: Way) -> str | None:
-        """Put a session to work, or why it cannot be refreshed."""
+        """Use a session; return why its weights cannot be replaced, or None."""
         self._session = session
         if way != "frozen":
             assert self._weights is not None
@@ -246,7 +246,7 @@ class TensorRtEngine:
         try:
             write()
         except OSError as error:  # a full disk: this run goes on, the next one builds again
-            self._say(f"the engine is not kept: {error}")
+            _log.warning(f"the engine is not kept: {error}")
 
     def _close_session(self) -> None:
         if self._session is not None:

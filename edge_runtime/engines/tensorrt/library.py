@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable
+import logging
 from typing import Any
 
 from adc_edge.errors import SettingError
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 def load_tensorrt() -> Any:
@@ -31,8 +31,8 @@ def load_tensorrt() -> Any:
         ) from None
 
 
-def make_logger(trt: Any, say: Say) -> Any:
-    """A logger that says warnings and errors, each text once; its ``errors`` keep the latter.
+def make_logger(trt: Any) -> Any:
+    """Return TensorRT's logger: it logs warnings and errors, each text once, and keeps the latter as ``errors``.
 
     It must outlive every object that was made with it.
     """
@@ -51,7 +51,7 @@ def make_logger(trt: Any, say: Say) -> Any:
             if msg not in self._said:
                 self._said.add(msg)
                 with contextlib.suppress(Exception):  # an exception would cross C++ that allows none: abort
-                    say(f"TensorRT: {msg}")
+                    _log.warning(f"TensorRT: {msg}")
 
     return _Logger()
 

@@ -87,7 +87,7 @@ class TensorRtSession:
         return [results[name] for name in outputs]
 
     def take_weights(self, weights: Weights, way: Literal["refit", "inputs"]) -> None:
-        """Make the device's places for these weights, once; ``refresh`` fills them.
+        """Reserve device memory for these weights, once; ``refresh`` fills it.
 
         Raises:
             NotRefittable: the engine does not know them all, or wants others besides.
@@ -125,7 +125,7 @@ class TensorRtSession:
         self._cuda.synchronise()
 
     def close(self) -> None:
-        """Let the engine go: first what was made from it, then what made it, then its memory."""
+        """Release the engine: first what was made from it, then what made it, then its memory."""
         try:
             self._cuda.synchronise()  # an error may have left work behind
         finally:
@@ -160,14 +160,14 @@ class TensorRtSession:
             self._places[name] = _Place(dtype, is_input, self._buffer())
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        """Of an output, once every input's is set."""
+        """Return the shape of an output; the shapes of all inputs must be set."""
         shape = tuple(self._context.get_tensor_shape(name))
         if any(length < 0 for length in shape):
             raise self._refused(f"the shape of {name}, {list(shape)},")
         return shape
 
     def _reserve(self, name: str, nbytes: int) -> None:
-        """Room for a tensor; the engine is told where it lies whenever it has moved."""
+        """Reserve memory for a tensor, and tell the engine its address if that has changed."""
         buffer = self._places[name].buffer
         if self._cuda.reserve(buffer, nbytes) and not self._context.set_tensor_address(name, buffer.address):
             raise self._refused(f"the address of {name}")

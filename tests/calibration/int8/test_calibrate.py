@@ -174,7 +174,7 @@ def test_a_graph_far_from_the_golden_pair_is_not_written(
 ) -> None:
     before = files(mine)
     monkeypatch.setitem(GOLDEN_LIMITS, "int8", Agreement(assignment=0.0, tokens=1.01, difference=1.0))
-    with pytest.raises(EngineError, match=r"the golden pair in INT8[^$]*nothing was written"):
+    with pytest.raises(EngineError, match=r"the golden pair in int8[^$]*nothing was written"):
         calibrate_bundle(CalibrationSettings(mine, known, images=8))
     assert files(mine) == before
 

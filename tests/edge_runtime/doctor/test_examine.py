@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adc_edge.edge_runtime import packages
+from adc_edge.edge_runtime.doctor import bundle as doctor_bundle
 from adc_edge.edge_runtime.doctor.command import doctor
 from adc_edge.edge_runtime.doctor.examine import examine as doctor_examine
 from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow, health_line, lines
@@ -198,14 +199,19 @@ def test_a_bundle_that_computes_something_else_here_is_bad(
 
 
 def test_a_calibrated_bundle_computes_in_int8(
-    examine: Callable[..., DoctorReport], bundle_dir: Path, tmp_path: Path
+    examine: Callable[..., DoctorReport], bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = copy(bundle_dir, tmp_path)
     shutil.copy(path / CLIENT, path / CLIENT_INT8)
     digest = sha256(path / CLIENT)
     calibration = {"format": 1, "client": digest, "int8": digest, "method": "percentile", "images": 8, "report": {}}
     (path / CALIBRATION).write_text(json.dumps(calibration))
-    assert row(examine(path, root=tmp_path, versions=versions({})), "computes in").text == "fp32, int8"
+    for saturates in (False, True):
+        monkeypatch.setattr(doctor_bundle, "int8_saturates", lambda: saturates)  # noqa: B023
+        report = examine(path, root=tmp_path, versions=versions({}))
+        assert row(report, "computes in").text == "fp32, int8"
+        assert [row.kind for row in report.rows if row.name == "int8"] == ["warning"] * saturates
+        assert ("no VNNI" in shown(report)) is saturates
 
 
 def test_a_trainer_that_takes_connections_and_one_that_does_not(
@@ -291,6 +297,18 @@ def test_the_groups_are_those_of_the_package() -> None:
     assert torch["train"].good
     assert torch["export"] == Package("torch", "export", ">=2.9", "2.6.0", "older than 2.9")
     assert not {"mypy", "adc-edge"} & {package.name for package in found}
+
+
+def test_without_packaging_doctor_names_it_and_how_to_get_it(
+    examine: Callable[..., DoctorReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)  # its import fails
+    report = examine(root=put(tmp_path, ORIN))
+    assert (row(report, "device").text, row(report, "device").remedy) == (
+        "packaging missing",
+        "pip install --upgrade adc-edge",
+    )
+    assert [row.name for row in report.faults] == ["device"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from adc_edge.arrays import Float32, Int64
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
-from adc_edge.edge_runtime.trunk.trainer import Shim, TorchEngine
+from adc_edge.edge_runtime.engines.torch import TorchEngine
+from adc_edge.edge_runtime.trunk.trainer import Shim
 from adc_edge.errors import SettingError
 from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.trunk import Trunk

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 import pytest
 
+from adc_edge.edge_runtime.engines import onnxruntime as onnx_engine
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.engines.providers import NAMES, Provider, available, open_session
 from adc_edge.errors import SettingError
-from adc_edge.storage.bundle import Bundle
+from adc_edge.machine import SLOW_INT8, processor_name
+from adc_edge.storage.bundle import CLIENT, CLIENT_INT8, Bundle
 
 
 @pytest.mark.parametrize("provider", [name for name in NAMES if name not in available()])
@@ -51,3 +55,14 @@ def test_auto_takes_what_works_and_says_why(bundle: Bundle) -> None:
     assert opened.reason == "no CUDA in this ONNX Runtime"
     with OnnxEngine(bundle.path / "client.onnx", bundle.manifest.trunk, provider="auto") as engine:
         assert engine.description == "cpu: no CUDA in this ONNX Runtime"
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_an_int8_engine_says_where_fast_8_bit_products_saturate(
+    saturates: bool, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnx_engine, "int8_saturates", lambda: saturates)
+    shutil.copy(bundle.path / CLIENT, tmp_path / CLIENT_INT8)
+    with OnnxEngine(tmp_path / CLIENT_INT8, bundle.manifest.trunk) as engine:
+        assert engine.description == (f"cpu: {SLOW_INT8}" if saturates else "cpu")
+    assert (processor_name() in caplog.text and "adc-edge bench" in caplog.text) is saturates

@@ -8,27 +8,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from adc_edge.arrays import Float32, Int64, Weights
+from adc_edge.arrays import Float32, Weights
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.engines.tensorrt.check import Check
-from adc_edge.method.compressed import CompressedBatch
 from adc_edge.storage.bundle import TRUNK, Bundle
 
 
-class Forgetful:
+class Forgetful(OnnxEngine):
     """An engine whose refreshes leave one weight as it was, or zero, from some refresh on."""
 
     def __init__(self, engine: OnnxEngine, forgets: Weights, patience: int = 0) -> None:
-        self.engine, self.forgets, self.patience = engine, forgets, patience
+        vars(self).update(vars(engine))  # the same session
+        self.forgets, self.patience = forgets, patience
         self.weights: Weights = {}
-
-    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
-        return self.engine.compress(images, init_rows, slots)
 
     def refresh(self, weights: Weights) -> None:
         self.patience -= 1
         self.weights = weights
-        self.engine.refresh({**weights, **self.forgets} if self.patience < 0 else weights)
+        super().refresh({**weights, **self.forgets} if self.patience < 0 else weights)
 
 
 @pytest.fixture(scope="module")

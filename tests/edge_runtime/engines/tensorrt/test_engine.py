@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,20 @@ def machine() -> Iterator[Machine]:
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Returns the messages since the last call."""
+    caplog.set_level(logging.INFO, "adc_edge")
+
+    def messages() -> list[str]:
+        found = caplog.messages.copy()
+        caplog.clear()
+        return found
+
+    return messages
 
 
 @pytest.fixture
-def make(half: Bundle, tmp_path: Path, said: list[str]) -> Any:
+def make(half: Bundle, tmp_path: Path) -> Any:
     """An engine, with what differs from the usual one."""
 
     def make(**changes: Any) -> TensorRtEngine:
@@ -54,7 +63,6 @@ def make(half: Bundle, tmp_path: Path, said: list[str]) -> Any:
             "largest": LARGEST,
             "opt": OPT,
             "directory": tmp_path / "engines",
-            "say": said.append,
         }
         return TensorRtEngine(**(usual | changes))
 
@@ -204,12 +212,18 @@ def test_foreign_or_incomplete_weights_are_refused(make: Any, half: Bundle, mach
     ],
 )
 def test_where_a_refit_cannot_be_trusted_the_weights_become_inputs(
-    faults: Faults, words: str, make: Any, half: Bundle, reference: OnnxEngine, machine: Machine, said: list[str]
+    faults: Faults,
+    words: str,
+    make: Any,
+    half: Bundle,
+    reference: OnnxEngine,
+    machine: Machine,
+    logged: Callable[[], list[str]],
 ) -> None:
     machine.faults = faults
     with make(freeze_first=1) as engine:
         assert engine.description.endswith("weights as network inputs")
-        assert any(words in line and "using weights as network inputs instead" in line for line in said)
+        assert any(words in line and "using weights as network inputs instead" in line for line in logged())
         case = images(8), rows(0, 1, 2), 5
         assert_alike(engine.compress(*case), reference.compress(*case), "fp16")
         assert len(machine.gpu.memory) == 3 + len(trunk(half)) + 5  # inputs, weights, outputs: nothing of the refit's
@@ -224,7 +238,7 @@ def test_where_a_refit_cannot_be_trusted_the_weights_become_inputs(
     with make(freeze_first=1) as engine:  # what was found out is remembered
         assert engine.description.endswith("weights as network inputs")
     assert len(machine.builds) == builds
-    assert words in said[-1]
+    assert words in logged()[-1]
 
 
 def test_without_a_graph_for_it_there_is_no_last_resort(make: Any, bundle: Bundle, machine: Machine) -> None:
@@ -261,17 +275,17 @@ def test_int8_is_forward_only(make: Any) -> None:
         make(compute="int8")
 
 
-def test_a_second_start_builds_nothing(make: Any, machine: Machine, said: list[str]) -> None:
+def test_a_second_start_builds_nothing(make: Any, machine: Machine, logged: Callable[[], list[str]]) -> None:
     case = images(8), rows(0, 1, 2), 5
     with make() as engine:
         first = engine.compress(*case)
     runs = machine.runs
-    said.clear()
+    logged()
     with make() as engine:
         assert machine.runs == runs  # not tested again either
         np.testing.assert_array_equal(engine.compress(*case).activations, first.activations)
     assert len(machine.builds) == 1
-    assert said == []
+    assert logged() == []
     with make(largest=6):
         assert len(machine.builds) == 2
 
@@ -296,12 +310,12 @@ def test_what_the_builder_has_timed_is_not_timed_again(make: Any, machine: Machi
     assert (len(machine.builds), machine.timed) == (3, 2)
 
 
-def test_another_board_builds_its_own_and_says_so(make: Any, machine: Machine, said: list[str]) -> None:
+def test_another_board_builds_its_own_and_says_so(make: Any, machine: Machine, logged: Callable[[], list[str]]) -> None:
     with make():
         pass
     with installed(Machine(gpu=Gpu("Xavier NX", "7.2"))) as other, make():
         assert len(other.builds) == 1
-    assert any("holds engines of Orin (8.7); building one for this GPU, Xavier NX (7.2)" in line for line in said)
+    assert any("holds engines of Orin (8.7); building one for this GPU, Xavier NX (7.2)" in line for line in logged())
     for version in ("10.16.1.11", "11.4.0.106"):
         with installed(Machine(version)) as newer, make() as engine:
             assert len(newer.builds) == 1
@@ -316,14 +330,14 @@ def test_everything_that_the_parser_objects_to_is_told(make: Any, machine: Machi
         assert word in str(caught.value)
 
 
-def test_a_build_that_fails_tells_why(make: Any, machine: Machine, said: list[str]) -> None:
+def test_a_build_that_fails_tells_why(make: Any, machine: Machine, logged: Callable[[], list[str]]) -> None:
     machine.faults.build = "Could not find any implementation for node MatMul"
     with (
         pytest.raises(EngineError, match=r"cannot build client\.fp16\.onnx: Could not find any implementation"),
         make(),
     ):
         pass
-    assert "TensorRT: Could not find any implementation for node MatMul" in said
+    assert "TensorRT: Could not find any implementation for node MatMul" in logged()
 
 
 @pytest.mark.parametrize(
@@ -379,7 +393,7 @@ def test_a_graph_without_hidden_states_is_refused(make: Any, machine: Machine, h
     onnx.save(old, tmp_path / "old.onnx")
     order = Order(tmp_path / "old.onnx", 20, {}, ("activations", "hidden_1"))
     with pytest.raises(SettingError, match=r"no output hidden_1(.|\n)*export the model again"):
-        build(trt, make_logger(trt, print), order)
+        build(trt, make_logger(trt), order)
 
 
 def test_without_tensorrt_or_cuda_there_is_one_clear_error(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,44 @@
+"""Trunk + ADC under PyTorch: the forward of the trunk that trains."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+
+from adc_edge.arrays import Float32, Int64, Weights
+from adc_edge.edge_runtime.trunk.trainer import Shim
+from adc_edge.method.compressed import CompressedBatch
+
+
+class TorchEngine:
+    """The shim's own forward as an engine. Its graph serves the backward, so nothing is computed twice."""
+
+    name = "torch"
+    description = "cpu"
+    keeps_graph = True
+
+    def __init__(self, shim: Shim) -> None:
+        self._shim = shim
+
+    def __enter__(self) -> TorchEngine:
+        """Return the engine; there is nothing to load."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Do nothing."""
+
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
+        """Run ``Shim.compress``."""
+        return self._shim.compress(images, init_rows, slots)
+
+    @torch.no_grad()
+    def full_output(self, images: Float32) -> Float32:
+        """Return the output of the bare trunk."""
+        z: Float32 = self._shim.trunk(torch.from_numpy(images)).numpy()
+        return z
+
+    def refresh(self, weights: Weights) -> None:
+        """Do nothing: the shim's weights are this engine's."""
