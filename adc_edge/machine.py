@@ -13,6 +13,7 @@ import threadpoolctl
 from adc_edge import __version__
 
 _PACKAGES = ("torch", "onnxruntime", "numpy")
+_VNNI = {"avx_vnni", "avx512_vnni"}
 
 
 def describe_machine(**more: Any) -> dict[str, Any]:
@@ -36,14 +37,24 @@ def limit_threads(threads: int) -> None:
         threadpoolctl.threadpool_limits(threads, user_api="blas")
 
 
+def int8_saturates() -> bool:
+    """Return whether ONNX Runtime's fused 8-bit products saturate: x86 without VNNI adds two products in 16 bits."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and not _VNNI & set(_cpuinfo("flags").split())
+
+
 def _processor() -> str:
     """The model as Linux tells it (x86: its name; ARM: none, so the architecture)."""
+    return _cpuinfo("model name") or platform.machine()
+
+
+def _cpuinfo(name: str) -> str:
+    """Return the first value of this name in Linux's /proc/cpuinfo; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def _version(package: str) -> str | None:

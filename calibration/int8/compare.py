@@ -15,6 +15,7 @@ from adc_edge.calibration.int8.quality import Client, TopOne, medians_ms, noise,
 from adc_edge.calibration.int8.report import Accuracy, ChoiceAgreement, Quality, Speed, TensorError
 from adc_edge.data.loader import Batch
 from adc_edge.errors import EngineError
+from adc_edge.machine import int8_saturates
 from adc_edge.onnx.agreement import Agreement, agreement
 from adc_edge.onnx.golden import GOLDEN_IMAGES, GOLDEN_LIMITS, golden_agreement, meets
 from adc_edge.storage.bundle import CLIENT, GOLDEN, HEAD, Bundle, Manifest
@@ -134,4 +135,4 @@ def _speed(manifest: Manifest, ours: Client, theirs: Client, images: Float32) ->
     """On a batch of the bundle's size, of which images may appear again."""
     batch = images[np.arange(manifest.batch_size) % len(images)]
     times = medians_ms({"fp32": theirs, "int8": ours}, batch, *_rows(manifest, len(batch), 0))
-    return Speed(len(batch), times["fp32"], times["int8"], times["int8"] / times["fp32"])
+    return Speed(len(batch), times["fp32"], times["int8"], times["int8"] / times["fp32"], int8_saturates())

@@ -39,12 +39,16 @@ class ChoiceAgreement(msgspec.Struct, frozen=True):
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """Medians on the calibrating machine for a batch of so many images at the bundle's ratio."""
+    """Median times on the calibrating machine for a batch at the bundle's ratio.
+
+    ``exact_fp32``: no exact 8-bit products on this processor, so INT8 was computed in FP32 and its time does not count.
+    """
 
     images: int
     fp32_ms: float
     int8_ms: float
     ratio: float
+    exact_fp32: bool
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -110,6 +114,11 @@ def calibration_notes(report: CalibrationReport) -> Iterator[str]:
         yield "no head.safetensors here: top-1 was not measured, and --max-drop not applied"
     elif not accuracy.judged:
         yield "the head knows no more than chance of these classes: --max-drop was not applied"
+    if report.quality.speed.exact_fp32:
+        yield (
+            "ONNX Runtime's fused INT8 products saturate on this processor (no VNNI). INT8 was computed in FP32, "
+            "exact as on VNNI, ARM and TensorRT; its time here does not count"
+        )
     yield "INT8 is forward only (--trunk frozen): its scales would have to follow weights that learn"
 
 
@@ -124,7 +133,7 @@ def _rows(report: CalibrationReport) -> Iterator[tuple[str, str, str, str]]:
         yield f"the same cluster, {choice.images} images", "", "", f"{choice.assignment:.1%}"
         yield "the same tokens (Jaccard)", "", "", f"{choice.tokens:.1%}"
     times = (f"{speed.fp32_ms:.1f} ms", f"{speed.int8_ms:.1f} ms", f"{speed.ratio:.2f}")
-    yield f"forward of {speed.images} images, here", *times
+    yield f"forward of {speed.images} images, " + ("INT8 in FP32" if speed.exact_fp32 else "here"), *times
     sizes = (f"{report.client_bytes / 1e6:.1f} MB", f"{report.int8_bytes / 1e6:.1f} MB")
     yield "file", *sizes, f"{report.int8_bytes / report.client_bytes:.2f}"
     yield "zero points", "", ", ".join(map(str, report.zero_points)), ""
