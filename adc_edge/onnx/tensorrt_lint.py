@@ -39,7 +39,7 @@ def lint(model: onnx.ModelProto) -> dict[str, list[Fault]]:
 
 
 class _Names:
-    """What the names of a graph stand for."""
+    """Types, initializers and producers of a graph's values, by name."""
 
     def __init__(self, graph: GraphProto) -> None:
         values = [*graph.value_info, *graph.input, *graph.output]
@@ -58,8 +58,9 @@ class _Names:
     def value(self, name: str) -> npt.NDArray[Any]:
         """Return an initializer that is in the file; for anything else an empty array."""
         tensor = self.weights.get(name)
-        is_here = tensor is not None and tensor.data_location != TensorProto.EXTERNAL
-        return numpy_helper.to_array(tensor) if is_here else np.array([])
+        if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
+            return np.array([])
+        return numpy_helper.to_array(tensor)
 
     def is_data(self, name: str) -> bool:
         """Return whether a value depends on more than initializers, shapes and integer inputs (read on the host)."""

@@ -92,10 +92,12 @@ def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_the_pair_is_written_beside_an_untouched_bundle(mine: Path, known: str, clean_temporary: Path) -> None:
+def test_the_pair_is_written_beside_an_untouched_bundle(
+    mine: Path, known: str, clean_temporary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before, digest = files(mine), Bundle.load(mine, ()).digest
-    said: list[str] = []
-    report = calibrate_bundle(CalibrationSettings(mine, known, images=16), said.append)
+    with caplog.at_level("INFO", "adc_edge"):
+        report = calibrate_bundle(CalibrationSettings(mine, known, images=16))
     after = files(mine)
     assert after.keys() - before.keys() == {CLIENT_INT8, CALIBRATION}
     assert {name: after[name] for name in before} == before
@@ -106,7 +108,7 @@ def test_the_pair_is_written_beside_an_untouched_bundle(mine: Path, known: str, 
     kept = msgspec.json.decode(after[CALIBRATION], type=Calibration)
     assert (kept.method, kept.images, kept.report) == ("percentile", 16, report.builtins())
     assert json.loads(after[CALIBRATION])["report"]["quality"]["speed"]["int8_ms"] > 0
-    assert any("16 images" in line for line in said)
+    assert any("16 images" in line for line in caplog.messages)
 
 
 def test_the_report_tells_what_the_devices_engine_finds(mine: Path, known: str) -> None:
