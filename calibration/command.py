@@ -7,12 +7,14 @@ from typing import Any
 
 import click
 
-from adc_edge.options import bundle_option, data_option, key_options
+from adc_edge.options import bundle_option, data_option, key_options, log_options
 
 
 @click.command()
-@click.option("--trainer", required=True, metavar="tcp://HOST:PORT", help="Where `adc-edge trainer` listens.")
-@click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(min=0.5), help="How long to measure.")
+@click.option("--trainer", required=True, metavar="tcp://HOST:PORT", help="Address of `adc-edge trainer`.")
+@click.option(
+    "--seconds", default=5.0, show_default=True, type=click.FloatRange(min=0.5), help="Duration of the measurement."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="JSON file for the result.")
 @click.option(
     "--wait",
@@ -20,18 +22,28 @@ from adc_edge.options import bundle_option, data_option, key_options
     default=10.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Seconds to try to reach the trainer.",
+    help="Seconds to wait for the trainer.",
 )
 @key_options
+@log_options
 def link(
-    trainer: str, seconds: float, json_file: Path | None, wait_s: float, keys: Path | None, insecure: bool
+    trainer: str,
+    seconds: float,
+    json_file: Path | None,
+    wait_s: float,
+    keys: Path | None,
+    insecure: bool,
+    verbose: bool,
+    quiet: bool,
+    log_json: bool,
 ) -> None:
-    """Measure round trip and rates to a running trainer, over its own socket."""
+    """Measure round trip and rates to a running trainer, over the trainer's own socket."""
     import json
 
     from rich.console import Console
     from rich.table import Table
 
+    from adc_edge import logs
     from adc_edge.calibration.link.measure import measure_link
     from adc_edge.files import write_atomic
     from adc_edge.wire.channel import Channel
@@ -39,12 +51,12 @@ def link(
     from adc_edge.wire.sockets import check_endpoint
 
     console = Console()
+    logs.configure(console, verbose - quiet, log_json)
     endpoint = check_endpoint(trainer, insecure, keys is not None)
     channel = Channel(endpoint, keys=None if keys is None else ClientKeys.load(keys))
     try:
         channel.open(wait_s)
-        with console.status("measuring") as status:
-            result = measure_link(channel, seconds, lambda what: status.update(f"measuring {what}"))
+        result = measure_link(channel, seconds)
     finally:
         channel.close()
     table = Table(title=f"link to {result.trainer}, measured for {result.seconds:.1f} s")
@@ -60,19 +72,19 @@ def link(
 @click.command()
 @bundle_option
 @data_option(required=True)
-@click.option("--images", default=256, show_default=True, metavar="N", help="Of the train split, for the ranges.")
+@click.option("--images", default=256, show_default=True, metavar="N", help="Training images to take the ranges from.")
 @click.option(
     "--method",
     type=click.Choice(["minmax", "percentile", "entropy"]),
     default="percentile",
     show_default=True,
-    help="How far INT8 reaches of what an activation can be.",
+    help="Rule for the range of activations that INT8 covers.",
 )
 @click.option(
     "--percentile",
     type=click.FloatRange(50, 100),
     metavar="P",
-    help="Of the values that are covered, with --method percentile.  [default: 99.99]",
+    help="Percentage of values inside the range, with --method percentile.  [default: 99.99]",
 )
 @click.option(
     "--max-drop",
@@ -80,7 +92,7 @@ def link(
     show_default=True,
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Of top-1 on the test split; if it falls by more, nothing is written.",
+    help="Largest drop of top-1 on the test split; a larger one writes nothing.",
 )
 @click.option(
     "--eval-images",
@@ -88,22 +100,27 @@ def link(
     show_default=True,
     type=click.IntRange(min=0),
     metavar="N",
-    help="Of the test split; 0: all.",
+    help="Test images to judge by; 0: all.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the sample of images.")
-def calibrate(**options: Any) -> None:
-    """Make the bundle's INT8 graph, for a device with a frozen trunk, and tell what it costs and gains.
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed for the choice of images."
+)
+@log_options
+def calibrate(verbose: bool, quiet: bool, log_json: bool, **options: Any) -> None:
+    """Write the bundle's INT8 graph, for a device with a frozen trunk, and report its accuracy, size and speed.
 
-    INT8 is forward only: its scales would have to follow weights that learn.
+    INT8 is forward only: its scales do not follow weights that learn.
     """
     from rich.console import Console
 
+    from adc_edge import logs
     from adc_edge.calibration.int8.calibrate import CalibrationSettings, calibrate_bundle
     from adc_edge.calibration.int8.report import calibration_notes, calibration_tables
 
     console = Console()
+    logs.configure(console, verbose - quiet, log_json)
     settings = CalibrationSettings(**options)
-    report = calibrate_bundle(settings, console.print)
+    report = calibrate_bundle(settings)
     for table in calibration_tables(report):
         console.print(table)
     for note in calibration_notes(report):

@@ -1,9 +1,10 @@
-"""A timm model -> a bundle directory, whole or not at all."""
+"""Export of a timm model to a bundle directory, which is written whole or not at all."""
 
 from __future__ import annotations
 
+import logging
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from adc_edge.export.graph import OPSET, client_graph, without_weights
 from adc_edge.export.parity import ParityRow, check_parity
 from adc_edge.files import new_directory, sha256
 from adc_edge.method.ratio import Ratio
-from adc_edge.method.split import create_vit, preprocessing, split_vit
+from adc_edge.method.split import create_vit, split_vit
+from adc_edge.method.split import preprocessing as preprocessing_of
 from adc_edge.method.trunk import Trunk
 from adc_edge.onnx.golden import GOLDEN_CLUSTERS, Golden, golden_images, golden_pixels
 from adc_edge.onnx.tensorrt_lint import lint, summary
@@ -38,13 +40,14 @@ from adc_edge.storage.bundle import (
     Manifest,
 )
 
+logger = logging.getLogger(__name__)
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "timm", "torch")
 
 
 class ExportSettings(msgspec.Struct, frozen=True):
-    """What `adc-edge export` was asked for.
+    """The options of `adc-edge export`.
 
-    The defaults of what is sent are the fewest bytes, 2 %, that cost no accuracy to speak of (docs/results.md).
+    The default ratio and precisions send 2 % of the uncompressed bytes, at no measurable loss (docs/results.md).
     """
 
     model: str
@@ -65,14 +68,14 @@ class ExportSettings(msgspec.Struct, frozen=True):
 
     @property
     def precisions(self) -> tuple[Precision, Precision]:
-        """Of activations and gradients; where only the first is asked for, both ways the same."""
+        """Precisions of activations and gradients; a precision given for activations alone holds for both."""
         if self.precision is None:
             return "pca1", self.gradient_precision or "pca0.25"
         return self.precision, self.gradient_precision or self.precision
 
 
-def export_bundle(settings: ExportSettings, say: Callable[[str], None] = lambda text: None) -> list[ParityRow]:
-    """Make the bundle; returns the parity report.
+def export_bundle(settings: ExportSettings) -> list[ParityRow]:
+    """Write the bundle and return the parity report.
 
     Raises:
         SettingError: the output exists and is no bundle, or the ratio fits no batch.
@@ -81,35 +84,34 @@ def export_bundle(settings: ExportSettings, say: Callable[[str], None] = lambda 
     """
     _check_output(settings.output, settings.force)
     settings.ratio.check()
-    torch.manual_seed(settings.seed)  # of what is not in the weights: a new classifier, or all of it
+    torch.manual_seed(settings.seed)  # for weights that no file gives: a new classifier, or all of them
     vit = create_vit(settings.model, settings.model_args, settings.classes, settings.weights, settings.pretrained)
     trunk, head = split_vit(vit, settings.split)
     settings.ratio.shape(settings.batch_size, trunk.spec.tokens, trunk.spec.prefix)
-    say(f"cut      {settings.model} after block {settings.split} of {len(vit.blocks)}")
-    files, rows = _graphs(trunk, settings, say)
-    how = preprocessing(vit)
-    files |= {GOLDEN: _golden(trunk, how), TRUNK: save(trunk.state_dict()), HEAD: save(head.vit.state_dict())}
+    logger.info("cut      %s after block %d of %d", settings.model, settings.split, len(vit.blocks))
+    files, rows = _graphs(trunk, settings)
+    preprocessing = preprocessing_of(vit)
+    files |= {GOLDEN: _golden(trunk, preprocessing), TRUNK: save(trunk.state_dict()), HEAD: save(head.vit.state_dict())}
     with new_directory(settings.output) as directory:
         for name, content in files.items():
             (directory / name).write_bytes(content)
-        manifest = _manifest(settings, vit, trunk, how, {name: sha256(directory / name) for name in files})
+        manifest = _manifest(settings, vit, trunk, preprocessing, {name: sha256(directory / name) for name in files})
         (directory / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     return rows
 
 
-def _graphs(
-    trunk: Trunk, settings: ExportSettings, say: Callable[[str], None]
-) -> tuple[dict[str, bytes], list[ParityRow]]:
-    """The bundle's graphs by file name, and how they compare with PyTorch."""
+def _graphs(trunk: Trunk, settings: ExportSettings) -> tuple[dict[str, bytes], list[ParityRow]]:
+    """Return the bundle's graphs by file name, and their parity with PyTorch."""
     computes: list[Compute] = ["fp32", "fp16"] if settings.fp16 or settings.tensorrt else ["fp32"]
     files, rows = {}, []
     for compute in computes:
         graph = client_graph(trunk, half=compute == "fp16")
         name = CLIENT if compute == "fp32" else CLIENT_FP16
         files[name] = graph.SerializeToString()
-        say(f"onnx     {name}: opset {OPSET}, {len(graph.graph.node)} nodes, {len(files[name]) / 1e6:.1f} MB, checked")
+        size = f"{len(graph.graph.node)} nodes, {len(files[name]) / 1e6:.1f} MB"
+        logger.info("onnx     %s: opset %d, %s, checked", name, OPSET, size)
         report = lint(graph)
-        say(f"lint     {name}: {summary(report)}")
+        logger.info("lint     %s: %s", name, summary(report))
         if settings.tensorrt and any(report.values()):
             raise ModelError(
                 f"--tensorrt, and {name} fits {summary(report)}",
@@ -123,10 +125,10 @@ def _graphs(
 
 
 @torch.no_grad()
-def _golden(trunk: Trunk, how: Preprocessing) -> bytes:
-    """Made by PyTorch, which the graphs have been compared with; with as many clusters as none stays empty."""
+def _golden(trunk: Trunk, preprocessing: Preprocessing) -> bytes:
+    """Return the golden pair, computed by PyTorch with as many clusters as leave none empty."""
     pixels, slots = golden_pixels(trunk.spec), max(1, trunk.spec.patches // 3)
-    images = torch.from_numpy(golden_images(pixels, how))
+    images = torch.from_numpy(golden_images(pixels, preprocessing))
     for clusters in range(GOLDEN_CLUSTERS, 0, -1):
         init_rows = torch.arange(clusters)
         out = trunk.compress(images, init_rows, torch.zeros(slots, dtype=torch.int64))
@@ -139,7 +141,7 @@ def _manifest(
     settings: ExportSettings,
     vit: timm.models.VisionTransformer,
     trunk: Trunk,
-    how: Preprocessing,
+    preprocessing: Preprocessing,
     files: dict[str, str],
 ) -> Manifest:
     spec = trunk.spec
@@ -155,7 +157,7 @@ def _manifest(
         prefix=spec.prefix,
         dim=spec.embed_dim,
         trunk=spec,
-        preprocessing=how,
+        preprocessing=preprocessing,
         ratio=settings.ratio,
         batch_size=settings.batch_size,
         precision=up,

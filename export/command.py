@@ -7,34 +7,39 @@ from typing import Any
 
 import click
 
-from adc_edge.options import PRECISION, parse_model_args, ratio_options
+from adc_edge.options import PRECISION, log_options, parse_model_args, ratio_options
 
 
 @click.command()
-@click.option("--model", required=True, help="A timm VisionTransformer, e.g. deit_tiny_patch16_224.")
-@click.option("--split", required=True, type=int, help="Cut after this block (1 to L-1).")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle directory to make.")
+@click.option("--model", required=True, help="Name of a timm VisionTransformer, e.g. deit_tiny_patch16_224.")
+@click.option("--split", required=True, type=int, help="Last block of the trunk (1 to L-1).")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle directory to write.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Weights file (safetensors).")
 @click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights.")
 @click.option(
     "--num-classes",
     type=click.IntRange(min=1),
-    help="Classes; another number than the weights' starts a new classifier.",
+    help="Number of classes; if the weights have another, the classifier starts anew.",
 )
 @click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels; position embeddings are resampled.")
 @click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
 @ratio_options
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=2), help="Images a step.")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=2), help="Images per step.")
 @click.option(
-    "--precision", type=PRECISION, help="Default on the wire, both ways; without it pca1 up and pca0.25 down."
+    "--precision",
+    type=PRECISION,
+    help="Default precision of activations and gradients; without it pca1 up and pca0.25 down.",
 )
-@click.option("--gradient-precision", type=PRECISION, help="Of gradients, if it is another.")
-@click.option("--fp16", is_flag=True, help="Also a graph that computes in fp16, for GPUs (ADC itself stays in fp32).")
+@click.option("--gradient-precision", type=PRECISION, help="Default precision of gradients alone.")
+@click.option("--fp16", is_flag=True, help="Add a graph that computes in fp16, for GPUs (ADC stays in fp32).")
 @click.option(
-    "--tensorrt", is_flag=True, help="Also what `serve --engine tensorrt` builds its engine of, on the device."
+    "--tensorrt",
+    is_flag=True,
+    help="Add the graphs from which `serve --engine tensorrt` builds an engine on the device.",
 )
-@click.option("--seed", default=0, show_default=True, type=int, help="Of weights that start anew.")
-@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--seed", default=0, show_default=True, type=int, help="Random seed for weights that start anew.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@log_options
 def export(
     model: str,
     split: int,
@@ -45,11 +50,15 @@ def export(
     img_size: int | None,
     num_classes: int | None,
     model_arg: tuple[str, ...],
+    verbose: bool,
+    quiet: bool,
+    log_json: bool,
     **rest: Any,
 ) -> None:
-    """Cut a ViT and export trunk + ADC to ONNX, as a bundle that `serve` and `trainer` load."""
+    """Split a ViT, export trunk + ADC to ONNX and write the bundle that `serve` and `trainer` load."""
     from rich.console import Console
 
+    from adc_edge import logs
     from adc_edge.export.build import ExportSettings, export_bundle
     from adc_edge.export.report import parity_table
     from adc_edge.method.ratio import Ratio
@@ -59,8 +68,9 @@ def export(
     if chosen != Ratio():
         rest["ratio"] = chosen
     console = Console()
+    logs.configure(console, verbose - quiet, log_json)
     settings = ExportSettings(model, split, output, classes=num_classes, model_args=arguments, **rest)
-    rows = export_bundle(settings, console.print)
+    rows = export_bundle(settings)
     console.print(parity_table(rows))
     console.print(f"wrote    {output}\n\nnext:")
     console.print(f"  adc-edge trainer --bundle {output}", markup=False, highlight=False, soft_wrap=True)
@@ -77,7 +87,7 @@ def export(
 @click.option("--run-trainer", required=True, type=click.Path(path_type=Path), help="The trainer's --run directory.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (safetensors).")
 def merge(run_device: Path, run_trainer: Path, output: Path) -> None:
-    """Join both halves of a finished training into one ordinary timm checkpoint."""
+    """Join the trained trunk and head into one ordinary timm checkpoint."""
     from adc_edge.export.merge import merge_runs
 
     manifest = merge_runs(run_device, run_trainer, output)

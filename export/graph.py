@@ -32,7 +32,7 @@ _LARGEST = 65_536
 
 
 class _Client(nn.Module):
-    """What the device runs, as a module to trace."""
+    """Trunk and ADC as one module to trace."""
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
@@ -45,7 +45,10 @@ class _Client(nn.Module):
 
 
 class _Traced(nn.Module):
-    """A module with its weights as arguments; it must not own the module, or they would be constants."""
+    """A module that takes its weights as arguments.
+
+    It does not own the module: torch would trace the weights of an owned one as constants.
+    """
 
     def __init__(self, module: nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -59,7 +62,7 @@ class _Traced(nn.Module):
 
 
 def client_graph(trunk: Trunk, half: bool = False) -> onnx.ModelProto:
-    """Trace a trunk with ADC.
+    """Return the ONNX graph of a trunk with ADC.
 
     Inputs: images float32 [B,C,H,W]; seeds int64 [T]; slots int64 [S]; every weight under its timm name, optional.
     Outputs: activations float32 [T,P+S,D]; assignment int64 [B]; tokens int64 [T,P+S]; counts int64 [T];
@@ -84,7 +87,7 @@ def client_graph(trunk: Trunk, half: bool = False) -> onnx.ModelProto:
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with its weights as plain inputs, for a TensorRT that cannot refit them."""
+    """Return the graph with its weights as plain inputs, for a TensorRT that cannot refit them."""
     inputs = {value.name for value in model.graph.input}
     bare = copy.deepcopy(model)
     del bare.graph.initializer[:]
@@ -100,15 +103,15 @@ def trace(
     outputs: Sequence[str],
     prefix: str = "",
 ) -> onnx.ModelProto:
-    """A checked graph of ``module`` whose weights are overridable initializers.
+    """Return a checked graph of ``module`` whose weights are overridable initializers.
 
     Args:
-        module: what to trace.
-        example: its inputs.
-        free: for each input, what its first axis is; it stays dynamic.
+        module: the module to trace.
+        example: example inputs.
+        free: the first axis of each input, which stays dynamic.
         inputs: names of the inputs.
         outputs: names of the outputs.
-        prefix: of the module's parameter names, left out in the graph.
+        prefix: start of the module's parameter names, left out in the graph.
     """
     weights = {name: p.detach() for name, p in module.named_parameters()}
     names = [name.removeprefix(prefix) for name in weights]
@@ -144,7 +147,7 @@ def _strip_paths(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of what this module does on purpose."""
+    """Silence the exporter's warnings about what this module does on purpose."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Both halves of a run -> one ordinary timm checkpoint."""
+"""Merge of both halves of a run into one ordinary timm checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def merge_runs(device: Path, trainer: Path, output: Path) -> Manifest:
     """Join ``device``/trunk.safetensors and ``trainer``/head.safetensors; timm loads the result strictly.
 
     Raises:
-        CheckpointError: a run has not ended, the runs are of different bundles, or the halves do not make a whole.
+        CheckpointError: a run has not ended, the runs are of different bundles, or the halves are not of one model.
     """
     manifests = [_manifest(run) for run in (device, trainer)]
     if msgspec.json.encode(manifests[0]) != msgspec.json.encode(manifests[1]):

@@ -1,7 +1,7 @@
-"""Does the exported graph compute what PyTorch computes? In stages, because the choice of clusters is discrete.
+"""The parity check: the exported graph against PyTorch, in stages, because the choice of clusters is discrete.
 
-A rounding difference of 1e-9 can flip an assignment and then move an activation by 2, so no single tolerance would
-mean anything. Every case is checked in three stages, and refreshed cases, whose every weight was perturbed, likewise:
+A rounding difference of 1e-9 can flip an assignment and then move an activation by 2, so no single tolerance is
+meaningful. Every case is checked in three stages, also after a refresh with all weights perturbed:
 
 (a) scores and hidden states, each against PyTorch;
 (b) clusters and tokens against PyTorch *on the graph's own scores*: exactly;
@@ -34,7 +34,7 @@ _NEXT = "report it with the model's name; nothing was written"
 
 
 class ParityLimits(NamedTuple):
-    """Differences are relative to the largest value; shares hold over all cases, since ties may fall either way."""
+    """Limits: differences relative to the largest value; shares over all cases, since ties may fall either way."""
 
     difference: float
     assignment: float
@@ -48,7 +48,7 @@ PARITY_LIMITS: dict[Compute, ParityLimits] = {
 
 
 class ParityCase(NamedTuple):
-    """One batch for both."""
+    """One batch for the graph and for PyTorch."""
 
     stage: str
     images: int
@@ -58,7 +58,7 @@ class ParityCase(NamedTuple):
 
 
 class ParityRow(NamedTuple):
-    """What one case gave; differences are relative to the largest value."""
+    """Result of one case; differences are relative to the largest value."""
 
     compute: Compute
     stage: str
@@ -74,7 +74,7 @@ class ParityRow(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether (a) and (b) hold, and the activations of (c)."""
+        """True if (a) and (b) hold, and the activations of (c) are within the limit."""
         limit = PARITY_LIMITS[self.compute].difference
         return self.clustering and all(v <= limit for v in (self.scores, self.hidden, self.difference))
 
@@ -180,7 +180,7 @@ def _compare(
 
 
 def _inputs(spec: TrunkSpec, case: ParityCase, smooth: bool) -> tuple[Tensor, Tensor]:
-    """White noise ``[B, C, H, W]``, whose scores lie close together, or images that differ in the large."""
+    """Return white noise ``[B, C, H, W]``, whose scores lie close together, or smooth images, which differ more."""
     generator = torch.Generator().manual_seed(case.seed)
     shape = (case.images, spec.channels, *((5, 5) if smooth else spec.image_size))
     pixels = torch.randn(shape, generator=generator)
@@ -196,7 +196,7 @@ def _relative(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) ->
 
 
 def _follows(found: Found, init_rows: Tensor, prefix: int) -> bool:
-    """Whether clusters and tokens are what PyTorch makes of the graph's scores, unless that is a tie."""
+    """Return whether PyTorch chooses the same clusters and tokens from the graph's scores, up to ties."""
     scores = torch.from_numpy(found.scores)
     assignment, counts = adc.kmeans(scores, init_rows)
     if not np.array_equal(np.bincount(found.assignment, minlength=len(init_rows)), found.counts):
@@ -211,7 +211,7 @@ def _follows(found: Found, init_rows: Tensor, prefix: int) -> bool:
         left = np.setdiff1d(np.arange(prefix, values.shape[1]), kept)
         if not np.array_equal(first, np.arange(prefix)) or len(np.unique(kept)) != len(kept):
             return False
-        # The least score kept is no less than the largest left, but for the last bit of a mean.
+        # The smallest score kept is not below the largest one left out, up to the last bit of a mean.
         if left.size and values[cluster, kept].min() < values[cluster, left].max() * (1 - 1e-6):
             return False
     return True

@@ -1,4 +1,4 @@
-"""The parity report as a table."""
+"""Table of the parity report."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _COLUMNS = ("stage", "B", "T", "k", "scores", "hidden", "clusters", "assigned", 
 
 
 def parity_table(rows: Sequence[ParityRow]) -> Table:
-    """One line a case: what was run, how alike scores, states and choices were, how far the activations lay apart."""
+    """Return a table with one row per case: its sizes, and the differences of scores, states, choices, activations."""
     limits = ", ".join(f"{PARITY_LIMITS[c].difference:.0e} in {c}" for c in dict.fromkeys(row.compute for row in rows))
     table = Table(
         title="ONNX Runtime against PyTorch",
         caption=f"Differences (of scores, hidden states, activations): at most {limits} of the largest value. "
-        "clusters: as they follow from the graph's own scores. assigned, tokens: as PyTorch has them, end to end.",
+        "clusters: against PyTorch on the graph's own scores. assigned, tokens: against PyTorch, end to end.",
     )
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)

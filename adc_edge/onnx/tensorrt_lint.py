@@ -1,297 +1,146 @@
-"""Which TensorRT a graph fits, told without TensorRT and without a GPU.
+"""Which releases of TensorRT a graph fits, found without TensorRT and without a GPU.
 
-``lint`` holds every node of an ONNX graph, those of branches and loops included, against the tables of
-``tensorrt_support.py`` (which says where they come from): opset, domain, operator, types, and the restrictions that
-can be seen in a file. A clean report means that no rule of the tables is broken, not that an engine will build. A type
-that shape inference does not know is no fault.
+``lint`` holds every node against the table of ``tensorrt_support.py``. A clean report means that no rule of the table
+is broken, not that an engine will build. A type that shape inference does not find is no fault.
 """
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx.inliner
 import onnx.shape_inference
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, numpy_helper
-from onnx.helper import get_attribute_value, make_tensor_type_proto
+from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
+from onnx.helper import get_attribute_value
 
-from adc_edge.onnx import tensorrt_support as tables
-from adc_edge.onnx.tensorrt_support import LINES, Fault, fits, opset_window, summary
+from adc_edge.onnx.tensorrt_support import LINES, MAX_TOPK, SIGNATURES, Fault, fits, opset_window_of, summary
 
-__all__ = ["LINES", "Fault", "fits", "lint", "opset_window", "summary"]
+__all__ = ["LINES", "Fault", "fits", "lint", "summary"]
 
-# TensorProto.DataType to the tables' letters; by number, since older onnx has no name for FP4.
-_LETTERS = {1: "f", 10: "h", 16: "b", 17: "e", 23: "x", 7: "l", 6: "i", 3: "c", 22: "n", 9: "o", 2: "u"}
+_LETTERS = {0: "", 1: "f", 10: "h", 7: "l", 6: "i", 3: "c", 9: "o", 2: "u"}  # of TensorProto.DataType; "": unknown
+_ALL = "".join(_LETTERS.values())
 _STANDARD = ("", "ai.onnx")
-_SYMMETRIC = "quantise symmetrically: INT8, zero point 0"
-_MASK = "keep the size: Where, or a product with a mask"
-_REMEDIES = {"Compress": _MASK, "NonZero": _MASK, "Unique": "sort with TopK, or count with Equal and ReduceSum"}
+_ADD = "or add it to adc_edge/onnx/tensorrt_support.py if TensorRT has it"
 _Finding = tuple[str, str]  # what, remedy
 
 
-@dataclass(frozen=True)
-class _Scope:
-    """What the names of a graph stand for; those of the graphs around it are seen through it."""
+def lint(model: onnx.ModelProto) -> dict[str, list[Fault]]:
+    """Return the faults that keep a model from each release in ``LINES``, in the order of the graph; none: it fits."""
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    opset = max((o.version for o in model.opset_import if o.domain in _STANDARD), default=0)
+    names = _Names(graph)
+    faults = [*_tensors(graph, names)]
+    for node in graph.node:
+        name = node.name or next(filter(None, node.output), "")
+        faults += [Fault(name, node.op_type, what, remedy) for what, remedy in _node(node, names)]
+    return {line: [*_opset(opset, line), *faults] for line in LINES}
 
-    opset: int
-    types: ChainMap[str, TypeProto.Tensor]
-    weights: ChainMap[str, TensorProto]
-    makers: ChainMap[str, NodeProto]  # of a value: the node that computes it
 
-    def inner(self, graph: GraphProto) -> _Scope:
-        """The scope of a graph within this one."""
-        scope = _Scope(self.opset, self.types.new_child(), self.weights.new_child(), self.makers.new_child())
-        for value in (*graph.value_info, *graph.input, *graph.output):
-            scope.types[value.name] = value.type.tensor_type
-        for node in graph.node:
-            scope.makers.update(dict.fromkeys(node.output, node))
-            scope.weights.update((node.output[0], tensor) for tensor in _constant(node))
-        scope.weights.update({tensor.name: tensor for tensor in graph.initializer})
-        for name, tensor in scope.weights.maps[0].items():
-            scope.types[name] = make_tensor_type_proto(tensor.data_type, list(tensor.dims)).tensor_type
-        return scope
+class _Names:
+    """Types, initializers and producers of a graph's values, by name."""
 
-    def dtype(self, name: str) -> int:
-        """Its ``TensorProto.DataType``; 0 (UNDEFINED) where it is not known."""
-        return self.types[name].elem_type if name in self.types else TensorProto.UNDEFINED
+    def __init__(self, graph: GraphProto) -> None:
+        values = [*graph.value_info, *graph.input, *graph.output]
+        self.weights = {tensor.name: tensor for tensor in graph.initializer}
+        self.makers = {name: node for node in graph.node for name in node.output}
+        self.types = {value.name: value.type.tensor_type.elem_type for value in values}
+        self.types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+        shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
+        self.dynamic = {name for name, axes in shapes.items() if not all(axis.HasField("dim_value") for axis in axes)}
 
-    def shape(self, name: str) -> list[int | None] | None:
-        """The length of each axis (None: dynamic), where it is known how many there are."""
-        if name not in self.types or not self.types[name].HasField("shape"):
-            return None
-        return [d.dim_value if d.HasField("dim_value") else None for d in self.types[name].shape.dim]
+    def misfit(self, name: str, letters: str) -> str | None:
+        """Return what a value is, if it is of none of these types."""
+        dtype = self.types.get(name, 0)
+        return None if _LETTERS.get(dtype, "-") in letters else f"{name} is {TensorProto.DataType.Name(dtype)}"
 
-    def value(self, name: str) -> npt.NDArray[Any] | None:
-        """What it is, if it is a constant of numbers that are in the file."""
+    def value(self, name: str) -> npt.NDArray[Any]:
+        """Return an initializer that is in the file; for anything else an empty array."""
         tensor = self.weights.get(name)
-        if tensor is None or tensor.data_location == TensorProto.EXTERNAL or tensor.data_type == TensorProto.STRING:
-            return None
+        if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
+            return np.array([])
         return numpy_helper.to_array(tensor)
 
-    def is_known(self, name: str, at_run_time: bool = False) -> bool:
-        """Whether it is computed from constants and static shapes alone; at run time: from any shapes, and integers."""
-        pending, seen = [name], {""}
+    def is_data(self, name: str) -> bool:
+        """Return whether a value depends on more than initializers, shapes and integer inputs (read on the host)."""
+        pending, seen = [name], {"", *self.weights}
         while pending:
-            name = pending.pop()
-            if name in seen or name in self.weights:
+            if (name := pending.pop()) in seen:
                 continue
             seen.add(name)
             node = self.makers.get(name)
-            if node is not None and node.op_type in ("Shape", "Size"):
-                if not at_run_time and None in (self.shape(node.input[0]) or [None]):
-                    return False
-            elif node is not None and node.input and not any(_subgraphs(node)):
-                pending += node.input
-            elif node is not None or not at_run_time or self.dtype(name) not in (TensorProto.INT32, TensorProto.INT64):
-                return False  # at run time, TensorRT reads integer inputs of the network on the host if it must
-        return True
+            if node is None and self.misfit(name, "il"):
+                return True
+            pending += node.input if node is not None and node.op_type != "Shape" else ()
+        return False
 
 
-def lint(model: onnx.ModelProto, lines: Sequence[str] = LINES) -> dict[str, list[Fault]]:
-    """What keeps a model from each line of TensorRT.
-
-    Args:
-        model: with its weights; it is not changed. Its local functions are looked into.
-        lines: some of ``LINES``.
-
-    Returns:
-        The faults of each line, in the order of the graph; none: it fits.
-
-    Raises:
-        SettingError: a line that is not known.
-    """
-    tables.check_lines(lines)
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    opset = max((o.version for o in model.opset_import if o.domain in _STANDARD), default=0)
-    nodes = list(_nodes(graph, _Scope(opset, ChainMap(), ChainMap(), ChainMap())))
-    everywhere = [*_ends(graph), *_initializers(graph)]
-    return {
-        line: [*_opset(opset, line), *everywhere, *(f for node, scope in nodes for f in _node(node, scope, line))]
-        for line in lines
-    }
+def _opset(opset: int, line: str) -> list[Fault]:
+    low, high = opset_window_of(line)
+    fault = Fault("model", "opset_import", f"opset {opset}", f"export with an opset of {low} to {high}")
+    return [] if low <= opset <= high else [fault]
 
 
-def _nodes(graph: GraphProto, outer: _Scope) -> Iterator[tuple[NodeProto, _Scope]]:
-    scope = outer.inner(graph)
-    for node in graph.node:
-        yield node, scope
-        for inner in _subgraphs(node):
-            yield from _nodes(inner, scope)
+def _tensors(graph: GraphProto, names: _Names) -> Iterator[Fault]:
+    """Yield faults of the network's inputs, outputs and initializers."""
+    inputs = [value for value in graph.input if value.name not in names.weights]
+    for op, values in (("input", inputs), ("output", graph.output), ("initializer", graph.initializer)):
+        for name in (value.name for value in values):
+            if what := names.misfit(name, _ALL):
+                yield Fault(name, op, what, f"use {_choice(_ALL)}")
+    for tensor in (each for each in graph.initializer if each.data_location == TensorProto.EXTERNAL):
+        what = "its data are in another file and were not loaded"
+        yield Fault(tensor.name, "initializer", what, "load the model with its external data")
 
 
-def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    yield from (a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
-
-
-def _constant(node: NodeProto) -> Iterator[TensorProto]:
-    """The tensor of a Constant node; numbers become one."""
-    for attribute in node.attribute if node.op_type == "Constant" else ():
-        value = get_attribute_value(attribute)
-        if attribute.name == "value":
-            yield value
-        elif attribute.name.startswith(("value_int", "value_float")):
-            yield numpy_helper.from_array(np.array(value, np.int64 if "int" in attribute.name else np.float32))
-
-
-def _is_one_of(dtype: int, letters: str) -> bool:
-    """Also where it is not known."""
-    return dtype == TensorProto.UNDEFINED or _LETTERS.get(dtype, "-") in letters
-
-
-def _name(dtype: int) -> str:
-    return str(TensorProto.DataType.Name(dtype))
-
-
-def _opset(opset: int, line: str) -> Iterator[Fault]:
-    low, high = opset_window(line)
-    if not low <= opset <= high:
-        yield Fault("model", "opset_import", f"opset {opset}", f"export with an opset of {low} to {high}")
-
-
-def _ends(graph: GraphProto) -> Iterator[Fault]:
-    """Inputs and outputs of the network, the only place for UINT8."""
-    weights = {tensor.name for tensor in graph.initializer}
-    for op, values in (("input", graph.input), ("output", graph.output)):
-        for value in (v for v in values if v.name not in weights):
-            kind, dtype = value.type.WhichOneof("value"), value.type.tensor_type.elem_type
-            if kind not in (None, "tensor_type"):
-                yield Fault(value.name, op, f"it is no tensor ({kind})", "use tensors only")
-            elif not _is_one_of(dtype, tables.NATIVE + "u"):
-                yield Fault(value.name, op, f"it is {_name(dtype)}", "use FP32, FP16, INT64, INT32 or BOOL")
-
-
-def _initializers(graph: GraphProto) -> Iterator[Fault]:
-    for tensor in graph.initializer:
-        if not _is_one_of(tensor.data_type, tables.NATIVE + "u"):  # UINT8: left to the operator that takes it
-            remedy = "store it as FP32, FP16, INT64 or INT32"
-            yield Fault(tensor.name, "initializer", f"it is {_name(tensor.data_type)}", remedy)
-        if tensor.data_location == TensorProto.EXTERNAL:
-            what = "its data are in another file and were not loaded"
-            yield Fault(tensor.name, "initializer", what, "load the model with its external data")
-    for inner in (inner for node in graph.node for inner in _subgraphs(node)):
-        yield from _initializers(inner)
-
-
-def _node(node: NodeProto, scope: _Scope, line: str) -> Iterator[Fault]:
-    name = node.name or next(filter(None, node.output), "")
-    for what, remedy in _findings(node, scope, line):
-        yield Fault(name, node.op_type, what, remedy)
-
-
-def _findings(node: NodeProto, scope: _Scope, line: str) -> Iterator[_Finding]:
-    op = node.op_type
-    if node.domain not in (*_STANDARD, tables.OWN_DOMAIN):
+def _node(node: NodeProto, names: _Names) -> Iterator[_Finding]:
+    if node.domain not in _STANDARD:
         yield f"it is of the domain {node.domain}", "use operators of ONNX's own domain"
-    elif tables.is_own(op, line):
-        return
-    elif node.domain == tables.OWN_DOMAIN or tables.types_of(op, line) is None:
-        first = tables.first_release(op)
-        remedy = _REMEDIES.get(op, "write it with operators that TensorRT has")
-        yield "not supported", f"TensorRT {first} brought it" if first else remedy
-    elif op in tables.DATA_DEPENDENT:
-        yield "the size of its output depends on data", _REMEDIES.get(op, "do it outside of the graph")
+    elif node.op_type not in SIGNATURES:
+        yield "unknown operator", f"write it with known ones, {_ADD}"
     else:
-        for rule in (_limits, _constants, _SPECIAL.get(op, _types)):
-            yield from rule(node, scope, line)
+        inputs, outputs, attributes = SIGNATURES[node.op_type]
+        yield from _attributes(node, dict(known.partition("=")[::2] for known in attributes))
+        yield from _values(node.input, inputs, names)
+        yield from _values(node.output, outputs, names)
+        yield from _restrictions(node, names)
 
 
-def _types(node: NodeProto, scope: _Scope, line: str) -> Iterator[_Finding]:
-    allowed = tables.types_of(node.op_type, line) or ""
-    wrong = {
-        name: f"{name} is {_name(scope.dtype(name))}"
-        for name, subject in _values(node, scope.opset)
-        if not _is_one_of(scope.dtype(name), allowed if subject else tables.NATIVE)
-    }
-    if wrong:
-        choice = ", ".join(_name(dtype) for dtype, letter in _LETTERS.items() if letter in allowed)
-        yield ", ".join(wrong.values()), f"cast to one of {choice}"
+def _attributes(node: NodeProto, known: Mapping[str, str]) -> Iterator[_Finding]:
+    for name, value in ((each.name, get_attribute_value(each)) for each in node.attribute):
+        if name not in known:
+            yield f"unknown attribute {name}", f"leave it out, {_ADD}"
+        elif known[name] and str(value) != known[name]:
+            yield f"{name} is {value}", f"TensorRT has {name} {known[name]}"
 
 
-def _values(node: NodeProto, opset: int) -> Iterator[tuple[str, bool]]:
-    """Inputs and outputs, and whether the table's types speak of them."""
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
-    except onnx.defs.SchemaError:  # operators of old that ONNX has dropped and TensorRT has not
-        yield from ((name, True) for name in (*node.input, *node.output))
-        return
-    subjects = tables.SUBJECTS.get(node.op_type) or ((*schema.inputs, *schema.outputs)[0].type_str,)
-    for names, formals in ((node.input, schema.inputs), (node.output, schema.outputs)):
-        for index, name in enumerate(names if formals else ()):
-            yield name, formals[min(index, len(formals) - 1)].type_str in subjects
+def _values(given: Sequence[str], known: Sequence[str], names: _Names) -> Iterator[_Finding]:
+    """Yield faults of a node's inputs or outputs."""
+    for position, name in enumerate(given):
+        letters = known[min(position, len(known) - 1)]
+        if position >= len(known) and "*" not in letters:
+            yield f"unknown input or output {name}", f"leave it out, {_ADD}"
+        elif what := names.misfit(name, letters):
+            yield what, f"make it {_choice(letters)}"
+        elif "!" in letters and name and name not in names.weights:
+            yield f"{name} is computed", "make it an initializer"
 
 
-def _limits(node: NodeProto, scope: _Scope, line: str) -> Iterator[_Finding]:
-    attributes = {a.name: get_attribute_value(a) for a in node.attribute}
-    texts = {name: value.decode() for name, value in attributes.items() if isinstance(value, bytes)}
-    yield from tables.wrong_attributes(node.op_type, attributes | texts, line)
-    shape = scope.shape(node.input[0]) if node.input else None
-    rank = None if shape is None else len(shape)
-    yield from tables.wrong_sizes(node.op_type, node.input, node.output, rank, line)
-
-
-def _constants(node: NodeProto, scope: _Scope, line: str) -> Iterator[_Finding]:
-    for position, name, folded, free, zero in tables.CONSTANT_INPUTS.get(node.op_type, ()):
-        source = node.input[position] if position < len(node.input) else ""
-        value = scope.value(source)
-        if zero and value is not None and value.astype(np.float32).any():
-            yield f"{name} is not 0", f"export or quantise so that {name} is 0"
-        may_be_folded = tables.reached(line, folded) and scope.is_known(source)
-        if source and source not in scope.weights and not may_be_folded and not tables.reached(line, free):
-            yield f"{name} is computed ({source})", f"make {name} an initializer"
-
-
-def _topk(node: NodeProto, scope: _Scope, line: str) -> Iterator[_Finding]:
-    yield from _types(node, scope, line)
-    given = next((np.array(a.i) for a in node.attribute if a.name == "k"), None)  # before opset 10
-    k = scope.value(node.input[1]) if given is None else given
-    if k is not None and (k > tables.MAX_TOPK).any():
-        yield f"K is {k.max()}", f"choose at most {tables.MAX_TOPK}"
-    elif k is None and not scope.is_known(node.input[1], at_run_time=True):
-        yield f"K is computed from data ({node.input[1]})", "make K a constant, an input, or the length of an axis"
-
-
-def _quantise(node: NodeProto, scope: _Scope, line: str) -> Iterator[_Finding]:
-    wide, narrow = node.input[0], node.output[0]
-    if node.op_type == "DequantizeLinear":
-        wide, narrow = narrow, wide
-    for name, op in ((wide, "QuantizeLinear"), (narrow, "DequantizeLinear")):
-        if not _is_one_of(scope.dtype(name), tables.types_of(op, line) or ""):
-            is_bias = scope.dtype(name) == TensorProto.INT32
-            yield f"{name} is {_name(scope.dtype(name))}", "leave biases in float" if is_bias else _SYMMETRIC
-    scale = scope.value(node.input[1])
-    if scale is not None and not (scale.astype(np.float32) > 0).all():
+def _restrictions(node: NodeProto, names: _Names) -> Iterator[_Finding]:
+    """Yield faults that only some operators can have."""
+    first, second, third = [*node.input, "", ""][:3]
+    if node.op_type == "Squeeze" and not second and first in names.dynamic:
+        yield f"no axes are given, and {first} has a dynamic shape", "give the axes"
+    if node.op_type == "TopK" and names.is_data(second):
+        yield f"K is computed from data ({second})", "make K a constant, an input, or the length of an axis"
+    if node.op_type == "TopK" and (names.value(second) > MAX_TOPK).any():
+        yield f"K is {names.value(second).max()}", f"choose at most {MAX_TOPK}"
+    if "quantize" in node.op_type.lower() and not (names.value(second) > 0).all():
         yield "a scale is not positive", "calibrate again"
-    is_int8 = scope.dtype(narrow) == TensorProto.INT8  # FP4 has scales that are computed
-    if is_int8 and not scope.is_known(node.input[1]):
-        yield f"its scale is computed ({node.input[1]})", "make the scale an initializer"
+    if "quantize" in node.op_type.lower() and names.value(third).any():
+        yield "zero point is not 0", "quantise symmetrically: INT8, zero point 0"
 
 
-def _squeeze(node: NodeProto, scope: _Scope, line: str) -> Iterator[_Finding]:
-    yield from _types(node, scope, line)
-    shape = scope.shape(node.input[0])
-    if shape and None in shape and not any(node.input[1:]) and not node.attribute:
-        yield f"no axes are given, and {node.input[0]} has a dynamic shape", "give the axes"
-
-
-def _if(node: NodeProto, scope: _Scope, line: str) -> Iterator[_Finding]:
-    yield from _types(node, scope, line)
-    branches = [{output.name for output in branch.output} for branch in _subgraphs(node)]
-    both = set.intersection(*branches)
-    if both:
-        yield f"both branches name an output {', '.join(sorted(both))}", "rename it in one branch"
-
-
-_SPECIAL: dict[str, Callable[[NodeProto, _Scope, str], Iterator[_Finding]]] = {
-    "DequantizeLinear": _quantise,
-    "If": _if,
-    "QuantizeLinear": _quantise,
-    "Squeeze": _squeeze,
-    "TopK": _topk,
-}
+def _choice(letters: str) -> str:
+    return " or ".join(TensorProto.DataType.Name(dtype) for dtype, each in _LETTERS.items() if each and each in letters)

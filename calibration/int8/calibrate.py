@@ -1,12 +1,12 @@
-"""`adc-edge calibrate`: images -> ranges -> client.int8.onnx, held to the float graph before anything is written.
+"""Calibration: images -> ranges -> client.int8.onnx, compared with the float graph before anything is written.
 
-The manifest is not touched, so the bundle's digest stays, which device and trainer compare. client.int8.onnx is written
-before calibration.json, which names its SHA-256: after a kill in between, the bundle says so and gives no INT8 graph.
+The manifest and the bundle's digest, which device and trainer compare, do not change. client.int8.onnx is written
+before calibration.json, which holds its SHA-256: after a kill in between, the bundle says so and opens no INT8 graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,13 +26,14 @@ from adc_edge.onnx.session import cpu_session
 from adc_edge.onnx.tensorrt_lint import fits, lint, summary
 from adc_edge.storage.bundle import BUNDLE_FORMAT, CALIBRATION, CLIENT, CLIENT_INT8, HEAD, Bundle, Calibration
 
+logger = logging.getLogger(__name__)
 PERCENTILE = 99.99
 _LEAST_IMAGES = 8
 _PACKAGES = ("numpy", "onnx", "onnxruntime")
 
 
 class CalibrationSettings(msgspec.Struct, frozen=True):
-    """What `adc-edge calibrate` was asked for."""
+    """The options of `adc-edge calibrate`."""
 
     bundle: Path
     data: str
@@ -45,7 +46,7 @@ class CalibrationSettings(msgspec.Struct, frozen=True):
 
     @property
     def covered(self) -> float:
-        """The percentile, where the method is one."""
+        """The percentile of values that the range covers, for the method of this name."""
         return PERCENTILE if self.percentile is None else self.percentile
 
     def check(self) -> None:
@@ -62,17 +63,15 @@ class CalibrationSettings(msgspec.Struct, frozen=True):
             )
 
 
-def calibrate_bundle(
-    settings: CalibrationSettings, say: Callable[[str], None] = lambda text: None
-) -> CalibrationReport:
-    """Make client.int8.onnx and calibration.json in the bundle; what was there is replaced.
+def calibrate_bundle(settings: CalibrationSettings) -> CalibrationReport:
+    """Write client.int8.onnx and calibration.json into the bundle, in place of older ones; return the report.
 
     Raises:
         SettingError: options that make no sense.
         BundleError: a file that is missing or changed.
         DataError: a source that cannot be read, too few images or too many broken ones, labels outside of the classes.
-        EngineError: values that are not finite, a graph that TensorRT refuses, a golden pair that is not met, or top-1
-            that falls by more than ``max_drop`` points. Nothing is written.
+        EngineError: values that are not finite, a graph that TensorRT refuses, a golden pair that differs too much, or
+            a drop of top-1 by more than ``max_drop`` points. Nothing is written.
     """
     settings.check()
     has_head = (settings.bundle / HEAD).exists()  # a device's copy may lack it
@@ -81,9 +80,10 @@ def calibrate_bundle(
     check_labels(dataset, bundle.manifest.classes)
     preprocessing = bundle.manifest.preprocessing
     sample = CalibrationImages(dataset.train, preprocessing, settings.images, settings.seed)
-    graphs = _quantise(bundle, sample, settings, say)
+    graphs = _quantise(bundle, sample, settings)
     lines = _check_lines(graphs)
-    say(f"int8     {len(graphs.chosen)} linears, {settings.method}; TensorRT {', '.join(lines) or 'takes it nowhere'}")
+    fitting = ", ".join(lines) or "takes it in no release"
+    logger.info("int8     %d linears, %s; TensorRT %s", len(graphs.chosen), settings.method, fitting)
     batches = test_batches(dataset.test, preprocessing, settings.eval_images, bundle.manifest.batch_size)
     quality = compare(bundle, graphs, batches, load_head(bundle) if has_head else None, settings.seed)
     _check_drop(quality, settings)
@@ -102,9 +102,7 @@ def calibrate_bundle(
     return report
 
 
-def _quantise(
-    bundle: Bundle, sample: CalibrationImages, settings: CalibrationSettings, say: Callable[[str], None]
-) -> Graphs:
+def _quantise(bundle: Bundle, sample: CalibrationImages, settings: CalibrationSettings) -> Graphs:
     manifest = bundle.manifest
     model = onnx.load(bundle.path / CLIENT)
     chosen = linears(model, manifest.trunk)
@@ -113,18 +111,18 @@ def _quantise(
     names = {linear.name: linear.input for linear in chosen}
     reaches = collect(session, names, sample, manifest.trunk.patches, manifest.prefix)
     broken = f", {sample.broken} broken ones replaced" if sample.broken else ""
-    say(f"ranges   {settings.images} images{broken}")
+    logger.info("ranges   %d images%s", settings.images, broken)
     scales = {name: reach.scale(settings.method, settings.covered) for name, reach in reaches.items()}
     return Graphs(fixed, quantise(fixed, chosen, scales), chosen)
 
 
 def _check_lines(graphs: Graphs) -> tuple[str, ...]:
-    """The lines of TensorRT that the INT8 graph fits; raises EngineError if quantising has lost one."""
+    """Return the releases of TensorRT that the INT8 graph fits; raise EngineError if the float graph fits more."""
     found = lint(graphs.int8)
     lost = set(fits(lint(graphs.float32))) - set(fits(found))
     if lost:
         raise EngineError(
-            f"the INT8 graph does not fit what its FP32 graph fits: {summary(found)}",
+            f"the INT8 graph fits fewer releases of TensorRT than its FP32 graph: {summary(found)}",
             f"TensorRT {', '.join(sorted(lost))} too",
             "report it with the model's name; nothing was written",
         )

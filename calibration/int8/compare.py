@@ -1,4 +1,4 @@
-"""The INT8 graph beside the float one on the test split."""
+"""Comparison of the INT8 graph with the float graph on the test split."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from adc_edge.calibration.int8.graph import Linear, tapped
 from adc_edge.calibration.int8.quality import Client, TopOne, medians_ms, noise, taps
 from adc_edge.calibration.int8.report import Accuracy, ChoiceAgreement, Quality, Speed, TensorError
 from adc_edge.data.loader import Batch
+from adc_edge.machine import int8_saturates
 from adc_edge.onnx.agreement import Agreement, agreement
 from adc_edge.onnx.golden import GOLDEN_IMAGES, check_golden
 from adc_edge.storage.bundle import CLIENT, GOLDEN, HEAD, Bundle, Manifest
 
 _INSPECTED = 32  # images whose tensors are compared
-_CHOICES = 8  # batches whose clusters and tokens are
+_CHOICES = 8  # batches whose clusters and tokens are compared
 HeadFunction = Callable[[Float32], Float32]  # [B, N, D] -> logits [B, classes]
 
 
@@ -32,7 +33,7 @@ class Graphs(NamedTuple):
 
 
 def load_head(bundle: Bundle) -> HeadFunction:
-    """The bundle's head, in PyTorch."""
+    """Return the bundle's head as a function, computed by PyTorch."""
     import torch
     from safetensors.torch import load_file
 
@@ -49,14 +50,14 @@ def load_head(bundle: Bundle) -> HeadFunction:
 
 
 def compare(bundle: Bundle, graphs: Graphs, batches: Iterable[Batch], head: HeadFunction | None, seed: int) -> Quality:
-    """Run both graphs on test images.
+    """Run both graphs on test images and return the quality of INT8.
 
     Args:
-        bundle: the bundle; accuracy, choice and speed are held to its client.onnx itself.
-        graphs: what is compared.
-        batches: of images, at least one, none empty; without a head only the first few are taken.
-        head: for top-1.
-        seed: of the rows that start k-means.
+        bundle: the bundle; accuracy, choice and speed are compared with its client.onnx.
+        graphs: the graphs to compare.
+        batches: at least one batch of images, none empty; without a head only the first few are used.
+        head: the head, for top-1.
+        seed: random seed of the rows that start k-means.
 
     Raises:
         EngineError: the INT8 graph does not meet the bundle's golden pair.
@@ -93,7 +94,7 @@ def _golden(bundle: Bundle, ours: Client) -> tuple[int, Agreement]:
 
 
 def _rows(manifest: Manifest, images: int, seed: int) -> tuple[Int64, int]:
-    """Rows that start k-means, and S, for so many images at the bundle's ratio."""
+    """Return the rows that start k-means, and S, for a batch of this size at the bundle's ratio."""
     shape = manifest.ratio.shape(images, manifest.tokens, manifest.prefix)
     rows = np.random.default_rng(seed).permutation(images)[: shape.clusters]
     return rows.astype(np.int64), shape.kept - manifest.prefix
@@ -108,7 +109,7 @@ def _tensors(manifest: Manifest, graphs: Graphs, images: Float32) -> list[Tensor
 
 
 def _choice(found: Sequence[tuple[int, Agreement]]) -> ChoiceAgreement | None:
-    """Means over batches of so many images, and the largest difference."""
+    """Return the mean shares over batches, and the largest difference."""
     if not found:
         return None
     images = [count for count, _ in found]
@@ -123,7 +124,7 @@ def _accuracy(top: TopOne) -> Accuracy:
 
 
 def _speed(manifest: Manifest, ours: Client, theirs: Client, images: Float32) -> Speed:
-    """On a batch of the bundle's size, of which images may appear again."""
+    """Return the speed on a batch of the bundle's size, in which images may repeat."""
     batch = images[np.arange(manifest.batch_size) % len(images)]
     times = medians_ms({"fp32": theirs, "int8": ours}, batch, *_rows(manifest, len(batch), 0))
-    return Speed(len(batch), times["fp32"], times["int8"], times["int8"] / times["fp32"])
+    return Speed(len(batch), times["fp32"], times["int8"], times["int8"] / times["fp32"], int8_saturates())

@@ -1,4 +1,4 @@
-"""The images that a calibration sees: a random sample of the train split for ranges, of the test split for quality."""
+"""Images for a calibration: a random sample of the train split for ranges, of the test split for quality."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _BROKEN_SHARE = 0.1
 
 
 class CalibrationImages:
-    """So many random images of a split, not augmented; broken ones are replaced and counted.
+    """A random sample of a split, not augmented; broken images are replaced and counted.
 
     Args:
         split: the images.
         preprocessing: the model's preprocessing.
-        images: how many.
-        seed: which.
+        images: size of the sample.
+        seed: random seed of the choice.
 
     Raises:
-        DataError: the split has fewer; while it is read: more than a tenth of so many is broken.
+        DataError: the split has fewer images; while it is read: more than a tenth of ``images`` are broken.
     """
 
     def __init__(self, split: Split, preprocessing: Preprocessing, images: int, seed: int) -> None:
@@ -37,7 +37,7 @@ class CalibrationImages:
         self._split, self._preprocessing, self._images, self._seed = split, preprocessing, images, seed
 
     def __iter__(self) -> Iterator[Float32]:
-        """Batches ``[b, C, H, W]`` of up to 8."""
+        """Yield batches ``[b, C, H, W]`` of up to 8 images."""
         order = np.random.default_rng(self._seed).permutation(len(self._split.labels))
         loader = Loader(self._split, self._preprocessing, min(_CHUNK, len(order)))
         try:
@@ -62,7 +62,7 @@ class CalibrationImages:
 
 
 def test_batches(split: Split, preprocessing: Preprocessing, limit: int, batch_size: int) -> Iterator[Batch]:
-    """Up to ``limit`` images (0: all), the same ones each time; broken ones are left out.
+    """Yield up to ``limit`` images (0: all) in batches, the same ones each time; broken images are left out.
 
     Raises:
         DataError: none of them can be read.

@@ -1,4 +1,4 @@
-"""How much worse INT8 is than FP32: tensor by tensor, in what ADC chooses, in top-1; and how much faster."""
+"""Measures of INT8 against FP32: noise of each tensor, ADC's choice, top-1 and speed."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ class Client:
         self._session, self._spec = cpu_session(model), spec
 
     def run(self, outputs: Sequence[str], images: Float32, init_rows: Int64, slots: int) -> list[npt.NDArray[Any]]:
-        """Some outputs for ``[B, C, H, W]``, k-means rows ``[T]`` and S patch tokens to keep."""
+        """Return some outputs for ``[B, C, H, W]``, k-means rows ``[T]`` and S patch tokens to keep."""
         feeds = {"images": images, "seeds": init_rows, "slots": np.zeros(slots, np.int64)}
         return self._session.run(list(outputs), feeds)  # type: ignore[no-any-return]
 
     def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
-        """What a device would send."""
+        """Return the compressed batch that a device would send."""
         return CompressedBatch(*drop_empty(*self.run(OUTPUTS, images, init_rows, slots)))
 
     def alone(self, outputs: Sequence[str], image: Float32) -> tuple[Int64, list[npt.NDArray[Any]]]:
-        """For one image ``[C, H, W]`` with all its tokens: their places by score ``[N]``, and some outputs."""
+        """Return the places by score ``[N]`` of all tokens of one image ``[C, H, W]``, and some outputs."""
         tokens, *values = self.run(["tokens", *outputs], image[None], np.zeros(1, np.int64), self._spec.patches)
         return np.argsort(tokens[0]), values
 
     def full_output(self, images: Float32) -> Float32:
-        """The trunk's output ``[B, N, D]``, nothing merged or dropped."""
+        """Return the trunk's output ``[B, N, D]``, with nothing merged or dropped."""
         found = (self.alone(["activations"], image) for image in images)
         return np.concatenate([activations[:, places] for places, (activations,) in found])
 
 
 class Tap(NamedTuple):
-    """A value that both graphs have."""
+    """A tensor that both graphs have."""
 
     label: str
     tensor: str
-    by_score: bool = False  # its tokens come in the order of their scores, which differ
-    tokens: bool = False  # [B, n, D] with CLS first, which is looked at apart
+    by_score: bool = False  # its tokens are ordered by their scores, which differ between the graphs
+    tokens: bool = False  # [B, n, D] with CLS first, whose noise is reported separately
 
 
 def taps(model: onnx.ModelProto, chosen: Sequence[Linear], spec: TrunkSpec) -> list[Tap]:
-    """What is compared: what each quantised linear gives, the hidden states, the scores and the activations."""
+    """Return the tensors to compare: outputs of quantised linears, hidden states, scores and activations."""
     values = {name for node in model.graph.node for name in node.output}
     last = f"blocks.{spec.depth - 1}."
     found = [Tap(each.name, each.output, by_score=each.name.startswith(last)) for each in chosen]
@@ -75,13 +75,13 @@ def taps(model: onnx.ModelProto, chosen: Sequence[Linear], spec: TrunkSpec) -> l
 
 
 class Noise:
-    """Signal and noise of a tensor, summed up over images."""
+    """Signal and noise of a tensor, summed over images."""
 
     def __init__(self) -> None:
         self._signal = self._noise = 0.0
 
     def add(self, ours: Float32, theirs: Float32) -> None:
-        """``ours`` should be ``theirs``."""
+        """Add a tensor and its reference ``theirs``."""
         reference = theirs.astype(np.float64)
         self._signal += float((reference**2).sum())
         self._noise += float(((ours - reference) ** 2).sum())
@@ -95,7 +95,7 @@ class Noise:
 
 
 def noise(ours: Client, theirs: Client, compared: Sequence[Tap], images: Float32) -> dict[str, float]:
-    """SQNR in dB of each tap, and of the CLS row where it has one, over ``[B, C, H, W]``, worst first."""
+    """Return the SQNR in dB of each tap, and of its CLS row, over images ``[B, C, H, W]``, worst first."""
     sums = {f"{tap.label}{row}": Noise() for tap in compared for row in ([""] + [", CLS"] * tap.tokens)}
     names = [tap.tensor for tap in compared]
     for image in images:
@@ -109,14 +109,14 @@ def noise(ours: Client, theirs: Client, compared: Sequence[Tap], images: Float32
 
 
 class TopOne:
-    """How often two runs of trunk + head name the right class, and the same one."""
+    """Counts of right classes, and of equal ones, from two runs of trunk + head."""
 
     def __init__(self, classes: int) -> None:
         self.images = self.right = self.right_int8 = self.same = 0
         self._chance = 1 / classes
 
     def add(self, labels: Int64, logits: Float32, logits_int8: Float32) -> None:
-        """``[B]`` and twice ``[B, classes]``."""
+        """Count a batch: labels ``[B]`` and the logits ``[B, classes]`` of both runs."""
         float_class, int8_class = logits.argmax(axis=1), logits_int8.argmax(axis=1)
         self.images += len(labels)
         self.right += int((float_class == labels).sum())
@@ -125,18 +125,18 @@ class TopOne:
 
     @property
     def drop_points(self) -> float:
-        """Percentage points of top-1 that INT8 costs."""
+        """Drop of top-1 in INT8, in percentage points."""
         return 100 * (self.right - self.right_int8) / self.images
 
     @property
     def knows(self) -> bool:
-        """Whether the float model does better than chance, by three standard deviations."""
+        """True if the float model beats chance by three standard deviations."""
         spread = math.sqrt(self._chance * (1 - self._chance) / self.images)
         return self.right / self.images > self._chance + 3 * spread
 
 
 def medians_ms(clients: Mapping[str, Client], images: Float32, init_rows: Int64, slots: int) -> dict[str, float]:
-    """Median time of a forward pass, run in turns, since machines are shared and noisy."""
+    """Return the median times of a forward pass; clients take turns, since machines are shared and noisy."""
     times: dict[str, list[float]] = {name: [] for name in clients}
     for turn in range(_WARM_UP + _ROUNDS):
         for name, client in clients.items():

@@ -1,9 +1,9 @@
-"""How far the values of a tensor reach, and how much of that INT8 is to cover.
+"""The range of a tensor's values, and the part of it that INT8 covers.
 
-Activations are quantised symmetrically, with one scale a tensor: 127 steps up to a threshold, beyond which values are
-cut off. A threshold is sought twice, over all tokens and over the prefix tokens alone, and the larger one holds. One
-row in 197 is CLS, and its few large channels are rarer than one value in 10,000: a percentile over all tokens cuts just
-these off (DeiT-T, split 6: top-1 agreement 93 % instead of 99 %, CLS row 16 dB instead of 34 dB).
+Activations are quantised symmetrically, with one scale per tensor: 127 steps up to a threshold; larger values are
+clipped. The threshold is the larger of two, one over all tokens and one over the prefix tokens alone. One row in 197 is
+CLS, and its few large channels are rarer than one value in 10,000: a percentile over all tokens clips just these
+(DeiT-T, split 6: top-1 agreement 93 % instead of 99 %, CLS row 16 dB instead of 34 dB).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _SMALLEST = 1e-12  # share of a bin that quantising has emptied
 
 
 class Histogram:
-    """Counts of absolute values up to a power of two that grows with them.
+    """Counts of absolute values, in bins up to a power of two that grows with them.
 
-    Growing adds up pairs of bins, which loses nothing: the counts do not depend on the order or size of the batches.
+    To grow, pairs of bins are added, so the counts do not depend on the order or size of the batches.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Histogram:
         self.largest = self.top = 0.0
 
     def add(self, values: Float32) -> None:
-        """Count these; they must be finite."""
+        """Count finite values."""
         sizes = np.abs(values).ravel()
         self._grow(float(sizes.max(initial=0.0)))
         if self.top == 0.0:
@@ -56,7 +56,7 @@ class Histogram:
         self.top = top
 
     def threshold(self, method: Method, percentile: float) -> float:
-        """How far INT8 is to reach; 0 if there was nothing but zeros.
+        """Return the largest value that INT8 covers; 0 if all values were zero.
 
         Args:
             method: the largest value; the value that ``percentile`` of them do not exceed; or the one that keeps most
@@ -75,7 +75,7 @@ class Histogram:
 
 
 def entropy_bins(counts: npt.NDArray[np.int64]) -> int:
-    """How many bins to keep, so that cutting off the others and quantising these changes the distribution least."""
+    """Return the number of bins to keep for which clipping and quantising changes the distribution least."""
     used = int(np.flatnonzero(counts)[-1]) + 1
     levels = STEPS + 1
     if used <= levels:
@@ -85,10 +85,10 @@ def entropy_bins(counts: npt.NDArray[np.int64]) -> int:
 
 
 def _divergence(counts: npt.NDArray[np.int64], kept: int, levels: int) -> float:
-    """KL divergence of the first ``kept`` bins from what ``levels`` levels leave of them."""
+    """Return the KL divergence between the first ``kept`` bins and the same quantised to ``levels`` levels."""
     inside = counts[:kept].astype(np.float64)
     reference = inside.copy()
-    reference[-1] += counts[kept:].sum()  # what is cut off becomes the largest value
+    reference[-1] += counts[kept:].sum()  # clipped values become the largest one
     starts = np.arange(levels) * kept // levels
     there = reference > 0
     occupied = np.add.reduceat(there, starts, dtype=np.int64)
@@ -100,18 +100,18 @@ def _divergence(counts: npt.NDArray[np.int64], kept: int, levels: int) -> float:
 
 
 class Reach:
-    """How far a tensor reaches, over all tokens and over the prefix tokens."""
+    """The range of a tensor, over all tokens and over the prefix tokens."""
 
     def __init__(self) -> None:
         self._all, self._prefix = Histogram(), Histogram()
 
     def add(self, values: Float32, prefix: int) -> None:
-        """Count ``[B, n, channels]``, of which the first ``prefix`` tokens are CLS and its like."""
+        """Count ``[B, n, channels]``, whose first ``prefix`` tokens are prefix tokens such as CLS."""
         self._all.add(values)
         self._prefix.add(values[:, :prefix])
 
     def scale(self, method: Method, percentile: float) -> float:
-        """The size of one of the 127 steps; 1 for a tensor of zeros."""
+        """Return the size of one of the 127 steps; 1 for a tensor of zeros."""
         both = (self._all, self._prefix)
         return max(each.threshold(method, percentile) for each in both) / STEPS or 1.0
 
@@ -119,14 +119,14 @@ class Reach:
 def collect(
     session: ort.InferenceSession, names: Mapping[str, str], batches: Iterable[Float32], slots: int, prefix: int
 ) -> dict[str, Reach]:
-    """Run batches through a graph and count the values of some tensors, image by image: nothing is merged, all is kept.
+    """Run a graph image by image, with nothing merged or dropped, and count the values of some tensors.
 
     Args:
-        session: of a graph that gives these tensors.
+        session: session of a graph with these tensors as outputs.
         names: label -> tensor ``[1, n, channels]``, prefix tokens first.
         batches: images ``[B, C, H, W]``.
-        slots: patch tokens of an image.
-        prefix: prefix tokens of an image.
+        slots: number of patch tokens of an image.
+        prefix: number of prefix tokens of an image.
 
     Raises:
         EngineError: a value that is not finite.

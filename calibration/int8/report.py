@@ -1,4 +1,4 @@
-"""What `calibrate` found, as calibration.json keeps it and as tables."""
+"""The report of `calibrate`, for calibration.json and as tables."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _SHOWN = 12  # tensors; calibration.json has them all
 
 
 class TensorError(msgspec.Struct, frozen=True):
-    """``sqnr_db`` is None where nothing differs."""
+    """Signal to quantisation noise of a tensor; None where nothing differs."""
 
     name: str
     sqnr_db: float | None
 
 
 class Accuracy(msgspec.Struct, frozen=True):
-    """Shares in 0..1. ``judged``: the float model knows more than chance, so --max-drop was applied."""
+    """Top-1 as shares in 0..1. ``judged``: the float model beats chance, so --max-drop was applied."""
 
     images: int
     top1: float
@@ -30,7 +30,7 @@ class Accuracy(msgspec.Struct, frozen=True):
 
 
 class ChoiceAgreement(msgspec.Struct, frozen=True):
-    """How alike clusters and tokens are; ``difference`` is None where no cluster has the same images and tokens."""
+    """Shares of equal clusters and tokens; ``difference`` is None if no cluster has the same images and tokens."""
 
     images: int
     assignment: float
@@ -39,16 +39,20 @@ class ChoiceAgreement(msgspec.Struct, frozen=True):
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """Medians on the calibrating machine for a batch of so many images at the bundle's ratio."""
+    """Median times on the calibrating machine for a batch at the bundle's ratio.
+
+    ``slow_products``: the fast 8-bit products of this processor saturate; exact ones ran, whose time does not count.
+    """
 
     images: int
     fp32_ms: float
     int8_ms: float
     ratio: float
+    slow_products: bool
 
 
 class Quality(msgspec.Struct, frozen=True):
-    """INT8 beside FP32. ``choice`` is at the bundle's ratio; ``accuracy`` is None without a head."""
+    """Quality of INT8 against FP32. ``choice`` is at the bundle's ratio; ``accuracy`` is None without a head."""
 
     tensors: list[TensorError]  # worst first
     choice: ChoiceAgreement | None
@@ -58,7 +62,7 @@ class Quality(msgspec.Struct, frozen=True):
 
 
 class CalibrationReport(msgspec.Struct, frozen=True):
-    """All that `calibrate` tells."""
+    """Settings and results of a calibration."""
 
     method: str
     percentile: float | None
@@ -66,9 +70,9 @@ class CalibrationReport(msgspec.Struct, frozen=True):
     broken: int
     seed: int
     quantised: list[str]
-    float32: dict[str, str]  # linears that stay so, and why
-    zero_points: list[int]  # the different ones
-    tensorrt: list[str]  # lines that the graph fits
+    float32: dict[str, str]  # linears left in FP32, and the reason
+    zero_points: list[int]  # each value once
+    tensorrt: list[str]  # releases that the graph fits
     client_bytes: int
     int8_bytes: int
     quality: Quality
@@ -80,7 +84,7 @@ class CalibrationReport(msgspec.Struct, frozen=True):
 
 
 def calibration_tables(report: CalibrationReport) -> Iterator[Table]:
-    """The report for a screen."""
+    """Yield the report's tables for a terminal."""
     summary = Table("", title="INT8 beside FP32")
     for name in ("FP32", "INT8", "INT8 v FP32"):
         summary.add_column(name, justify="right")
@@ -97,20 +101,25 @@ def calibration_tables(report: CalibrationReport) -> Iterator[Table]:
     for tensor in report.quality.tensors[:_SHOWN]:
         noise.add_row(tensor.name, "exact" if tensor.sqnr_db is None else f"{tensor.sqnr_db:.1f}")
     yield noise
-    floats = Table("linear", "why (DeiT-T, split 6)", title="Left in FP32, beside all that is no linear")
+    floats = Table("linear", "reason (DeiT-T, split 6)", title="Linears left in FP32")
     for name, why in report.float32.items():
         floats.add_row(name, why)
     yield floats
 
 
 def calibration_notes(report: CalibrationReport) -> Iterator[str]:
-    """What the numbers do not say."""
+    """Yield notes on how to read the numbers."""
     accuracy = report.quality.accuracy
     if accuracy is None:
-        yield "no head.safetensors here: top-1 was not measured, and --max-drop not applied"
+        yield "no head.safetensors here: top-1 was not measured and --max-drop not applied"
     elif not accuracy.judged:
-        yield "the head knows no more than chance of these classes: --max-drop was not applied"
-    yield "INT8 is forward only (--trunk frozen): its scales would have to follow weights that learn"
+        yield "the float model is no better than chance on these images: --max-drop was not applied"
+    if report.quality.speed.slow_products:
+        yield (
+            "the fast INT8 products of this processor saturate (no VNNI), so INT8 ran with exact but slower ones; "
+            "results are those of VNNI, ARM and TensorRT, its time here does not count"
+        )
+    yield "INT8 is forward only (--trunk frozen): its scales do not follow weights that learn"
 
 
 def _rows(report: CalibrationReport) -> Iterator[tuple[str, str, str, str]]:
@@ -124,7 +133,7 @@ def _rows(report: CalibrationReport) -> Iterator[tuple[str, str, str, str]]:
         yield f"the same cluster, {choice.images} images", "", "", f"{choice.assignment:.1%}"
         yield "the same tokens (Jaccard)", "", "", f"{choice.tokens:.1%}"
     times = (f"{speed.fp32_ms:.1f} ms", f"{speed.int8_ms:.1f} ms", f"{speed.ratio:.2f}")
-    yield f"forward of {speed.images} images, here", *times
+    yield f"forward of {speed.images} images, " + ("slow INT8 products" if speed.slow_products else "here"), *times
     sizes = (f"{report.client_bytes / 1e6:.1f} MB", f"{report.int8_bytes / 1e6:.1f} MB")
     yield "file", *sizes, f"{report.int8_bytes / report.client_bytes:.2f}"
     yield "zero points", "", ", ".join(map(str, report.zero_points)), ""

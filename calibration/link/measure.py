@@ -1,4 +1,4 @@
-"""The real link, measured over the trainer's own socket: round trips when idle, then each direction filled.
+"""Measurement of the link over the trainer's own socket: round trips when idle, then the rate of each direction.
 
 Rates are measured at the receiver's pace: pieces are kept in flight, each acknowledged, and the bytes acknowledged
 after the first answer are divided by the time they took. The window grows while that does not lengthen the round
@@ -8,8 +8,8 @@ trip, so a slow link is not flooded and a long one is filled.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import LinkLost
 from adc_edge.wire.messages import Ping, Pong
 
+logger = logging.getLogger(__name__)
 PIECE_BYTES = 16 * 1024
 _WINDOW_PIECES = 512  # 8 MiB: 100 Mbit/s at 600 ms
 _PINGS = 200
@@ -26,7 +27,7 @@ _ANSWER_MS = 30_000.0
 
 
 class LinkReport(NamedTuple):
-    """What was measured; rates count every byte on the socket, both framings included."""
+    """The measured link; rates count every byte on the socket, both framings included."""
 
     trainer: str
     seconds: float
@@ -40,7 +41,7 @@ class LinkReport(NamedTuple):
     down_mbit_s: float
 
 
-def measure_link(channel: Channel, seconds: float, say: Callable[[str], None] = lambda text: None) -> LinkReport:
+def measure_link(channel: Channel, seconds: float) -> LinkReport:
     """Measure the link of an open channel: a fifth of the time for round trips, the rest for both directions.
 
     Raises:
@@ -50,16 +51,16 @@ def measure_link(channel: Channel, seconds: float, say: Callable[[str], None] = 
     nonces = itertools.count(1)
     start = time.monotonic()
     try:
-        say("round trips")
+        logger.info("measuring round trips")
         times_ms = _round_trips(channel, nonces, seconds / 5)
         base_s = float(np.median(times_ms)) / 1e3
-        say("up")
+        logger.info("measuring the rate up")
         up = _fill(channel, nonces, seconds * 2 / 5, base_s, up=True)
-        say("down")
+        logger.info("measuring the rate down")
         down = _fill(channel, nonces, seconds * 2 / 5, base_s, up=False)
     except LinkLost as lost:
         raise LinkError(
-            f"the link to {channel.endpoint} broke while it was measured ({lost})", "a link that stands", "try again"
+            f"the link to {channel.endpoint} broke while it was measured ({lost})", "a link that lasts", "try again"
         ) from None
     p50, p95, p99 = (float(np.percentile(times_ms, share)) for share in (50, 95, 99))
     return LinkReport(
@@ -79,7 +80,7 @@ def _round_trips(channel: Channel, nonces: itertools.count[int], seconds: float)
 
 
 def _fill(channel: Channel, nonces: itertools.count[int], seconds: float, base_s: float, up: bool) -> float:
-    """Mbit/s of one direction."""
+    """Return the rate of one direction in Mbit/s."""
     ballast = bytes(PIECE_BYTES if up else 0)
     in_flight: dict[int, float] = {}
     window = 2
@@ -96,7 +97,7 @@ def _fill(channel: Channel, nonces: itertools.count[int], seconds: float, base_s
         answer, _ = channel.receive(_ANSWER_MS)
         assert isinstance(answer, Pong)
         now = time.monotonic()
-        # Queueing means that the pipe is full: a larger window would only lengthen the queue.
+        # Queueing means that the link is full: a larger window would only lengthen the queue.
         if now - in_flight.pop(answer.nonce) < 2 * base_s + 0.05:
             window = min(window + 1, _WINDOW_PIECES)
         last = (now, channel.totals()[0 if up else 1])

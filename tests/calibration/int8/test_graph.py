@@ -101,6 +101,14 @@ def test_a_linear_is_numpys_integer_arithmetic() -> None:
     assert q[0, 1, :6].tolist() == [127, 127, 127, -128, -128, -128]
 
 
+def test_the_largest_sums_do_not_saturate() -> None:
+    """Neighbouring products of 255 * 127 exceed 16 bits, which fused products without VNNI add them in."""
+    weight, x = np.full((48, 20), 127, np.float32), np.full((3, 5, 48), 127, np.float32)
+    model, linear = one_linear(weight, np.zeros(20, np.float32))
+    (y,) = cpu_session(quantise(model, [linear], {"fc": 1.0}).SerializeToString()).run(["y"], {"x": x})
+    np.testing.assert_allclose(y, 48 * 127 * 127, rtol=1e-6)
+
+
 def test_weights_have_a_scale_for_each_output_channel() -> None:
     weight = np.array([[1.0, 0.0, -300.0], [-0.5, 0.0, 1.0]], np.float32)
     levels, scales = quantise_weight(weight)

@@ -1,4 +1,4 @@
-"""How much of a tensor INT8 is to cover, against plain NumPy."""
+"""The range of a tensor that INT8 covers, against plain NumPy."""
 
 from __future__ import annotations
 
