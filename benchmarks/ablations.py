@@ -24,8 +24,8 @@ from rich.progress import track
 from adc_edge.data.sources import load_dataset
 from adc_edge.errors import ProtocolError
 from adc_edge.evaluation.codecs.factory import make_codec
+from adc_edge.evaluation.study.records import Run, Study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.study import Run, Study
 from adc_edge.evaluation.study.training import MakeCodec, sampled, train
 from adc_edge.files import write_atomic
 from adc_edge.optimizer.settings import OptimizerSettings

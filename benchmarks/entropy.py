@@ -19,8 +19,8 @@ from adc_edge.codec.casts import unpack_bits
 from adc_edge.codec.precision import Precision, encode, encoded_bytes, integer_bits
 from adc_edge.data.loader import Loader
 from adc_edge.data.sources import load_dataset
+from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import computing, make_parts
 
 _LEVEL = 19  # of Zstandard: near its best, at any cost

@@ -38,8 +38,8 @@ from adc_edge.data.sources import Dataset, Split, load_dataset
 from adc_edge.errors import DataError
 from adc_edge.evaluation.codecs.adc import Adc
 from adc_edge.evaluation.codecs.base import Codec, CodecBatch
+from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import Setting
-from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import computing, make_parts, sampled
 from adc_edge.method.compressed import drop_empty
 from adc_edge.method.spec import TrunkSpec

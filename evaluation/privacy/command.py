@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adc_edge.evaluation.privacy.attack import Examples, Leak
-    from adc_edge.evaluation.study.study import Study
+    from adc_edge.evaluation.study.records import Study
 
 _DATA = click.Path(path_type=Path)
 _SETTINGS = ("none", "topk@0.5", "topk@0.1", "topk@0.02", "adc@0.5", "adc@0.25", "adc@0.1", "adc@0.02")

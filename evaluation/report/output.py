@@ -14,7 +14,7 @@ from adc_edge.evaluation.report.page import machines, page
 from adc_edge.evaluation.report.plots import curves_figure, figure, png
 from adc_edge.evaluation.report.tables import sheets, study_markdown
 from adc_edge.evaluation.report.views import Views, parts_of, records, views
-from adc_edge.evaluation.study.study import Run, Study
+from adc_edge.evaluation.study.records import Run, Study
 from adc_edge.files import write_atomic
 
 _COLUMNS = (

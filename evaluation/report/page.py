@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter
 from adc_edge.evaluation.report.plots import ACCURACY, BYTES, SHARE, STYLES, frontier
 from adc_edge.evaluation.report.tables import NONE, Sheet, sheets
 from adc_edge.evaluation.report.views import OURS, UNCOMPRESSED, Views, full_bytes, learning_curve, representatives
-from adc_edge.evaluation.study.study import Run, Study
+from adc_edge.evaluation.study.records import Run, Study
 
 _SYMBOLS = {
     "o": "circle",

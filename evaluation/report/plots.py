@@ -23,7 +23,7 @@ from adc_edge.evaluation.report.views import (
     learning_curve,
     representatives,
 )
-from adc_edge.evaluation.study.study import Run, Study
+from adc_edge.evaluation.study.records import Run, Study
 
 DPI = 150
 SIZE, CURVES_SIZE = (12.0, 5.4), (7.0, 4.4)  # inches

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adc_edge.evaluation.report.views import METHOD_GROUPS, OURS, Views, records, views
-from adc_edge.evaluation.study.study import Run, Study
+from adc_edge.evaluation.study.records import Run, Study
 
 NONE = "–"
 _BUDGETS = 5  # in one table

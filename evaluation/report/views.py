@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from adc_edge.errors import SettingError
+from adc_edge.evaluation.study.records import Point, Run, Study
 from adc_edge.evaluation.study.setting import METHODS, Setting
-from adc_edge.evaluation.study.study import Point, Run, Study
 
 OURS, PAPER, UNCOMPRESSED = "adc-edge", "ADC, the paper's", "uncompressed"
 RIVALS = {"topk": "Top-K", "randtopk": "RandTopK", "c3sl": "C3-SL", "bottlenetpp": "BottleNet++"}

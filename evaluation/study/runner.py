@@ -20,8 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from adc_edge import machine
 from adc_edge.data.sources import load_dataset
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
+from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.setting import Setting, parse_setting
-from adc_edge.evaluation.study.study import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.training import train
 from adc_edge.files import write_atomic
 

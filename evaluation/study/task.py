@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from adc_edge.errors import SettingError
-from adc_edge.evaluation.study.study import Study
+from adc_edge.evaluation.study.records import Study
 from adc_edge.options import parse_model_args
 
 

@@ -24,8 +24,8 @@ from adc_edge.data.sources import Dataset, check_labels, load_dataset
 from adc_edge.errors import ProtocolError
 from adc_edge.evaluation.codecs.base import Codec, CodecBatch
 from adc_edge.evaluation.codecs.factory import make_codec
+from adc_edge.evaluation.study.records import Point, Run, Study
 from adc_edge.evaluation.study.setting import Setting
-from adc_edge.evaluation.study.study import Point, Run, Study
 from adc_edge.evaluation.study.wire import Counted, Wire
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.split import Head, create_vit, preprocessing, split_vit

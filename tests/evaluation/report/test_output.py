@@ -23,7 +23,7 @@ from adc_edge.evaluation.report.page import curves_plot, page, steps_plot
 from adc_edge.evaluation.report.plots import CURVES_SIZE, DPI, SIZE, STYLES, curves_figure, figure, frontier
 from adc_edge.evaluation.report.tables import sheets, study_markdown
 from adc_edge.evaluation.report.views import METHOD_GROUPS, by_steps, views
-from adc_edge.evaluation.study.study import Run, Study
+from adc_edge.evaluation.study.records import Run, Study
 from tests.evaluation.report.test_views import STUDY, a_run, rises, some_runs
 
 BUDGETS = (0.01, 0.05, 1.0)

@@ -25,8 +25,8 @@ from adc_edge.evaluation.report.views import (
     standings,
     views,
 )
+from adc_edge.evaluation.study.records import Point, Run, Study
 from adc_edge.evaluation.study.setting import METHODS, Setting, parse_setting
-from adc_edge.evaluation.study.study import Point, Run, Study
 from adc_edge.method.ratio import Ratio
 
 STUDY = Study(data="digits", epochs=4.0)

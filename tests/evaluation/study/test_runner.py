@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from adc_edge.errors import CheckpointError, SettingError
+from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.runner import read_runs, run_study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import train
 from adc_edge.optimizer.settings import OptimizerSettings
 from tests.conftest import TINY
