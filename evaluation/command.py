@@ -134,7 +134,11 @@ def evaluate(output: Path, **options: Any) -> None:
     settings, seeds, budgets, jobs = _what(options)
     optimizer = take_settings(options)
     study = study_of(options | {"optimizer": optimizer})
-    failures = run_all(study, settings, seeds, output, jobs, console)
+    try:
+        failures = run_all(study, settings, seeds, output, jobs, console)
+    except KeyboardInterrupt:
+        click.echo("stopped; finished runs are kept, and the same command goes on with the others", err=True)
+        raise SystemExit(130) from None
     _, runs = read_runs(output)
     if runs:
         for table in study_tables(study, runs, budgets):

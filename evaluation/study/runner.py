@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import torch
+from joblib import Parallel, delayed, parallel_config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adc_edge import machine
-from adc_edge.data.sources import load_dataset
+from adc_edge.data.sources import Dataset, load_dataset
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
 from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.setting import Setting, parse_setting
@@ -26,9 +26,6 @@ from adc_edge.evaluation.study.training import train
 from adc_edge.files import write_atomic
 
 _PLAN, _RUNS = "study.json", "runs"
-_POLL_S = 0.5
-
-_told: Any = None  # in a worker: the queue to its parent
 
 
 class _Task(NamedTuple):
@@ -102,7 +99,7 @@ def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, conso
         def advance(share: float) -> None:
             display.advance(whole, share)
 
-        for task, outcome in (_one_by_one if jobs == 1 else partial(_at_a_time, jobs))(study, tasks, advance):
+        for task, outcome in (_one_by_one if jobs == 1 else partial(_side_by_side, jobs))(study, tasks, advance):
             if isinstance(outcome, AdcEdgeError):
                 failures.append(Failure(str(task), outcome))
                 display.console.print(f"{task}: {outcome}", markup=False)
@@ -113,35 +110,27 @@ def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, conso
     return failures
 
 
-def _one_by_one(study: Study, tasks: list[_Task], advance: Callable[[float], None]) -> Iterator[_Outcome]:
+def _one_by_one(study: Study, tasks: list[_Task], progress: Callable[[float], None]) -> Iterator[_Outcome]:
     dataset = load_dataset(study.data)
     for task in tasks:
-        try:
-            yield task, train(study, task.setting, task.seed, tell=_increments(advance), dataset=dataset)
-        except AdcEdgeError as error:
-            yield task, error
+        yield _outcome(study, task, progress, dataset)
 
 
-def _at_a_time(jobs: int, study: Study, tasks: list[_Task], advance: Callable[[float], None]) -> Iterator[_Outcome]:
-    """So many runs in processes of their own."""
-    spawn = multiprocessing.get_context("spawn")  # a process that is forked may not use CUDA
-    told = spawn.Queue()
-    waiting = list(reversed(tasks))
-    with _pool(jobs, (told, max(1, torch.get_num_threads() // jobs)), spawn) as pool:
-        running: dict[Future[Run], _Task] = {}
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                task = waiting.pop()
-                running[pool.submit(_work, study, task)] = task
-            finished, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            for share in _drain(told):
-                advance(share)
-            for future in finished:
-                task = running.pop(future)
-                try:
-                    yield task, future.result()
-                except AdcEdgeError as error:
-                    yield task, error
+def _side_by_side(jobs: int, study: Study, tasks: list[_Task], progress: Callable[[float], None]) -> Iterator[_Outcome]:
+    """Runs in ``jobs`` processes, each outcome when it is there."""
+    threads = max(1, torch.get_num_threads() // jobs)
+    # Spawned: a process that is forked may not use threads or CUDA.
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        shares = manager.Queue()
+        reader = threading.Thread(target=_forward, args=(shares, progress), daemon=True)
+        reader.start()
+        work = (delayed(_work)(study, task, threads, shares) for task in tasks)
+        with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
+            with _interrupt_blocked():
+                outcomes = Parallel(return_as="generator_unordered", batch_size=1)(work)
+            yield from outcomes
+        shares.put(None)
+        reader.join()
 
 
 def _line(task: _Task, run: Run) -> str:
@@ -150,30 +139,27 @@ def _line(task: _Task, run: Run) -> str:
 
 
 @contextlib.contextmanager
-def _pool(jobs: int, arguments: tuple[Any, int], context: Any) -> Iterator[ProcessPoolExecutor]:
-    """Workers that end at once when this block is left by an error or Ctrl-C."""
-    pool = ProcessPoolExecutor(jobs, context, _begin, arguments)
+def _interrupt_blocked() -> Iterator[None]:
+    """Delay Ctrl-C; a process that is started meanwhile never gets it, so that its parent alone ends it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield pool
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown(wait=True)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _begin(told: Any, threads: int) -> None:
-    global _told
-    _told = told
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+def _work(study: Study, task: _Task, threads: int, shares: Any) -> _Outcome:
+    """One run, in a worker; ``shares`` gets the share of it that each step is."""
     torch.set_num_threads(threads)
     machine.limit_threads(threads)
+    return _outcome(study, task, shares.put)
 
 
-def _work(study: Study, task: _Task) -> Run:
-    """One run, in a worker; tells the share of it that each step is."""
-    return train(study, task.setting, task.seed, tell=_increments(_told.put))
+def _outcome(study: Study, task: _Task, progress: Callable[[float], None], dataset: Dataset | None = None) -> _Outcome:
+    try:
+        return task, train(study, task.setting, task.seed, progress=_increments(progress), dataset=dataset)
+    except AdcEdgeError as error:
+        return task, error
 
 
 def _increments(advance: Callable[[float], None]) -> Callable[[float], None]:
@@ -189,10 +175,11 @@ def _increments(advance: Callable[[float], None]) -> Callable[[float], None]:
     return tell
 
 
-def _drain(told: Any) -> Iterator[float]:
-    with contextlib.suppress(queue.Empty):
-        while True:
-            yield told.get_nowait()
+def _forward(shares: Any, progress: Callable[[float], None]) -> None:
+    """Pass on what workers report, until None ends it."""
+    with contextlib.suppress(EOFError, OSError):  # the queue is gone after Ctrl-C
+        for share in iter(shares.get, None):
+            progress(share)
 
 
 def _display(console: Console) -> Progress:

@@ -78,7 +78,7 @@ def train(
     setting: Setting,
     seed: int,
     wire: Wire | None = None,
-    tell: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], None] = lambda share: None,
     dataset: Dataset | None = None,
     make: MakeCodec = make_codec,
 ) -> Run:
@@ -89,7 +89,7 @@ def train(
         setting: the method.
         seed: of order, augmentation, a new classifier and whatever the method draws.
         wire: carries the bodies; default: they are counted.
-        tell: told after each step which share of the run is done.
+        progress: called after each step with the share of the run is done.
         dataset: the study's, if it has been loaded; not sampled yet.
         make: the codec, where it is not the setting's own (`benchmarks/ideas.py`).
 
@@ -117,7 +117,7 @@ def train(
                 epoch, loss, seconds = step / loader.steps_per_epoch, float(np.mean(losses)), time.monotonic() - start
                 curve.append(Point(step, epoch, wire.bytes_up, wire.bytes_down, accuracy, through, loss, seconds))
                 losses = []
-            tell(end.done(step, wire))
+            progress(end.done(step, wire))
     ratio = parts.codec.ratio(study.batch_size)
     about = machine.describe_machine(threads=torch.get_num_threads(), device=study.device, compute=study.compute)
     return Run(str(setting), seed, ratio, end.uncompressed_step_bytes, end.steps_per_epoch, tuple(curve), about)
