@@ -28,6 +28,7 @@ from adc_edge.evaluation.study.records import Run, Study
 from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.study.training import MakeCodec, sampled, train
 from adc_edge.files import write_atomic
+from adc_edge.markdown import markdown_table
 from adc_edge.optimizer.settings import OptimizerSettings
 
 
@@ -125,11 +126,7 @@ def _run(case: Case, study: Study, seed: int, path: Path) -> str:
 
 def _table(title: str, rows: list[tuple[str, list[Run]]]) -> str:
     """Markdown: accuracy and how far it is from the first row's, over the seeds that both have."""
-    lines = [
-        f"### {title}\n",
-        "| | share % | accuracy % | seeds | difference | σ |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    table = []
     first = {run.seed: 100 * run.curve[-1].best for run in rows[0][1]}
     for name, runs in rows:
         found = {run.seed: 100 * run.curve[-1].best for run in runs}
@@ -138,9 +135,10 @@ def _table(title: str, rows: list[tuple[str, list[Run]]]) -> str:
         error = np.std(apart, ddof=1) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
         values = list(found.values())
         spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-        difference = f"{np.mean(apart):+.1f} | {np.mean(apart) / error:+.1f}" if apart and error > 0 else " | "
-        lines.append(f"| {name} | {share:.3g} | {np.mean(values):.1f}{spread} | {len(values)} | {difference} |")
-    return "\n".join(lines) + "\n"
+        difference = (f"{np.mean(apart):+.1f}", f"{np.mean(apart) / error:+.1f}") if apart and error > 0 else ("", "")
+        table.append((name, f"{share:.3g}", f"{np.mean(values):.1f}{spread}", str(len(values)), *difference))
+    header = ("", "share %", "accuracy %", "seeds", "difference", "σ")
+    return f"### {title}\n\n{markdown_table(header, table, 'lr')}\n"
 
 
 def _path(output: Path, case: Case, seed: int) -> Path:

@@ -23,6 +23,7 @@ from harness import arguments, medians_ms, table
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.errors import AdcEdgeError
 from adc_edge.export.build import ExportSettings, export_bundle
+from adc_edge.markdown import markdown_table
 from adc_edge.method.ratio import Ratio
 from adc_edge.onnx.golden import check_golden
 from adc_edge.onnx.tensorrt_lint import fits, lint
@@ -130,15 +131,11 @@ def markdown(models: list[Exported], refused: list[tuple[str, str]]) -> str:
         "the lines whose operator table the graph fits; no engine was built. *ms an image*: trunk + ADC, ONNX Runtime",
         f"on the CPU, B={BATCH}, ξ={XI}.",
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|---|" + "---:|" * (len(COLUMNS) - 1),
-        *("| " + " | ".join((f"`{model.name}`", *model.cells)) + " |" for model in models),
+        markdown_table(COLUMNS, ((f"`{model.name}`", *model.cells) for model in models), "lr"),
         "",
         "## Refused",
         "",
-        "| model | what `export` says |",
-        "|---|---|",
-        *(f"| `{name}` | {reason} |" for name, reason in refused),
+        markdown_table(("model", "what `export` says"), ((f"`{name}`", reason) for name, reason in refused)),
         "",
     ]
     return "\n".join(lines)

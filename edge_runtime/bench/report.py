@@ -16,6 +16,7 @@ from rich.table import Table
 from adc_edge import machine
 from adc_edge.edge_runtime import board, packages
 from adc_edge.edge_runtime.bench.cases import Bench, BenchResult
+from adc_edge.markdown import markdown_table
 
 NOT_MEASURED = "not measured"
 COLUMNS = (
@@ -91,13 +92,12 @@ def bench_notes(bench: Bench) -> list[str]:
 
 def bench_markdown(bench: Bench) -> str:
     """To paste into an issue or a page."""
-    rule = ("---" if name in _WORDS else "---:" for name in COLUMNS)
-    rows = [COLUMNS, tuple(rule), *(cells(row) for row in bench.results)]
+    align = "".join("l" if name in _WORDS else "r" for name in COLUMNS)
     parts = [
         "# adc-edge bench\n",
         *(f"- {name}: {text}" for name, text in header(bench).items()),
         "",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        markdown_table(COLUMNS, map(cells, bench.results), align),
         "",
         f"{_CAPTION[0].upper()}{_CAPTION[1:]}\n",
         *(f"- {note}" for note in bench_notes(bench)),
