@@ -13,6 +13,7 @@ from rich.text import Text
 
 from adc_edge.evaluation.report.views import METHOD_GROUPS, OURS, Views, records, views
 from adc_edge.evaluation.study.records import Run, Study
+from adc_edge.markdown import markdown_table
 
 NONE = "–"
 _BUDGETS = 5  # in one table
@@ -122,12 +123,11 @@ def study_markdown(shown: Sequence[Sheet]) -> str:
 
 
 def _markdown(sheet: Sheet) -> str:
-    columns = (sheet.kind, *sheet.columns)
-    rule = ["---" if number <= sheet.words else "---:" for number in range(len(columns))]
     rows = [(section.title, *row) for section in sheet.sections for row in section.rows]
-    lines = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in (columns, rule, *rows)]
+    cells = [[_escaped(cell) for cell in row] for row in ((sheet.kind, *sheet.columns), *rows)]
+    table = markdown_table(cells[0], cells[1:], "l" * (sheet.words + 1) + "r")
     caption = sheet.caption[0].upper() + sheet.caption[1:]
-    return "\n".join([f"### {sheet.title}\n", *lines, f"\n{_escaped(caption)}\n"])
+    return f"### {sheet.title}\n\n{table}\n\n{_escaped(caption)}\n"
 
 
 def _escaped(text: str) -> str:
