@@ -21,7 +21,7 @@ from adc_edge.data.loader import Loader
 from adc_edge.data.sources import load_dataset
 from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.training import computing, make_parts
+from adc_edge.evaluation.study.training import computing, make_split_model
 
 _LEVEL = 19  # of Zstandard: near its best, at any cost
 
@@ -54,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     study = Study(args.data, weights=args.weights, model_args={"img_size": args.img_size})
     data = load_dataset(args.data)
-    parts, preprocessing = make_parts(study, parse_setting("none"), 0, len(data.classes))
+    parts, preprocessing = make_split_model(study, parse_setting("none"), 0, len(data.classes))
     loader = Loader(data.train, preprocessing, args.batch_size)
     with torch.no_grad(), computing(study):
         x = parts.trunk(torch.from_numpy(loader.batch(0).images)).numpy()

@@ -25,12 +25,12 @@ class _Plot(NamedTuple):
 
 
 def page(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> str:
-    """The text of a self-contained page (`page.html` is its template).
+    """Render a self-contained page from the template `page.html`.
 
     Args:
         study: the task.
-        runs: all of them.
-        seen: their views.
+        runs: the finished runs.
+        seen: views of the runs.
         budget: the second plot shows each group's best setting at this share of the uncompressed bytes.
     """
     facts = [("The study", msgspec.to_builtins(study)), *(("The machine", about) for about in machines(runs))]

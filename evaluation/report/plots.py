@@ -1,4 +1,4 @@
-"""The views as pictures: accuracy against bytes, at equal steps and along a run; the uncompressed learning curves."""
+"""Plots of the views: accuracy against bytes at equal steps and along a run; uncompressed learning curves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LINE = 0.2  # inches of a legend's line
 
 
 class Style(NamedTuple):
-    """How a group looks: colours that the colour-blind can tell apart (Okabe-Ito, Tol), and a marker of its own."""
+    """Colour, marker and line of a group; the colour-blind can tell the colours apart (Okabe-Ito, Tol)."""
 
     colour: str
     marker: str
@@ -68,8 +68,8 @@ def figure(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> Fig
 
     Args:
         study: the task.
-        runs: all of them.
-        seen: their views.
+        runs: the finished runs.
+        seen: views of the runs.
         budget: a share of the uncompressed bytes; the right panel shows each group's best setting within it.
     """
     shown = representatives(seen, budget)
@@ -97,7 +97,7 @@ def panels(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> tup
 
 
 def curves_figure(runs: Sequence[Run]) -> Figure:
-    """Learning curves of the uncompressed runs over epochs: each seed thin, their mean thick."""
+    """Learning curves of the uncompressed runs over epochs: thin for each seed, thick for their mean."""
     chosen = [run for run in runs if run.setting == "none"]
     result = Figure(figsize=CURVES_SIZE, dpi=DPI, layout="constrained")
     axes = result.subplots()
@@ -133,13 +133,13 @@ def svg(picture: Figure) -> bytes:
 
 
 def frontier(settings: pd.DataFrame) -> pd.DataFrame:
-    """Of one group, the settings that no other one matches with fewer bytes, by share."""
+    """Select the settings of a group that no other one matches with fewer bytes, ordered by share."""
     ordered = settings.sort_values(["share", "accuracy"], ascending=[True, False])
     return ordered[ordered["accuracy"] > ordered["accuracy"].cummax().shift(fill_value=-1.0)]
 
 
 def _clean(axes: Axes) -> None:
-    """Light lines across, none around; accuracy in %."""
+    """Set light horizontal lines, no frame, and accuracy in %."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GREY)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -157,7 +157,7 @@ def _logarithmic(axes: Axes, formatter: Formatter) -> None:
 
 
 def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
-    """A point for each setting, a line through the best of each group."""
+    """Draw a point for each setting, and a line through the best of each group."""
     _clean(axes)
     axes.set(xlabel=SHARE, ylabel=ACCURACY, title=f"After {study.epochs:g} epochs of every method")
     _logarithmic(axes, FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
@@ -194,7 +194,7 @@ def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
 
 
 def _draw_curves(axes: Axes, study: Study, runs: Sequence[Run], shown: dict[str, str], budget: float) -> None:
-    """Mean over seeds, with a band of one standard deviation each way; a dotted line at the budget."""
+    """Draw means over seeds with a band of one standard deviation each way, and a dotted line at the budget."""
     _clean(axes)
     title = f"Along a run: each group's best at {100 * budget:.3g} % (dotted)"
     axes.set(xlabel=BYTES, ylabel=ACCURACY, title=title)
@@ -247,7 +247,7 @@ def _width(group: str) -> float:
 
 
 def _flattening(uncompressed: Sequence[Run]) -> str:
-    """The title: what the last quarter of the epochs still brought."""
+    """The title: accuracy gained in the last quarter of the epochs."""
     if not uncompressed:
         return "No uncompressed run"
     curve = learning_curve(uncompressed)

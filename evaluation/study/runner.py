@@ -1,8 +1,9 @@
-"""All runs of a study, some at a time, each kept when it is done: what is there already is not run again."""
+"""All runs of a study, several at a time; each is stored when it ends, and a stored run is not repeated."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import signal
 import threading
@@ -25,6 +26,8 @@ from adc_edge.evaluation.study.setting import Setting, parse_setting
 from adc_edge.evaluation.study.training import train
 from adc_edge.files import write_atomic
 
+_logger = logging.getLogger(__name__)
+
 _PLAN, _RUNS = "study.json", "runs"
 
 
@@ -40,18 +43,18 @@ _Outcome = tuple[_Task, "Run | AdcEdgeError"]
 
 
 class Failure(NamedTuple):
-    """A run that ended with an error of ours: a training that diverged, say."""
+    """A run that ended with an AdcEdgeError, for example because training diverged."""
 
-    what: str
+    run: str
     error: AdcEdgeError
 
 
 def read_runs(directory: Path) -> tuple[Study, list[Run]]:
-    """The study that ``directory`` holds and its finished runs.
+    """Read the study in ``directory`` and its finished runs.
 
     Raises:
-        SettingError: it holds none.
-        CheckpointError: a file there is not as it was written.
+        SettingError: there is no study.
+        CheckpointError: a file is damaged.
     """
     plan = _read_plan(directory)
     if plan is None:
@@ -64,15 +67,15 @@ def read_runs(directory: Path) -> tuple[Study, list[Run]]:
 def run_study(
     study: Study, settings: Sequence[Setting], seeds: Sequence[int], directory: Path, jobs: int, console: Console
 ) -> list[Failure]:
-    """Run what is missing of settings × seeds; settings and seeds that ``directory`` knows already stay known.
+    """Make the missing runs of settings × seeds, and add both to those that ``directory`` lists.
 
     Args:
-        study: the task; it must be the one that ``directory`` holds, if it holds one.
+        study: the task; it must equal the one in ``directory`` if there is one.
         settings: the methods.
-        seeds: of each.
-        directory: where each run is written when it is done.
-        jobs: runs at a time; more than one, each in a process with its share of the processor's cores.
-        console: shows progress and the time left.
+        seeds: random seeds for each setting.
+        directory: each run is written to it when it ends.
+        jobs: runs at a time; if more than one, each has a process and its share of the cores.
+        console: shows the progress bar and the time left.
 
     Raises:
         SettingError: the directory holds another study.
@@ -83,11 +86,11 @@ def run_study(
         directory,
     )
     write_atomic(directory / _PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
-    # Seeds outside: whatever is finished when somebody looks, every setting has been tried.
+    # Seeds in the outer loop: every setting runs once before any runs twice.
     tasks = [_Task(setting, seed) for seed in seeds for setting in settings]
     missing = [task for task in tasks if not (directory / _RUNS / run_name(*task)).exists()]
     if done := len(tasks) - len(missing):
-        console.print(f"{done} of {len(tasks)} runs are there already")
+        _logger.info("%d of %d runs are there already", done, len(tasks))
     return _run_all(study, missing, directory, max(1, min(jobs, len(missing))), console) if missing else []
 
 
@@ -102,10 +105,10 @@ def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, conso
         for task, outcome in (_one_by_one if jobs == 1 else partial(_side_by_side, jobs))(study, tasks, advance):
             if isinstance(outcome, AdcEdgeError):
                 failures.append(Failure(str(task), outcome))
-                display.console.print(f"{task}: {outcome}", markup=False)
+                _logger.warning("%s: %s", task, outcome)
                 continue
             write_atomic(directory / _RUNS / run_name(*task), msgspec.json.encode(outcome))
-            display.console.print(_line(task, outcome), markup=False, highlight=False)
+            _logger.info(_line(task, outcome))
         display.update(whole, completed=float(len(tasks)))
     return failures
 
@@ -117,7 +120,7 @@ def _one_by_one(study: Study, tasks: list[_Task], progress: Callable[[float], No
 
 
 def _side_by_side(jobs: int, study: Study, tasks: list[_Task], progress: Callable[[float], None]) -> Iterator[_Outcome]:
-    """Runs in ``jobs`` processes, each outcome when it is there."""
+    """Make runs in ``jobs`` processes; yield each outcome when its run ends."""
     threads = max(1, torch.get_num_threads() // jobs)
     # Spawned: a process that is forked may not use threads or CUDA.
     with multiprocessing.get_context("spawn").Manager() as manager:
@@ -140,7 +143,7 @@ def _line(task: _Task, run: Run) -> str:
 
 @contextlib.contextmanager
 def _interrupt_blocked() -> Iterator[None]:
-    """Delay Ctrl-C; a process that is started meanwhile never gets it, so that its parent alone ends it."""
+    """Block SIGINT. Processes started meanwhile inherit the block: Ctrl-C reaches the parent alone, which ends them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -149,7 +152,7 @@ def _interrupt_blocked() -> Iterator[None]:
 
 
 def _work(study: Study, task: _Task, threads: int, shares: Any) -> _Outcome:
-    """One run, in a worker; ``shares`` gets the share of it that each step is."""
+    """Make one run in a worker, which puts each step's share of the run into ``shares``."""
     torch.set_num_threads(threads)
     machine.limit_threads(threads)
     return _outcome(study, task, shares.put)
@@ -163,20 +166,20 @@ def _outcome(study: Study, task: _Task, progress: Callable[[float], None], datas
 
 
 def _increments(advance: Callable[[float], None]) -> Callable[[float], None]:
-    """Told how much of a run is done, tells by how much that has grown."""
+    """Turn calls with the share of a run that is done into calls with its growth."""
     before = 0.0
 
-    def tell(share: float) -> None:
+    def progress(share: float) -> None:
         nonlocal before
         share = min(share, 1.0)
         advance(share - before)
         before = share
 
-    return tell
+    return progress
 
 
 def _forward(shares: Any, progress: Callable[[float], None]) -> None:
-    """Pass on what workers report, until None ends it."""
+    """Pass on the shares that workers report, until None."""
     with contextlib.suppress(EOFError, OSError):  # the queue is gone after Ctrl-C
         for share in iter(shares.get, None):
             progress(share)
@@ -196,7 +199,7 @@ def _display(console: Console) -> Progress:
 
 
 def _merge(old: StudyPlan | None, new: StudyPlan, directory: Path) -> StudyPlan:
-    """What the directory is to hold: the settings and seeds of both."""
+    """The plan with the settings and seeds of both."""
     if old is None:
         return new
     if old.study != new.study:
@@ -229,6 +232,4 @@ def _read(path: Path, kind: Callable[..., Any]) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.DecodeError as error:
-        raise CheckpointError(
-            f"{path}: {error}", "the file as it was written", "delete it: that run is then made again"
-        ) from error
+        raise CheckpointError(f"{path}: {error}", "an intact file", "delete it: the run is then made again") from error

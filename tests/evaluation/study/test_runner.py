@@ -87,6 +87,6 @@ def test_a_damaged_run_is_named(finished: Path) -> None:
 def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     study = msgspec.structs.replace(STUDY, optimizer=OptimizerSettings(name="sgd", lr=1e30))
     failures = run_study(study, SETTINGS, [0], tmp_path, 1, QUIET)
-    assert [failure.what for failure in failures] == ["none seed 0", "adc@0.3/int8 seed 0"]
+    assert [failure.run for failure in failures] == ["none seed 0", "adc@0.3/int8 seed 0"]
     assert not (tmp_path / "runs").exists()
     assert json.loads((tmp_path / "study.json").read_text())["seeds"] == [0]
