@@ -223,7 +223,7 @@ def _judged(runs: Sequence[Run], spent: Callable[[Run, Point], float], most: flo
 
 
 def _summary(judged: pd.DataFrame) -> pd.DataFrame:
-    """One row for each setting: groups in their order, by share within a group."""
+    """One row for each setting: groups in their order, largest share first within a group."""
     if judged.empty:
         return pd.DataFrame(columns=_SUMMARY)
     means = ("share", "spent", "epoch", "bytes_up", "bytes_down", "accuracy", "best")

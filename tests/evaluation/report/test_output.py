@@ -1,4 +1,4 @@
-"""The files that a study leaves: they read back, the pictures are labelled, and the page asks nobody for anything."""
+"""The result files of a study: they read back, the plots are labelled, and the page loads nothing."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_the_same_runs_give_the_same_page() -> None:
 
 
 @pytest.mark.parametrize("runs", [[], RUNS])
-def test_nothing_is_written_of_no_runs_or_no_budgets(tmp_path: Path, runs: list[Run]) -> None:
+def test_without_runs_or_budgets_nothing_is_written(tmp_path: Path, runs: list[Run]) -> None:
     with pytest.raises(SettingError, match="at least one each"):
         write_all(STUDY, runs, () if runs else BUDGETS, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Tables that a person reads at 100 columns, and the same as Markdown."""
+"""Tables for a terminal of 100 columns, and the same as Markdown."""
 
 from __future__ import annotations
 

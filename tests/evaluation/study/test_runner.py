@@ -1,4 +1,4 @@
-"""A study's runs: kept one by one, never made twice, never mixed with those of another study."""
+"""A study's runs: stored one by one, never repeated, never mixed with those of another study."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_setting_runs_with_every_seed_and_equals_a_run_alone(finished: Pat
     assert same.curve[-1].loss == pytest.approx(alone.curve[-1].loss, rel=1e-5)
 
 
-def test_what_is_there_is_not_run_again_and_what_is_missing_is(finished: Path) -> None:
+def test_missing_runs_are_made_and_stored_ones_are_not_repeated(finished: Path) -> None:
     files = sorted((finished / "runs").iterdir())
     before = {path.name: path.stat().st_mtime_ns for path in files[1:]}
     files[0].unlink()
@@ -84,7 +84,7 @@ def test_a_damaged_run_is_named(finished: Path) -> None:
     path.write_bytes(whole)
 
 
-def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_run_that_diverges_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     study = msgspec.structs.replace(STUDY, optimizer=OptimizerSettings(name="sgd", lr=1e30))
     failures = run_study(study, SETTINGS, [0], tmp_path, 1, QUIET)
     assert [failure.run for failure in failures] == ["none seed 0", "adc@0.3/int8 seed 0"]

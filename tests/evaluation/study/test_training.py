@@ -1,4 +1,4 @@
-"""One run: the same task for every method, and honest numbers of it."""
+"""One run: the same task for every method, and correct numbers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_uncompressed_split_learning_is_ordinary_training_of_the_whole_model() -
     assert run.curve[-1].accuracy == pytest.approx(accuracy, abs=0.011)
 
 
-def test_a_run_tells_steps_bytes_and_accuracy_at_each_evaluation() -> None:
+def test_a_run_records_steps_bytes_and_accuracy_at_each_evaluation() -> None:
     run = train(study_with(evaluate_every=0.5), parse_setting("int8"), seed=0)
     assert [p.step for p in run.curve] == [4, 8]
     assert [p.epoch for p in run.curve] == [0.5, 1.0]
