@@ -136,7 +136,9 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     "--augment", default="flip", show_default=True, help="Augmentation: none, or any of flip, jitter, randaugment."
 )
 @optimizer_options
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Torch device."
+)
 @click.option(
     "--compute",
     type=click.Choice(["fp32", "bf16"]),

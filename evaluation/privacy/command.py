@@ -82,7 +82,9 @@ _SHARE = "bytes up (% of uncompressed)"
     type=click.IntRange(min=0),
     help="Random seed for data order, augmentation and the attack.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Torch device."
+)
 @log_options
 def privacy(
     texts: tuple[str, ...],
