@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def test_ctrl_c_ends_the_runs_that_go_on_in_other_processes(tmp_path: Path, comm
     asked = [*TASK, "--epochs", "400", "--jobs", "2", "--seeds", "0", "-o", tmp_path / "out"]
     with command("evaluate", *asked) as process:
         main_thread = Path(f"/proc/{process.process.pid}/task/{process.process.pid}")
-        eventually(lambda: len((main_thread / "children").read_text().split()) > 3)  # two workers, queue, tracker
+        while len((main_thread / "children").read_text().split()) < 4:  # two workers, queue, tracker
+            time.sleep(0.1)
         children = (main_thread / "children").read_text().split()
         process.process.send_signal(signal.SIGINT)
         code, text = process.finish()

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from adc_edge.errors import CheckpointError, SettingError
 from adc_edge.evaluation.study.records import Study
@@ -57,11 +58,15 @@ def test_missing_runs_are_made_and_stored_ones_are_not_repeated(finished: Path) 
 
 
 @pytest.mark.slow
-def test_a_setting_added_later_joins_the_others(finished: Path) -> None:
-    assert (
-        run_study(STUDY, [parse_setting("int2"), parse_setting("int3")], [0], finished, 2, QUIET) == []
-    )  # two at a time
+def test_settings_added_later_run_two_at_a_time_and_report_their_progress(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(Progress, "advance", lambda _, task, share: shares.append(share))
+    assert run_study(STUDY, [parse_setting("int2"), parse_setting("int3")], [0], finished, 2, QUIET) == []
     assert {run.setting for run in read_runs(finished)[1]} == {"none", "adc@0.3/int8", "int2", "int3"}
+    assert len(shares) == 2 * 2  # steps of each
+    assert sum(shares) == pytest.approx(2.0)
 
 
 def test_another_study_is_refused_by_what_differs(finished: Path) -> None:
