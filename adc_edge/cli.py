@@ -88,7 +88,8 @@ _EXTRAS = {
     "torchvision": "host",
     "pandas": "eval",
     "matplotlib": "eval",
-    "plotly": "eval",
+    "jinja2": "eval",
+    "joblib": "eval",
     "skimage": "eval",
 }
 

@@ -1,9 +1,9 @@
-"""What each choice is worth, in accuracy at the same bytes: the paper's ablations, and ideas of ours (`ideas.py`).
+"""Accuracy at the same bytes with and without each choice: the paper's ablations, and ideas of ours (`ideas.py`).
 
     python benchmarks/ablations.py --data npz:cifar10_subset.npz --weights deit_tiny.safetensors -o out/ablations
 
-Every case is trained as `adc-edge evaluate` trains, with the same seeds as the case it is compared with; each run is
-kept when it is done and not made again. The table is written to ablations.md.
+Cases are trained as `adc-edge evaluate` trains, with the seeds of the case that they are compared with. Each run is
+stored when it ends and is not repeated. The tables are written to ablations.md.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from rich.progress import track
 from adc_edge.data.sources import load_dataset
 from adc_edge.errors import ProtocolError
 from adc_edge.evaluation.codecs.factory import make_codec
+from adc_edge.evaluation.study.records import Run, Study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.study import Run, Study
 from adc_edge.evaluation.study.training import MakeCodec, sampled, train
 from adc_edge.files import write_atomic
 from adc_edge.markdown import markdown_table
@@ -33,7 +33,7 @@ from adc_edge.optimizer.settings import OptimizerSettings
 
 
 class Case(NamedTuple):
-    """A setting, and what differs: of the study, or of its codec."""
+    """A setting with changes to the study or to its codec."""
 
     table: str
     name: str
@@ -43,12 +43,12 @@ class Case(NamedTuple):
 
     @property
     def file(self) -> str:
-        """Where its runs are kept."""
+        """The start of its runs' file names."""
         return "".join(c if c.isalnum() or c in ".-" else "_" for c in f"{self.table}.{self.name}.{self.setting}")
 
 
 def cases(steps: int) -> list[Case]:
-    """All of them; the first of a table is what the others are compared with."""
+    """All cases; the first of each table is the reference of the others."""
     return [*_merging(steps), *_low_bits(), *_both_ways(), *_paper()]
 
 
@@ -113,7 +113,7 @@ def _paper() -> Iterator[Case]:
 
 
 def _run(case: Case, study: Study, seed: int, path: Path) -> str:
-    """Train a case and keep it; what went wrong, if something did."""
+    """Train a case and store the run; return an error message, or nothing."""
     try:
         run = train(
             msgspec.structs.replace(study, **(case.changes or {})), parse_setting(case.setting), seed, make=case.make
@@ -125,7 +125,7 @@ def _run(case: Case, study: Study, seed: int, path: Path) -> str:
 
 
 def _table(title: str, rows: list[tuple[str, list[Run]]]) -> str:
-    """Markdown: accuracy and how far it is from the first row's, over the seeds that both have."""
+    """A Markdown table of accuracies and their differences from the first row's, over the seeds that both have."""
     table = []
     first = {run.seed: 100 * run.curve[-1].best for run in rows[0][1]}
     for name, runs in rows:
@@ -146,7 +146,7 @@ def _path(output: Path, case: Case, seed: int) -> Path:
 
 
 def _keep_apart(study: Study, output: Path) -> None:
-    """One directory, one study: what is there is not made again, so it must be the same."""
+    """Refuse a directory of another study, as its runs would count for this one."""
     path, text = output / "study.json", msgspec.json.encode(study)
     if path.exists() and path.read_bytes() != text:
         raise SystemExit(f"{output} holds another study: {path.read_text()}; choose another -o")
@@ -163,7 +163,7 @@ def _train_missing(chosen: list[Case], study: Study, seeds: list[int], output: P
 
 
 def _tables(chosen: list[Case], seeds: list[int], output: Path) -> str:
-    """All tables of the runs that are there."""
+    """All tables of the stored runs."""
     tables: dict[str, list[tuple[str, list[Run]]]] = {}
     for case in chosen:
         there = [path for seed in seeds if (path := _path(output, case, seed)).exists()]
@@ -184,11 +184,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--train-images", type=int, default=0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tables", nargs="+", default=[""], help="those whose title begins so; default: all")
+    parser.add_argument("--tables", nargs="+", default=[""], help="tables whose titles begin so; default: all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compute", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="where runs are kept")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="directory for the runs")
     args = parser.parse_args()
     study = Study(
         args.data,

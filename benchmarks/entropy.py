@@ -1,10 +1,10 @@
-"""What a general-purpose compressor still finds in encoded activations, and what an ideal one could.
+"""Redundancy in encoded activations: the size that Zstandard reaches, and the limit of an ideal coder.
 
     python benchmarks/entropy.py --data npz:cifar10_subset.npz --weights deit_tiny.safetensors
 
-Lossless, so accuracy stays as it is. The reference of each size is the encoder's own. *As sent* is Zstandard on the
-bytes of the wire, *a byte a value* Zstandard on the same values unpacked, *entropy* what an ideal coder needs that
-knows how frequent each level is.
+Compression is lossless, so accuracy stays the same. Sizes are relative to the encoder's own. *As sent*: Zstandard on
+the bytes of the wire. *A byte a value*: Zstandard on the same values unpacked. *Entropy*: the bytes of an ideal coder
+that knows the frequency of each level.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from adc_edge.codec.casts import unpack_bits
 from adc_edge.codec.precision import Precision, encode, encoded_bytes, integer_bits
 from adc_edge.data.loader import Loader
 from adc_edge.data.sources import load_dataset
+from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.study import Study
-from adc_edge.evaluation.study.training import computing, make_parts
+from adc_edge.evaluation.study.training import computing, make_split_model
 
-_LEVEL = 19  # of Zstandard: near its best, at any cost
+_LEVEL = 19  # of Zstandard: close to its strongest, regardless of time
 
 
 def results(x: Float32, precision: Precision) -> list[Result]:
@@ -54,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     study = Study(args.data, weights=args.weights, model_args={"img_size": args.img_size})
     data = load_dataset(args.data)
-    parts, preprocessing = make_parts(study, parse_setting("none"), 0, len(data.classes))
+    parts, preprocessing = make_split_model(study, parse_setting("none"), 0, len(data.classes))
     loader = Loader(data.train, preprocessing, args.batch_size)
     with torch.no_grad(), computing(study):
         x = parts.trunk(torch.from_numpy(loader.batch(0).images)).numpy()

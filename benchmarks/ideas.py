@@ -1,7 +1,6 @@
-"""Ideas to raise accuracy at the same bytes, each a codec that differs from the product's in one thing.
+"""Ideas to raise accuracy at the same bytes, each a codec that differs from the product's in one choice.
 
-`benchmarks/ablations.py` trains them beside what they differ from. What helps goes into the product; these stay as the
-record of what was tried.
+`benchmarks/ablations.py` compares them with the product's. Ideas that help go into the product; these stay as a record.
 
 Letters as in `adc_edge.evaluation.codecs.base`.
 """
@@ -53,23 +52,23 @@ def clustered(feature: Feature, start: Start = random_rows, iterations: int = ad
 
 
 def scores(rows: Tensor, output: Tensor) -> Tensor:
-    """The CLS attention, as ADC takes it."""
+    """The CLS attention, as in ADC."""
     return rows
 
 
 def without_cls(rows: Tensor, output: Tensor) -> Tensor:
-    """The attention to patches alone."""
+    """The CLS attention to patches alone."""
     return rows[:, 1:]
 
 
 def with_mean_token(rows: Tensor, output: Tensor) -> Tensor:
-    """Attention and mean token, as far spread as one another."""
+    """CLS attention and mean token, scaled to equal spread."""
     parts = [part - part.mean(dim=0) for part in (rows, output.mean(dim=1).float())]
     return torch.cat([part / part.square().sum(dim=1).mean().sqrt().clamp_min(1e-12) for part in parts], dim=1)
 
 
 def kmeans_plus_plus(rows: Tensor, clusters: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """scikit-learn's k-means++."""
+    """Choose rows by scikit-learn's k-means++."""
     from sklearn.cluster import kmeans_plusplus
 
     points = np.ascontiguousarray(rows.cpu().numpy())
@@ -78,7 +77,7 @@ def kmeans_plus_plus(rows: Tensor, clusters: int, rng: np.random.Generator) -> n
 
 
 def farthest_first(rows: Tensor, clusters: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Each start as far as can be from those before it; the first by chance."""
+    """Choose a random first row, then always the row farthest from those chosen."""
     points = rows.cpu().numpy().astype(np.float64)
     chosen = [int(rng.integers(len(points)))]
     nearest = np.full(len(points), np.inf)
@@ -90,7 +89,7 @@ def farthest_first(rows: Tensor, clusters: int, rng: np.random.Generator) -> npt
 
 
 def changed(kind: type[Adc], *more: Any) -> MakeCodec:
-    """A subclass of ``Adc`` in its place."""
+    """Use a subclass of ``Adc`` in its place."""
 
     def make(setting: Setting, spec: TrunkSpec, classes: int, seed: int) -> Codec:
         assert setting.ratio is not None
@@ -100,7 +99,7 @@ def changed(kind: type[Adc], *more: Any) -> MakeCodec:
 
 
 class Weighted(Adc):
-    """A loss in which every image counts alike, not every cluster."""
+    """ADC with a loss that weights images equally, not clusters."""
 
     def extract(self, header: Header, body: memoryview) -> Arrived:
         arrived = super().extract(header, body)
@@ -111,7 +110,7 @@ class Weighted(Adc):
 
 
 class HardLabels(Adc):
-    """The commonest label of a cluster in the place of the mean of all."""
+    """ADC with the most frequent label of each cluster instead of the mean of all."""
 
     def extract(self, header: Header, body: memoryview) -> Arrived:
         arrived = super().extract(header, body)
@@ -120,11 +119,11 @@ class HardLabels(Adc):
 
 
 class Leftovers(Adc):
-    """One token fewer, and in its place the mean of all that are not kept."""
+    """ADC that sends the mean of the tokens that are not kept, in the place of one token."""
 
     def choose(self, trunk: Trunk, batch: CodecBatch) -> AdcOutput:
         found = super().choose(trunk, batch)
-        tokens = found.tokens[:, :-1]  # the least of the kept ones goes: they are sorted
+        tokens = found.tokens[:, :-1]  # without the last of the kept ones
         clusters = torch.arange(len(tokens), device=tokens.device)
         whole = adc.cluster_mean(trunk(batch.images).float(), found.assignment, clusters)  # [T, N, D]
         kept = adc.gather_tokens(whole, tokens)
@@ -134,7 +133,7 @@ class Leftovers(Adc):
 
 
 class Subset(Adc):
-    """T of the images as they are, and nothing merged: what merging has to beat."""
+    """T of the images without merging: the baseline for merging."""
 
     def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
         shape = self.shape(len(batch.labels))
@@ -142,14 +141,14 @@ class Subset(Adc):
         where = torch.from_numpy(chosen).to(batch.images.device)
         slots = torch.zeros(shape.kept - self.spec.prefix, dtype=torch.int64, device=where.device)
         found = trunk.compress(batch.images[where], torch.arange(len(where), device=where.device), slots)
-        tensor = found.activations[found.assignment].float()  # each a cluster of its own, in the batch's order
+        tensor = found.activations[found.assignment].float()  # a cluster each, in the batch's order
         labels = own_labels(batch.labels[chosen], self.classes)
         header = Header(shape.clusters, tuple(tensor.shape), len(labels), self.precision)
         return EncodedBatch(header, encode_with_labels(tensor, labels, self.precision), tensor)
 
 
 class Scheduled(Adc):
-    """ξ that goes from ``first`` to ``last`` in so many steps, evenly."""
+    """ADC with a ξ that goes linearly from ``first`` to ``last`` in ``steps`` steps."""
 
     def __init__(
         self,
@@ -213,7 +212,7 @@ class Turned(Dense):
 
 
 def turned(there: Rows, back: Rows) -> MakeCodec:
-    """Quantization of something else than tokens."""
+    """Quantize after a transform ``there``, and apply ``back`` after decoding."""
 
     def make(setting: Setting, spec: TrunkSpec, classes: int, seed: int) -> Codec:
         return Turned(setting, classes, there, back, spec.tokens)
@@ -222,12 +221,12 @@ def turned(there: Rows, back: Rows) -> MakeCodec:
 
 
 def by_channel(rows: Tensor) -> Tensor:
-    """A scale for each channel, not for each token."""
+    """Transpose, so that each channel has a scale and not each token."""
     return rows.T.contiguous()
 
 
 def rotated(rows: Tensor) -> Tensor:
-    """Each 64 channels through a Hadamard matrix, which is its own inverse."""
+    """Multiply each 64 channels by a Hadamard matrix, which is its own inverse."""
     from scipy.linalg import hadamard
 
     matrix = torch.from_numpy(hadamard(64).astype(np.float32) / 8).to(rows.device)
@@ -235,7 +234,7 @@ def rotated(rows: Tensor) -> Tensor:
 
 
 class StochasticGradients(Dense):
-    """Gradients rounded up or down by chance, so that they are right in the mean."""
+    """Quantization with stochastic rounding of gradients, which has no bias."""
 
     def __init__(self, classes: int, precision: Precision, gradient_precision: Precision) -> None:
         super().__init__(classes, precision, gradient_precision)
@@ -252,7 +251,7 @@ class StochasticGradients(Dense):
 
 
 class FedBackGradients(Dense):
-    """What a gradient lost to quantization is added to the next one in the same place of the batch."""
+    """Quantization with error feedback: a gradient's error is added to the next in the same place of the batch."""
 
     lost = np.zeros(1, np.float32)
 
@@ -264,7 +263,7 @@ class FedBackGradients(Dense):
 
 
 def dense(kind: type[Dense]) -> MakeCodec:
-    """A subclass of ``Dense`` in its place."""
+    """Use a subclass of ``Dense`` in its place."""
 
     def make(setting: Setting, spec: TrunkSpec, classes: int, seed: int) -> Codec:
         return kind(classes, setting.precision, setting.gradient_precision)

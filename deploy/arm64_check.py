@@ -33,7 +33,9 @@ TOLERANCE = 1e-4  # activations, of the largest; fp32 on both sides, and other i
 LOSS_TOLERANCE = 1e-3  # a run's losses: rounding adds up over the steps
 SIZE_MB = 250  # what a device with a frozen trunk may weigh
 # A module that imports one of these belongs to an extra that a light device lacks.
-EXTRAS = set("torch timm onnx onnxscript torchvision sklearn tensorrt cuda pandas matplotlib plotly skimage".split())
+EXTRAS = set(
+    "torch timm onnx onnxscript torchvision sklearn tensorrt cuda pandas matplotlib jinja2 joblib skimage".split()
+)
 LIMIT_S = 300.0  # for each process
 
 

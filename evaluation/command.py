@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adc_edge.options import data_option, optimizer_options
+from adc_edge.options import data_option, log_options, optimizer_options
 
 _DATA = click.Path(path_type=Path)
 
@@ -17,7 +17,7 @@ def _listed(context: click.Context, parameter: click.Parameter, value: str) -> l
 
 
 def _take_preset(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
-    """Put a preset's values in the place of the other options' defaults."""
+    """Use a preset's values as defaults of the other options."""
     from adc_edge.evaluation.study.presets import preset
 
     if name is not None:
@@ -31,7 +31,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     default="",
     callback=_listed,
     metavar="M,…",
-    help="none, adc, adc-batch, adc-tokens, topk, randtopk, c3sl, bottlenetpp, or a precision (int4).",
+    help="Methods: none, adc, adc-batch, adc-tokens, topk, randtopk, c3sl, bottlenetpp, or a precision (int4).",
 )
 @click.option(
     "--ratios",
@@ -39,7 +39,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     show_default=True,
     callback=_listed,
     metavar="R,…",
-    help="Of each method: 0.1, or T/B x k/N as 0.5x0.2.",
+    help="Ratios for each method: 0.1, or T/B x k/N as 0.5x0.2.",
 )
 @click.option(
     "--precisions",
@@ -47,14 +47,14 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     show_default=True,
     callback=_listed,
     metavar="P,…",
-    help="Of each method: pca1, or up:down as pca0.5:pca1.",
+    help="Precisions for each method: pca1, or up:down as pca0.5:pca1.",
 )
 @click.option(
     "--setting",
     "extra",
     multiple=True,
     metavar="METHOD[@RATIO][/UP[:DOWN]]",
-    help="One more, as adc@0.5x0.2/pca1; repeatable.",
+    help="One more setting, for example adc@0.5x0.2/pca1; repeatable.",
 )
 @click.option(
     "--preset",
@@ -62,30 +62,43 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     is_eager=True,
     callback=_take_preset,
     expose_value=False,
-    help="Other defaults. small: a quarter of an hour; paper: its grid, for cifar100:ROOT or food101:ROOT.",
+    help="Other defaults. small: 15 minutes on two cores; paper: its grid, for cifar100:ROOT or food101:ROOT.",
 )
-@click.option("--seeds", default="0,1,2", show_default=True, callback=_listed, metavar="N,…")
+@click.option(
+    "--seeds",
+    default="0,1,2",
+    show_default=True,
+    callback=_listed,
+    metavar="N,…",
+    help="Random seeds for each setting.",
+)
 @click.option(
     "-o",
     "--output",
     required=True,
     type=_DATA,
     metavar="DIR",
-    help="Where runs are kept and results written; runs there are not made again.",
+    help="Directory for runs and results; finished runs in it are not repeated.",
 )
 @click.option("--model", default="deit_tiny_patch16_224", show_default=True, help="A timm VisionTransformer.")
 @click.option("--weights", type=_DATA, help="Weights file (safetensors).")
 @click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights.")
 @click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels.")
 @click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
-@click.option("--split", default=3, show_default=True, type=int, help="Cut after this block.")
-@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=2), help="Images a step.")
-@click.option("--epochs", default=8.0, show_default=True, type=float, help="Of every run: the view at equal steps.")
+@click.option("--split", default=3, show_default=True, type=int, help="Last block on the device.")
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=2), help="Images in a step.")
+@click.option(
+    "--epochs",
+    default=8.0,
+    show_default=True,
+    type=float,
+    help="Epochs of every run, for the comparison at equal steps.",
+)
 @click.option(
     "--budget",
     type=float,
     metavar="SHARE",
-    help="Share of an uncompressed run's bytes that each run goes on to spend: the view at equal bytes.",
+    help="Share of an uncompressed run's bytes that each run goes on to spend, for the comparison at equal bytes.",
 )
 @click.option(
     "--budgets",
@@ -93,33 +106,52 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     show_default=True,
     callback=_listed,
     metavar="SHARE,…",
-    help="Shares of the uncompressed bytes at which the tables compare.",
+    help="Shares of an uncompressed run's bytes at which the tables compare settings.",
 )
-@click.option("--max-epochs", type=float, help="Where a run ends at the latest, with --budget.")
-@click.option("--eval-every", "evaluate_every", default=1.0, show_default=True, type=float, metavar="EPOCHS")
+@click.option("--max-epochs", type=float, help="Maximum length of a run with --budget.")
+@click.option(
+    "--eval-every",
+    "evaluate_every",
+    default=1.0,
+    show_default=True,
+    type=float,
+    metavar="EPOCHS",
+    help="Epochs between evaluations.",
+)
 @click.option(
     "--train-images",
     default=0,
     type=click.IntRange(min=0),
     metavar="N",
-    help="A fixed random sample of the train split; 0: all.",
+    help="Train on a fixed random sample of N images; 0: all.",
 )
-@click.option("--test-images", default=0, type=click.IntRange(min=0), metavar="N", help="Of the test split; 0: all.")
-@click.option("--augment", default="flip", show_default=True, help="none, or some of flip, jitter, randaugment.")
+@click.option(
+    "--test-images",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Test on a fixed random sample of N images; 0: all.",
+)
+@click.option(
+    "--augment", default="flip", show_default=True, help="Augmentation: none, or any of flip, jitter, randaugment."
+)
 @optimizer_options
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Torch device."
+)
 @click.option(
     "--compute",
     type=click.Choice(["fp32", "bf16"]),
     default="fp32",
     show_default=True,
-    help="What both halves compute in.",
+    help="Number format in which trunk and head compute.",
 )
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Runs at a time.")
-def evaluate(output: Path, **options: Any) -> None:
+@log_options
+def evaluate(output: Path, verbose: bool, quiet: bool, log_json: bool, **options: Any) -> None:
     """Train with ADC and with its rivals, and compare accuracy at equal bytes and at equal steps.
 
-    Bytes are those of the real messages, both ways. Each run is kept when it is done, and not made again.
+    Bytes are those of the real messages, both ways. Each run is stored when it ends, and is not repeated.
     """
     from rich.console import Console
 
@@ -128,13 +160,19 @@ def evaluate(output: Path, **options: Any) -> None:
     from adc_edge.evaluation.study.runner import read_runs
     from adc_edge.evaluation.study.runner import run_study as run_all
     from adc_edge.evaluation.study.task import study_of
+    from adc_edge.logs import configure
     from adc_edge.optimizer.settings import take_settings
 
     console = Console()
-    settings, seeds, budgets, jobs = _what(options)
+    configure(console, verbose - quiet, log_json)
+    settings, seeds, budgets, jobs = _take_lists(options)
     optimizer = take_settings(options)
     study = study_of(options | {"optimizer": optimizer})
-    failures = run_all(study, settings, seeds, output, jobs, console)
+    try:
+        failures = run_all(study, settings, seeds, output, jobs, console)
+    except KeyboardInterrupt:
+        click.echo("stopped: finished runs are kept; the same command makes the others", err=True)
+        raise SystemExit(130) from None
     _, runs = read_runs(output)
     if runs:
         for table in study_tables(study, runs, budgets):
@@ -145,8 +183,8 @@ def evaluate(output: Path, **options: Any) -> None:
         raise failures[0].error
 
 
-def _what(options: dict[str, Any]) -> tuple[list[Any], list[int], list[float], int]:
-    """Settings, seeds, budgets and jobs, which are taken out of ``options``."""
+def _take_lists(options: dict[str, Any]) -> tuple[list[Any], list[int], list[float], int]:
+    """Take settings, seeds, budgets and jobs out of ``options``."""
     from adc_edge.errors import SettingError
     from adc_edge.evaluation.study.setting import parse_setting, product, unique
 
@@ -158,5 +196,7 @@ def _what(options: dict[str, Any]) -> tuple[list[Any], list[int], list[float], i
         try:
             lists[name] = [kind(text) for text in texts]
         except ValueError:
-            raise SettingError(f"--{name} {','.join(texts)}", "numbers with commas", "for example 0,1,2") from None
+            raise SettingError(
+                f"--{name} {','.join(texts)}", "numbers separated by commas", "for example 0,1,2"
+            ) from None
     return unique([*wanted, *map(parse_setting, extra)]), lists["seeds"], lists["budgets"], options.pop("jobs")

@@ -15,7 +15,7 @@ from adc_edge.cli import COMMANDS
 from deploy import arm64_check
 
 ROOT = Path(__file__).parents[1]
-TOP = {"torch", "timm", "onnx", "torchvision", "onnxscript", "pandas", "matplotlib", "plotly", "skimage"}
+TOP = {"torch", "timm", "onnx", "torchvision", "onnxscript", "pandas", "matplotlib", "jinja2", "joblib", "skimage"}
 
 
 def test_the_arm64_check_expects_no_more_of_a_device() -> None:

@@ -133,7 +133,7 @@ RULES: dict[Callable[[Path], list[str]], dict[str, str]] = {  # each rule, and v
     foreign_imports: {
         "adc_edge/room/a.py": "from adc_edge.export import build\n",
         "adc_edge/room/b.py": "from adc_edge import export\n",
-        "export/room/deeper/a.py": "import adc_edge.evaluation.study.study\n",
+        "export/room/deeper/a.py": "import adc_edge.evaluation.study.records\n",
         "edge_runtime/room/a.py": "def f():\n    from adc_edge.cloud_trainer.server import Server\n",
     },
     heavy_heads: {

@@ -1,4 +1,4 @@
-"""ADC as a codec, and its two halves alone: merging samples only, keeping tokens only (paper, section "ADC")."""
+"""ADC as a codec, also clustering by other features for ablations (paper, section "ADC")."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adc_edge.method.trunk import AdcOutput, Trunk
 
 
 def random_rows(rows: Tensor, clusters: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Distinct rows by chance: what ADC starts its k-means from."""
+    """Distinct random rows, from which ADC starts its k-means."""
     return rng.permutation(len(rows))[:clusters].astype(np.int64)
 
 
@@ -28,11 +28,11 @@ class Adc(Dense):
     """ADC at a ratio: T clusters of k tokens out of B images of N.
 
     Args:
-        spec: of the trunk.
-        classes: C.
+        spec: sizes of the trunk.
+        classes: C, the number of classes.
         target: ξ, or T/B and k/N.
-        precision: of what goes up.
-        gradient_precision: of what comes down.
+        precision: precision of the activations.
+        gradient_precision: precision of the gradients.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class Adc(Dense):
         self.spec, self.target = spec, target.check()
 
     def shape(self, images: int) -> Shape:
-        """T and k for a batch of so many images."""
+        """T and k for a batch of ``images`` images."""
         return self.target.shape(images, self.spec.tokens, self.spec.prefix)
 
     def ratio(self, images: int) -> float:
-        """ξ."""
+        """The true ratio ξ for a batch of ``images`` images."""
         return self.shape(images).xi
 
     def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
-        """Trunk and ADC; empty clusters are not sent."""
+        """Run trunk and ADC, and encode the clusters that are not empty."""
         found = self.choose(trunk, batch)
         activations, clusters, _ = drop_empty(*found)
         tensor = activations.float()  # [T', k, D]
@@ -59,7 +59,7 @@ class Adc(Dense):
         return EncodedBatch(header, encode_with_labels(tensor, labels, self.precision), tensor)
 
     def choose(self, trunk: Trunk, batch: CodecBatch) -> AdcOutput:
-        """What merges with what, and which tokens stay."""
+        """Activations of the clusters, with the assignment of images and the tokens kept."""
         shape = self.shape(len(batch.labels))
         init_rows = torch.from_numpy(random_rows(batch.images, shape.clusters, batch.rng)).to(batch.images.device)
         slots = torch.zeros(shape.kept - self.spec.prefix, dtype=torch.int64, device=init_rows.device)
@@ -67,11 +67,11 @@ class Adc(Dense):
 
 
 Feature = Callable[[Tensor, Tensor], Tensor]  # scores [B, N] and the trunk's output [B, N, D] -> rows [B, F]
-Start = Callable[[Tensor, int, np.random.Generator], npt.NDArray[np.int64]]  # those rows and T -> seeds [T]
+Start = Callable[[Tensor, int, np.random.Generator], npt.NDArray[np.int64]]  # those rows and T -> initial rows [T]
 
 
 def cls_token(scores: Tensor, output: Tensor) -> Tensor:
-    """What the CLS token holds (the paper's ablation)."""
+    """The values of the CLS token (the paper's ablation)."""
     return output[:, 0].float()
 
 
@@ -81,14 +81,14 @@ def mean_token(scores: Tensor, output: Tensor) -> Tensor:
 
 
 class AdcBy(Adc):
-    """ADC that clusters by something else than attention, or in another way: for ablations.
+    """ADC with another clustering, for ablations: other features than attention, another start, other iterations.
 
-    Tokens are still kept by the cluster's mean attention.
+    Tokens are still chosen by the cluster's mean attention.
 
     Args:
-        feature: what k-means sees.
-        start: which rows it starts from.
-        iterations: of Lloyd's.
+        feature: computes the rows that k-means clusters.
+        start: chooses the rows that k-means starts from.
+        iterations: Lloyd iterations.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class AdcBy(Adc):
         self.feature, self.start, self.iterations = feature, start, iterations
 
     def choose(self, trunk: Trunk, batch: CodecBatch) -> AdcOutput:
-        """As ADC, after the trunk's whole output."""
+        """The same for ADC with this clustering; the trunk's full output is computed first."""
         shape = self.shape(len(batch.labels))
         state = trunk.states(batch.images)[-1]
         with torch.no_grad():

@@ -1,16 +1,16 @@
-"""The one face of ADC and its rivals: what becomes of a batch at the cut, and how it and its gradient travel.
+"""The interface of ADC and its rivals: a batch and its gradient are encoded and decoded at the cut.
 
-A step in one process, as the two halves would do it:
+One step in one process:
 
-    device   sent = codec.compress(trunk, batch)               sent.body travels up
+    device   sent = codec.compress(trunk, batch)               sent.body goes up
     trainer  arrived = codec.extract(sent.header, body)        head(arrived.features), loss, backward
-    trainer  body = codec.compress_gradient(arrived, arrived.values.grad)          travels down
+    trainer  body = codec.compress_gradient(arrived, arrived.values.grad)          goes down
     device   sent.tensor.backward(codec.extract_gradient(sent, body))
 
-``extract`` sees the header and the body's bytes alone, as a trainer does; ``extract_gradient``, what the device still
-has. Every body comes from the encoders of the wire (`adc_edge.codec.precision`), so its length is what travels.
+``extract`` sees only the header and the body's bytes, as a trainer does. ``extract_gradient`` sees what the device has
+kept. The encoders of the wire (`adc_edge.codec.precision`) make every body, so its length is that of the real message.
 
-Letters: B images, N tokens, D channels, C classes; R rows that the head sees, of k tokens each.
+Letters: B images, N tokens, D channels, C classes; R rows of k tokens each that the head sees.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from adc_edge.wire.messages import TRIPLE_BYTES
 
 
 class CodecBatch(NamedTuple):
-    """A batch on the device, and the random numbers that a method may draw for it."""
+    """A batch on the device, and the random generator that a method may use for it."""
 
     images: Tensor  # [B, 3, H, W]
     labels: npt.NDArray[np.int64]  # [B]
@@ -37,34 +37,34 @@ class CodecBatch(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a message's header tells of its body."""
+    """The description of a body in a message's header."""
 
     images: int  # B
-    shape: tuple[int, ...]  # of the tensor that leads the body
-    triples: int  # labels that end it
+    shape: tuple[int, ...]  # of the tensor at the start of the body
+    triples: int  # labels at its end
     precision: Precision
 
 
 class EncodedBatch(NamedTuple):
-    """What the device has after compressing: the bytes that leave it, and what the gradient will be of."""
+    """A compressed batch on the device: the bytes that it sends, and the tensor whose gradient comes back."""
 
     header: Header
     body: memoryview
-    tensor: Tensor  # with its graph
-    where: Any = None  # places in it, of the methods that send only some
+    tensor: Tensor  # with its autograd graph
+    where: Any = None  # positions sent, for methods that send only some
 
 
 class Arrived(NamedTuple):
-    """What the trainer makes of a body."""
+    """A decoded body on the trainer."""
 
-    values: Tensor  # the leaf whose gradient goes down
-    features: Tensor  # [R, k, D] that the head sees, a function of ``values``
+    values: Tensor  # the leaf whose gradient is sent down
+    features: Tensor  # [R, k, D], the input of the head, a function of ``values``
     soft: Tensor  # [R, C], rows summing to one
     where: Any = None
 
 
 class Codec(Protocol):
-    """A method at one ratio and precision; ``device`` and ``trainer`` are modules that it adds to either half."""
+    """A method at one ratio and precision; ``device`` and ``trainer`` are modules that it adds to trunk and head."""
 
     precision: Precision
     gradient_precision: Precision
@@ -73,57 +73,57 @@ class Codec(Protocol):
     place: torch.device  # where the head computes
 
     def ratio(self, images: int) -> float:
-        """Values sent up for a batch of so many images, as a share of the B·N·D there are."""
+        """Share of the B·N·D values that are sent up for a batch of ``images`` images."""
 
     def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
-        """Run the trunk and encode what it sends (activations, then labels)."""
+        """Run the trunk, and encode activations and labels."""
 
     def extract(self, header: Header, body: memoryview) -> Arrived:
-        """Decode a body, as the trainer."""
+        """Decode a body on the trainer."""
 
     def compress_gradient(self, arrived: Arrived, gradient: Tensor) -> memoryview:
-        """Encode the gradient with respect to ``arrived.values``, as the trainer."""
+        """Encode the gradient with respect to ``arrived.values`` on the trainer."""
 
     def extract_gradient(self, sent: EncodedBatch, body: memoryview) -> Tensor:
-        """Decode it into the gradient with respect to ``sent.tensor``, as the device."""
+        """Decode the gradient with respect to ``sent.tensor`` on the device."""
 
     def through(self, features: Tensor) -> Tensor | None:
-        """Test activations ``[B, N, D]`` as the method would bring them to the head; None: whole."""
+        """Test activations ``[B, N, D]`` after compression and decoding; None: the method does not compress at test."""
 
 
 def encode_with_labels(tensor: Tensor, labels: npt.NDArray[np.int32], precision: Precision) -> memoryview:
-    """A body: ``tensor`` ``[..., W]`` in ``precision``, then label triples."""
+    """Encode a body: ``tensor`` ``[..., W]`` in ``precision``, then label triples."""
     return encode(tensor.detach().float().cpu().numpy(), precision, labels.tobytes())
 
 
 def own_labels(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int32]:
-    """Label triples of images that are not merged: each its own cluster."""
+    """Label triples of images that are not merged: each image is a cluster."""
     return label_triples(np.arange(len(labels)), labels, classes)
 
 
 def split_body(header: Header, body: memoryview) -> tuple[memoryview, memoryview]:
-    """The tensors of a body, and its label triples."""
+    """Split a body into its tensors and its label triples."""
     cut = len(body) - TRIPLE_BYTES * header.triples
     return body[:cut], body[cut:]
 
 
 def read_labels(data: memoryview, rows: int, classes: int, images: int) -> Tensor:
-    """Soft labels ``[R, C]`` of a body's triples."""
+    """Decode soft labels ``[R, C]`` from a body's triples."""
     return torch.from_numpy(soft_labels(data, rows, classes, images))
 
 
 def decode_tensor(data: memoryview, shape: tuple[int, ...], precision: Precision) -> Tensor:
-    """A tensor of a body."""
+    """Decode one tensor of a body."""
     return torch.from_numpy(decode(data, shape, precision))
 
 
 class Dense:
-    """What methods share that send one tensor up and its whole gradient down; alone: quantization and casts.
+    """Plain quantization and casts, and the base of methods that send one tensor up and its full gradient down.
 
     Args:
-        classes: C.
-        precision: of what goes up.
-        gradient_precision: of what comes down.
+        classes: C, the number of classes.
+        precision: precision of the activations.
+        gradient_precision: precision of the gradients.
     """
 
     device: nn.Module | None = None
@@ -134,21 +134,21 @@ class Dense:
         self.classes, self.precision, self.gradient_precision = classes, precision, gradient_precision
 
     def ratio(self, images: int) -> float:
-        """All of it."""
+        """1: every value is sent."""
         return 1.0
 
     def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
-        """The whole activations ``[B, N, D]``."""
+        """Encode the full activations ``[B, N, D]``."""
         return self.pack(trunk(batch.images).float(), batch)
 
     def pack(self, tensor: Tensor, batch: CodecBatch) -> EncodedBatch:
-        """Send ``tensor`` with each image's own label."""
+        """Encode ``tensor`` with each image's own label."""
         labels = own_labels(batch.labels, self.classes)
         header = Header(len(batch.labels), tuple(tensor.shape), len(labels), self.precision)
         return EncodedBatch(header, encode_with_labels(tensor, labels, self.precision), tensor)
 
     def extract(self, header: Header, body: memoryview) -> Arrived:
-        """The decoded tensor, and what ``restore`` makes of it."""
+        """Decode the tensor, and let ``restore`` make the head's input of it."""
         tensor, labels = split_body(header, body)
         values = decode_tensor(tensor, header.shape, header.precision).to(self.place).requires_grad_()
         features = self.restore(values, header.images)
@@ -156,17 +156,17 @@ class Dense:
         return Arrived(values, features, soft.to(self.place))
 
     def restore(self, values: Tensor, images: int) -> Tensor:
-        """What the head sees of what arrived."""
+        """The input of the head, made of the decoded tensor."""
         return values
 
     def compress_gradient(self, arrived: Arrived, gradient: Tensor) -> memoryview:
-        """The whole gradient."""
+        """Encode the full gradient."""
         return encode(gradient.float().cpu().numpy(), self.gradient_precision)
 
     def extract_gradient(self, sent: EncodedBatch, body: memoryview) -> Tensor:
-        """The whole gradient."""
+        """Decode the full gradient."""
         return decode_tensor(body, tuple(sent.tensor.shape), self.gradient_precision).to(sent.tensor.device)
 
     def through(self, features: Tensor) -> Tensor | None:
-        """Whole: compression is for training."""
+        """None: the test does not compress."""
         return None

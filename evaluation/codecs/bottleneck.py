@@ -1,8 +1,8 @@
 """BottleNet++: a learned encoder on the device and a learned decoder on the trainer (arXiv 1910.14315).
 
-The paper's pair is convolution, batch norm and sigmoid, then convolution, batch norm and ReLU, around a channel. Here
-the convolution is 1x1, which on tokens is one linear map for each; and no ReLU ends the decoder: the paper's stands in
-for features of a CNN that are behind one, a ViT's residual stream has both signs.
+The paper's encoder is convolution, batch norm and sigmoid; its decoder is convolution, batch norm and ReLU. Here the
+convolution is 1x1: one linear map for each token. The decoder has no ReLU: a CNN's features have passed one, but a
+ViT's residual stream has both signs.
 
 Letters: as in `adc_edge.evaluation.codecs.base`; W the bottleneck's width, the paper's D'.
 """
@@ -29,18 +29,17 @@ class _TokenNorm(nn.BatchNorm1d):
 
 
 class BottleNetPlusPlus(Dense):
-    """Tokens of W = max(1, round(share * D)) channels, between 0 and 1, travel; so does their gradient.
+    """Sends tokens of W = max(1, round(share * D)) channels between 0 and 1 up, and their gradient down.
 
-    Both halves' parameters are to be trained with the loss of the task, through their optimizers. The encoder's and the
-    decoder's modes are the caller's; as they are built, they train.
+    The caller trains encoder and decoder with the loss of the task, and sets their modes; they start in training mode.
 
     Args:
-        classes: C.
-        share: of the values that are sent, either way: W / D.
-        dim: D.
-        precision: of what goes up; with scales (int8 and below) each token has one.
-        gradient_precision: of what comes down.
-        seed: of the initial weights; the global generator is left as it was.
+        classes: C, the number of classes.
+        share: W / D, the share of the values that is sent each way.
+        dim: D, the channels.
+        precision: precision of the activations; where it has scales (int8 and below), one a token.
+        gradient_precision: precision of the gradients.
+        seed: random seed of the initial weights; the global generator does not change.
 
     Raises:
         SettingError: a share outside (0, 1].
@@ -59,27 +58,27 @@ class BottleNetPlusPlus(Dense):
         self.dim, self.width = dim, max(1, round(check_share(share, "BottleNet++") * dim))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            # Without biases, which the norms would take away again.
+            # Without biases: the norms subtract them.
             self.encoder = nn.Sequential(nn.Linear(dim, self.width, bias=False), _TokenNorm(self.width), nn.Sigmoid())
             self.decoder = nn.Sequential(nn.Linear(self.width, dim, bias=False), _TokenNorm(dim))
         self.device, self.trainer = self.encoder, self.decoder
 
     def ratio(self, images: int) -> float:
-        """W/D."""
+        """W / D."""
         return self.width / self.dim
 
     def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
-        """The encoded tokens ``[B, N, W]``."""
+        """Encode tokens ``[B, N, W]``."""
         return self.pack(self.encoder(trunk(batch.images).float()), batch)
 
     def restore(self, values: Tensor, images: int) -> Tensor:
-        """The decoded tokens ``[B, N, D]``."""
+        """Decode tokens ``[B, N, D]``."""
         return self.decoder(values)  # type: ignore[no-any-return]
 
     def through(self, features: Tensor) -> Tensor | None:
-        """Test activations encoded and decoded, as the head knows no others: ``[B, N, D]``, not quantized.
+        """Test activations ``[B, N, D]``, encoded and decoded but not quantized: the head has learned from such alone.
 
-        Both halves work as in evaluation (running means), and are in the mode that they were in afterwards.
+        Encoder and decoder are in evaluation mode (running means) meanwhile, and in their own mode afterwards.
         """
         with _evaluating(self.encoder, self.decoder):
             return self.decoder(self.encoder(features.float()))  # type: ignore[no-any-return]
@@ -87,7 +86,7 @@ class BottleNetPlusPlus(Dense):
 
 @contextmanager
 def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while."""
+    """Set evaluation mode, and the former mode at the end."""
     modes = [module.training for module in modules]
     try:
         for module in modules:

@@ -1,9 +1,9 @@
 """C3-SL: several samples bound with fixed random keys and summed into one (arXiv 2207.12397).
 
-Binding is circular convolution of a sample's flattened activations with its key, unbinding circular correlation of the
-sum with the same key: an approximate inverse, as random keys are nearly orthogonal in many dimensions. What is unbound
-is the sample plus noise, of about R times the sample's energy where R alike were summed; even a sample alone does not
-come back exactly. The keys are a function of a seed that both sides have, so none travels.
+Binding is circular convolution of a sample's flattened activations with its key. Unbinding is circular correlation of
+the sum with the same key: an approximate inverse, as random keys are nearly orthogonal in many dimensions. The result
+is the sample plus noise, of about R times the sample's energy where R alike samples were summed. Even a single sample
+does not come back exactly. Both sides derive the keys from a seed, so no key is sent.
 
 Letters: as in `adc_edge.evaluation.codecs.base`; n = N*D values of a sample, R samples a group, G groups, f = n//2 + 1.
 """
@@ -21,16 +21,16 @@ from adc_edge.method.trunk import Trunk
 
 
 class C3sl(Dense):
-    """Groups of R = round(1 / share) consecutive samples, each sent as one; the last group may be smaller.
+    """Sends R = round(1 / share) consecutive samples as one; the last group may be smaller.
 
     Args:
-        classes: C.
-        share: of the values that are sent, either way: 1 / R.
-        tokens: N.
-        dim: D.
-        precision: of what goes up; with scales (int8 and below) a group has one.
-        gradient_precision: of what comes down.
-        seed: of the keys, not negative, the same on both sides.
+        classes: C, the number of classes.
+        share: 1 / R, the share of the values that is sent each way.
+        tokens: N, the tokens of an image.
+        dim: D, the channels.
+        precision: precision of the activations; where it has scales (int8 and below), one a group.
+        gradient_precision: precision of the gradients.
+        seed: random seed of the keys, not negative, the same on both sides.
 
     Raises:
         SettingError: a share outside (0, 1].
@@ -52,16 +52,16 @@ class C3sl(Dense):
         self._spectra = torch.empty(0, self.total // 2 + 1, dtype=torch.complex64)
 
     def ratio(self, images: int) -> float:
-        """G/B: above 1/R where the last group is smaller."""
+        """G / B: above 1 / R where the last group is smaller."""
         return -(-images // self.group) / images
 
     def key(self, place: int) -> Tensor:
-        """Key of a place in the group: normal entries of variance 1/n, scaled to unit length as the authors do."""
+        """Key ``[n]`` of one place in a group: normal entries, scaled to unit length as the authors do."""
         drawn = np.random.default_rng([self.seed, place]).standard_normal(self.total)
         return torch.from_numpy((drawn / np.linalg.norm(drawn)).astype(np.float32))  # [n]
 
     def spectra(self, places: int) -> Tensor:
-        """Fourier transforms ``[places, f]`` of the first keys, made when first needed."""
+        """Fourier transforms ``[places, f]`` of the first keys, computed at first use."""
         if places > len(self._spectra):
             with torch.inference_mode(False):  # a test may ask first, and autograd takes no tensor made in that mode
                 missing = [self.key(place) for place in range(len(self._spectra), places)]
@@ -69,7 +69,7 @@ class C3sl(Dense):
         return self._spectra[:places]
 
     def bind(self, flat: Tensor) -> Tensor:
-        """Samples ``[B, n]`` to sums of bound samples ``[G, n]``."""
+        """Bind samples ``[B, n]`` and sum them: ``[G, n]``."""
         keys = self.spectra(min(self.group, len(flat))).to(flat.device)
         groups = torch.fft.rfft(flat).split(self.group)  # G of [R, f]
         sums = torch.stack([(samples * keys[: len(samples)]).sum(0) for samples in groups])  # [G, f]
@@ -77,7 +77,7 @@ class C3sl(Dense):
         return bound
 
     def unbind(self, sums: Tensor, images: int) -> Tensor:
-        """Sums ``[G, n]`` to the samples' estimates ``[B, n]``."""
+        """Estimate the samples ``[B, n]`` from their sums ``[G, n]``."""
         sample = torch.arange(images, device=sums.device)
         keys = self.spectra(min(self.group, images)).to(sums.device)[sample % self.group]  # [B, f]
         mine = torch.fft.rfft(sums)[sample // self.group]  # [B, f]
@@ -85,13 +85,13 @@ class C3sl(Dense):
         return samples
 
     def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
-        """The groups' sums ``[G, n]``."""
+        """Encode the groups' sums ``[G, n]``."""
         return self.pack(self.bind(trunk(batch.images).float().flatten(1)), batch)
 
     def restore(self, values: Tensor, images: int) -> Tensor:
-        """The unbound samples ``[B, N, D]``."""
+        """Estimate the samples ``[B, N, D]``."""
         return self.unbind(values, images).view(images, self.tokens, self.dim)
 
     def through(self, features: Tensor) -> Tensor | None:
-        """Test activations bound and unbound in groups of R: ``[B, N, D]``, not quantized."""
+        """Test activations ``[B, N, D]``, bound and unbound in groups of R but not quantized."""
         return self.restore(self.bind(features.float().flatten(1)), len(features))

@@ -1,4 +1,4 @@
-"""A setting made into its codec."""
+"""The codec of a setting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adc_edge.method.spec import TrunkSpec
 
 
 def make_codec(setting: Setting, spec: TrunkSpec, classes: int, seed: int) -> Codec:
-    """The codec of a setting for a model; ``seed`` is of what a method draws once (keys, its own weights)."""
+    """Make a setting's codec for a model; ``seed`` is for what a method draws once (keys, its own weights)."""
     travels = (setting.precision, setting.gradient_precision)
     ratio, method = setting.ratio, setting.method
     if ratio is None:

@@ -1,8 +1,8 @@
-"""Top-K and RandTopK: of each sample only its largest activations travel, and the gradient of those.
+"""Top-K and RandTopK: each sample's largest activations are sent, and their gradients come back.
 
-A body is the values ``[B, K]`` in their precision, then for each sample where they lie in its flattened ``[N*D]``
-activations, then the labels. Places go in ascending order, as a bitmap or as packed numbers, whichever is smaller; each
-sample's start on a byte. Both sides know them by then, so the gradient ``[B, K]`` needs none.
+A body holds the values ``[B, K]`` in their precision, then the places of these values in each sample's flattened
+``[N*D]`` activations, then the labels. Places are in ascending order, as a bitmap or as packed numbers, whichever is
+smaller; each sample's places start on a byte. The gradient ``[B, K]`` is sent without places: both sides know them.
 
 Letters: as in `adc_edge.evaluation.codecs.base`; n = N*D values of a sample, K of them kept.
 """
@@ -37,7 +37,7 @@ _FLOAT_BYTES = 4
 
 
 def check_share(share: float, method: str) -> float:
-    """The share, if it is one.
+    """Return the share if it is in (0, 1].
 
     Raises:
         SettingError: outside (0, 1].
@@ -48,7 +48,7 @@ def check_share(share: float, method: str) -> float:
 
 
 def place_bytes(count: int, total: int) -> int:
-    """Bytes that tell which ``count`` of ``total`` values of a sample are sent: K numbers or a bitmap."""
+    """Bytes of the places of ``count`` among a sample's ``total`` values: packed numbers or a bitmap."""
     return -(-min(count * _place_bits(total), total) // 8)
 
 
@@ -78,7 +78,7 @@ def unpack_places(data: memoryview, rows: int, count: int, total: int) -> Places
     """Read places ``[rows, count]`` back.
 
     Raises:
-        ProtocolError: on another length, or unless each row has ``count`` places in ``[0, total)``, ascending.
+        ProtocolError: the length is wrong, or a row has not ``count`` ascending places in ``[0, total)``.
     """
     if len(data) != rows * place_bytes(count, total):
         raise _bad_places(f"{len(data)} bytes of places", f"{rows * place_bytes(count, total)} bytes")
@@ -102,16 +102,16 @@ def _bad_places(received: str, expected: str) -> ProtocolError:
 
 
 class TopK(Dense):
-    """Of each sample the K activations of largest magnitude, prefix tokens not set apart.
+    """Sends each sample's K activations of largest magnitude; prefix tokens are not treated apart.
 
     Args:
-        classes: C.
-        share: of the 8*N*D bytes a sample that plain fp32 sends up and down: what K values, their places and K
-            gradients may take together in fp32. K is the largest that fits; labels are extra, as they are there.
-        tokens: N.
-        dim: D.
-        precision: of what goes up; with scales (int8 and below) a sample has one.
-        gradient_precision: of what comes down.
+        classes: C, the number of classes.
+        share: share of the 8*N*D bytes that plain fp32 sends up and down for a sample. K is the largest number whose
+            K values, K places and K gradients fit into it in fp32. Labels come in addition, as they do there.
+        tokens: N, the tokens of an image.
+        dim: D, the channels.
+        precision: precision of the activations; where it has scales (int8 and below), one a sample.
+        gradient_precision: precision of the gradients.
 
     Raises:
         SettingError: a share outside (0, 1], or too small for a single value.
@@ -139,11 +139,11 @@ class TopK(Dense):
         return 2 * _FLOAT_BYTES * count + place_bytes(count, self.total)
 
     def ratio(self, images: int) -> float:
-        """K/n."""
+        """K / n."""
         return self.kept / self.total
 
     def choose(self, flat: Tensor, rng: np.random.Generator) -> Tensor:
-        """Places to send of each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending."""
+        """Places to send for each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending."""
         return self.largest(flat)
 
     def largest(self, flat: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class TopK(Dense):
         return flat.detach().abs().topk(self.kept, dim=1, sorted=False).indices.sort(dim=1).values
 
     def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
-        """Some of the activations ``[B, K]``, and where they lie."""
+        """Encode the chosen activations ``[B, K]`` and their places."""
         flat = trunk(batch.images).float().flatten(1)  # [B, n]
         where = self.choose(flat, batch.rng)
         tensor = flat.gather(1, where)  # [B, K]; its backward scatters the gradient into zeros
@@ -161,10 +161,10 @@ class TopK(Dense):
         return EncodedBatch(header, encode(tensor.detach().float().cpu().numpy(), self.precision, tail), tensor, where)
 
     def extract(self, header: Header, body: memoryview) -> Arrived:
-        """The values ``[B, K]``, spread over zeros ``[B, N, D]``.
+        """Decode the values ``[B, K]``, and put them at their places in zeros ``[B, N, D]``.
 
         Raises:
-            ProtocolError: if the body is not what the header says.
+            ProtocolError: the body is not as the header says.
         """
         data, labels = split_body(header, body)
         cut = encoded_bytes(header.shape, header.precision)
@@ -175,12 +175,12 @@ class TopK(Dense):
         return Arrived(values, self.spread(values, where), soft, where)
 
     def spread(self, values: Tensor, where: Tensor) -> Tensor:
-        """``values`` ``[B, K]`` at their places in zeros: ``[B, N, D]``."""
+        """Put ``values`` ``[B, K]`` at their places in zeros ``[B, N, D]``."""
         flat = values.new_zeros(len(values), self.total).scatter(1, where, values)
         return flat.view(len(values), self.tokens, self.dim)
 
     def through(self, features: Tensor) -> Tensor | None:
-        """Test activations with all but the K largest of each sample zero: ``[B, N, D]``, not quantized."""
+        """Test activations ``[B, N, D]`` with all but each sample's K largest set to zero, not quantized."""
         flat = features.flatten(1)
         where = self.largest(flat)
         return self.spread(flat.gather(1, where), where)
@@ -189,20 +189,20 @@ class TopK(Dense):
 class RandTopK(TopK):
     """Top-K in which a share of the places is drawn at random from outside the top (arXiv 2305.18469).
 
-    Of each sample the top K - R, and R = round(outside * K) drawn uniformly, without replacement, from those outside
-    the top K. Random in training alone: test activations are Top-K's.
+    It sends each sample's top K - R, and R = round(outside * K) values drawn uniformly, without replacement, from
+    outside the top K. Only training is random: test activations are those of Top-K.
 
     Args:
-        classes: C.
-        share: as of ``TopK``.
-        tokens: N.
-        dim: D.
-        precision: of what goes up.
-        gradient_precision: of what comes down.
-        outside: share of the K that is drawn, the paper's alpha.
+        classes: C, the number of classes.
+        share: as for ``TopK``.
+        tokens: N, the tokens of an image.
+        dim: D, the channels.
+        precision: precision of the activations.
+        gradient_precision: precision of the gradients.
+        outside: share of the K that is drawn from outside, the paper's alpha.
 
     Raises:
-        SettingError: as ``TopK``, or ``outside`` not in [0, 1].
+        SettingError: as for ``TopK``, or ``outside`` is not in [0, 1].
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class RandTopK(TopK):
         self.drawn = min(round(outside * self.kept), self.total - self.kept)
 
     def choose(self, flat: Tensor, rng: np.random.Generator) -> Tensor:
-        """Places to send of each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending; a function of ``rng``."""
+        """Places to send for each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending."""
         top = flat.detach().abs().topk(self.kept, dim=1).indices  # [B, K], the largest first
         others = torch.ones(flat.shape, dtype=torch.bool).scatter(1, top.cpu(), False).numpy()
         drawn = [rng.choice(np.flatnonzero(row), self.drawn, replace=False, shuffle=False) for row in others]

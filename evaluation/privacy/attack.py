@@ -1,15 +1,14 @@
-"""How much of its images a device gives away: what one attack makes of what travels up.
+"""An attack that reconstructs images from the activations that a device sends.
 
-The attacker is the trainer: honest, but curious. It knows the trunk as training starts (the bundle; both halves come
-from public weights) and has images of the same kind, the train split. On these it plays the device, and so learns an
-inverter: a small transformer from what arrived to images. It is judged on the test split, which it has not seen.
+The attacker is an honest but curious trainer. It knows the trunk at the start of training (both halves come from public
+weights) and has images of the same kind: the train split. It runs the device's part on them, and trains an inverter: a
+small transformer from activations to images. The test split, which it has not seen, gives the score.
 
-Of a batch it takes ``codec.extract(header, body).features`` alone, whose bytes have been through the encoders; labels
-it leaves aside. ADC does not tell which tokens a row has: the attacker has to read their places from what is in them,
-which playing the device teaches it too. It makes one image of a row, so of images that were merged at best their mean;
-that one is held against each of them.
+The attack uses ``codec.extract(header, body).features`` of a batch, decoded from the bytes, and no labels. ADC does not
+send which tokens a row has: the inverter learns to read their places from their values. It makes one image of a row, so
+at best the mean of merged images. This image is compared with each of them.
 
-A measurement of one attack, no bound: more images, more time or a better inverter may find more.
+This measures one attack and is no bound: more images, more time or a better inverter may reveal more.
 
 Letters: as in `adc_edge.evaluation.codecs.base`; C colours here, h and w pixels of a patch, W the inverter's width.
 """
@@ -38,9 +37,9 @@ from adc_edge.data.sources import Dataset, Split, load_dataset
 from adc_edge.errors import DataError
 from adc_edge.evaluation.codecs.adc import Adc
 from adc_edge.evaluation.codecs.base import Codec, CodecBatch
+from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import Setting
-from adc_edge.evaluation.study.study import Study
-from adc_edge.evaluation.study.training import computing, make_parts, sampled
+from adc_edge.evaluation.study.training import computing, make_split_model, sampled
 from adc_edge.method.compressed import drop_empty
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.trunk import Trunk
@@ -49,55 +48,55 @@ from adc_edge.optimizer.torch_optimizer import Optimizer
 from adc_edge.wire.messages import TRIPLE_BYTES
 
 EXAMPLES = 8
-BEST_DB = 100.0  # of an exact copy, which has no finite PSNR
+BEST_DB = 100.0  # PSNR reported for an exact copy, where it is infinite
 _WIDTH, _HEADS, _LAYERS = 128, 4, 2
 _LEARNING_RATE, _WARM_UP = 3e-3, 0.05  # share of the steps
-_WINDOW = 7  # of SSIM, scikit-image's own
-_TRAIN, _TEST = 8, 9  # streams of random numbers, beside the loader's
+_WINDOW = 7  # SSIM's window; scikit-image's default
+_TRAIN, _TEST = 8, 9  # random streams, apart from the loader's
 
 
 class Leak(msgspec.Struct, frozen=True):
-    """What one attack found: means over all images, each against the image made of its row. Pixels are 0..1."""
+    """Scores of one attack: means over all images, each compared with its row's reconstruction. Pixels are 0..1."""
 
     setting: str
     seed: int
-    ratio: float  # values sent up, as a share
-    share_up: float  # bytes of a body up, as a share of an uncompressed one
+    ratio: float  # share of the values that is sent up
+    share_up: float  # bytes sent up, as a share of the uncompressed
     psnr_db: float
     ssim: float
-    psnr_db_mean_image: float  # of who knows nothing but the mean of the training images
+    psnr_db_mean_image: float  # of the mean training image, without any attack
     ssim_mean_image: float
     images: int  # attacked
     images_a_row: float  # merged into one, on average
 
 
 class Examples(NamedTuple):
-    """The first images attacked, and what came back: ``[n, H, W, C]``."""
+    """The first images attacked and their reconstructions: ``[n, H, W, C]``."""
 
     originals: npt.NDArray[np.uint8]
     reconstructions: npt.NDArray[np.uint8]
 
 
 class View(NamedTuple):
-    """A batch as the trainer gets it; and what only who plays the device knows of it."""
+    """A batch as the trainer receives it, with the rows and places that only the device knows."""
 
     features: Tensor  # [R, k, D] float32
     bytes_up: int
-    rows: Tensor  # [B] int64: the row that an image went into
-    places: Tensor | None  # [R, k] int64 in 0..N-1: which token; None: the trainer knows, all of them in order
+    rows: Tensor  # [B] int64: the row that an image is in
+    places: Tensor | None  # [R, k] int64 in 0..N-1: the tokens of a row; None: all in order
 
 
 class Inverter(nn.Module):
-    """A row's tokens ``[R, k, D]`` to its image ``[R, C, H, W]``, pixels about 0..1; untrained, to the mean image.
+    """Maps a row's tokens ``[R, k, D]`` to an image ``[R, C, H, W]``, pixels about 0..1; untrained, to the mean image.
 
-    A learned query for each patch, to which the token of its place is added if the row has it, attends to the other
-    patches and to all tokens.
+    Each patch has a learned query, plus the token of its place if the row has it. Queries attend to one another and to
+    all tokens.
 
     Args:
-        spec: of the trunk.
-        view: to learn the scale of each channel from, and whether tokens tell their places.
+        spec: sizes of the trunk.
+        view: gives the scale of each channel, and whether the trainer knows the tokens' places.
         mean: the mean training image ``[H, W, C]``.
-        deviation: of pixels from it.
+        deviation: standard deviation of pixels from it.
     """
 
     def __init__(self, spec: TrunkSpec, view: View, mean: Tensor, deviation: float) -> None:
@@ -119,7 +118,7 @@ class Inverter(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The image of each row, and logits ``[R, k, N]`` of its tokens' places unless they are known."""
+        """The image of each row, and logits ``[R, k, N]`` of its tokens' places (None if they are known)."""
         x = (features - self.centre) / self.spread  # [R, k, D]
         logits, own = None, self.own(x)  # [R, k, W]
         if self.place is not None:
@@ -132,11 +131,11 @@ class Inverter(nn.Module):
         return self.mean + self.deviation * change, logits
 
     def loss(self, view: View, images: Tensor) -> Tensor:
-        """Of pixels ``[B, C, H, W]`` beside the mean image's, and of places.
+        """The loss of pixels, relative to the mean image's, plus the loss of places.
 
         Args:
-            view: whose ``rows`` and ``places`` are known.
-            images: the originals, 0..1.
+            view: a batch with its ``rows`` and ``places``.
+            images: the originals ``[B, C, H, W]``, 0..1.
         """
         made, logits = self(view.features)
         loss = F.mse_loss(made[view.rows], images) / self.deviation**2
@@ -146,7 +145,7 @@ class Inverter(nn.Module):
 
 
 def look(codec: Codec, trunk: Trunk, batch: CodecBatch) -> View:
-    """Send a batch as in training, and take it as the trainer."""
+    """Send a batch as in training, and decode it as the trainer."""
     with torch.no_grad():
         again = batch._replace(rng=copy.deepcopy(batch.rng))
         sent = codec.compress(trunk, batch)
@@ -177,20 +176,20 @@ def invert(
     setting: Setting,
     seed: int,
     epochs: float,
-    tell: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], None] = lambda share: None,
     dataset: Dataset | None = None,
 ) -> tuple[Leak, Examples]:
-    """Attack one setting: learn on the train split, augmented as in the study, and be judged on the test split.
+    """Attack one setting: train an inverter on the augmented train split, and score it on the test split.
 
-    Both splits are taken in whole batches of the study's size, as what merges depends on it.
+    Both splits come in full batches of the study's size, because the merging depends on it.
 
     Args:
-        study: model, data and batches; how its halves learn has no part in this.
-        setting: the method.
-        seed: of order, augmentation, the inverter and whatever the method draws.
-        epochs: of the inverter.
-        tell: told which share of the learning is done.
-        dataset: the study's, if it has been loaded; not sampled yet.
+        study: model, data and batches; the attack does not use its optimizer and length.
+        setting: the method with its ratio and precisions.
+        seed: random seed for data order, augmentation, the inverter and the method's random choices.
+        epochs: length of the inverter's training.
+        progress: called with the share of the training that is done.
+        dataset: the study's full data set, if it is loaded already.
 
     Raises:
         DataError: a split is smaller than a batch.
@@ -201,7 +200,7 @@ def invert(
             images = f"{len(split.labels)} images in the {name} split"
             raise DataError(images, f"at least one batch of {size}", "lower --batch-size, or take more images")
     attack = _Attack(study, setting, seed, len(data.classes))
-    inverter, mean = attack.learn(data.train, epochs, tell)
+    inverter, mean = attack.learn(data.train, epochs, progress)
     return attack.judge(data.test, inverter, mean)
 
 
@@ -210,14 +209,14 @@ class _Attack:
 
     def __init__(self, study: Study, setting: Setting, seed: int, classes: int) -> None:
         self.study, self.setting, self.seed = study, setting, seed
-        parts, self.how = make_parts(study, setting, seed, classes)
+        parts, self.preprocessing = make_split_model(study, setting, seed, classes)
         self.trunk, self.codec, self.place = parts.trunk, parts.codec, parts.place
         for module in (self.trunk, self.codec.device, self.codec.trainer):
             if module is not None:
-                module.train()  # as in training's first step
+                module.train()  # the mode of training's first step
 
-    def learn(self, split: Split, epochs: float, tell: Callable[[float], None]) -> tuple[Inverter, Float32]:
-        """An inverter, and the mean image ``[H, W, C]``."""
+    def learn(self, split: Split, epochs: float, progress: Callable[[float], None]) -> tuple[Inverter, Float32]:
+        """Train an inverter; return it and the mean image ``[H, W, C]``."""
         with closing(self._loader(split, self.study.augment)) as loader:
             mean, deviation = self._pixels(loader)
             steps = max(1, round(epochs * loader.steps_per_epoch))
@@ -229,12 +228,12 @@ class _Attack:
                 images = torch.from_numpy(self._shown(batch.images)).movedim(-1, 1).to(self.place)
                 inverter.loss(self._view(batch, _TRAIN, step), images).backward()  # type: ignore[no-untyped-call]
                 optimizer.step(step, steps)
-                tell((step + 1) / steps)
+                progress((step + 1) / steps)
         return inverter.eval(), mean
 
     @torch.no_grad()
     def judge(self, split: Split, inverter: Inverter, mean: Float32) -> tuple[Leak, Examples]:
-        """What it finds in images that it has not seen."""
+        """Score the inverter on images that it has not seen."""
         scores, guesses, pairs = [], [], list[Examples]()
         rows, bytes_up = 0, 0
         with closing(self._loader(split, "none")) as loader:
@@ -255,7 +254,7 @@ class _Attack:
         return Leak(str(self.setting), self.seed, *found), pairs[0]
 
     def _loader(self, split: Split, changes: str) -> Loader:
-        return Loader(split, self.how, self.study.batch_size, self.seed, augment.parse_augmentation(changes))
+        return Loader(split, self.preprocessing, self.study.batch_size, self.seed, augment.parse_augmentation(changes))
 
     def _view(self, batch: Batch, stream: int, step: int) -> View:
         rng = np.random.default_rng([self.seed, stream, step])
@@ -272,11 +271,11 @@ class _Attack:
 
     def _shown(self, images: Float32) -> Float32:
         """Normalised images ``[B, C, H, W]`` as pixels 0..1, ``[B, H, W, C]``."""
-        deviation, mean = (np.array(x, np.float32) for x in (self.how.std, self.how.mean))
+        deviation, mean = (np.array(x, np.float32) for x in (self.preprocessing.std, self.preprocessing.mean))
         return np.ascontiguousarray((images.transpose(0, 2, 3, 1) * deviation + mean).clip(0, 1))
 
     def _pixels(self, loader: Loader) -> tuple[Float32, float]:
-        """The mean image ``[H, W, C]``, and how far pixels are from it."""
+        """The mean image ``[H, W, C]``, and the standard deviation of pixels from it."""
         first, second, images = np.zeros(1), 0.0, 0
         for indices in loader.sample(0):
             shown = self._shown(loader.plain(indices).images).astype(np.float64)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import data_option
+from adc_edge.options import data_option, log_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adc_edge.evaluation.privacy.attack import Examples, Leak
-    from adc_edge.evaluation.study.study import Study
+    from adc_edge.evaluation.study.records import Study
 
 _DATA = click.Path(path_type=Path)
 _SETTINGS = ("none", "topk@0.5", "topk@0.1", "topk@0.02", "adc@0.5", "adc@0.25", "adc@0.1", "adc@0.02")
-_CAVEAT = "A measurement of one attack, not a guarantee: another attacker, or more data and time, may see more."
+_CAVEAT = "This measures one attack and is not a guarantee: another attack, or more data and time, may reveal more."
 _CAPTION = (
-    "share: bytes of a body up, of an uncompressed one. merged: images a row, each held against the one image made of "
-    "their row. PSNR in dB and SSIM: means over test images; mean image: of who knows nothing but the mean of the "
-    "training images. The more, the more was seen."
+    "share: bytes sent up, relative to uncompressed. merged: images in a row, each compared with the one image "
+    "reconstructed from their row. PSNR in dB and SSIM: means over test images; higher values mean more leakage. "
+    "mean image: scores of the mean training image, without any attack."
 )
 _SHARE = "bytes up (% of uncompressed)"
 
@@ -39,43 +39,67 @@ _SHARE = "bytes up (% of uncompressed)"
     default=_SETTINGS,
     show_default=True,
     metavar="METHOD[@RATIO][/UP]",
-    help="What to attack, as none, int4, topk@0.1 or adc@0.1; repeatable.",
+    help="Setting to attack, for example none, int4, topk@0.1 or adc@0.1; repeatable.",
 )
 @click.option(
-    "-o", "--output", required=True, type=_DATA, metavar="DIR", help="For privacy.json, privacy.csv and privacy.png."
+    "-o", "--output", required=True, type=_DATA, metavar="DIR", help="Directory for privacy.json, .csv and .png."
 )
 @click.option("--model", default="deit_tiny_patch16_224", show_default=True, help="A timm VisionTransformer.")
 @click.option("--weights", type=_DATA, help="Weights file (safetensors).")
 @click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights.")
 @click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels.")
 @click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
-@click.option("--split", default=3, show_default=True, type=int, help="Cut after this block.")
-@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=2), help="Images a step.")
+@click.option("--split", default=3, show_default=True, type=int, help="Last block on the device.")
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=2), help="Images in a step.")
 @click.option(
     "--train-images",
     default=0,
     type=click.IntRange(min=0),
     metavar="N",
-    help="A fixed random sample of the train split, which the attacker learns on; 0: all.",
+    help="The attacker learns from a fixed random sample of N train images; 0: all.",
 )
 @click.option(
-    "--test-images", default=0, type=click.IntRange(min=0), metavar="N", help="Of the test split, attacked; 0: all."
+    "--test-images",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Attack a fixed random sample of N test images; 0: all.",
 )
 @click.option(
     "--epochs",
     default=20.0,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="How long the attacker learns for each setting.",
+    help="Epochs for which the attacker learns, for each setting.",
 )
-@click.option("--augment", default="flip", show_default=True, help="Of what it learns on; as in `evaluate`.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-def privacy(texts: tuple[str, ...], output: Path, epochs: float, seed: int, **options: Any) -> None:
+@click.option(
+    "--augment", default="flip", show_default=True, help="Augmentation of the attacker's images, as in `evaluate`."
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Random seed for data order, augmentation and the attack.",
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Torch device."
+)
+@log_options
+def privacy(
+    texts: tuple[str, ...],
+    output: Path,
+    epochs: float,
+    seed: int,
+    verbose: bool,
+    quiet: bool,
+    log_json: bool,
+    **options: Any,
+) -> None:
     """Measure how well a curious trainer can reconstruct images from what a device sends before training.
 
-    An inverter is trained on the train split and judged on the test split, for each setting: PSNR and SSIM. It is one
-    attack, reported as it went; that it finds little is no promise that nothing can be found.
+    For each setting an inverter is trained on the train split, and PSNR and SSIM of its reconstructions are measured on
+    the test split. This is one attack: a low score does not prove that nothing can be reconstructed.
     """
     from rich.console import Console
 
@@ -83,8 +107,10 @@ def privacy(texts: tuple[str, ...], output: Path, epochs: float, seed: int, **op
     from adc_edge.evaluation.study.setting import parse_setting, unique
     from adc_edge.evaluation.study.task import study_of
     from adc_edge.files import write_atomic
+    from adc_edge.logs import configure
 
     console = Console()
+    configure(console, verbose - quiet, log_json)
     settings, study = unique(parse_setting(text) for text in texts), study_of(options)
     leaks, examples = _attack(study, settings, seed, epochs, console)
     console.print(_table(leaks))
@@ -102,7 +128,7 @@ def privacy(texts: tuple[str, ...], output: Path, epochs: float, seed: int, **op
 def _attack(
     study: Study, settings: Sequence[Any], seed: int, epochs: float, console: Console
 ) -> tuple[list[Leak], list[Examples]]:
-    """Every setting, one after another, with the time left."""
+    """Attack one setting after another, with a progress bar."""
     from rich.progress import Progress
 
     from adc_edge.data.sources import load_dataset
@@ -114,10 +140,10 @@ def _attack(
         for done, setting in enumerate(settings):
             progress.update(whole, description=str(setting), completed=float(done))
 
-            def tell(share: float, done: int = done) -> None:
+            def advance(share: float, done: int = done) -> None:
                 progress.update(whole, completed=done + share)
 
-            found.append(invert(study, setting, seed, epochs, tell, dataset))
+            found.append(invert(study, setting, seed, epochs, advance, dataset))
     leaks, examples = zip(*found, strict=True)
     return list(leaks), list(examples)
 
@@ -127,7 +153,7 @@ def _table(leaks: Sequence[Leak]) -> Table:
 
     result = Table(
         "setting",
-        title=f"Images reconstructed from what is sent, {leaks[0].images} of the test split",
+        title=f"Reconstruction of {leaks[0].images} test images from the data sent",
         caption=_CAPTION,
     )
     for name in ("share %", "merged", "PSNR", "SSIM"):
@@ -148,7 +174,7 @@ def _json(study: Study, epochs: float, leaks: Sequence[Leak]) -> bytes:
     from adc_edge import machine
 
     task = msgspec.to_builtins(study)
-    for name in ("epochs", "budget", "max_epochs", "evaluate_every", "optimizer"):  # no part in this
+    for name in ("epochs", "budget", "max_epochs", "evaluate_every", "optimizer"):  # not used by the attack
         del task[name]
     about = machine.describe_machine(threads=torch.get_num_threads(), device=study.device)
     content = {"note": _CAVEAT, "study": task, "inverter_epochs": epochs, "settings": leaks, "machine": about}
@@ -163,7 +189,7 @@ def _csv(leaks: Sequence[Leak]) -> bytes:
 
 
 def _figure(leaks: Sequence[Leak], examples: Sequence[Examples]) -> Figure:
-    """PSNR and SSIM against bytes; below, some originals and what came back at each setting."""
+    """PSNR and SSIM against bytes; below, some originals and their reconstructions at each setting."""
     from matplotlib.figure import Figure
 
     shown = len(examples[0].originals)
@@ -175,7 +201,7 @@ def _figure(leaks: Sequence[Leak], examples: Sequence[Examples]) -> Figure:
     _scatter(left, leaks, "psnr_db", "PSNR (dB)")
     _scatter(right, leaks, "ssim", "SSIM")
     left.legend(fontsize=8, frameon=False)
-    above.suptitle("Images reconstructed from what is sent: one attack, not a guarantee", fontsize=11)
+    above.suptitle("Images reconstructed from the data sent: one attack, not a guarantee", fontsize=11)
     rows = [("original", examples[0].originals)]
     rows += [(leak.setting, pair.reconstructions) for leak, pair in zip(leaks, examples, strict=True)]
     for line, (name, images) in zip(below.subplots(len(rows), shown, squeeze=False), rows, strict=True):
@@ -187,7 +213,7 @@ def _figure(leaks: Sequence[Leak], examples: Sequence[Examples]) -> Figure:
 
 
 def _scatter(axes: Axes, leaks: Sequence[Leak], field: str, label: str) -> None:
-    """A line for each group of settings, and one across at what the mean image has."""
+    """Draw a line for each group of settings, and a level line for the mean image."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     from adc_edge.evaluation.report.plots import STYLES

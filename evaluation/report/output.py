@@ -1,4 +1,4 @@
-"""What `adc-edge evaluate` leaves in its directory beside the runs themselves."""
+"""The result files that `adc-edge evaluate` writes beside the runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adc_edge.evaluation.report.page import machines, page
 from adc_edge.evaluation.report.plots import curves_figure, figure, png
 from adc_edge.evaluation.report.tables import sheets, study_markdown
 from adc_edge.evaluation.report.views import Views, parts_of, records, views
-from adc_edge.evaluation.study.study import Run, Study
+from adc_edge.evaluation.study.records import Run, Study
 from adc_edge.files import write_atomic
 
 _COLUMNS = (
@@ -24,20 +24,20 @@ _COLUMNS = (
 
 
 def write_all(study: Study, runs: Sequence[Run], budgets: Sequence[float], directory: Path) -> list[Path]:
-    """Write results.csv, results.json, results.md, plot.png, curves.png and index.html, each whole or not at all.
+    """Write results.csv, results.json, results.md, plot.png, curves.png and index.html, each atomically.
 
     Args:
         study: the task of all runs.
-        runs: finished ones.
-        budgets: shares of what an uncompressed run of the study's epochs costs; the plots of learning curves show each
-            group's best setting at the middle one.
-        directory: where; made if it is missing.
+        runs: the finished runs.
+        budgets: shares of an uncompressed run's bytes; the plots of learning curves show each group's best setting at
+            the middle one.
+        directory: the place for the files; created if it is missing.
 
     Returns:
-        What was written.
+        The paths of the files.
 
     Raises:
-        SettingError: no run or no budget.
+        SettingError: there is no run or no budget.
     """
     if not runs or not budgets:
         raise SettingError(f"{len(runs)} finished runs and {len(budgets)} budgets", "at least one each", "run more")
@@ -56,12 +56,12 @@ def write_all(study: Study, runs: Sequence[Run], budgets: Sequence[float], direc
 
 
 def points(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row for each evaluation of each run: bytes since its start, accuracies and the ratio in 0..1, seconds."""
+    """One row for each evaluation of each run; accuracies and the ratio are in 0..1, bytes since the run's start."""
     return pd.DataFrame(_points(runs), columns=_COLUMNS)
 
 
 def study_dict(study: Study, runs: Sequence[Run], seen: Views) -> dict[str, Any]:
-    """Plain values for JSON, where NaN becomes null: the study, its views and the machines that ran it."""
+    """The study, its views and its machines as plain values for JSON, where NaN becomes null."""
     return {
         "study": msgspec.to_builtins(study),
         "steps": records(seen.steps),

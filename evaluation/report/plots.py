@@ -1,12 +1,14 @@
-"""The views as pictures: accuracy against bytes, at equal steps and along a run; the uncompressed learning curves."""
+"""Plots of the views: accuracy against bytes at equal steps and along a run; uncompressed learning curves."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import matplotlib
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,19 +25,20 @@ from adc_edge.evaluation.report.views import (
     learning_curve,
     representatives,
 )
-from adc_edge.evaluation.study.study import Run, Study
+from adc_edge.evaluation.study.records import Run, Study
 
 DPI = 150
-SIZE, CURVES_SIZE = (12.0, 5.4), (7.0, 4.4)  # inches
+SIZE, CURVES_SIZE, PANEL_SIZE = (12.0, 5.4), (7.0, 4.4), (5.4, 4.0)  # inches
 ACCURACY = "test accuracy (%)"
 SHARE = "bytes of a step, both ways (% of uncompressed)"
 BYTES = "bytes sent since the start, both ways"
 _GREY, _INK = "#8a8a8a", "#222222"
 _TEXT = 9.0
+_LINE = 0.2  # inches of a legend's line
 
 
 class Style(NamedTuple):
-    """How a group looks: colours that the colour-blind can tell apart (Okabe-Ito, Tol), and a marker of its own."""
+    """Colour, marker and line of a group; the colour-blind can tell the colours apart (Okabe-Ito, Tol)."""
 
     colour: str
     marker: str
@@ -61,39 +64,40 @@ STYLES = {
 
 
 def figure(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> Figure:
-    """Left: every setting after equal steps. Right: learning curves, one setting of each group.
+    """Two panels. Left: every setting after equal steps. Right: learning curves, one setting of each group.
 
     Args:
         study: the task.
-        runs: all of them.
-        seen: their views.
-        budget: which setting that is: the best within so much of the uncompressed bytes.
+        runs: the finished runs.
+        seen: views of the runs.
+        budget: a share of the uncompressed bytes; the right panel shows each group's best setting within it.
     """
     shown = representatives(seen, budget)
     result = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     left, right = result.subplots(1, 2, sharey=True)
-    for axes in (left, right):
-        _clean(axes)
-    _draw_steps(left, seen.steps)
-    _draw_curves(right, runs, shown)
-    right.axvline(budget * full_bytes(study, runs[0]), color=_GREY, linewidth=1, linestyle=":", zorder=1)
-    left.set(xlabel=SHARE, ylabel=ACCURACY, title=f"After {study.epochs:g} epochs of every method")
-    right.set(xlabel=BYTES, title=f"Along a run: each group's best at {100 * budget:.3g} % (dotted)")
-    result.legend(
-        handles=[_handle(group, setting) for group, setting in shown.items()],
-        loc="outside right upper",
-        frameon=False,
-        fontsize=_TEXT,
-        title="group, and its setting on the right",
-        title_fontsize=_TEXT,
-        alignment="left",
-        labelspacing=0.9,
-    )
+    _draw_steps(left, study, seen.steps)
+    _draw_curves(right, study, runs, shown, budget)
+    right.set_ylabel("")
+    handles = [_handle(group, group if group == UNCOMPRESSED else f"{group}\n{shown[group]}") for group in shown]
+    title = "group, and its setting on the right"
+    _add_legend(result, handles, loc="outside right upper", title=title, title_fontsize=_TEXT, labelspacing=0.9)
     return result
 
 
+def panels(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> tuple[Figure, Figure]:
+    """Both panels of ``figure`` as pictures of their own, with the legend below: a narrow screen shows them in turn."""
+    shown = representatives(seen, budget)
+    labels = [[group for group in shown if group != UNCOMPRESSED], [f"{group}: {shown[group]}" for group in shown]]
+    results = [Figure((PANEL_SIZE[0], PANEL_SIZE[1] + _LINE * len(names)), layout="constrained") for names in labels]
+    _draw_steps(results[0].subplots(), study, seen.steps)
+    _draw_curves(results[1].subplots(), study, runs, shown, budget)
+    for result, names in zip(results, labels, strict=True):
+        _add_legend(result, list(map(_handle, shown, names)), loc="outside lower left")
+    return results[0], results[1]
+
+
 def curves_figure(runs: Sequence[Run]) -> Figure:
-    """Learning curves of the uncompressed runs over epochs: each seed thin, their mean thick."""
+    """Learning curves of the uncompressed runs over epochs: thin for each seed, thick for their mean."""
     chosen = [run for run in runs if run.setting == "none"]
     result = Figure(figsize=CURVES_SIZE, dpi=DPI, layout="constrained")
     axes = result.subplots()
@@ -114,20 +118,28 @@ def curves_figure(runs: Sequence[Run]) -> Figure:
 
 
 def png(picture: Figure) -> bytes:
-    """The file."""
+    """The bytes of a PNG file."""
     file = io.BytesIO()
     picture.savefig(file, format="png")
     return file.getvalue()
 
 
+def svg(picture: Figure) -> bytes:
+    """The bytes of an SVG file; equal pictures give equal bytes."""
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "adc-edge"}):
+        picture.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
 def frontier(settings: pd.DataFrame) -> pd.DataFrame:
-    """Of one group, the settings that no other one matches with fewer bytes, by share."""
+    """Select the settings of a group that no other one matches with fewer bytes, ordered by share."""
     ordered = settings.sort_values(["share", "accuracy"], ascending=[True, False])
     return ordered[ordered["accuracy"] > ordered["accuracy"].cummax().shift(fill_value=-1.0)]
 
 
 def _clean(axes: Axes) -> None:
-    """Light lines across, none around; accuracy in %."""
+    """Set light horizontal lines, no frame, and accuracy in %."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GREY)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -144,8 +156,10 @@ def _logarithmic(axes: Axes, formatter: Formatter) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_steps(axes: Axes, steps: pd.DataFrame) -> None:
-    """A point for each setting, a line through the best of each group."""
+def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
+    """Draw a point for each setting, and a line through the best of each group."""
+    _clean(axes)
+    axes.set(xlabel=SHARE, ylabel=ACCURACY, title=f"After {study.epochs:g} epochs of every method")
     _logarithmic(axes, FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
     axes.set_xlim(0.8 * steps["share"].min(), 1.2)
     for group, style in STYLES.items():
@@ -179,8 +193,11 @@ def _draw_steps(axes: Axes, steps: pd.DataFrame) -> None:
         )
 
 
-def _draw_curves(axes: Axes, runs: Sequence[Run], shown: dict[str, str]) -> None:
-    """Mean over seeds, with a band of one standard deviation each way."""
+def _draw_curves(axes: Axes, study: Study, runs: Sequence[Run], shown: dict[str, str], budget: float) -> None:
+    """Draw means over seeds with a band of one standard deviation each way, and a dotted line at the budget."""
+    _clean(axes)
+    title = f"Along a run: each group's best at {100 * budget:.3g} % (dotted)"
+    axes.set(xlabel=BYTES, ylabel=ACCURACY, title=title)
     _logarithmic(axes, EngFormatter(unit="B"))
     for group, setting in shown.items():
         style = STYLES[group]
@@ -200,9 +217,14 @@ def _draw_curves(axes: Axes, runs: Sequence[Run], shown: dict[str, str]) -> None
             zorder=4 if group == OURS else 3,
             label=f"{group}: {setting}",
         )
+    axes.axvline(budget * full_bytes(study, runs[0]), color=_GREY, linewidth=1, linestyle=":", zorder=1)
 
 
-def _handle(group: str, setting: str) -> Line2D:
+def _add_legend(picture: Figure, handles: list[Artist], **changes: Any) -> None:
+    picture.legend(handles=handles, frameon=False, fontsize=_TEXT, alignment="left", **changes)
+
+
+def _handle(group: str, label: str) -> Artist:
     style = STYLES[group]
     return Line2D(
         [],
@@ -212,7 +234,7 @@ def _handle(group: str, setting: str) -> Line2D:
         markersize=6,
         linestyle=_line(style),
         linewidth=_width(group),
-        label=group if group == UNCOMPRESSED else f"{group}\n{setting}",
+        label=label,
     )
 
 
@@ -225,7 +247,7 @@ def _width(group: str) -> float:
 
 
 def _flattening(uncompressed: Sequence[Run]) -> str:
-    """The title: what the last quarter of the epochs still brought."""
+    """The title: accuracy gained in the last quarter of the epochs."""
     if not uncompressed:
         return "No uncompressed run"
     curve = learning_curve(uncompressed)

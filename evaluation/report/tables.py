@@ -1,4 +1,4 @@
-"""The views as tables, for a terminal of 100 columns and as Markdown. Accuracies and shares in %."""
+"""Tables of the views, for a terminal of 100 columns and as Markdown. Accuracies and shares are in %."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from rich.table import Table
 from rich.text import Text
 
 from adc_edge.evaluation.report.views import METHOD_GROUPS, OURS, Views, records, views
-from adc_edge.evaluation.study.study import Run, Study
+from adc_edge.evaluation.study.records import Run, Study
+from adc_edge.markdown import markdown_table
 
 NONE = "–"
-_BUDGETS = 5  # in one table
+_BUDGETS = 5  # columns of one table
 _STEPS_CAPTION = (
-    "share: bytes of a step, both ways, of an uncompressed one. accuracy: mean ± standard deviation over seeds; sem: "
-    "standard error of the mean; best: on the way. *: ended with more than 5 % of the steps undone."
+    "share: bytes of a step, both ways, relative to uncompressed. accuracy: mean ± standard deviation over seeds; sem: "
+    "standard error of the mean; best: highest accuracy until then. *: a run ended with over 5 % of the steps left."
 )
 _BYTES_CAPTION = (
-    "accuracy in %, mean ± standard deviation over seeds, at the last evaluation within a budget: so much of the bytes "
-    f"of an uncompressed run. {NONE}: its first evaluation lies beyond. *: ended with more than 5 % of the budget left."
+    "accuracy in %, mean ± standard deviation over seeds, at the last evaluation within a budget: a share of the bytes "
+    f"of an uncompressed run. {NONE}: no evaluation within it. *: a run ended with over 5 % of the budget left."
 )
 _STANDINGS_CAPTION = (
-    "accuracy: mean ± standard error over n seeds. tried: settings of the group that fit. ahead: by how many points "
-    "adc-edge's best is better than this one, and that in standard errors of the difference (σ); paired: the same of "
-    "the differences in each seed that both have. *: ended early."
+    "accuracy: mean ± standard error over n seeds. tried: settings of the group within the budget. ahead: accuracy of "
+    "adc-edge's best minus this one's, in points and in standard errors of the difference (σ). paired: the same for "
+    "the differences seed by seed. *: a run ended early."
 )
 
 
 class Section(NamedTuple):
-    """Rows that belong together; every cell is text."""
+    """Rows under one title; every cell is text."""
 
     title: str
     rows: list[tuple[str, ...]]
@@ -42,32 +43,32 @@ class Sheet(NamedTuple):
     """A table in sections."""
 
     title: str
-    kind: str  # what a section's title is
+    kind: str  # of the sections' titles: group or budget
     columns: tuple[str, ...]
-    words: int  # so many columns, the first ones, are no numbers
+    words: int  # number of leading columns that hold text
     sections: list[Section]
     caption: str
 
 
 def study_tables(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> Iterator[Table]:
-    """All of it for a terminal."""
+    """All tables, for a terminal."""
     return map(study_table, sheets(views(study, runs, budgets)))
 
 
 def sheets(seen: Views) -> list[Sheet]:
-    """All of it: equal steps, equal bytes, and the standings of both."""
+    """All tables: equal steps, equal bytes, and the standings of both."""
     return [steps_sheet(seen), *bytes_sheets(seen), *standings_sheets(seen)]
 
 
 def steps_sheet(seen: Views) -> Sheet:
-    """Every setting after the study's epochs."""
+    """The table of every setting after the study's epochs."""
     columns = ("setting", "seeds", "share %", "accuracy %", "sem", "best %", "MB up", "MB down")
     rows = [(row["group"], _steps_cells(row)) for row in records(seen.steps)]
     return Sheet("After equal steps", "group", columns, 1, _sections(rows), _STEPS_CAPTION)
 
 
 def bytes_sheets(seen: Views) -> Iterator[Sheet]:
-    """Every setting beside the budgets, five to a sheet."""
+    """Tables of every setting at each budget, five budgets to a table."""
     cells = {(row["setting"], row["budget"]): _accuracy(row, "std") for row in records(seen.bytes)}
     settings = pd.concat([frame[["group", "setting"]] for frame in (seen.steps, seen.bytes) if len(frame)] or [_NOBODY])
     settings = settings.drop_duplicates("setting")
@@ -82,7 +83,7 @@ def bytes_sheets(seen: Views) -> Iterator[Sheet]:
 
 
 def standings_sheets(seen: Views) -> Iterator[Sheet]:
-    """The best setting of each group, by budget, a sheet for each view."""
+    """Tables of the best setting of each group by budget, one for each view."""
     columns = ("group", "best setting", "share %", "accuracy %", "n", "tried", "ahead", "paired")
     titles = {"steps": "After equal steps: the best at a share", "bytes": "After equal bytes: the best within a budget"}
     for view, title in titles.items():
@@ -93,7 +94,7 @@ def standings_sheets(seen: Views) -> Iterator[Sheet]:
 
 
 def study_table(sheet: Sheet) -> Table:
-    """For a terminal."""
+    """One table for a terminal."""
     result = Table(
         title=sheet.title,
         box=SIMPLE_HEAD,
@@ -103,7 +104,7 @@ def study_table(sheet: Sheet) -> Table:
         caption_justify="left",
     )
     for number, name in enumerate(sheet.columns):
-        setting = name.endswith("setting")  # the only one that may be cut in two
+        setting = name.endswith("setting")  # the only column that may be wrapped
         result.add_column(
             name, justify="left" if number < sheet.words else "right", no_wrap=not setting, overflow="fold"
         )
@@ -117,17 +118,16 @@ def study_table(sheet: Sheet) -> Table:
 
 
 def study_markdown(shown: Sequence[Sheet]) -> str:
-    """The same for docs/results.md: GitHub tables under headings of third rank."""
+    """All tables as GitHub Markdown under headings of third rank, for docs/results.md."""
     return "\n".join(_markdown(sheet) for sheet in shown)
 
 
 def _markdown(sheet: Sheet) -> str:
-    columns = (sheet.kind, *sheet.columns)
-    rule = ["---" if number <= sheet.words else "---:" for number in range(len(columns))]
     rows = [(section.title, *row) for section in sheet.sections for row in section.rows]
-    lines = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in (columns, rule, *rows)]
+    cells = [[_escaped(cell) for cell in row] for row in ((sheet.kind, *sheet.columns), *rows)]
+    table = markdown_table(cells[0], cells[1:], "l" * (sheet.words + 1) + "r")
     caption = sheet.caption[0].upper() + sheet.caption[1:]
-    return "\n".join([f"### {sheet.title}\n", *lines, f"\n{_escaped(caption)}\n"])
+    return f"### {sheet.title}\n\n{table}\n\n{_escaped(caption)}\n"
 
 
 def _escaped(text: str) -> str:
@@ -138,7 +138,7 @@ _NOBODY = pd.DataFrame(columns=["group", "setting"])
 
 
 def _sections(rows: Sequence[tuple[str, tuple[str, ...]]]) -> list[Section]:
-    """Rows by group, in the order of groups."""
+    """Sections of rows by group, in the order of METHOD_GROUPS."""
     by_group = [Section(group, [cells for name, cells in rows if name == group]) for group in METHOD_GROUPS]
     return [section for section in by_group if section.rows]
 
@@ -170,7 +170,7 @@ def _standing_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _accuracy(row: dict[str, Any], spread: str) -> str:
-    """``77.3 ± 0.4``, the spread only if there is one, and a star before what ended early."""
+    """Text as ``77.3 ± 0.4``, the spread only if it is known; a star first if a run ended early."""
     error = "" if math.isnan(row[spread]) else f" ± {_percent(row[spread])}"
     return ("*" if row["ended"] else "") + _percent(row["accuracy"]) + error
 
@@ -187,11 +187,11 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _share(share: float) -> str:
-    """Three digits that count, of percent."""
+    """A share as percent with three significant digits."""
     return f"{100 * share:.3g}"
 
 
 def _megabytes(size: float) -> str:
-    """Three digits that count."""
+    """Bytes as megabytes with three significant digits."""
     value = size / 1e6
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

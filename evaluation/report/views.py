@@ -1,8 +1,8 @@
-"""Two views of finished runs, and who leads in each: after as many steps for all, and after as many bytes for all.
+"""Two views of finished runs, at equal steps and at equal bytes, and the leaders of each.
 
-Accuracies and shares are in 0..1; bytes are as on the wire. ``share`` is what a step costs, both ways, of an
-uncompressed one; a budget is a share of what an uncompressed run of the study's epochs costs. Over seeds, ``std`` is
-the standard deviation (ddof 1) and ``sem`` the standard error of the mean: NaN for one seed.
+Accuracies and shares are in 0..1; bytes are those on the wire. ``share`` is the bytes of a step, both ways, relative to
+an uncompressed step. A budget is a share of the bytes of an uncompressed run of the study's epochs. Over seeds, ``std``
+is the standard deviation (ddof 1) and ``sem`` the standard error of the mean: NaN for one seed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from adc_edge.errors import SettingError
+from adc_edge.evaluation.study.records import Point, Run, Study
 from adc_edge.evaluation.study.setting import METHODS, Setting
-from adc_edge.evaluation.study.study import Point, Run, Study
 
 OURS, PAPER, UNCOMPRESSED = "adc-edge", "ADC, the paper's", "uncompressed"
 RIVALS = {"topk": "Top-K", "randtopk": "RandTopK", "c3sl": "C3-SL", "bottlenetpp": "BottleNet++"}
@@ -30,8 +30,8 @@ METHOD_GROUPS = (
     *(name + LOW_BITS for name in RIVALS.values()),
     UNCOMPRESSED,
 )
-FITS = 1.02  # of a budget: its last step may overshoot it
-SHORT = 0.95  # of a budget: a run that ended with less has not had it
+FITS = 1.02  # largest share of a budget that counts as within: its last step may overshoot it
+SHORT = 0.95  # a run that ended below this share of a budget ended early
 _JUDGED = "setting group method ratio precision seed epoch share spent bytes_up bytes_down accuracy best ended".split()
 _SUMMARY = (
     "setting group method precision seeds share spent epoch bytes_up bytes_down accuracy std sem best ended".split()
@@ -39,21 +39,21 @@ _SUMMARY = (
 
 
 class SettingParts(NamedTuple):
-    """A setting's text, taken apart. Unlike `parse` it refuses nothing: what has run is shown."""
+    """The parts of a setting's text. Unlike ``parse_setting``, ``parts_of`` refuses nothing: every run is shown."""
 
     method: str
-    ratio: str  # "" without
+    ratio: str  # "" if there is none
     up: str  # precision of activations
     down: str  # precision of gradients
 
     @property
     def precision(self) -> str:
-        """Both precisions, or the one of both ways."""
+        """Both precisions as ``up:down``, or one if they are equal."""
         return self.up if self.up == self.down else f"{self.up}:{self.down}"
 
 
 class Views(NamedTuple):
-    """What a study has shown. ``bytes``: a row for each budget and setting; ``standings``: see there."""
+    """The results of a study, as the functions ``by_steps``, ``by_bytes`` and ``standings`` describe."""
 
     budgets: tuple[float, ...]
     steps: pd.DataFrame
@@ -72,7 +72,7 @@ def parts_of(setting: Setting | str) -> SettingParts:
 
 
 def group_of(setting: Setting | str) -> str:
-    """Which of METHOD_GROUPS a setting competes for."""
+    """The group of METHOD_GROUPS that a setting belongs to."""
     method, _, up, down = parts_of(setting)
     if up.startswith("pca") or down.startswith("pca"):
         return OURS
@@ -87,10 +87,10 @@ def group_of(setting: Setting | str) -> str:
 
 
 def views(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> Views:
-    """All views of these runs.
+    """Compute all views of the runs.
 
     Raises:
-        SettingError: a budget that is not above 0.
+        SettingError: a budget is not above 0.
     """
     for budget in budgets:
         if not budget > 0:
@@ -100,20 +100,20 @@ def views(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> Views:
 
 
 def by_steps(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
-    """A row for each setting, every run judged after the study's epochs.
+    """One row for each setting, with every run judged after the study's epochs.
 
-    Columns: setting, group, method, precision, seeds (how many), share, epoch and bytes_up, bytes_down (of the run
-    until then), accuracy, std, sem, best (accuracy on the way there), ended (a run has not come within 5 % of the
-    steps). All but the last are means over seeds.
+    Columns: setting, group, method, precision, seeds (their number), share, epoch, bytes_up and bytes_down (of the run
+    until then), accuracy, std, sem, best (highest accuracy until then), ended (a run ended with over 5 % of the steps
+    left). Numbers are means over seeds.
     """
     return _summary(_judged_by_steps(study, runs)).drop(columns="spent")
 
 
 def by_bytes(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> pd.DataFrame:
-    """A row for each budget and setting, every run judged at its last evaluation within the budget, or absent.
+    """One row for each budget and setting, with every run judged at its last evaluation within the budget, if any.
 
-    Columns: those of ``by_steps`` after ``budget``, and ``spent``, of the budget; ``ended``: a run was over with more
-    than 5 % of the budget unspent.
+    Columns: budget, those of ``by_steps``, and spent (share of the budget). ``ended``: a run ended with over 5 % of the
+    budget left.
     """
     frames = [_summary(_judged_by_bytes(study, runs, budget)).assign(budget=budget) for budget in budgets]
     columns = ["budget", *_SUMMARY]
@@ -124,10 +124,10 @@ def by_bytes(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> pd.
 def standings(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> pd.DataFrame:
     """The setting of highest mean accuracy of each group, for each view (steps, bytes) and budget.
 
-    Whatever fits takes part: a step's share within the budget, or an evaluation within it. Columns, beside those of the
-    views: tried (settings of the group that fit); ahead, ahead_sem and ahead_sigmas: how much more accurate adc-edge's
-    best is than this one, the standard error of that (seeds taken as independent) and their ratio; paired_seeds,
-    paired, paired_sem, paired_sigmas: the same of the differences in each seed that both have.
+    A setting takes part if its step's share is within the budget (steps), or an evaluation is (bytes). Columns, beside
+    those of the views: tried (settings of the group that take part); ahead, ahead_sem, ahead_sigmas: the accuracy of
+    adc-edge's best minus this one's, its standard error (seeds taken as independent) and their ratio; paired_seeds,
+    paired, paired_sem, paired_sigmas: the same for the differences seed by seed.
     """
     rows: list[dict[str, Any]] = []
     after_steps = _judged_by_steps(study, runs)
@@ -142,7 +142,7 @@ def standings(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> pd
 
 
 def learning_curve(runs: Sequence[Run]) -> pd.DataFrame:
-    """Mean over runs of one setting at each step where all were judged: step, epoch, bytes, accuracy, std."""
+    """Means over runs of one setting at each step where all were evaluated: step, epoch, bytes, accuracy, std."""
     points = pd.DataFrame(
         [(p.step, p.epoch, p.bytes_up + p.bytes_down, p.best) for run in runs for p in run.curve],
         columns=["step", "epoch", "bytes", "accuracy"],
@@ -159,7 +159,7 @@ def learning_curve(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def representatives(seen: Views, budget: float) -> dict[str, str]:
-    """A setting for each group: its best within ``budget`` bytes, or if none fits, that of the smallest step."""
+    """One setting for each group: its best within ``budget`` bytes, or if none fits, that of the smallest step."""
     smallest = seen.steps.sort_values("share").drop_duplicates("group")
     best = seen.standings[(seen.standings["view"] == "bytes") & (seen.standings["budget"] == budget)]
     found = dict(zip(smallest["group"], smallest["setting"], strict=True))
@@ -173,7 +173,7 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def full_bytes(study: Study, run: Run) -> int:
-    """What an uncompressed run of the study's epochs costs, both ways: the budget of 1."""
+    """Bytes of an uncompressed run of the study's epochs, both ways: a budget of 1."""
     return run.uncompressed_step_bytes * _planned_steps(study, run)
 
 
@@ -193,7 +193,7 @@ def _judged_by_bytes(study: Study, runs: Sequence[Run], budget: float) -> pd.Dat
 
 
 def _judged(runs: Sequence[Run], spent: Callable[[Run, Point], float], most: float) -> pd.DataFrame:
-    """A row for each run that has a point of at most ``most``, as its last such point has it."""
+    """One row for each run that has a point of at most ``most``, with the values of its last such point."""
     rows: list[dict[str, Any]] = []
     for run in runs:
         within = [point for point in run.curve if spent(run, point) <= most]
@@ -223,7 +223,7 @@ def _judged(runs: Sequence[Run], spent: Callable[[Run, Point], float], most: flo
 
 
 def _summary(judged: pd.DataFrame) -> pd.DataFrame:
-    """A row for each setting: groups in their order, the largest share of a group first."""
+    """One row for each setting: groups in their order, largest share first within a group."""
     if judged.empty:
         return pd.DataFrame(columns=_SUMMARY)
     means = ("share", "spent", "epoch", "bytes_up", "bytes_down", "accuracy", "best")
@@ -241,7 +241,7 @@ def _summary(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def _leaders(view: str, budget: float, judged: pd.DataFrame, fitting: pd.DataFrame) -> list[dict[str, Any]]:
-    """The best of each group, with how far adc-edge's is ahead."""
+    """The best setting of each group, with the lead of adc-edge's best over it."""
     if fitting.empty:
         return []
     tried = fitting["group"].value_counts()
@@ -274,5 +274,5 @@ def _ahead(ours: dict[str, Any], theirs: dict[str, Any], judged: pd.DataFrame) -
 
 
 def _ratio(difference: float, error: float) -> float:
-    """How many standard errors; NaN where there is none, or none could be told."""
+    """The difference in standard errors; NaN where the error is 0 or unknown."""
     return difference / error if error > 0 else math.nan

@@ -1,34 +1,34 @@
-"""All runs of a study, some at a time, each kept when it is done: what is there already is not run again."""
+"""All runs of a study, several at a time; each is stored when it ends, and a stored run is not repeated."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
-import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import torch
+from joblib import Parallel, delayed, parallel_config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adc_edge import machine
-from adc_edge.data.sources import load_dataset
+from adc_edge.data.sources import Dataset, load_dataset
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
+from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.setting import Setting, parse_setting
-from adc_edge.evaluation.study.study import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.training import train
 from adc_edge.files import write_atomic
 
-_PLAN, _RUNS = "study.json", "runs"
-_POLL_S = 0.5
+_logger = logging.getLogger(__name__)
 
-_told: Any = None  # in a worker: the queue to its parent
+_PLAN, _RUNS = "study.json", "runs"
 
 
 class _Task(NamedTuple):
@@ -43,18 +43,18 @@ _Outcome = tuple[_Task, "Run | AdcEdgeError"]
 
 
 class Failure(NamedTuple):
-    """A run that ended with an error of ours: a training that diverged, say."""
+    """A run that ended with an AdcEdgeError, for example because training diverged."""
 
-    what: str
+    run: str
     error: AdcEdgeError
 
 
 def read_runs(directory: Path) -> tuple[Study, list[Run]]:
-    """The study that ``directory`` holds and its finished runs.
+    """Read the study in ``directory`` and its finished runs.
 
     Raises:
-        SettingError: it holds none.
-        CheckpointError: a file there is not as it was written.
+        SettingError: there is no study.
+        CheckpointError: a file is damaged.
     """
     plan = _read_plan(directory)
     if plan is None:
@@ -67,15 +67,15 @@ def read_runs(directory: Path) -> tuple[Study, list[Run]]:
 def run_study(
     study: Study, settings: Sequence[Setting], seeds: Sequence[int], directory: Path, jobs: int, console: Console
 ) -> list[Failure]:
-    """Run what is missing of settings × seeds; settings and seeds that ``directory`` knows already stay known.
+    """Make the missing runs of settings × seeds, and add both to those that ``directory`` lists.
 
     Args:
-        study: the task; it must be the one that ``directory`` holds, if it holds one.
+        study: the task; it must equal the one in ``directory`` if there is one.
         settings: the methods.
-        seeds: of each.
-        directory: where each run is written when it is done.
-        jobs: runs at a time; more than one, each in a process with its share of the processor's cores.
-        console: shows progress and the time left.
+        seeds: random seeds for each setting.
+        directory: each run is written to it when it ends.
+        jobs: runs at a time; if more than one, each has a process and its share of the cores.
+        console: shows the progress bar and the time left.
 
     Raises:
         SettingError: the directory holds another study.
@@ -86,11 +86,11 @@ def run_study(
         directory,
     )
     write_atomic(directory / _PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
-    # Seeds outside: whatever is finished when somebody looks, every setting has been tried.
+    # Seeds in the outer loop: every setting runs once before any runs twice.
     tasks = [_Task(setting, seed) for seed in seeds for setting in settings]
     missing = [task for task in tasks if not (directory / _RUNS / run_name(*task)).exists()]
     if done := len(tasks) - len(missing):
-        console.print(f"{done} of {len(tasks)} runs are there already")
+        _logger.info("%d of %d runs are there already", done, len(tasks))
     return _run_all(study, missing, directory, max(1, min(jobs, len(missing))), console) if missing else []
 
 
@@ -102,46 +102,38 @@ def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, conso
         def advance(share: float) -> None:
             display.advance(whole, share)
 
-        for task, outcome in (_one_by_one if jobs == 1 else partial(_at_a_time, jobs))(study, tasks, advance):
+        for task, outcome in (_one_by_one if jobs == 1 else partial(_side_by_side, jobs))(study, tasks, advance):
             if isinstance(outcome, AdcEdgeError):
                 failures.append(Failure(str(task), outcome))
-                display.console.print(f"{task}: {outcome}", markup=False)
+                _logger.warning("%s: %s", task, outcome)
                 continue
             write_atomic(directory / _RUNS / run_name(*task), msgspec.json.encode(outcome))
-            display.console.print(_line(task, outcome), markup=False, highlight=False)
+            _logger.info(_line(task, outcome))
         display.update(whole, completed=float(len(tasks)))
     return failures
 
 
-def _one_by_one(study: Study, tasks: list[_Task], advance: Callable[[float], None]) -> Iterator[_Outcome]:
+def _one_by_one(study: Study, tasks: list[_Task], progress: Callable[[float], None]) -> Iterator[_Outcome]:
     dataset = load_dataset(study.data)
     for task in tasks:
-        try:
-            yield task, train(study, task.setting, task.seed, tell=_increments(advance), dataset=dataset)
-        except AdcEdgeError as error:
-            yield task, error
+        yield _outcome(study, task, progress, dataset)
 
 
-def _at_a_time(jobs: int, study: Study, tasks: list[_Task], advance: Callable[[float], None]) -> Iterator[_Outcome]:
-    """So many runs in processes of their own."""
-    spawn = multiprocessing.get_context("spawn")  # a process that is forked may not use CUDA
-    told = spawn.Queue()
-    waiting = list(reversed(tasks))
-    with _pool(jobs, (told, max(1, torch.get_num_threads() // jobs)), spawn) as pool:
-        running: dict[Future[Run], _Task] = {}
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                task = waiting.pop()
-                running[pool.submit(_work, study, task)] = task
-            finished, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            for share in _drain(told):
-                advance(share)
-            for future in finished:
-                task = running.pop(future)
-                try:
-                    yield task, future.result()
-                except AdcEdgeError as error:
-                    yield task, error
+def _side_by_side(jobs: int, study: Study, tasks: list[_Task], progress: Callable[[float], None]) -> Iterator[_Outcome]:
+    """Make runs in ``jobs`` processes; yield each outcome when its run ends."""
+    threads = max(1, torch.get_num_threads() // jobs)
+    # Spawned: a process that is forked may not use threads or CUDA.
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        shares = manager.Queue()
+        reader = threading.Thread(target=_forward, args=(shares, progress), daemon=True)
+        reader.start()
+        work = (delayed(_work)(study, task, threads, shares) for task in tasks)
+        with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
+            with _interrupt_blocked():
+                outcomes = Parallel(return_as="generator_unordered", batch_size=1)(work)
+            yield from outcomes
+        shares.put(None)
+        reader.join()
 
 
 def _line(task: _Task, run: Run) -> str:
@@ -150,49 +142,47 @@ def _line(task: _Task, run: Run) -> str:
 
 
 @contextlib.contextmanager
-def _pool(jobs: int, arguments: tuple[Any, int], context: Any) -> Iterator[ProcessPoolExecutor]:
-    """Workers that end at once when this block is left by an error or Ctrl-C."""
-    pool = ProcessPoolExecutor(jobs, context, _begin, arguments)
+def _interrupt_blocked() -> Iterator[None]:
+    """Block SIGINT. Processes started meanwhile inherit the block: Ctrl-C reaches the parent alone, which ends them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield pool
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown(wait=True)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _begin(told: Any, threads: int) -> None:
-    global _told
-    _told = told
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+def _work(study: Study, task: _Task, threads: int, shares: Any) -> _Outcome:
+    """Make one run in a worker, which puts each step's share of the run into ``shares``."""
     torch.set_num_threads(threads)
     machine.limit_threads(threads)
+    return _outcome(study, task, shares.put)
 
 
-def _work(study: Study, task: _Task) -> Run:
-    """One run, in a worker; tells the share of it that each step is."""
-    return train(study, task.setting, task.seed, tell=_increments(_told.put))
+def _outcome(study: Study, task: _Task, progress: Callable[[float], None], dataset: Dataset | None = None) -> _Outcome:
+    try:
+        return task, train(study, task.setting, task.seed, progress=_increments(progress), dataset=dataset)
+    except AdcEdgeError as error:
+        return task, error
 
 
 def _increments(advance: Callable[[float], None]) -> Callable[[float], None]:
-    """Told how much of a run is done, tells by how much that has grown."""
+    """Turn calls with the share of a run that is done into calls with its growth."""
     before = 0.0
 
-    def tell(share: float) -> None:
+    def progress(share: float) -> None:
         nonlocal before
         share = min(share, 1.0)
         advance(share - before)
         before = share
 
-    return tell
+    return progress
 
 
-def _drain(told: Any) -> Iterator[float]:
-    with contextlib.suppress(queue.Empty):
-        while True:
-            yield told.get_nowait()
+def _forward(shares: Any, progress: Callable[[float], None]) -> None:
+    """Pass on the shares that workers report, until None."""
+    with contextlib.suppress(EOFError, OSError):  # the queue is gone after Ctrl-C
+        for share in iter(shares.get, None):
+            progress(share)
 
 
 def _display(console: Console) -> Progress:
@@ -209,7 +199,7 @@ def _display(console: Console) -> Progress:
 
 
 def _merge(old: StudyPlan | None, new: StudyPlan, directory: Path) -> StudyPlan:
-    """What the directory is to hold: the settings and seeds of both."""
+    """The plan with the settings and seeds of both."""
     if old is None:
         return new
     if old.study != new.study:
@@ -242,6 +232,4 @@ def _read(path: Path, kind: Callable[..., Any]) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.DecodeError as error:
-        raise CheckpointError(
-            f"{path}: {error}", "the file as it was written", "delete it: that run is then made again"
-        ) from error
+        raise CheckpointError(f"{path}: {error}", "an intact file", "delete it: the run is then made again") from error

@@ -1,8 +1,8 @@
-"""What one run tries, as text: ``METHOD[@RATIO][/UP[:DOWN]]``, for example ``adc@0.1``, ``adc@0.5x0.2/int4``, ``int8``,
-``topk@0.05``, ``none/pca0.5:pca1``.
+"""The setting of a run as text: ``METHOD[@RATIO][/UP[:DOWN]]``, for example ``adc@0.1``, ``adc@0.5x0.2/int4``,
+``int8``, ``topk@0.05``, ``none/pca0.5:pca1``.
 
-RATIO is ξ for ADC, or T/B and k/N as ``0.5x0.2``; for its rivals the share of the uncompressed bytes that they send in
-fp32, their indices included. UP and DOWN are the precisions of activations and of gradients.
+RATIO is ξ for ADC, or T/B and k/N as ``0.5x0.2``. For its rivals it is the share of the uncompressed bytes that they
+send in fp32, with their indices. UP and DOWN are the precisions of activations and of gradients.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from adc_edge.method.ratio import Ratio
 METHODS = {
     "none": "all activations: plain split learning, or quantization with a lower precision",
     "adc": "merge samples, keep tokens",
-    "adc-batch": "ADC's first half: merge samples, keep all tokens",
-    "adc-tokens": "ADC's second half: keep tokens, merge nothing",
+    "adc-batch": "half of ADC: merge samples, keep all tokens",
+    "adc-tokens": "half of ADC: keep tokens, merge nothing",
     "adc-cls": "ADC clustered by the CLS token instead of its attention",
     "adc-mean": "ADC clustered by the mean token",
     "topk": "Top-K: the entries of largest magnitude",
@@ -34,7 +34,7 @@ _EXAMPLE = "for example none, int8, topk@0.05, adc@0.1/int4 or adc@0.5x0.2/int4:
 
 
 class Setting(msgspec.Struct, frozen=True, order=True):
-    """A method at one ratio and precision; ``str`` gives the text that ``parse`` reads."""
+    """A method at one ratio and precision; ``str`` gives the text that ``parse_setting`` reads."""
 
     method: str
     ratio: Ratio | None = None
@@ -42,7 +42,7 @@ class Setting(msgspec.Struct, frozen=True, order=True):
     gradient_precision: Precision = "fp32"
 
     def __str__(self) -> str:
-        """The shortest text for it."""
+        """The shortest text of the setting."""
         up, down = self.precision, self.gradient_precision
         travels = up if up == down else f"{up}:{down}"
         if self.method == "none" and up == down:
@@ -59,7 +59,7 @@ def parse_setting(text: str) -> Setting:
     """Read one setting.
 
     Raises:
-        SettingError: no such method or precision, a ratio that is missing, unwanted or outside (0, 1].
+        SettingError: the method or precision is unknown, or the ratio is missing, superfluous or outside (0, 1].
     """
     body, slash, precisions = text.strip().partition("/")
     method, at, ratio = body.partition("@")
@@ -107,5 +107,5 @@ def product(methods: Sequence[str], ratios: Sequence[str], precisions: Sequence[
 
 
 def unique(settings: Iterable[Setting]) -> list[Setting]:
-    """Each setting once, in the order of their first coming."""
+    """Each setting once, in the order of first occurrence."""
     return list(dict.fromkeys(settings))

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from adc_edge.errors import SettingError
-from adc_edge.evaluation.study.study import Study
+from adc_edge.evaluation.study.records import Study
 from adc_edge.options import parse_model_args
 
 
 def study_of(options: dict[str, Any]) -> Study:
-    """A study of options as they were typed, which are taken out of ``options``; what is left are its fields by name.
+    """Make a study of a command's options. Those left in ``options`` must be fields of ``Study``.
 
     Raises:
-        SettingError: CUDA is asked for and absent, or a model argument is no pair.
+        SettingError: CUDA is requested but absent, or a model argument is not NAME=VALUE.
     """
     size = options.pop("img_size")
     arguments = parse_model_args(options.pop("model_arg")) | ({} if size is None else {"img_size": size})

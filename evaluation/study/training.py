@@ -1,4 +1,4 @@
-"""One run: both halves in one process, a real body each way each step."""
+"""One run: trunk and head in one process, with a real message body each way in each step."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from adc_edge.data.sources import Dataset, check_labels, load_dataset
 from adc_edge.errors import ProtocolError
 from adc_edge.evaluation.codecs.base import Codec, CodecBatch
 from adc_edge.evaluation.codecs.factory import make_codec
+from adc_edge.evaluation.study.records import Point, Run, Study
 from adc_edge.evaluation.study.setting import Setting
-from adc_edge.evaluation.study.study import Point, Run, Study
 from adc_edge.evaluation.study.wire import Counted, Wire
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.split import Head, create_vit, preprocessing, split_vit
@@ -33,14 +33,14 @@ from adc_edge.method.trunk import Trunk
 from adc_edge.optimizer.torch_optimizer import Optimizer
 from adc_edge.wire.messages import TRIPLE_BYTES
 
-MakeCodec = Callable[[Setting, TrunkSpec, int, int], Codec]  # of a setting for a model, C classes and a seed
+MakeCodec = Callable[[Setting, TrunkSpec, int, int], Codec]  # setting, trunk, C classes, seed
 
 _TEST_BATCH = 250
-_CHANCE = 7  # stream of a step's random numbers, beside the loader's own
+_CHANCE = 7  # random stream of a step, apart from the loader's
 
 
-class Halves(NamedTuple):
-    """Both halves and what teaches them."""
+class SplitModel(NamedTuple):
+    """Trunk and head with the codec between them, their optimizers, and the torch device of all."""
 
     trunk: Trunk
     head: Head
@@ -50,7 +50,7 @@ class Halves(NamedTuple):
 
 
 def sampled(dataset: Dataset, study: Study) -> Dataset:
-    """The study's fixed random sample of a data set."""
+    """Take the study's fixed random sample of a data set."""
     return Dataset(
         _sample(dataset.train, study.train_images), _sample(dataset.test, study.test_images), dataset.classes
     )
@@ -78,34 +78,34 @@ def train(
     setting: Setting,
     seed: int,
     wire: Wire | None = None,
-    tell: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], None] = lambda share: None,
     dataset: Dataset | None = None,
     make: MakeCodec = make_codec,
 ) -> Run:
-    """Train one setting from the study's weights; the same seed gives the same images in the same order to each method.
+    """Train one setting from the study's weights. One seed gives every method the same images in the same order.
 
     Args:
         study: the task.
-        setting: the method.
-        seed: of order, augmentation, a new classifier and whatever the method draws.
-        wire: carries the bodies; default: they are counted.
-        tell: told after each step which share of the run is done.
-        dataset: the study's, if it has been loaded; not sampled yet.
-        make: the codec, where it is not the setting's own (`benchmarks/ideas.py`).
+        setting: the method with its ratio and precisions.
+        seed: random seed for data order, augmentation, a new classifier and the method's random choices.
+        wire: carries the bodies; default: their bytes are counted only.
+        progress: called after each step with the share of the run that is done.
+        dataset: the study's full data set, if it is loaded already.
+        make: makes the codec; default: the setting's own. `benchmarks/ideas.py` has others.
 
     Raises:
-        ProtocolError: code ``nan``: the training diverged.
+        ProtocolError: training diverged (code ``nan``).
     """
     wire = wire or Counted()
     data = sampled(dataset or load_dataset(study.data), study)
     check_labels(data, len(data.classes))
-    parts, how = make_parts(study, setting, seed, len(data.classes), make)
+    parts, preparation = make_split_model(study, setting, seed, len(data.classes), make)
     with ExitStack() as stack:
-        loader = Loader(data.train, how, study.batch_size, seed, augment.parse_augmentation(study.augment))
+        loader = Loader(data.train, preparation, study.batch_size, seed, augment.parse_augmentation(study.augment))
         stack.callback(loader.close)
-        test = Loader(data.test, how, min(_TEST_BATCH, len(data.test.labels)))
+        test = Loader(data.test, preparation, min(_TEST_BATCH, len(data.test.labels)))
         stack.callback(test.close)
-        whole = [test.plain(indices) for indices in test.sample(0)]
+        tests = [test.plain(indices) for indices in test.sample(0)]
         end = _End(study, loader.steps_per_epoch, uncompressed_step_bytes(parts.trunk.spec, study.batch_size))
         curve: list[Point] = []
         start, losses, step = time.monotonic(), list[float](), 0
@@ -113,29 +113,18 @@ def train(
             losses.append(_step(parts, study, loader, step, wire))
             step += 1
             if end.evaluates(step, wire):
-                accuracy, through = _judge(parts, study, whole)
+                accuracy, through = _judge(parts, study, tests)
                 epoch, loss, seconds = step / loader.steps_per_epoch, float(np.mean(losses)), time.monotonic() - start
                 curve.append(Point(step, epoch, wire.bytes_up, wire.bytes_down, accuracy, through, loss, seconds))
                 losses = []
-            tell(end.done(step, wire))
+            progress(end.done(step, wire))
     ratio = parts.codec.ratio(study.batch_size)
     about = machine.describe_machine(threads=torch.get_num_threads(), device=study.device, compute=study.compute)
     return Run(str(setting), seed, ratio, end.uncompressed_step_bytes, end.steps_per_epoch, tuple(curve), about)
 
 
-def check(study: Study, settings: Sequence[Setting]) -> None:
-    """Raise the InputError of study, data, model or setting with which a run of them would end at once."""
-    data = sampled(load_dataset(study.check().data), study)
-    augment.parse_augmentation(study.augment)
-    classes = len(data.classes)
-    parts, how = make_parts(study, settings[0], 0, classes)
-    Loader(data.train, how, study.batch_size).close()
-    for setting in settings:
-        make_codec(setting, parts.trunk.spec, classes, 0).ratio(study.batch_size)
-
-
 class _End(NamedTuple):
-    """When a run is over, and when it is evaluated."""
+    """The rule for when a run ends and when it is evaluated."""
 
     study: Study
     steps_per_epoch: int
@@ -143,15 +132,15 @@ class _End(NamedTuple):
 
     @property
     def least(self) -> int:
-        """Steps of the study's epochs, which every run makes."""
+        """Steps of the study's epochs: the minimum of every run."""
         return max(1, round(self.study.epochs * self.steps_per_epoch))
 
     def reached(self, step: int, wire: Wire) -> bool:
-        """Whether ``step`` steps are enough."""
+        """Whether the run ends after ``step`` steps."""
         return self.done(step, wire) >= 1.0
 
     def done(self, step: int, wire: Wire) -> float:
-        """Share of the run that ``step`` steps are."""
+        """Share of the run that is done after ``step`` steps."""
         study, least = self.study, self.least
         if study.budget is None:
             return step / least
@@ -160,22 +149,22 @@ class _End(NamedTuple):
         return min(step / least, max(spent, step / most))
 
     def evaluates(self, step: int, wire: Wire) -> bool:
-        """Whether the model is judged after ``step`` steps: each so many epochs, and at the end."""
+        """Whether the model is evaluated after ``step`` steps: at regular intervals, after the epochs, at the end."""
         every = max(1, round(self.study.evaluate_every * self.steps_per_epoch))
         return step % every == 0 or step == self.least or self.reached(step, wire)
 
 
 def uncompressed_step_bytes(spec: TrunkSpec, images: int) -> int:
-    """Bodies of a step of plain split learning at fp32, both ways, without framing."""
+    """Bytes of both bodies of a step of plain split learning at fp32, without framing."""
     tensor = encoded_bytes((images, spec.tokens, spec.embed_dim), "fp32")
     return 2 * tensor + TRIPLE_BYTES * images
 
 
-def make_parts(
+def make_split_model(
     study: Study, setting: Setting, seed: int, classes: int, make: MakeCodec = make_codec
-) -> tuple[Halves, Preprocessing]:
-    """Both halves from the study's weights, the setting's codec, optimizers, and what images go through."""
-    torch.manual_seed(seed)  # a new classifier is drawn
+) -> tuple[SplitModel, Preprocessing]:
+    """Make the split model of a setting from the study's weights, and the preprocessing of its images."""
+    torch.manual_seed(seed)  # for a new classifier
     weights = None if study.weights is None else Path(study.weights)
     vit = create_vit(study.model, study.model_args, classes, weights, study.pretrained)
     trunk, head = split_vit(vit, study.split)
@@ -185,11 +174,11 @@ def make_parts(
     sides = ((trunk, codec.device), (head, codec.trainer))
     halves = [nn.ModuleList(m for m in side if m is not None).to(place) for side in sides]
     optimizers = Optimizer(halves[0], study.optimizer), Optimizer(halves[1], study.optimizer)
-    return Halves(trunk, head, codec, optimizers, place), preprocessing(vit)
+    return SplitModel(trunk, head, codec, optimizers, place), preprocessing(vit)
 
 
-def _step(parts: Halves, study: Study, loader: Loader, step: int, wire: Wire) -> float:
-    """One step as both sides do it; returns the loss."""
+def _step(parts: SplitModel, study: Study, loader: Loader, step: int, wire: Wire) -> float:
+    """Make one step on both sides; return the loss."""
     codec = parts.codec
     for module in (parts.trunk, parts.head, codec.device, codec.trainer):
         if module is not None:
@@ -205,7 +194,9 @@ def _step(parts: Halves, study: Study, loader: Loader, step: int, wire: Wire) ->
     loss = F.cross_entropy(logits.float(), arrived.soft)
     value = loss.item()
     if not np.isfinite(value):
-        raise ProtocolError(f"a loss of {value} in step {step}", "a finite one", "lower --lr or set --clip-norm", "nan")
+        raise ProtocolError(
+            f"a loss of {value} in step {step}", "a finite loss", "lower --lr or set --clip-norm", "nan"
+        )
     loss.backward()  # type: ignore[no-untyped-call]
     assert arrived.values.grad is not None
     body = wire.down(codec.compress_gradient(arrived, arrived.values.grad), codec, step, value)
@@ -216,8 +207,8 @@ def _step(parts: Halves, study: Study, loader: Loader, step: int, wire: Wire) ->
 
 
 @torch.no_grad()
-def _judge(parts: Halves, study: Study, batches: Sequence[Batch]) -> tuple[float, float | None]:
-    """Accuracy on the test images: nothing compressed, and as the method would compress them (None: it would not)."""
+def _judge(parts: SplitModel, study: Study, batches: Sequence[Batch]) -> tuple[float, float | None]:
+    """Test accuracy without compression, and with the method's compression (None: it does not compress at test)."""
     codec = parts.codec
     for module in (parts.trunk, parts.head, codec.device, codec.trainer):
         if module is not None:
@@ -243,7 +234,7 @@ def _correct(logits: Tensor, labels: Tensor) -> int:
 
 @contextmanager
 def computing(study: Study) -> Iterator[None]:
-    """bfloat16 where the study says so; there the CPU's fused attention is several times slower than the plain one."""
+    """Compute in bfloat16 if the study says so, with plain attention on a CPU: fused is several times slower there."""
     with ExitStack() as stack:
         if study.compute == "bf16":
             stack.enter_context(torch.autocast(torch.device(study.device).type, dtype=torch.bfloat16))

@@ -1,7 +1,7 @@
-"""What a step weighs: its bodies as the messages and frames that the wire would carry.
+"""The bytes of a step: its bodies as the messages and frames that the wire carries.
 
-``Counted`` adds up lengths; ``Carried`` sends every frame over a real ZeroMQ connection on loopback and asks the kernel
-what its TCP carried. Tests hold one to the other.
+``Counted`` adds up their lengths. ``Carried`` sends every frame over a ZeroMQ connection on loopback and reads the
+kernel's count of TCP bytes. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _TIMEOUT_MS = 60_000
 
 
 class Wire(Protocol):
-    """Carries bodies up and down; ``bytes_up`` and ``bytes_down`` are what that has cost so far."""
+    """Carries bodies up and down, and counts the bytes of their messages."""
 
     @property
     def bytes_up(self) -> int:
-        """Bytes from device to trainer, framing included."""
+        """Bytes from device to trainer so far, with framing."""
 
     @property
     def bytes_down(self) -> int:
-        """Bytes from trainer to device, framing included."""
+        """Bytes from trainer to device so far, with framing."""
 
     def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
-        """Carry a step's body to the trainer; returns what arrives."""
+        """Carry a step's body to the trainer; return the body that arrives."""
 
     def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
-        """Carry a gradient's body to the device; returns what arrives."""
+        """Carry a gradient's body to the device; return the body that arrives."""
 
 
 def step_message(header: Header, body: memoryview, codec: Codec, step: int) -> Step:
@@ -59,7 +59,7 @@ def step_message(header: Header, body: memoryview, codec: Codec, step: int) -> S
 
 
 def gradient_message(body: memoryview, codec: Codec, step: int, loss: float) -> Gradient:
-    """The header that a trainer answers with."""
+    """The header that a trainer sends with a gradient's body."""
     return Gradient(
         session=_SESSION,
         step=step,
@@ -76,30 +76,30 @@ def gradient_message(body: memoryview, codec: Codec, step: int, loss: float) -> 
 
 
 class Counted:
-    """Adds up what the frames of each message weigh, and hands the bodies over as they are."""
+    """Adds up the bytes of each message's frames, and returns the bodies unchanged."""
 
     def __init__(self) -> None:
         self.bytes_up = 0
         self.bytes_down = 0
 
     def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
-        """As ``Wire.up``."""
+        """See ``Wire.up``."""
         self.bytes_up += sum(
             frame_bytes(*frames) for frames in to_frames(step_message(header, body, codec, step), body)
         )
         return body
 
     def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
-        """As ``Wire.down``."""
+        """See ``Wire.down``."""
         message = gradient_message(body, codec, step, loss)
         self.bytes_down += sum(frame_bytes(*frames) for frames in to_frames(message, body))
         return body
 
 
 class Carried:
-    """Two ZeroMQ sockets on loopback, framed and put together again as the runtime does; use as a context.
+    """Sends messages between two ZeroMQ sockets on loopback, with the runtime's framing; a context manager.
 
-    A thread stands at the trainer's end: the device's own may not wait for itself.
+    A thread sends while the caller's receives: one thread would wait for itself.
     """
 
     def __init__(self) -> None:
@@ -117,14 +117,14 @@ class Carried:
         """Connect."""
         port = self._trainer.bind_to_random_port("tcp://127.0.0.1")
         self._device.connect(f"tcp://127.0.0.1:{port}")
-        self._exchange(self._device, self._trainer, [(b"", memoryview(b""))], 1)  # the greeting is over
+        self._exchange(self._device, self._trainer, [(b"", memoryview(b""))], 1)  # ZeroMQ's handshake is over
         self._before = self._meter.totals()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let both sockets go."""
+        """Close both sockets."""
         self._meter.close()
         self._trainer.close(0)
         self._device.close(0)
@@ -132,22 +132,22 @@ class Carried:
 
     @property
     def bytes_up(self) -> int:
-        """As the kernel counted."""
+        """Bytes up by the kernel's count."""
         return self._meter.totals()[0] - self._before[0]
 
     @property
     def bytes_down(self) -> int:
-        """As the kernel counted."""
+        """Bytes down by the kernel's count."""
         return self._meter.totals()[1] - self._before[1]
 
     def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
-        """As ``Wire.up``."""
+        """See ``Wire.up``."""
         message = step_message(header, body, codec, step)
         assembler = Assembler(unpack_from_device, lambda m: getattr(m, "body_bytes", 0))
         return self._carry(self._device, self._trainer, list(to_frames(message, body)), assembler)
 
     def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
-        """As ``Wire.down``."""
+        """See ``Wire.down``."""
         message = gradient_message(body, codec, step, loss)
         assembler = Assembler(unpack_from_trainer, lambda m: getattr(m, "body_bytes", 0))
         return self._carry(self._trainer, self._device, list(to_frames(message, body)), assembler)
@@ -163,7 +163,7 @@ class Carried:
         for frame, piece in self._exchange(source, sink, frames, len(frames)):
             done = assembler.feed(frame, piece)
             whole = None if done is None else done[1]
-        assert whole is not None, "the frames make one whole message"
+        assert whole is not None, "the frames make one complete message"
         return whole
 
     @staticmethod

@@ -32,7 +32,7 @@ def made(make_codec: MakeCodec, text: str = ADC) -> Codec:
 
 
 def step(codec: Codec) -> tuple[EncodedBatch, Arrived]:
-    """What is sent of the same batch by the same trunk, and what arrives."""
+    """The encoded and the decoded batch, from the same images and trunk each time."""
     torch.manual_seed(0)
     sent = codec.compress(make_trunk(), make_batch())
     return sent, codec.extract(sent.header, sent.body)
@@ -107,14 +107,14 @@ def test_k_means_starts_from_distinct_rows(start: Any) -> None:
     assert sorted(init_rows.tolist()) == list(range(20))
 
 
-def test_farthest_first_takes_one_row_of_each_heap() -> None:
-    heaps = torch.arange(4).repeat_interleave(5)
-    rows = 100.0 * heaps[:, None] + torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
-    assert sorted(heaps[ideas.farthest_first(rows, 4, np.random.default_rng(0))].tolist()) == [0, 1, 2, 3]
+def test_farthest_first_takes_one_row_of_each_group() -> None:
+    groups = torch.arange(4).repeat_interleave(5)
+    rows = 100.0 * groups[:, None] + torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
+    assert sorted(groups[ideas.farthest_first(rows, 4, np.random.default_rng(0))].tolist()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("turn", [ideas.by_channel, ideas.rotated])
-def test_what_is_turned_comes_back(turn: Any) -> None:
+def test_a_transform_is_inverted(turn: Any) -> None:
     rows = torch.randn(10, 128, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(turn(turn(rows)), rows, rtol=1e-5, atol=1e-5)
 
@@ -124,7 +124,7 @@ def gradients_back(codec: Codec, gradient: Tensor) -> Tensor:
     return codec.extract_gradient(sent, codec.compress_gradient(arrived, gradient))
 
 
-def test_gradients_rounded_by_chance_are_right_in_the_mean() -> None:
+def test_stochastic_rounding_of_gradients_has_no_bias() -> None:
     random = torch.Generator().manual_seed(0)
     gradient = torch.rand(SHAPE, generator=random) - 0.5
     gradient[..., 0] = -1.0  # the row's largest: its levels are -1, -0.5, 0 and 0.5
@@ -134,7 +134,7 @@ def test_gradients_rounded_by_chance_are_right_in_the_mean() -> None:
     assert errors.mean(0).abs().max() < 5 * 0.25 / 200**0.5 + 1e-3, "five standard errors, and the scale's own"
 
 
-def test_what_error_feedback_has_brought_adds_up_to_the_gradients() -> None:
+def test_gradients_with_error_feedback_add_up_to_the_exact_ones() -> None:
     codec = made(ideas.dense(ideas.FedBackGradients), "int2")
     gradient = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     brought = sum((gradients_back(codec, gradient) for _ in range(20)), torch.zeros(SHAPE))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,28 @@ def test_one_command_gives_table_plot_page_and_data_and_a_second_adds_to_it(tmp_
     assert code == 0, text
     assert "2 of 3 runs are there already" in text
     assert set(pd.read_csv(tmp_path / "out" / "results.csv")["setting"]) == {"none", "adc@0.3", "none/int4:int2"}
+
+
+def alive(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_runs_that_go_on_in_other_processes(tmp_path: Path, command: Any, eventually: Any) -> None:
+    asked = [*TASK, "--epochs", "400", "--jobs", "2", "--seeds", "0", "-o", tmp_path / "out"]
+    with command("evaluate", *asked) as process:
+        main_thread = Path(f"/proc/{process.process.pid}/task/{process.process.pid}")
+        while len((main_thread / "children").read_text().split()) < 4:  # two workers, queue, tracker
+            time.sleep(0.1)
+        children = (main_thread / "children").read_text().split()
+        process.process.send_signal(signal.SIGINT)
+        code, text = process.finish()
+    assert code == 130, text
+    assert "finished runs are kept" in text
+    eventually(lambda: not any(map(alive, children)))
 
 
 @pytest.mark.parametrize(

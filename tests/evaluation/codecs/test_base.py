@@ -1,4 +1,4 @@
-"""What travels at the cut: plain activations in any precision, and ADC with its halves."""
+"""Codecs at the cut: plain activations in any precision, and ADC with its halves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make(text: str) -> Codec:
     return make_codec(parse_setting(text), SPEC, CLASSES, 0)
 
 
-def test_plain_split_learning_brings_every_value_and_label_over() -> None:
+def test_plain_split_learning_sends_every_value_and_label() -> None:
     trunk, batch, codec = make_trunk(), make_batch(), Dense(CLASSES, "fp32", "fp32")
     sent = codec.compress(trunk, batch)
     arrived = codec.extract(sent.header, sent.body)
@@ -72,7 +72,7 @@ def test_adc_sends_the_means_of_its_clusters_their_tokens_and_soft_labels() -> N
         torch.testing.assert_close(arrived.soft[row], one_hot(batch)[members].mean(0))
 
 
-def test_adcs_halves_alone_keep_the_other_side_whole() -> None:
+def test_merging_alone_keeps_all_tokens_and_selection_alone_keeps_all_images() -> None:
     trunk, batch = make_trunk(), make_batch()
     merged = make("adc-batch@0.5").compress(trunk, batch).tensor
     kept = make("adc-tokens@0.5").compress(trunk, batch).tensor

@@ -1,4 +1,4 @@
-"""BottleNet++: a learned pair around the cut, against the same in one graph."""
+"""BottleNet++: a learned encoder and decoder at the cut, compared with the same in one autograd graph."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def loss_of(features: Tensor, soft: Tensor) -> Tensor:
 
 
 def step(codec: Codec, trunk: nn.Module, batch: CodecBatch) -> float:
-    """A step over the link, up to the optimizers; the loss."""
+    """Make a step without the optimizers; return the loss."""
     sent = codec.compress(trunk, batch)  # type: ignore[arg-type]
     arrived = codec.extract(sent.header, sent.body)
     loss = loss_of(arrived.features, arrived.soft)
@@ -78,7 +78,7 @@ def test_the_pair_learns_with_the_task() -> None:
 
 
 @pytest.mark.parametrize(("share", "width"), [(1e-6, 1), (0.01, 1), (0.25, 8), (0.2, 6), (1.0, 32)])
-def test_tokens_of_so_many_channels_travel_between_zero_and_one(share: float, width: int) -> None:
+def test_tokens_sent_have_the_right_width_and_values_between_zero_and_one(share: float, width: int) -> None:
     codec = bottleneck(share)
     sent = codec.compress(make_trunk(), a_batch())
     assert sent.header.shape == (6, TOKENS, width)
@@ -92,7 +92,7 @@ def test_tokens_of_so_many_channels_travel_between_zero_and_one(share: float, wi
     assert arrived.soft.argmax(1).tolist() == a_batch().labels.tolist()
 
 
-def test_both_halves_work_as_defined_by_hand() -> None:
+def test_encoder_and_decoder_equal_their_definition() -> None:
     """Per token a matrix, each channel to mean 0 and variance 1 over all tokens; sigmoid in the encoder."""
     codec = bottleneck()
     z = np.random.default_rng(0).standard_normal((6, TOKENS, DIM)).astype(np.float32)
@@ -111,7 +111,7 @@ def test_both_halves_work_as_defined_by_hand() -> None:
 
 
 @pytest.mark.parametrize("precision", VALUE_PRECISIONS)
-def test_any_precision_works_and_the_trainer_needs_but_header_bytes_and_its_own_weights(precision: Precision) -> None:
+def test_any_precision_works_and_the_trainer_needs_only_header_bytes_and_its_own_weights(precision: Precision) -> None:
     codec, trunk, batch = bottleneck(0.25, precision), make_trunk(), a_batch()
     step(codec, trunk, batch)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trunk.parameters())
@@ -127,7 +127,7 @@ def test_any_precision_works_and_the_trainer_needs_but_header_bytes_and_its_own_
     assert ((there.values.detach() - exact).abs() <= worst * exact.abs().amax(-1, keepdim=True)).all()
 
 
-def test_test_images_do_not_depend_on_one_another_and_leave_no_trace() -> None:
+def test_test_images_do_not_depend_on_one_another_and_change_no_state() -> None:
     codec, trunk = bottleneck(), make_trunk()
     step(codec, trunk, a_batch())
     features = trunk(a_batch(seed=1).images).detach()
@@ -143,7 +143,7 @@ def test_test_images_do_not_depend_on_one_another_and_leave_no_trace() -> None:
         assert torch.equal(value, before[name])
 
 
-def test_its_weights_are_a_function_of_the_seed_and_nobody_elses_random_numbers_move() -> None:
+def test_its_weights_are_a_function_of_the_seed_and_the_global_generator_does_not_change() -> None:
     before = torch.random.get_rng_state()
     one, same, other = (bottleneck(seed=seed) for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -154,6 +154,6 @@ def test_its_weights_are_a_function_of_the_seed_and_nobody_elses_random_numbers_
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
-def test_a_share_must_be_one(share: float) -> None:
+def test_a_share_outside_its_range_is_refused(share: float) -> None:
     with pytest.raises(SettingError, match="share"):
         bottleneck(share)

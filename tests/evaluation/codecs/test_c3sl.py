@@ -49,7 +49,7 @@ def correlate(x: Float64, key: Float64) -> Float64:
 
 
 def cosine(codec: C3sl, images: int) -> float:
-    """How alike samples and what is unbound of them are."""
+    """Similarity of samples and their estimates."""
     flat = torch.randn(images, codec.total, generator=torch.Generator().manual_seed(0))
     return F.cosine_similarity(codec.unbind(codec.bind(flat), images), flat).mean().item()
 
@@ -117,7 +117,7 @@ def test_the_keys_are_nearly_orthogonal_of_unit_length_and_a_function_of_the_see
 
 
 @pytest.mark.parametrize("precision", VALUE_PRECISIONS)
-def test_any_precision_works_and_the_trainer_needs_but_header_and_bytes(precision: Precision) -> None:
+def test_any_precision_works_and_the_trainer_needs_only_header_and_bytes(precision: Precision) -> None:
     codec, batch, trunk = c3sl(2, precision), a_batch(5), make_trunk()
     sent = codec.compress(trunk, batch)
     arrived = codec.extract(sent.header, sent.body)
@@ -162,6 +162,6 @@ def test_a_key_is_made_once_and_only_for_places_that_are_filled(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
-def test_a_share_must_be_one(share: float) -> None:
+def test_a_share_outside_its_range_is_refused(share: float) -> None:
     with pytest.raises(SettingError, match="share"):
         C3sl(CLASSES, share, TOKENS, DIM, "fp32", "fp32", 0)

@@ -1,4 +1,4 @@
-"""Top-K and RandTopK: which values travel, in how many bytes, and what gradient comes back."""
+"""Top-K and RandTopK: the values sent, their bytes, and the gradient that comes back."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def loss_of(features: Tensor, soft: Tensor) -> Tensor:
 
 
 def step(codec: Codec, batch: CodecBatch) -> tuple[EncodedBatch, Tensor, memoryview, list[Tensor]]:
-    """What was sent, the features that the head saw, the gradient's bytes, and the gradients of the trunk."""
+    """The encoded batch, the features that the head saw, the gradient's bytes, and the gradients of the trunk."""
     trunk = make_trunk()
     sent = codec.compress(trunk, batch)
     arrived = codec.extract(sent.header, sent.body)
@@ -61,7 +61,7 @@ def largest_by_numpy(flat: Tensor, kept: int) -> Places:
 
 
 @pytest.mark.parametrize("share", SHARES)
-def test_of_each_sample_the_largest_magnitudes_arrive_and_zeros_elsewhere(share: float) -> None:
+def test_each_samples_largest_magnitudes_arrive_and_zeros_elsewhere(share: float) -> None:
     batch, codec = a_batch(), top_k(share)
     sent = codec.compress(make_trunk(), batch)
     arrived = codec.extract(sent.header, sent.body)
@@ -138,12 +138,12 @@ def test_the_right_share_is_drawn_from_outside_the_top_and_the_rest_are_the_larg
         assert drawn == codec.kept or set(certain) <= set(mine)
 
 
-def test_no_more_is_drawn_from_outside_than_there_is() -> None:
+def test_the_number_drawn_from_outside_is_limited_by_what_is_there() -> None:
     codec = rand_top_k(1.0, outside=1.0)
     assert codec.choose(torch.randn(2, TOTAL), np.random.default_rng(0)).shape == (2, codec.kept)
 
 
-def test_what_is_outside_the_top_is_drawn_alike() -> None:
+def test_places_outside_the_top_are_drawn_uniformly() -> None:
     codec, rng = rand_top_k(0.2, outside=0.5), np.random.default_rng(0)
     flat = torch.randn(1, TOTAL, generator=torch.Generator().manual_seed(0))
     draws = np.concatenate([codec.choose(flat.expand(100, -1), rng).numpy().reshape(-1) for _ in range(10)])
@@ -178,7 +178,7 @@ def test_test_activations_are_those_that_the_head_trains_on(share: float) -> Non
 
 @pytest.mark.parametrize("precision", VALUE_PRECISIONS)
 @pytest.mark.parametrize("make", [top_k, rand_top_k])
-def test_any_precision_works_and_the_trainer_needs_but_header_and_bytes(
+def test_any_precision_works_and_the_trainer_needs_only_header_and_bytes(
     make: Callable[..., TopK], precision: Precision
 ) -> None:
     sent, features, _, gradients = step(make(0.2, precision), a_batch())
@@ -203,13 +203,13 @@ def test_any_precision_works_and_the_trainer_needs_but_header_and_bytes(
         (2, bytes(4)),
     ],
 )
-def test_places_that_are_none_are_refused(count: int, data: bytes) -> None:
+def test_invalid_places_are_refused(count: int, data: bytes) -> None:
     with pytest.raises(ProtocolError, match="places"):
         unpack_places(memoryview(data), 1, count, TOTAL)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan"), 1e-6])
-def test_a_share_must_be_one_and_let_a_value_through(share: float) -> None:
+def test_a_share_out_of_range_or_too_small_for_one_value_is_refused(share: float) -> None:
     with pytest.raises(SettingError, match="share"):
         top_k(share)
     with pytest.raises(SettingError, match="outside the top"):

@@ -1,4 +1,4 @@
-"""What a curious trainer reconstructs: an attack that sees no more than what travelled, and honest scores of it."""
+"""The attack of a curious trainer: it sees only the data sent, and its scores follow their definitions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from adc_edge.evaluation.codecs.base import Codec, CodecBatch, Header
 from adc_edge.evaluation.codecs.factory import make_codec
 from adc_edge.evaluation.privacy import attack as privacy
 from adc_edge.evaluation.privacy.attack import Examples, Inverter, Leak, View, invert, look, score
+from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import sampled
 from tests.conftest import TINY
 from tests.method.test_trunk import SPEC, make_trunk
@@ -61,7 +61,7 @@ def make(text: str) -> Codec:
 
 
 def make_inverter(view: View) -> Inverter:
-    """One whose weights are far from where they start."""
+    """An inverter with weights far from their initial values."""
     torch.manual_seed(0)
     inverter = Inverter(SPEC, view, torch.full((16, 16, 3), 0.5), 0.3).eval()
     nn.init.normal_(inverter.leave.weight, std=0.1)
@@ -69,7 +69,7 @@ def make_inverter(view: View) -> Inverter:
 
 
 def mean_image() -> Float32:
-    """Of the study's training images as the model gets them: 8x8 digits, resized."""
+    """The mean of the study's training images as the model gets them: 8x8 digits, resized."""
     split = sampled(load_dataset("digits"), STUDY).train
     images = [split.image(i).convert("RGB").resize((16, 16), 3) for i in range(256)]  # 3: bicubic
     mean: Float32 = np.mean([np.asarray(image, np.float64) / 255 for image in images], axis=0).astype(np.float32)
@@ -78,12 +78,12 @@ def mean_image() -> Float32:
 
 @functools.cache
 def attack(text: str) -> tuple[Leak, Examples]:
-    """After a short training; on one thread, as the test that asks first."""
+    """The result of an attack with a short training."""
     return invert(STUDY, parse_setting(text), 0, 3.0)
 
 
 @pytest.mark.parametrize("text", ["none", "topk@0.2", "adc@0.4", "adc-batch@0.5", "adc-tokens@0.5"])
-def test_changing_an_image_that_is_not_in_the_row_changes_nothing_of_what_is_made_of_it(text: str) -> None:
+def test_a_reconstruction_depends_on_no_image_outside_its_row(text: str) -> None:
     trunk, codec, batch = make_trunk(), make(text), make_batch()
     images = batch.images.clone()
     images[3] += 1e-3 * torch.randn(images[3].shape, generator=torch.Generator().manual_seed(0))
@@ -97,7 +97,7 @@ def test_changing_an_image_that_is_not_in_the_row_changes_nothing_of_what_is_mad
 
 
 @pytest.mark.parametrize("text", ["none", "none/int4", "topk@0.2/int8", "adc@0.4/int8", "adc-cls@0.4", "c3sl@0.25"])
-def test_a_trainer_elsewhere_has_the_same_of_the_header_and_the_bytes(
+def test_header_and_bytes_alone_give_another_trainer_the_same_features(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codec, came = make(text), list[tuple[Header, bytes]]()
@@ -115,7 +115,7 @@ def test_a_trainer_elsewhere_has_the_same_of_the_header_and_the_bytes(
 
 
 @pytest.mark.parametrize("text", ["adc@0.4", "adc@0.2", "adc-mean@0.4", "adc-batch@0.5", "adc-tokens@0.3"])
-def test_who_plays_the_device_knows_whose_tokens_a_row_has_and_which(text: str) -> None:
+def test_rows_and_places_name_the_images_and_tokens_of_each_row(text: str) -> None:
     trunk, batch = make_trunk(), make_batch()
     view = look(make(text), trunk, batch)
     assert view.places is not None
@@ -174,7 +174,7 @@ def test_a_constant_prediction_scores_as_the_mean_training_image_does(monkeypatc
     )
 
 
-def test_whole_activations_give_images_away_and_few_of_adcs_less() -> None:
+def test_full_activations_reveal_images_and_few_of_adcs_less() -> None:
     whole, few = attack("none")[0], attack("adc@0.1")[0]
     assert whole.psnr_db > whole.psnr_db_mean_image + 3
     assert whole.ssim > whole.ssim_mean_image + 0.2
@@ -212,7 +212,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("known")
-def test_one_command_gives_table_figure_and_data_and_says_that_it_promises_nothing(tmp_path: Path) -> None:
+def test_one_command_gives_table_figure_and_data_and_says_that_it_is_no_guarantee(tmp_path: Path) -> None:
     settings = ["none", "topk@0.1", "adc@0.3/int4"]
     asked = [
         "privacy",

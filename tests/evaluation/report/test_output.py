@@ -1,4 +1,4 @@
-"""The files that a study leaves: they read back, the pictures are labelled, and the page asks nobody for anything."""
+"""The result files of a study: they read back, the plots are labelled, and the page loads nothing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,21 @@ from PIL import Image
 
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.report.output import write_all
-from adc_edge.evaluation.report.page import curves_plot, page, steps_plot
-from adc_edge.evaluation.report.plots import CURVES_SIZE, DPI, SIZE, STYLES, curves_figure, figure, frontier
+from adc_edge.evaluation.report.page import page
+from adc_edge.evaluation.report.plots import (
+    CURVES_SIZE,
+    DPI,
+    SIZE,
+    STYLES,
+    curves_figure,
+    figure,
+    frontier,
+    panels,
+    svg,
+)
 from adc_edge.evaluation.report.tables import sheets, study_markdown
 from adc_edge.evaluation.report.views import METHOD_GROUPS, by_steps, views
-from adc_edge.evaluation.study.study import Run, Study
+from adc_edge.evaluation.study.records import Run, Study
 from tests.evaluation.report.test_views import STUDY, a_run, rises, some_runs
 
 BUDGETS = (0.01, 0.05, 1.0)
@@ -207,26 +217,20 @@ def test_without_an_uncompressed_run_the_pictures_are_drawn_and_say_so() -> None
 
 
 class Page(HTMLParser):
-    """What a page would load, and what it shows."""
+    """The addresses that a page would load, and the texts that it shows."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.tags: set[str] = set()
         self.loads: list[str] = []
-        self.ids: list[str] = []
         self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self._script = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._script = tag == "script"
+        self.tags.add(tag)
         self.loads += [f"{tag} {name}={value}" for name, value in attrs if name in {"src", "href", "srcset", "data"}]
-        self.ids += [value for name, value in attrs if name == "id" and value]
-
-    def handle_endtag(self, tag: str) -> None:
-        self._script = False
 
     def handle_data(self, data: str) -> None:
-        (self.scripts if self._script else self.texts).append(data)
+        self.texts.append(data)
 
 
 def read(text: str) -> Page:
@@ -238,25 +242,24 @@ def read(text: str) -> Page:
 def test_the_page_holds_both_plots_the_tables_the_study_and_the_machine_and_loads_nothing(written: Path) -> None:
     text = (written / "index.html").read_text()
     found = read(text)
-    assert found.loads == ["link href=data:,"]  # or a browser would ask for an icon
+    assert found.loads[0] == "link href=data:,"  # or a browser would ask for an icon
+    assert [load.partition(",")[0] for load in found.loads[1:]] == ["img src=data:image/svg+xml;base64"] * 2
     assert not [style for style in found.texts if "url(" in style or "@import" in style]
-    drawn = [script for script in found.scripts if "Plotly.newPlot(" in script and len(script) < 1_000_000]
-    assert len(drawn) == 2
-    assert {"plot0", "plot1"} <= set(found.ids)
-    assert sum(len(script) > 1_000_000 for script in found.scripts) == 1  # the library, once
+    assert "script" not in found.tags
+    assert len(text) < 500_000
     for expected in ("none/pca1:pca2", "80.0 ± 1.0", "After equal bytes", "deit_tiny_patch16_224", "made up"):
         assert expected in found.texts
 
 
-def test_what_the_plots_of_the_page_show() -> None:
-    steps = {trace.name: trace for trace in steps_plot(STUDY, SEEN).data}
-    assert steps["plain quantization"].x == pytest.approx((5, 25))
-    assert steps["plain quantization"].y == pytest.approx((72, 88))
-    assert steps["plain quantization"].error_y.array[0] == pytest.approx(2.0)
-    curves = {trace.name: trace for trace in curves_plot(STUDY, RUNS, SEEN, 0.05).data if trace.name}
-    assert list(curves) == [f"{group}: {setting}" for group, setting in SHOWN_BY_GROUP.items()]
-    assert curves["uncompressed: none"].x == pytest.approx((10_000, 20_000, 30_000, 40_000))
-    assert curves["uncompressed: none"].y == pytest.approx((45, 72, 81, 90))
+def test_the_page_shows_each_panel_as_a_picture_with_its_own_legend() -> None:
+    steps, curves = panels(STUDY, RUNS, SEEN, 0.05)
+    legends = [[text.get_text() for text in shown.legends[0].get_texts()] for shown in (steps, curves)]
+    assert legends[0] == [group for group in SHOWN_BY_GROUP if group != "uncompressed"]  # it is named in the plot
+    assert legends[1] == [f"{group}: {setting}" for group, setting in SHOWN_BY_GROUP.items()]
+    assert line(steps.axes[0], "plain quantization") == pytest.approx(np.array([(0.05, 0.72), (0.25, 0.88)]))
+    points = line(curves.axes[0], "uncompressed: none")
+    assert points == pytest.approx(np.array([(10_000, 0.45), (20_000, 0.72), (30_000, 0.81), (40_000, 0.9)]))
+    assert svg(steps).startswith(b"<?xml")
 
 
 def test_a_name_that_looks_like_a_tag_is_text() -> None:
@@ -269,7 +272,7 @@ def test_the_same_runs_give_the_same_page() -> None:
 
 
 @pytest.mark.parametrize("runs", [[], RUNS])
-def test_nothing_is_written_of_no_runs_or_no_budgets(tmp_path: Path, runs: list[Run]) -> None:
+def test_without_runs_or_budgets_nothing_is_written(tmp_path: Path, runs: list[Run]) -> None:
     with pytest.raises(SettingError, match="at least one each"):
         write_all(STUDY, runs, () if runs else BUDGETS, tmp_path)
     assert not list(tmp_path.iterdir())

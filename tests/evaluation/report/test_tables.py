@@ -1,4 +1,4 @@
-"""Tables that a person reads at 100 columns, and the same as Markdown."""
+"""Tables for a terminal of 100 columns, and the same as Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from adc_edge.evaluation.report.tables import Sheet, sheets, study_markdown, study_table, study_tables
 from adc_edge.evaluation.report.views import views
-from adc_edge.evaluation.study.study import Run
+from adc_edge.evaluation.study.records import Run
 from tests.evaluation.report.test_views import STUDY, a_run, rises, some_runs
 
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 1.0)

@@ -1,4 +1,4 @@
-"""What finished runs say: by hand, and by NumPy."""
+"""Views of finished runs, compared with values computed by hand and by NumPy."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from adc_edge.evaluation.report.views import (
     standings,
     views,
 )
+from adc_edge.evaluation.study.records import Point, Run, Study
 from adc_edge.evaluation.study.setting import METHODS, Setting, parse_setting
-from adc_edge.evaluation.study.study import Point, Run, Study
 from adc_edge.method.ratio import Ratio
 
 STUDY = Study(data="digits", epochs=4.0)
-STEP_BYTES, STEPS = 1000, 10  # of a step uncompressed; in an epoch. So the whole budget is 40,000 bytes.
+STEP_BYTES, STEPS = 1000, 10  # of an uncompressed step; steps of an epoch. So a budget of 1 is 40,000 bytes.
 
 
 def a_run(
@@ -41,7 +41,7 @@ def a_run(
     through: Sequence[float | None] | None = None,
     every: int = STEPS,
 ) -> Run:
-    """Judged each ``every`` steps, until the accuracies end; a fifth more goes up than down."""
+    """A run evaluated every ``every`` steps, once for each accuracy; 60 % of its bytes go up."""
     up, down = round(share * STEP_BYTES * 0.6), round(share * STEP_BYTES * 0.4)
     points = [
         Point(step, step / STEPS, step * up, step * down, accuracy, other, 1.0, float(step))
@@ -56,7 +56,7 @@ def a_run(
 
 
 def rises(*finals: float, setting: str, share: float) -> list[Run]:
-    """A run of four epochs for each seed, half as good at first."""
+    """A run of four epochs for each seed, from half of its final accuracy."""
     return [
         a_run(setting, (final / 2, final * 0.8, final * 0.9, final), seed, share) for seed, final in enumerate(finals)
     ]
@@ -108,7 +108,7 @@ def row(frame: pd.DataFrame, **wanted: Any) -> dict[str, Any]:
         "bottlenetpp@0.1/fp16": "BottleNet++ x low bits",
     }.items(),
 )
-def test_a_setting_competes_for_its_group(setting: str, group: str) -> None:
+def test_a_setting_belongs_to_its_group(setting: str, group: str) -> None:
     assert group_of(setting) == group
 
 

@@ -1,4 +1,4 @@
-"""A study's runs: kept one by one, never made twice, never mixed with those of another study."""
+"""A study's runs: stored one by one, never repeated, never mixed with those of another study."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from adc_edge.errors import CheckpointError, SettingError
+from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.runner import read_runs, run_study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import train
 from adc_edge.optimizer.settings import OptimizerSettings
 from tests.conftest import TINY
@@ -47,7 +48,7 @@ def test_every_setting_runs_with_every_seed_and_equals_a_run_alone(finished: Pat
     assert same.curve[-1].loss == pytest.approx(alone.curve[-1].loss, rel=1e-5)
 
 
-def test_what_is_there_is_not_run_again_and_what_is_missing_is(finished: Path) -> None:
+def test_missing_runs_are_made_and_stored_ones_are_not_repeated(finished: Path) -> None:
     files = sorted((finished / "runs").iterdir())
     before = {path.name: path.stat().st_mtime_ns for path in files[1:]}
     files[0].unlink()
@@ -57,11 +58,15 @@ def test_what_is_there_is_not_run_again_and_what_is_missing_is(finished: Path) -
 
 
 @pytest.mark.slow
-def test_a_setting_added_later_joins_the_others(finished: Path) -> None:
-    assert (
-        run_study(STUDY, [parse_setting("int2"), parse_setting("int3")], [0], finished, 2, QUIET) == []
-    )  # two at a time
+def test_settings_added_later_run_two_at_a_time_and_report_their_progress(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(Progress, "advance", lambda _, task, share: shares.append(share))
+    assert run_study(STUDY, [parse_setting("int2"), parse_setting("int3")], [0], finished, 2, QUIET) == []
     assert {run.setting for run in read_runs(finished)[1]} == {"none", "adc@0.3/int8", "int2", "int3"}
+    assert len(shares) == 2 * 2  # steps of each
+    assert sum(shares) == pytest.approx(2.0)
 
 
 def test_another_study_is_refused_by_what_differs(finished: Path) -> None:
@@ -84,9 +89,9 @@ def test_a_damaged_run_is_named(finished: Path) -> None:
     path.write_bytes(whole)
 
 
-def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_run_that_diverges_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     study = msgspec.structs.replace(STUDY, optimizer=OptimizerSettings(name="sgd", lr=1e30))
     failures = run_study(study, SETTINGS, [0], tmp_path, 1, QUIET)
-    assert [failure.what for failure in failures] == ["none seed 0", "adc@0.3/int8 seed 0"]
+    assert [failure.run for failure in failures] == ["none seed 0", "adc@0.3/int8 seed 0"]
     assert not (tmp_path / "runs").exists()
     assert json.loads((tmp_path / "study.json").read_text())["seeds"] == [0]

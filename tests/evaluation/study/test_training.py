@@ -1,4 +1,4 @@
-"""One run: the same task for every method, and honest numbers of it."""
+"""One run: the same task for every method, and correct numbers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from adc_edge.data import augment
 from adc_edge.data.loader import Loader
 from adc_edge.data.sources import load_dataset
 from adc_edge.errors import ProtocolError, SettingError
+from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import sampled, train
 from adc_edge.method.split import create_vit, preprocessing
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -60,7 +60,7 @@ def test_uncompressed_split_learning_is_ordinary_training_of_the_whole_model() -
     assert run.curve[-1].accuracy == pytest.approx(accuracy, abs=0.011)
 
 
-def test_a_run_tells_steps_bytes_and_accuracy_at_each_evaluation() -> None:
+def test_a_run_records_steps_bytes_and_accuracy_at_each_evaluation() -> None:
     run = train(study_with(evaluate_every=0.5), parse_setting("int8"), seed=0)
     assert [p.step for p in run.curve] == [4, 8]
     assert [p.epoch for p in run.curve] == [0.5, 1.0]

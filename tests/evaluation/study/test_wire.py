@@ -10,8 +10,8 @@ from rich.console import Console
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import METHODS, parse_setting
-from adc_edge.evaluation.study.study import Study
 from adc_edge.evaluation.study.training import train
 from adc_edge.evaluation.study.wire import Carried
 from tests.conftest import TINY

@@ -1,4 +1,4 @@
-"""What all runs of a study share, and what is kept of each run."""
+"""Records of a study: the task that all runs share, a run, its evaluations, and the plan on disk."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ STUDY_FORMAT = 1
 class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One task for every method: model, data, order, optimizer and length.
 
-    A run ends after ``epochs``; with a ``budget``, a run that has not yet spent that share of what an uncompressed one
-    of ``epochs`` costs goes on until it has, up to ``max_epochs``.
+    A run ends after ``epochs``. With a ``budget`` it goes on until it has spent this share of the bytes that an
+    uncompressed run of ``epochs`` takes, up to ``max_epochs``.
     """
 
     data: str
@@ -31,7 +31,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget: float | None = None
     max_epochs: float | None = None
     evaluate_every: float = 1.0  # epochs
-    train_images: int = 0  # a fixed random sample of so many; 0: all
+    train_images: int = 0  # size of a fixed random sample; 0: all
     test_images: int = 0
     augment: str = "flip"
     optimizer: OptimizerSettings = OptimizerSettings(name="adam")
@@ -39,7 +39,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     compute: Literal["fp32", "bf16"] = "fp32"
 
     def check(self) -> Study:
-        """Return self, or raise SettingError where a number makes no sense."""
+        """Return self, or raise SettingError for a number out of range."""
         positive = {"--epochs": self.epochs, "--eval-every": self.evaluate_every, "--budget": self.budget or 1.0}
         for option, value in positive.items():
             if not value > 0:
@@ -52,20 +52,20 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Point(msgspec.Struct, frozen=True):
-    """A run as it stood at one evaluation. Accuracies in 0..1; bytes as on the wire, since the run's start."""
+    """One evaluation of a run. Accuracies are in 0..1; bytes are those on the wire since the run's start."""
 
     step: int
     epoch: float
     bytes_up: int
     bytes_down: int
-    accuracy: float  # nothing compressed at the test
-    accuracy_through: float | None  # test activations compressed as in training, for methods that do so
-    loss: float  # in training, mean since the last point
+    accuracy: float  # test activations not compressed
+    accuracy_through: float | None  # test activations compressed, for methods that do so
+    loss: float  # mean training loss since the last point
     seconds: float
 
     @property
     def best(self) -> float:
-        """The better of both accuracies: rivals are judged by whichever suits them."""
+        """The higher of both accuracies, by which rivals are judged."""
         return max(self.accuracy, self.accuracy_through or 0.0)
 
 
@@ -74,21 +74,21 @@ class Run(msgspec.Struct, frozen=True):
 
     setting: str
     seed: int
-    ratio: float  # values sent up, as a share
-    uncompressed_step_bytes: int  # what a step costs in plain split learning at fp32, both ways
+    ratio: float  # share of the values that is sent up
+    uncompressed_step_bytes: int  # of a step of plain split learning at fp32, both ways
     steps_per_epoch: int
     curve: tuple[Point, ...]
     machine: dict[str, Any] = {}
 
     @property
     def share(self) -> float:
-        """Bytes of a step, both ways, as a share of the uncompressed."""
+        """Bytes of a step, both ways, as a share of an uncompressed step's."""
         last = self.curve[-1]
         return (last.bytes_up + last.bytes_down) / (last.step * self.uncompressed_step_bytes)
 
 
 class StudyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A study and what it tries: study.json in the output directory."""
+    """A study with its settings and seeds: study.json in the output directory."""
 
     format: int
     study: Study
