@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 
@@ -33,20 +31,6 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "Usage:" in result.stdout
-
-
-@pytest.mark.parametrize("file", ["README.md", "docs/architecture.md", "docs/boards.md", "CONTRIBUTING.md"])
-def test_commands_and_options_that_the_docs_type_exist(file: str) -> None:
-    text = (Path(__file__).parents[1] / file).read_text().replace("\\\n", " ")
-    for line in re.findall(r"^\$ adc-edge (.*)$", text, re.MULTILINE):
-        name, *rest = line.partition("#")[0].split()
-        assert name in COMMANDS, line
-        command = main.get_command(click.Context(main), name)
-        if isinstance(command, click.Group):
-            command = command.get_command(click.Context(command), rest[0])
-        assert command is not None, line
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in rest if word.startswith("-")} <= known, line
 
 
 @pytest.mark.parametrize(
