@@ -1,4 +1,4 @@
-"""What a run's last bits may depend on is on record."""
+"""The description of a machine has everything that the last bits of a run may depend on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import threadpoolctl
 from adc_edge import __version__, machine
 
 
-def test_versions_processor_and_cores_are_told() -> None:
+def test_versions_processor_and_cores_are_described() -> None:
     seen = machine.describe_machine()
     assert seen["python"] == platform.python_version()
     assert seen["numpy"] == np.__version__
@@ -26,7 +26,7 @@ def test_the_same_machine_is_described_alike_and_in_plain_values() -> None:
     assert json.loads(json.dumps(machine.describe_machine(threads=4))) == machine.describe_machine(threads=4)
 
 
-def test_what_the_caller_adds_is_there_and_has_the_last_word() -> None:
+def test_values_of_the_caller_are_added_and_replace_those_of_the_machine() -> None:
     seen = machine.describe_machine(threads=4, device="cuda:0", cores=2)
     assert (seen["threads"], seen["device"], seen["cores"]) == (4, "cuda:0", 2)
 
@@ -36,7 +36,7 @@ def test_a_package_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyP
     assert {"numpy"} == {"numpy", "no-such-package-anywhere"} & set(machine.describe_machine())
 
 
-def test_numpy_has_as_many_threads_as_it_is_let() -> None:
+def test_the_number_of_numpys_threads_is_limited() -> None:
     def threads() -> set[int]:
         return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
 
