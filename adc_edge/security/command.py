@@ -58,7 +58,7 @@ def make(directory: Path) -> None:
 @_file_argument
 @_keys_option
 def allow_device(name: str, file: Path, directory: Path) -> None:
-    """Allow the device with the public key FILE to connect, under NAME (on a trainer)."""
+    """Allow the device with public key FILE as NAME (on a trainer)."""
     from adc_edge.security.keystore import allow, fingerprint, load_public
 
     public = load_public(file)
@@ -70,7 +70,7 @@ def allow_device(name: str, file: Path, directory: Path) -> None:
 @_file_argument
 @_keys_option
 def pin_trainer(file: Path, directory: Path) -> None:
-    """Trust only the trainer with the public key FILE (on a device)."""
+    """Trust only the trainer with public key FILE (on a device)."""
     from adc_edge.security.keystore import fingerprint, load_public, pin
 
     public = load_public(file)
@@ -92,7 +92,7 @@ def revoke_device(name: str, directory: Path) -> None:
 @keys.command("list")
 @_keys_option
 def show(directory: Path) -> None:
-    """Show the keys in DIR: those of this machine, of its trainer and of its devices."""
+    """Show the keys of this machine and its peers."""
     from rich.console import Console
     from rich.table import Table
 
