@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 
 install: $(READY)
 
-# torch, torchvision and timm are resolved together: the small CPU wheels of torch do not fit torchvision.
+# torch, torchvision and timm are resolved together: torch's small CPU wheels do not fit torchvision's.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -18,11 +18,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/adc-edge demo
 
-# Two at a time: many wait for sockets and processes.
+# Two workers, because many tests wait for sockets and processes.
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Also the slow ones, but for those that measure a time or a rate.
+# The slow tests. Those that measure a time or a rate run alone.
 slow: $(READY)
 	$(BIN)/python -m pytest -m 'slow and not timed' -n 2 --dist worksteal
 	$(BIN)/python -m pytest -m 'slow and timed'
@@ -47,7 +47,7 @@ bench: $(READY)
 models: $(READY)
 	$(BIN)/python benchmarks/models.py --markdown docs/models.md
 
-# The device side as ARM64 code, emulated, against a real trainer here; TRAIN=--train adds a trunk that learns.
+# Emulate the device side as ARM64 code, with a real trainer on this machine. TRAIN=--train adds a trained trunk.
 arm64: $(READY)
 	deploy/arm64.sh $(BIN)/python $(TRAIN)
 

@@ -1,4 +1,4 @@
-"""The lazy command group: a command's module is imported when it is called, so `--help` imports no torch."""
+"""The lazy command group. It imports a command's module when the command is called, so `--help` imports no torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import click
 from adc_edge import __version__
 from adc_edge.errors import AdcEdgeError
 
-# OpenMP's threads spin while they wait by default, and starve whatever shares the cores: engine, decoding, a trainer on
-# the same machine. It is read when torch loads, so it is set before.
+# By default OpenMP's threads spin while they wait. That slows down everything that shares the cores: the engine, the
+# decoding, a trainer on the same machine. torch reads the variable when it loads, so it is set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Each module imports click at its head and everything heavy inside the command.
@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 class _Failure(click.ClickException):
-    """An error of ours as click shows it: no traceback, our exit code."""
+    """Shows an AdcEdgeError through click: no traceback, the error's exit code."""
 
     def __init__(self, error: AdcEdgeError) -> None:
         super().__init__(str(error))
@@ -65,15 +65,15 @@ class _LazyGroup(click.Group):
                 raise
             raise click.ClickException(
                 f"{error.filename or 'writing a file'}: {error.strerror}\n"
-                "  expected: room and permission to write there\n"
-                "  remedy:   free space or choose another place; a run resumes from its last checkpoint"
+                "  expected: free space, and permission to write there\n"
+                "  remedy:   free space or choose another directory; a run resumes from its last checkpoint"
             ) from error
         except ImportError as error:
             extra = _EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
                 raise
             raise click.ClickException(
-                f"this needs {error.name}, which is not installed\n  remedy:   pip install 'adc-edge[{extra}]'"
+                f"this command needs {error.name}, which is not installed\n  remedy:   pip install 'adc-edge[{extra}]'"
             ) from error
 
 

@@ -1,6 +1,6 @@
-"""`adc-edge demo`: all of it on one machine, in three processes, with scikit-learn's digits.
+"""`adc-edge demo`: a complete training on one machine, with scikit-learn's digits.
 
-It types the commands that a user would type (export, trainer, serve) and shows what they show.
+It runs the commands that a user would type (export, trainer, serve), each in a process, and shows their output.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from types import TracebackType
 
 import click
 
-# A small ViT on digits enlarged to 24 px: 37 tokens of 96 channels, cut in the middle.
+# A small ViT for digits enlarged to 24 px: 37 tokens of 96 channels, split in the middle.
 _EXPORT = (
     "--model vit_tiny_patch16_224 --model-arg patch_size=4 --img-size 24 --model-arg embed_dim=96 "
     "--model-arg num_heads=4 --model-arg depth=4 --num-classes 10 --split 2 "
     "--batch-size 64"
 )
-# One thread a process: device and trainer share the cores here.
+# One thread a process, because device and trainer share the cores here.
 _LEARNING = "--fresh --lr 2e-3 --schedule cosine --warmup-steps 20 --weight-decay 0.05 --clip-norm 1 --threads 1"
 _STEPS, _EVALUATE_EVERY = 400, 100
 _READY_S = 60.0
@@ -29,14 +29,14 @@ _STOP_S = 10.0
 
 
 @click.command()
-@click.option("--report", type=click.Path(path_type=Path), help="JSON file for the result.")
-@click.option("--steps", default=_STEPS, show_default=True, type=click.IntRange(min=1))
-@click.option("--keep", type=click.Path(path_type=Path), help="Keep bundle and runs in this directory.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write the results to this JSON file.")
+@click.option("--steps", default=_STEPS, show_default=True, type=click.IntRange(min=1), help="Number of steps.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep the bundle and the runs in this directory.")
 def demo(report: Path | None, steps: int, keep: Path | None) -> None:
-    """Export a small ViT, train it on digits over ZeroMQ on loopback, and show what it cost."""
+    """Export a small ViT, train it on digits over loopback, and show its accuracy and the bytes sent."""
     import tempfile
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a script's background job ignores Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # also in a script's background job, which ignores Ctrl-C
         signal.signal(number, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         where = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adc-edge-demo-")))
@@ -51,7 +51,7 @@ def demo(report: Path | None, steps: int, keep: Path | None) -> None:
 
 
 def _run(where: Path, serving: list[str]) -> int:
-    """Export, then trainer and device side by side; the exit code of the first that fails."""
+    """Export, then run trainer and device side by side. Return the exit code of the first one that fails."""
     bundle, trainer, log = where / "bundle", where / "trainer", where / "trainer.log"
     with _Process("export", *shlex.split(_EXPORT), "-o", str(bundle), "--force") as export:
         code = export.wait()
@@ -71,7 +71,7 @@ def _run(where: Path, serving: list[str]) -> int:
 
 
 class _Process:
-    """One adc-edge command as a process of its own, which ends when the block does."""
+    """One adc-edge command in a process, which ends with the block."""
 
     def __init__(self, *arguments: str, log: Path | None = None) -> None:
         import sys
@@ -82,7 +82,7 @@ class _Process:
             [sys.executable, "-m", "adc_edge", *arguments],
             stdout=output,
             stderr=None if log is None else subprocess.STDOUT,
-            start_new_session=True,  # the terminal's Ctrl-C must reach the children once, through us
+            start_new_session=True,  # the terminal's Ctrl-C must reach the child once, through this process
         )
         if output is not None:
             output.close()
@@ -93,7 +93,7 @@ class _Process:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let it end by itself for a moment, then ask, then insist; a second Ctrl-C insists at once."""
+        """Wait a moment, then terminate the process, then kill it. A second Ctrl-C kills it at once."""
         try:
             if kind is None:
                 self._ends_within(2.0)
@@ -105,11 +105,11 @@ class _Process:
             self._process.wait()
 
     def wait(self) -> int:
-        """Its exit code."""
+        """Wait for the end of the process. Return its exit code."""
         return self._process.wait()
 
     def wait_for(self, path: Path, seconds: float) -> bool:
-        """Whether ``path`` appears while the process lives."""
+        """Wait until ``path`` exists. Return whether it appeared while the process was running."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._process.poll() is None and not path.exists():
             time.sleep(0.05)

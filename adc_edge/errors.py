@@ -1,25 +1,25 @@
-"""Every error a user can meet.
+"""The tree of all errors that a user can see.
 
 AdcEdgeError
 ├── InputError           wrong use, exit 2
-│   ├── SettingError     an option's value
-│   ├── ModelError       a model or split that cannot be cut
+│   ├── SettingError     an option whose value cannot be used
+│   ├── ModelError       a model or a split that ADC does not support
 │   ├── BundleError      a bundle that is missing, changed or of another version
 │   └── DataError        a data source that cannot be read or does not fit
 └── RunError             a run that failed, exit 1
-    ├── ParityError      an export that does not equal PyTorch
-    ├── EngineError      an engine that cannot be built, loaded or trusted on this machine
+    ├── ParityError      an exported graph whose results differ from PyTorch's
+    ├── EngineError      an engine that cannot be built or loaded, or computes wrong results
     ├── CheckpointError  a state on disk that cannot be read back
     ├── ProtocolError    a message that breaks the protocol
-    ├── RefusedError     the trainer refused, by name
-    └── LinkError        the trainer cannot be reached
+    ├── RefusedError     a message that the trainer refused
+    └── LinkError        a trainer that cannot be reached
 """
 
 from __future__ import annotations
 
 
 class AdcEdgeError(Exception):
-    """Root of the tree: what was received, what was expected, how to mend it."""
+    """Base class of all errors. Each one has the received value, the expected value and the remedy."""
 
     exit_code = 1
 
@@ -32,21 +32,21 @@ class AdcEdgeError(Exception):
 
 
 class InputError(AdcEdgeError):
-    """Wrong use."""
+    """Wrong use: an option, a model, a bundle or a data source."""
 
     exit_code = 2
 
 
 class SettingError(InputError):
-    """An option's value makes no sense, alone or beside the others."""
+    """The value of an option cannot be used, alone or together with other options."""
 
 
 class ModelError(InputError):
-    """The model, or the place to cut it, is not one that ADC can work on."""
+    """The model, or the block after which it is split, does not suit ADC."""
 
 
 class BundleError(InputError):
-    """The bundle is missing, incomplete, changed since its export, or of an unknown version."""
+    """The bundle is missing or incomplete, was changed after its export, or has an unknown version."""
 
 
 class DataError(InputError):
@@ -54,15 +54,15 @@ class DataError(InputError):
 
 
 class RunError(AdcEdgeError):
-    """A run that was asked for rightly and failed."""
+    """A correctly requested run that failed."""
 
 
 class ParityError(RunError):
-    """The exported graph does not compute what PyTorch computes."""
+    """The results of the exported graph differ from PyTorch's."""
 
 
 class EngineError(RunError):
-    """An engine cannot be built or loaded on this machine, or computes something else than it should."""
+    """An engine cannot be built or loaded on this machine, or computes wrong results."""
 
 
 class CheckpointError(RunError):
@@ -70,7 +70,7 @@ class CheckpointError(RunError):
 
 
 class ProtocolError(RunError):
-    """A message breaks the protocol: malformed, oversize, out of order."""
+    """A message breaks the protocol: it is malformed, too large or out of order."""
 
     def __init__(self, received: str, expected: str, remedy: str, code: str = "malformed") -> None:
         super().__init__(received, expected, remedy)
@@ -78,7 +78,7 @@ class ProtocolError(RunError):
 
 
 class RefusedError(RunError):
-    """The trainer refused; ``code`` is one of ``protocol.RefusalCode``."""
+    """The trainer refused a message. ``code`` is one of ``messages.RefusalCode``."""
 
     def __init__(self, code: str, received: str, expected: str, remedy: str) -> None:
         super().__init__(f"the trainer refused ({code}): {received}", expected, remedy)
@@ -86,4 +86,4 @@ class RefusedError(RunError):
 
 
 class LinkError(RunError):
-    """The trainer cannot be reached, or went away for longer than was allowed."""
+    """The trainer cannot be reached, or was unreachable for longer than allowed."""

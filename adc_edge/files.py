@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed over it."""
+"""Atomic writes: a file is written under a temporary name, flushed to the disk, then renamed to its final name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Put ``data`` at ``path``: after a crash the old file or the new one is there, never a part."""
+    """Write ``data`` to ``path``. After a crash the old or the new file is there, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -25,14 +25,14 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = str(path)  # a full disk is reported without a name, a temporary one helps nobody
+            error.filename = str(path)  # a full disk is reported without a name, and the temporary name is no help
         raise
     sync_directory(path.parent)
 
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill that takes the place of ``path`` if the block succeeds, and vanishes if it does not."""
+    """Yield a temporary directory. It replaces ``path`` if the block succeeds, and is removed if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -48,7 +48,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames in ``path`` survive a power cut."""
+    """Flush a directory to the disk, so that renames in it survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -57,7 +57,7 @@ def sync_directory(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while piece := file.read(1 << 20):

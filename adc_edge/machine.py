@@ -68,13 +68,18 @@ def processor_name(cpuinfo: str | None = None) -> str:
 def int8_saturates(cpuinfo: str | None = None) -> bool:
     """Return whether the fast 8-bit products of this processor saturate, so that their sums are wrong.
 
-    x86 with AVX2 adds pairs of products in 16 bits. VNNI and AMX add them in 32 bits, as ARM does.
+    x86 with SSE4.1 or AVX2 adds pairs of products in 16 bits. VNNI and AMX add them in 32 bits, as ARM does.
 
     Args:
         cpuinfo: text of /proc/cpuinfo; None reads that file.
     """
-    flags = set(_first_fields(cpuinfo).get("flags", "").split())
-    return "avx2" in flags and not flags & _EXACT_INT8
+    flags = x86_flags(cpuinfo)
+    return bool(flags & {"sse4_1", "avx2"}) and not flags & _EXACT_INT8
+
+
+def x86_flags(cpuinfo: str | None = None) -> set[str]:
+    """Return the instruction sets of an x86 processor, as Linux names them; nothing elsewhere."""
+    return set(_first_fields(cpuinfo).get("flags", "").split())
 
 
 def _first_fields(cpuinfo: str | None) -> dict[str, str]:

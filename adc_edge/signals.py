@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that loops ask, so that a run ends between two states, never within one."""
+"""Ctrl-C and SIGTERM as a flag that loops check, so that a run ends between two steps, never within one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from types import FrameType
 
 
 class StopFlag:
-    """Set by the first SIGINT or SIGTERM; the second one interrupts at once.
+    """A flag that the first SIGINT or SIGTERM sets. The second one ends the process at once.
 
-    Call it to ask. Use it in the main thread only.
+    Call the object to read the flag. Create it in the main thread only.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class StopFlag:
             signal.signal(number, self._handle)
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Return whether the run must stop."""
         return self.stopped
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

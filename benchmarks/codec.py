@@ -1,8 +1,8 @@
-"""What encoding and decoding 1 MB of float32 costs beside one NumPy copy of it, and how much smaller it gets.
+"""Time to encode and decode 1 MB of float32, compared with one NumPy copy of it, and the size of the result.
 
     python benchmarks/codec.py --json out/codec.json
 
-One thread; the codec has no more.
+The codec uses one thread.
 """
 
 from __future__ import annotations

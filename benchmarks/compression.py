@@ -1,9 +1,9 @@
-"""What trunk + ADC costs beside the bare trunk, both exported the same way and run by ONNX Runtime.
+"""Time of trunk + ADC compared with the bare trunk, both exported the same way and run by ONNX Runtime.
 
     python benchmarks/compression.py --json out/compression.json
 
-Also: what k-means costs by its iterations, ONNX Runtime beside PyTorch, what outputs cost that nobody fetches, and (at
-112 px) how the cost grows with the batch and with ξ.
+Other rows show the time of k-means by its iterations, ONNX Runtime compared with PyTorch, the cost of outputs that are
+not fetched, and (at 112 px) the growth with the batch and with ξ.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def without_hidden(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def make_session(model: onnx.ModelProto) -> ort.InferenceSession:
-    """As the device's engine makes it."""
+    """A session with the same options as the device's engine."""
     return cpu_session(model.SerializeToString())
 
 
 def runner(model: onnx.ModelProto, feeds: Feeds) -> Callable[[], list[npt.NDArray[Any]]]:
-    """Runs the graph for its first outputs: hidden states are not fetched."""
+    """A function that runs the graph for its first outputs. Hidden states are not fetched."""
     session = make_session(model)
     outputs = [output.name for output in model.graph.output][: len(OUTPUTS)]
     return lambda: session.run(outputs, feeds)
@@ -70,7 +70,7 @@ def runner(model: onnx.ModelProto, feeds: Feeds) -> Callable[[], list[npt.NDArra
 def after_the_trunk(
     z: npt.NDArray[Any], assignment: npt.NDArray[Any], tokens: npt.NDArray[Any], clusters: int
 ) -> npt.NDArray[Any]:
-    """The non-lazy formulation's second half: merge the whole output, then select."""
+    """Second half of the direct formulation: merge the whole output, then select tokens."""
     merged = adc.cluster_mean(torch.from_numpy(z), torch.from_numpy(assignment), torch.arange(clusters))
     return adc.gather_tokens(merged, torch.from_numpy(tokens)).numpy()
 
@@ -97,7 +97,7 @@ class Case:
 
 
 def make_feeds(trunk: Trunk, batch: int, xi: float) -> tuple[Feeds, float, int]:
-    """Inputs of client.onnx, the ξ that they make, and T."""
+    """The inputs of client.onnx, their ξ, and T."""
     shape = Ratio(xi=xi).shape(batch, trunk.spec.tokens, trunk.spec.prefix)
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, trunk.spec.channels, *trunk.spec.image_size)).astype(np.float32)
@@ -107,7 +107,7 @@ def make_feeds(trunk: Trunk, batch: int, xi: float) -> tuple[Feeds, float, int]:
 
 
 def forwards(case: Case, rounds: int) -> list[Result]:
-    """Trunk + ADC beside the bare trunk, refreshable and frozen, and beside PyTorch."""
+    """Trunk + ADC compared with the bare trunk, refreshable and frozen, and with PyTorch."""
     weights: Feeds = {name: p.detach().numpy() for name, p in case.trunk.named_parameters()}
     client, bare = client_graph(case.trunk), bare_graph(case.trunk)
     cases: dict[str, Callable[[], Any]] = {
@@ -142,7 +142,7 @@ def forwards(case: Case, rounds: int) -> list[Result]:
 
 
 def kmeans_shares(case: Case, forward_ms: float, rounds: int) -> list[Result]:
-    """k-means by its iterations, beside the whole forward of the same library."""
+    """k-means by its iterations, compared with the whole forward in the same library."""
     scores, init_rows = case.scores(), torch.from_numpy(case.feeds["seeds"])
     counts = (1, 5, adc.LLOYD_ITERATIONS, 20)
     ms = medians_ms({str(n): partial(adc.kmeans, scores, init_rows, n) for n in counts}, rounds)
@@ -150,7 +150,7 @@ def kmeans_shares(case: Case, forward_ms: float, rounds: int) -> list[Result]:
 
 
 def growth(model: str, split: int, rounds: int) -> list[Result]:
-    """How trunk + ADC grows with the batch (by image) and with ξ (beside a straight line through both ends)."""
+    """Growth of trunk + ADC with the batch (for each image) and with ξ (compared with a line through both ends)."""
     case = Case(model, split, 16, 0.1, {"img_size": 112})
     batches, ratios = (16, 32, 64, 128, 256), (0.02, 0.1, 0.2, 0.4, 0.8)
     feeds = {f"B={batch}": make_feeds(case.trunk, batch, 0.1) for batch in batches}
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--ratio", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--growth-rounds", type=int, default=5, help="of the growth with B and ξ; 0 leaves it out")
+    parser.add_argument("--growth-rounds", type=int, default=5, help="rounds of the growth with B and ξ; 0: skip it")
     args = parser.parse_args()
     case = Case(args.model, args.split, args.batch_size, args.ratio)
     title = f"{args.model} split {args.split}, B={args.batch_size}, ξ={case.xi:.3f}, median of {args.rounds}"

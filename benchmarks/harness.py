@@ -1,4 +1,4 @@
-"""What every benchmark shares: named results with a reference of the same run, as a table and as JSON."""
+"""Tools of all benchmarks: named results with a reference from the same run, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.table import Table
 
 
 class Result(NamedTuple):
-    """``ratio`` is value / reference, both of the same run."""
+    """A measured value and its reference. ``ratio`` is value / reference, both from the same run."""
 
     name: str
     value: float
@@ -32,7 +32,7 @@ def compare(name: str, value: float, reference: float, unit: str) -> Result:
 
 
 def medians_ms(cases: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, float]:
-    """Median time of each case, run in turns of a fresh random order, since machines are shared and noisy."""
+    """Median time of each case. The cases take turns in random order, because machines are shared and noisy."""
     times: dict[str, list[float]] = {name: [] for name in cases}
     order = list(cases)
     rng = random.Random(0)
@@ -53,7 +53,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def show(title: str, results: list[Result], file: Path | None) -> None:
-    """Print a table that names the machine; write the JSON list."""
+    """Print a table that names the machine, and write the results as JSON."""
     table = Table(
         title=title, caption=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
@@ -69,7 +69,7 @@ def show(title: str, results: list[Result], file: Path | None) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print what stands behind the results: a first column of names, and numbers."""
+    """Print a table with a first column of names and further columns of numbers."""
     details = Table(title=title)
     for number, column in enumerate(columns):
         details.add_column(column, justify="right" if number else "left")

@@ -1,8 +1,8 @@
-"""Trunk + ADC in INT8 beside FP32, ONNX Runtime on the CPU.
+"""Time of trunk + ADC in INT8 compared with FP32, ONNX Runtime on the CPU.
 
     python benchmarks/int8.py --weights deit_tiny.safetensors --json out/int8.json
 
-Ranges are taken from noise, which is enough for times; what INT8 costs in accuracy, `adc-edge calibrate` tells.
+The ranges come from noise, which is enough to measure times. `adc-edge calibrate` measures the accuracy of INT8.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def results(trunk: Trunk, batches: list[int], xi: float, rounds: int) -> list[Re
 def main() -> None:
     parser = arguments("The trunk in INT8 v FP32, ONNX Runtime on the CPU.")
     parser.add_argument("--model", default="deit_tiny_patch16_224")
-    parser.add_argument("--weights", type=Path, help="weights file (safetensors); random ones without")
+    parser.add_argument("--weights", type=Path, help="weights file (safetensors); random weights without it")
     parser.add_argument("--split", type=int, default=6)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[2, 32])
     parser.add_argument("--ratio", type=float, default=0.1)

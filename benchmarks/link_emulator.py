@@ -1,10 +1,11 @@
-"""A network link in user space: two namespaces joined by two TUN devices, with rate, delay, queue and loss each way.
+"""A network link in user space: two namespaces and two TUN devices, with rate, delay, queue and loss in each direction.
 
     python benchmarks/link_emulator.py
 
-Real kernel TCP runs at both ends, so loss costs what it costs: retransmissions, and what the congestion control makes
-of them. A process of its own forwards the packets. It needs root, and touches nothing but the namespaces it makes; they
-go with it, also when the benchmark is killed. Rates count IP packets: TCP's payload is 1448 of each 1500 bytes.
+The kernel's TCP runs at both ends, so packet loss has its real effects: retransmissions, and the reaction of the
+congestion control. A separate process forwards the packets. It needs root, and changes only the namespaces that it
+makes. It removes them at its end, also when the benchmark is killed. Rates count IP packets: TCP's payload is 1448 of
+each 1500 bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _CAPABILITIES = 1 << 12 | 1 << 21  # CAP_NET_ADMIN, CAP_SYS_ADMIN
 
 
 def available() -> str | None:
-    """None if links can be emulated here, else why not."""
+    """None if links can be emulated here, otherwise the reason why not."""
     if sys.platform != "linux":
         return "link emulation needs Linux"
     status = Path("/proc/self/status").read_text()
@@ -60,14 +61,14 @@ class LinkEmulator:
     """A link between two namespaces; a context manager.
 
     Args:
-        up: from the device to the trainer.
-        down: back.
-        seed: of the losses.
-        mtu_bytes: of an IP packet.
-        congestion: control that connections begin with, whatever this machine's is; None: this machine's.
+        up: direction from the device to the trainer.
+        down: direction from the trainer to the device.
+        seed: random seed of the losses.
+        mtu_bytes: largest size of an IP packet.
+        congestion: congestion control of new connections; None: the default of this machine.
 
     Raises:
-        RuntimeError: on entering, with what the system said.
+        RuntimeError: the link cannot be made; raised on entering, with the system's message.
     """
 
     device_address, trainer_address = DEVICE, TRAINER
@@ -101,10 +102,10 @@ class LinkEmulator:
         self._process.kill()
         self._process.join()
         self._control.close()
-        remove(self._namespaces)  # if it was killed
+        remove(self._namespaces)  # if the process was killed
 
     def enter_device(self) -> None:
-        """Move the calling thread to the device's end; in a child process, before any socket is made."""
+        """Move the calling thread to the device's end. Call it in a child process, before it makes a socket."""
         enter(self.device_namespace)
 
     def enter_trainer(self) -> None:
@@ -112,26 +113,26 @@ class LinkEmulator:
         enter(self.trainer_namespace)
 
     def set(self, up: Way | None = None, down: Way | None = None) -> None:
-        """Change what is given, now: also for packets that wait in the queue, not for those that are on their way."""
+        """Change one or both directions now. Packets in the queue are affected, packets in transit are not."""
         self._ask((up, down))
 
     def stats(self) -> Stats:
-        """What it did so far."""
+        """The statistics of the emulator so far."""
         return Stats(*self._ask("stats"))
 
     @property
     def lag_ms(self) -> float:
-        """The worst lateness since the start or the last ``set``; a run above 20 ms is to be rejected."""
+        """The largest delay of a packet behind its due time since the last ``set``. Reject a run above 20 ms."""
         return self.stats().lag_ms
 
     @property
     def bytes(self) -> tuple[int, int]:
-        """Delivered up and down, IP headers included."""
+        """Delivered bytes up and down, IP headers included."""
         return self.stats()[2:4]
 
     def _ask(self, question: object) -> Any:
         with self._lock:
-            with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            with contextlib.suppress(BrokenPipeError):  # `_reply` then raises
                 self._control.send(question)
             return self._reply()
 
@@ -146,7 +147,7 @@ class LinkEmulator:
 
 
 def tcp_pair(link: LinkEmulator) -> tuple[socket.socket, socket.socket]:
-    """A connection across the link: the device's end and the trainer's, usable from anywhere."""
+    """A connection across the link: the device's end and the trainer's, usable in any namespace."""
     with inside(link.trainer_namespace):
         listener = socket.create_server((TRAINER, 0))
     with listener:
@@ -160,7 +161,7 @@ def tcp_pair(link: LinkEmulator) -> tuple[socket.socket, socket.socket]:
 
 
 def rtt_ms(one: socket.socket, other: socket.socket, rounds: int = 5) -> float:
-    """Median time of one byte there and back."""
+    """Median round-trip time of one byte."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -172,7 +173,7 @@ def rtt_ms(one: socket.socket, other: socket.socket, rounds: int = 5) -> float:
 
 
 def goodput_mbit_s(sender: socket.socket, receiver: socket.socket, warm_up_s: float, seconds: float) -> float:
-    """Payload received per second after the warm-up; what is on its way at the end is received, too."""
+    """Rate of the received payload after the warm-up. Bytes in transit at the end are received, too."""
     start, count, data, inputs = time.monotonic(), 0, bytes(2**18), [receiver]
     sender.setblocking(False)
     while (now := time.monotonic()) < start + warm_up_s + seconds:
@@ -190,19 +191,19 @@ def goodput_mbit_s(sender: socket.socket, receiver: socket.socket, warm_up_s: fl
 
 
 def _work(namespace: str, target: Callable[[Connection], None], pipe: Connection) -> None:
-    """What a process does at one end of the link; its troubles go through the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark's to handle
+    """Run ``target`` at one end of the link. Its errors are sent through the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark handles it
     enter(namespace)
     try:
         target(pipe)
     except Exception:
-        with contextlib.suppress(OSError):  # nobody is there
+        with contextlib.suppress(OSError):  # the benchmark has ended
             pipe.send(RuntimeError(traceback.format_exc()))
 
 
 @contextlib.contextmanager
 def process(namespace: str, target: Callable[[Connection], None]) -> Iterator[Connection]:
-    """A process at one end of the link; it ends with its pipe."""
+    """Run ``target`` in a process at one end of the link. The process ends with its pipe."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     child = spawn.Process(target=_work, args=(namespace, target, theirs), daemon=True)
@@ -218,12 +219,12 @@ def process(namespace: str, target: Callable[[Connection], None]) -> Iterator[Co
 
 
 def main() -> None:
-    from harness import arguments, compare, show  # rich is not for the emulator's process
+    from harness import arguments, compare, show  # here, so that the emulator's process does not load rich
 
-    parser = arguments("What the link emulator delivers: asked v got.")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of transfer for each link")
+    parser = arguments("Rates and round trips of the link emulator: measured v requested.")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of the transfer on each link")
     parser.add_argument("--mtu", type=int, default=1500)
-    parser.add_argument("--congestion", default="cubic", help="control")
+    parser.add_argument("--congestion", default="cubic", help="congestion control")
     args = parser.parse_args()
     if trouble := available():
         sys.exit(trouble)
@@ -241,7 +242,7 @@ def main() -> None:
                 name = f"{rate} Mbit/s, {rtt} ms; lag {stats.lag_ms:.1f} ms, {stats.cpu_share:.0%} of a core"
                 results.append(compare(f"{name}: goodput", goodput, rate, "Mbit/s"))
                 results.append(compare("round trip", got_ms, rtt, "ms"))
-    show("link emulator: got v asked", results, args.json)
+    show("link emulator: measured v requested", results, args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The link emulator's own process: packets between two TUN devices in two namespaces (see link_emulator.py)."""
+"""The process of the link emulator: it forwards packets between two TUN devices (see link_emulator.py)."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ DEVICE, TRAINER = "10.77.0.1", "10.77.0.2"
 TUN = Path("/dev/net/tun")
 _TUNSETIFF, _IFFTUN, _IFF_NO_PI, _CLONE_NEWNET = 0x400454CA, 0x0001, 0x1000, 0x40000000
 _SETTINGS = {
-    "ipv6/conf/all/disable_ipv6": "1",  # its own chatter would take a share of a slow link
-    "ipv4/tcp_no_metrics_save": "1",  # a connection must not know what an earlier one learned
+    "ipv6/conf/all/disable_ipv6": "1",  # IPv6's own packets would take a share of a slow link
+    "ipv4/tcp_no_metrics_save": "1",  # a connection must not reuse the measurements of an earlier one
 }
-_BATCH = 64  # packets read before those that are due are written
+_BATCH = 64  # number of packets to read before the due packets are written
 _IDLE_S = 0.02
 
 
 class Way(NamedTuple):
-    """One direction of a link; a loss of 1 is a black hole."""
+    """One direction of a link. A loss of 1 drops every packet."""
 
     rate_mbit_s: float
     delay_ms: float  # one way
-    queue_bytes: int | None = None  # drop-tail; None: what a round trip of twice the delay holds, 256 KiB at least
-    loss: float = 0.0  # of packets, independent of each other
+    queue_bytes: int | None = None  # drop-tail; None: rate times twice the delay, at least 256 KiB
+    loss: float = 0.0  # probability that a packet is lost
 
     @property
     def room_bytes(self) -> float:
@@ -47,27 +47,27 @@ class Way(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """What the emulator did: the first two since the last ``set``, the others since the start."""
+    """Statistics of the emulator. The first two count since the last ``set``, the others since the start."""
 
-    lag_ms: float  # the worst lateness: of a packet, or of a look at the devices
-    cpu_share: float  # of one core
-    up_bytes: int  # delivered, IP headers included
+    lag_ms: float  # largest delay behind the due time, of a packet or of a turn of the loop
+    cpu_share: float  # share of one core
+    up_bytes: int  # delivered bytes, IP headers included
     down_bytes: int
-    lost: int  # packets, by chance
+    lost: int  # packets that were dropped at random
     overflowed: int  # packets that found the queue full
 
 
 def enter(namespace: str | int) -> None:
-    """Move the calling thread, and the threads and processes it makes from now on, into a network namespace."""
+    """Move the calling thread into a network namespace, with all threads and processes that it starts later."""
     with open(namespace if isinstance(namespace, int) else f"/run/netns/{namespace}") as file:
-        libc = ctypes.CDLL(None, use_errno=True)  # os.setns is of Python 3.12
+        libc = ctypes.CDLL(None, use_errno=True)  # os.setns needs Python 3.12
         if libc.setns(file.fileno(), _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns")
 
 
 @contextlib.contextmanager
 def inside(namespace: str) -> Iterator[None]:
-    """Be in a namespace for a moment: sockets, and ZeroMQ contexts whose threads start here, stay in it."""
+    """Run a block in a namespace. Sockets that it makes, and ZeroMQ contexts that it starts, stay in the namespace."""
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     enter(namespace)
     try:
@@ -77,17 +77,17 @@ def inside(namespace: str) -> Iterator[None]:
 
 
 class Direction:
-    """A queue, a transmitter that sends one packet after the other, and the packets on their way."""
+    """A queue, a transmitter that sends one packet after the other, and the packets in transit."""
 
     def __init__(self, way: Way, seed: int) -> None:
         self.way, self._rng = way, random.Random(seed)
         self._waiting: deque[tuple[float, bytes]] = deque()  # arrival, packet
-        self._flying: deque[tuple[float, bytes]] = deque()  # when it is due, packet
+        self._flying: deque[tuple[float, bytes]] = deque()  # due time, packet
         self._waiting_bytes, self._free_s, self._last_s = 0, 0.0, 0.0
         self.bytes = self.lost = self.overflowed = 0
 
     def read(self, tun: int) -> None:
-        """Queue what has come."""
+        """Queue the packets that have arrived."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(_BATCH):
                 packet = os.read(tun, 65_536)
@@ -98,7 +98,7 @@ class Direction:
                 self._waiting.append((time.monotonic(), packet))
 
     def transmit(self, now: float) -> None:
-        """Begin what can have begun by now, at the present rate."""
+        """Transmit the packets whose turn has come by now, at the present rate."""
         while self._waiting and self._free_s <= now:
             arrival, packet = self._waiting.popleft()
             self._waiting_bytes -= len(packet)
@@ -110,17 +110,17 @@ class Direction:
             self._flying.append((self._last_s, packet))
 
     def next_s(self) -> float:
-        """When to look again, at the latest."""
+        """The latest time of the next turn."""
         due = self._flying[0][0] if self._flying else float("inf")
         return min(due, self._free_s + self.way.delay_ms / 1e3) if self._waiting else due
 
     def deliver(self, tun: int, now: float) -> float:
-        """Write what is due; how late the first of them was, in seconds."""
+        """Write the due packets. Return the lateness of the first one in seconds."""
         late = max(0.0, now - self._flying[0][0]) if self._flying else 0.0
         while self._flying and self._flying[0][0] <= now:
             packet = self._flying.popleft()[1]
             self.bytes += len(packet)
-            with contextlib.suppress(OSError):  # the other end is full, or down
+            with contextlib.suppress(OSError):  # the device at the other end is full or down
                 os.write(tun, packet)
         return late
 
@@ -132,7 +132,7 @@ class _Forwarder:
         self._late_s, self._wall_s, self._cpu_s = 0.0, time.monotonic(), time.process_time()
 
     def run(self, control: Connection, parent: int) -> None:
-        """Forward until told to end, or until nobody is there to tell."""
+        """Forward packets until the order to end, or until the parent process has ended."""
         inputs, turn = [*(way[0] for way in self._ways), control.fileno()], time.monotonic()
         while os.getppid() == parent:
             wake = min(self.up.next_s(), self.down.next_s(), turn + _IDLE_S)
@@ -173,10 +173,10 @@ class _Forwarder:
 
 
 def emulate(control: Connection, parent: int, ends: tuple[Any, ...], link: tuple[Any, ...]) -> None:
-    """What the process runs until ``control`` or its parent ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark's to handle
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what multiprocessing sends when the benchmark ends
-    gc.disable()  # there is nothing to collect, and a look through the heap takes milliseconds
+    """Emulate the link until ``control`` or the parent process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark handles it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # multiprocessing sends it when the benchmark ends
+    gc.disable()  # there is no garbage, and a collection takes milliseconds
     try:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, -20)
@@ -184,7 +184,7 @@ def emulate(control: Connection, parent: int, ends: tuple[Any, ...], link: tuple
         control.send((None, None))
         forwarder.run(control, parent)
     except (OSError, subprocess.CalledProcessError) as error:
-        with contextlib.suppress(OSError):  # nobody is there
+        with contextlib.suppress(OSError):  # the benchmark has ended
             control.send((getattr(error, "stderr", "") or str(error), None))
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -192,7 +192,7 @@ def emulate(control: Connection, parent: int, ends: tuple[Any, ...], link: tuple
 
 
 def _connect(namespaces: tuple[str, str], mtu_bytes: int, congestion: str | None) -> list[int]:
-    """Make both namespaces; their TUN devices."""
+    """Make both namespaces. Return their TUN devices."""
     tuns = []
     for namespace, own, peer in zip(namespaces, (DEVICE, TRAINER), (TRAINER, DEVICE), strict=True):
         _ip("netns", "add", namespace)
@@ -204,7 +204,9 @@ def _connect(namespaces: tuple[str, str], mtu_bytes: int, congestion: str | None
             fcntl.ioctl(tuns[-1], _TUNSETIFF, struct.pack("16sH22x", b"link0", _IFFTUN | _IFF_NO_PI))
             _ip("link", "set", "lo", "up")
             _ip("addr", "add", own, "peer", peer, "dev", "link0")
-            _ip("link", "set", "link0", "mtu", str(mtu_bytes), "txqueuelen", "10000", "up")  # ours is the queue
+            _ip(
+                "link", "set", "link0", "mtu", str(mtu_bytes), "txqueuelen", "10000", "up"
+            )  # only the queue of the emulator drops packets
             if congestion is not None:
                 _ip("route", "replace", peer, "dev", "link0", "src", own, "congctl", congestion)
     return tuns

@@ -1,9 +1,9 @@
-"""Ways to bring new weights into the ONNX Runtime session, beside the frozen graph and beside a whole step.
+"""Ways to give an ONNX Runtime session new weights, compared with the frozen graph and with a whole step.
 
     python benchmarks/refresh.py --json out/refresh.json
 
-A refresh costs what (bring new weights, run) takes more than running the frozen graph, whose weights ONNX Runtime has
-folded and packed. A step is forward (ours), recompute and backward.
+The cost of a refresh is the time to set new weights and run, minus the time of the frozen graph, whose weights ONNX
+Runtime has folded and packed. A step is forward (ours), recompute and backward.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from adc_edge.storage.bundle import OUTPUTS
 
 
 def in_place(session: ort.InferenceSession, feeds: Feeds, weights: Feeds) -> Callable[[], object]:
-    """IOBinding: an OrtValue for each parameter, updated from the parameter before each run."""
+    """IOBinding with an OrtValue for each parameter, which is updated from the parameter before each run."""
     binding = session.io_binding()
     values = {name: ort.OrtValue.ortvalue_from_numpy(value.copy()) for name, value in weights.items()}
     bind(binding, feeds, values)
@@ -37,7 +37,7 @@ def in_place(session: ort.InferenceSession, feeds: Feeds, weights: Feeds) -> Cal
 
 
 def wrapped(session: ort.InferenceSession, feeds: Feeds, weights: Feeds) -> Callable[[], object]:
-    """IOBinding to the parameters' own memory, which the optimizer writes: nothing is left to do."""
+    """IOBinding to the memory of the parameters, which the optimizer writes. No update is needed."""
     binding = session.io_binding()
     bind(binding, feeds, {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in weights.items()})
     return lambda: session.run_with_iobinding(binding)
@@ -53,7 +53,7 @@ def bind(binding: Any, feeds: Feeds, values: dict[str, Any]) -> None:
 
 
 def new_session(model: onnx.ModelProto, feeds: Feeds, weights: Feeds) -> Callable[[], object]:
-    """A graph with the new weights inside, and a session for it."""
+    """A new session for a graph that contains the new weights."""
     constants = frozen(model)
     places = {initializer.name: initializer for initializer in constants.graph.initializer}
 
@@ -66,7 +66,7 @@ def new_session(model: onnx.ModelProto, feeds: Feeds, weights: Feeds) -> Callabl
 
 
 def ways(split: int, rounds: int) -> list[Result]:
-    """Every way, in turns with the frozen graph and with the rest of the step."""
+    """Measure every way, in turns with the frozen graph and with the rest of the step."""
     case = make_case(split, 224)
     trunk = case.shim.trunk
     weights: Feeds = dict(case.shim.weights())
@@ -90,7 +90,7 @@ def ways(split: int, rounds: int) -> list[Result]:
 
 
 def check(split: int) -> None:
-    """Every way must compute with the new weights, also when they change once more."""
+    """Check that the session computes with the new weights, also when they change once more."""
     case = make_case(split, 112)
     weights: Feeds = {name: value.copy() for name, value in case.shim.weights().items()}
     feeds, _, _ = make_feeds(case.shim.trunk, 8, 0.1)
@@ -110,7 +110,7 @@ def check(split: int) -> None:
 
 
 def main() -> None:
-    parser = arguments("New weights in a running session: ways, beside the frozen graph and beside a step.")
+    parser = arguments("Ways to give a running session new weights, compared with the frozen graph and with a step.")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     check(1)

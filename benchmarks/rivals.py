@@ -1,19 +1,19 @@
-"""The round trip of wire.py through other stacks: a payload up, the same bytes back, loopback, between two processes.
+"""The round trip of wire.py through other libraries: a payload up, the same bytes back, two processes, loopback.
 
     VENV/bin/python benchmarks/rivals.py --json out/rivals.json
 
-Rivals do not all fit into one environment, so this file needs rich and pyzmq only, and skips what is not installed. The
-reference of each row is raw ZeroMQ with the same payload in the same run, call by call in turns.
+The libraries do not all fit into one environment, so this file needs only rich and pyzmq, and skips a library that is
+not installed. The reference of each row is raw ZeroMQ with the same payload in the same run; the calls take turns.
 
-Run with Python 3.11 and grpcio 1.85.1, nvflare 2.9.0, hivemind 1.1.12, pyzmq 27.3.0, each as suits it best:
+Measured with Python 3.11 and grpcio 1.85.1, nvflare 2.9.0, hivemind 1.1.12, pyzmq 27.3.0. Each is set up for speed:
 
-- grpcio: one unary method of plain bytes, no protobuf, no limit to a message.
-- nvflare: `CoreCell` is its lowest layer, `Cell` what its jobs use. Bytes go as they are; arrays, which is what a job
-  sends, through its decomposers and, in a Cell, its downloads.
-- hivemind: a unary call, the bytes in its own Tensor message, uvloop, its limit of 4 MiB raised. Its two libp2p daemons
-  are processes of their own and encrypt, which cannot be turned off.
+- grpcio: one unary method of plain bytes, no protobuf, no limit of the message size.
+- nvflare: `CoreCell` is its lowest layer, and its jobs use `Cell`. Bytes are sent unchanged. Arrays, which a job sends,
+  pass its decomposers and, in a Cell, its downloads.
+- hivemind: a unary call with the bytes in its own Tensor message, uvloop, its limit of 4 MiB raised. Its two libp2p
+  daemons are separate processes and always encrypt.
 
-Flower is not here: messages wait in its SuperLink until a SuperNode, which looks every 3 s, asks for them.
+Flower is left out: its SuperLink keeps messages until a SuperNode polls for them, every 3 s.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ LARGEST_BYTES = 64 * 1024 * 1024
 SIZES = (("64 kB", 64 * 1024), ("1 MB", 1024 * 1024), ("10 MB", 10 * 1024 * 1024))
 START_S = 60.0
 
-Call = Callable[[bytes], Any]  # gives the answer, as any buffer
+Call = Callable[[bytes], Any]  # returns the answer as any buffer
 
 
 class Rival(NamedTuple):
-    """``serve`` sends its address through the pipe and works until something comes; ``connect`` gives a call."""
+    """A library to compare. ``serve`` sends its address through the pipe and serves until an object arrives there."""
 
     name: str
     package: str
@@ -124,7 +124,7 @@ def _cell(name: str, url: str, kind: str) -> Any:
 def serve_nvflare(kind: str, scheme: str, pipe: Connection) -> None:
     reply = import_module("nvflare.fuel.f3.cellnet.utils").make_reply
     _register_arrays()
-    with socket.create_server(("127.0.0.1", 0)) as free:  # it takes no port 0
+    with socket.create_server(("127.0.0.1", 0)) as free:  # nvflare does not accept port 0
         url = f"{scheme}://127.0.0.1:{free.getsockname()[1]}"
     cell = _cell(_SERVER, url, kind)
     cell.register_request_cb(channel=_CHANNEL, topic=_TOPIC, cb=lambda request: reply("ok", body=request.payload))
@@ -153,7 +153,7 @@ def connect_nvflare(kind: str, arrays: bool, url: str) -> Iterator[Call]:
         _until_it_answers(call)
         yield call
     finally:
-        cell.stop()  # else its threads outlive the script
+        cell.stop()  # otherwise its threads keep the script from ending
 
 
 def _register_arrays() -> None:
@@ -162,7 +162,7 @@ def _register_arrays() -> None:
 
 
 def _until_it_answers(call: Call) -> None:
-    """The cells find each other in threads of their own, and until then there is no target."""
+    """Repeat a call until it succeeds: the cells find each other in background threads."""
     deadline = time.monotonic() + START_S
     while True:
         try:
@@ -241,15 +241,15 @@ RIVALS = (
 
 @contextmanager
 def server(serve: Callable[[Connection], None]) -> Iterator[Any]:
-    """The address that ``serve`` sends, from a process of its own, which ends with the context."""
+    """Run ``serve`` in a process that ends with the context. Yield the address that it sends."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=serve, args=(theirs,), daemon=True)
     process.start()
-    theirs.close()  # so that a server which dies is noticed
+    theirs.close()  # so that the end of the server is noticed
     try:
         if not ours.poll(START_S):
-            raise TimeoutError(f"its server did not start in {START_S:.0f} s")
+            raise TimeoutError(f"the server did not start within {START_S:.0f} s")
         yield ours.recv()
     finally:
         if process.is_alive():
@@ -264,7 +264,7 @@ def measure(rival: Rival, raw: Call, rounds: int) -> list[Result]:
         for name, size in SIZES:
             payload = random.Random(0).randbytes(size)
             if bytes(call(payload)) != payload:
-                raise ValueError(f"the answer to {name} is not what was sent")
+                raise ValueError(f"the answer to {name} differs from the bytes that were sent")
             cases = {"rival": partial(call, payload), "raw": partial(raw, payload)}
             ms = medians_ms(cases, rounds, warm_up=5)
             row = f"{rival.name} {version(rival.package)}, {name} each way"
@@ -273,9 +273,9 @@ def measure(rival: Rival, raw: Call, rounds: int) -> list[Result]:
 
 
 def main() -> None:
-    parser = arguments("Round trip of equal payloads through other stacks v raw ZeroMQ, loopback.")
+    parser = arguments("Round trip of equal payloads through other libraries v raw ZeroMQ, loopback.")
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--only", default="", help="rivals whose name begins so")
+    parser.add_argument("--only", default="", help="measure only libraries whose name has this prefix")
     args = parser.parse_args()
     results: list[Result] = []
     with server(serve_raw) as address, connect_raw(address) as raw:
@@ -285,7 +285,7 @@ def main() -> None:
                 continue
             try:
                 results += measure(rival, raw, args.rounds)
-            except Exception as error:  # the others are of use without it
+            except Exception as error:  # the other rows are useful without it
                 print(f"{rival.name} cannot be measured here: {type(error).__name__}: {error}", file=sys.stderr)
     show(f"round trips on loopback, median of {args.rounds}", results, args.json)
 

@@ -1,9 +1,9 @@
-"""What training the trunk costs beside its own forward, and what else was tried to make it cheaper. CPU, PyTorch.
+"""Time to train the trunk compared with its own forward, and alternatives that were tried. CPU, PyTorch.
 
     python benchmarks/shim.py --json out/shim.json
 
-Every alternative runs in turns with ours; a ratio above 1 says that ours is the faster. The malloc settings belong to a
-process, so they are compared between two child processes that take turns.
+Every alternative takes turns with our implementation. A ratio above 1 means that ours is faster. The malloc settings
+belong to a process, so two child processes that take turns are compared.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from adc_edge.method.ratio import Ratio
 from adc_edge.method.split import create_vit, split_vit
 from adc_edge.optimizer.settings import OptimizerSettings
 
-Alternative = tuple[Any, str, Callable[..., Any]]  # owner, attribute, what replaces it
+Alternative = tuple[Any, str, Callable[..., Any]]  # owner, attribute, replacement
 
 
 class Case(NamedTuple):
@@ -55,7 +55,7 @@ class Case(NamedTuple):
             self.shim.trunk(torch.from_numpy(self.images))
 
     def recompute(self) -> None:
-        """As a device whose trunk is frozen would: no graph."""
+        """Recompute without an autograd graph."""
         with torch.no_grad():
             self.shim.recompute(self.images, self.sent)
         self.shim.drop()
@@ -66,7 +66,7 @@ class Case(NamedTuple):
         self.shim.backward(self.gradient)
 
     def update(self) -> None:
-        """One optimizer step for every parameter, without the backward before it."""
+        """One optimizer step for every parameter, without a backward."""
         for parameter in self.shim.trunk.parameters():
             parameter.grad = parameter.detach()
         self.shim.update(0, 1)
@@ -95,7 +95,7 @@ def make_case(split: int, size: int, batch: int = 32, freeze_first: int = 0, xi:
 
 @contextmanager
 def instead(*alternatives: Alternative) -> Iterator[None]:
-    """Something else in place of ours."""
+    """Replace parts of our implementation by alternatives."""
     patches = [mock.patch.object(*alternative) for alternative in alternatives]
     for patch in patches:
         patch.start()
@@ -145,14 +145,14 @@ ALTERNATIVES: dict[str, Alternative] = {
 
 
 def gflop(run: Callable[[], None]) -> float:
-    """Operations of its products, convolutions and attention."""
+    """Floating-point operations of matrix products, convolutions and attention, in 10^9."""
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops()) / 1e9
 
 
 def costs(split: int, size: int, rounds: int) -> list[Result]:
-    """Recompute + backward, with and without frozen blocks, beside the trunk's own forward."""
+    """Recompute + backward, with and without frozen blocks, compared with the trunk's own forward."""
     whole, partly = make_case(split, size), make_case(split, size, freeze_first=split - 1)
     ms = medians_ms(
         {
@@ -176,7 +176,7 @@ def costs(split: int, size: int, rounds: int) -> list[Result]:
 
 
 def alternatives(split: int, size: int, rounds: int) -> list[Result]:
-    """Each alternative beside ours, and one thread beside two."""
+    """Each alternative compared with ours, and one thread compared with all."""
     case = make_case(split, size)
 
     def other(alternative: Alternative) -> Callable[[], None]:
@@ -202,7 +202,7 @@ def alternatives(split: int, size: int, rounds: int) -> list[Result]:
 
 
 def optimizers(split: int, rounds: int) -> list[Result]:
-    """AdamW's kinds: one parameter after the other, all at once, in one kernel."""
+    """The implementations of AdamW: a loop over the parameters, foreach, and fused."""
     trunk = make_case(split, 112).shim.trunk
     for parameter in trunk.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -219,7 +219,7 @@ def optimizers(split: int, rounds: int) -> list[Result]:
 
 
 def malloc_child(pipe: Connection, keep: bool, split: int, size: int, batch: int) -> None:
-    """Train once for every message; answers seconds, page faults and peak memory in MB."""
+    """Train once for every message. Answer with seconds, page faults and peak memory in MB."""
     if keep:
         assert keep_freed_memory()
     case = make_case(split, size, batch)
@@ -232,7 +232,7 @@ def malloc_child(pipe: Connection, keep: bool, split: int, size: int, batch: int
 
 
 def malloc(split: int, size: int, batch: int, rounds: int) -> list[Result]:
-    """Freed memory kept by the process v glibc's own settings."""
+    """Freed memory kept by the process v glibc's default settings."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[bool, Connection] = {}
     processes = []
@@ -267,7 +267,7 @@ def main() -> None:
     results: list[Result] = []
     for batch in (32, 64):
         results += malloc(3, 224, batch, args.rounds)
-    keep_freed_memory()  # as a device does that trains
+    keep_freed_memory()  # like a device that trains
     for split in (3, 6):
         for size in (224, 112):
             results += costs(split, size, args.rounds)

@@ -1,10 +1,10 @@
-"""A training step's time beside its physical bound, over an emulated link: what overlapping is worth, and what is left.
+"""Time of a training step compared with its physical bound, over an emulated link, with and without overlap.
 
     python benchmarks/step_time.py --json out/step_time.json
 
-A trainer and a device, each a process with one thread in its own network namespace (see link_emulator.py: it needs
-root; where it cannot work, the list is empty). The bound of a step is the busiest of four, all of the same run: the
-device's seconds of computing, the bytes of each direction over the link's rate, the trainer's seconds of computing.
+Trainer and device are processes with one thread each, in their own network namespaces. link_emulator.py needs root;
+without it the list of results is empty. The bound of a step is the largest of four times from the same run: computation
+on the device, bytes up over the link's rate, bytes down over the link's rate, computation on the trainer.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from link_emulator import LinkEmulator, Way, available, process
 from adc_edge.codec.precision import Precision
 from adc_edge.planning.schedule import Costs, step_seconds
 
-# What is heavy (torch, timm, onnx) is imported inside functions: the emulator's process reads this module, too.
+# Heavy packages (torch, timm, onnx) are imported inside functions, because the emulator's process imports this module.
 
-# Device, link and trainer take about as long for a step at 20 Mbit/s, with one thread each.
+# With one thread each and at 20 Mbit/s, device, link and trainer take about the same time for a step.
 MODEL, MODEL_ARGS, SPLIT = "vit_tiny_patch16_224", {"img_size": 112, "depth": 5}, 2
 CLUSTERS, TOKENS = 0.75, 0.8
 PRECISION: Precision = "fp16"
-RATE_MBIT_S, RTT_MS, BATCH, MICRO_BATCHES = 20.0, 40.0, 256, (1, 8, 16, 32)  # of the main claim
+RATE_MBIT_S, RTT_MS, BATCH, MICRO_BATCHES = 20.0, 40.0, 256, (1, 8, 16, 32)  # settings of the main claim
 GRID_BATCH, GRID_MICRO_BATCHES = 64, (1, 8)
 WARM_UP = 1
-LAG_MS = 20.0  # of the emulator: a case above is run again, and marked if that is no better
+LAG_MS = 20.0  # a case with a larger lag of the emulator is run again, and marked if the lag stays
 ENDPOINT = f"tcp://{LinkEmulator.trainer_address}:5700"
 START_S = 120.0
-BOTH: dict[str, Any] = {"insecure": True, "threads": 1, "checkpoint_every": 0}  # settings of device and trainer
+BOTH: dict[str, Any] = {"insecure": True, "threads": 1, "checkpoint_every": 0}  # settings of both device and trainer
 
 
 class Case(NamedTuple):
@@ -63,15 +63,15 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a case gave: medians of its steps, in seconds."""
+    """The result of a case: medians of its steps, in seconds."""
 
     case: Case
     step: float
-    places: dict[str, float]  # how long each was busy
-    wait: float  # the device, for answers
-    other: float  # the device: neither
+    places: dict[str, float]  # busy time of each place
+    wait: float  # the device waits for answers
+    other: float  # the device neither computes nor waits
     predicted: float
-    lag_ms: float  # of the emulator, at worst
+    lag_ms: float  # largest lag of the emulator
 
     @property
     def bound(self) -> float:
@@ -103,7 +103,7 @@ def trainer(bundle: Path, directory: Path, pipe: Connection) -> None:
 
 
 def device(bundle: Path, directory: Path, pipe: Connection) -> None:
-    """The device's process: a run for each case that comes through the pipe, whose name it answers."""
+    """The device's process: a run for each case that comes through the pipe. It answers with the name of the run."""
     from rich.console import Console
 
     from adc_edge.edge_runtime import loop, runner
@@ -124,7 +124,7 @@ def device(bundle: Path, directory: Path, pipe: Connection) -> None:
 
 
 def without_overlap() -> type[Any]:
-    """The loop of a device that does one thing after the other: nothing is computed while a gradient is awaited."""
+    """The loop of a device without overlap: it computes nothing while it waits for a gradient."""
     from adc_edge.edge_runtime.loop import DeviceLoop, _InFlight
     from adc_edge.edge_runtime.stopwatch import Stopwatch
 
@@ -144,14 +144,14 @@ def without_overlap() -> type[Any]:
 
 
 def steps_of(run: Path, name: str) -> list[dict[str, Any]]:
-    """A device's measured steps in the metrics of its own run, or of the trainer's."""
+    """The measured steps of a device, from the metrics of its own run or of the trainer's."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     steps = (line for line in lines if line["kind"] == "step" and line["step"] >= WARM_UP)
     return [step for step in steps if step.get("device", name) == name]
 
 
 class Bench(NamedTuple):
-    """Device and trainer at both ends of a link, for one case after the other."""
+    """Device and trainer at the two ends of a link. They run the cases one after the other."""
 
     link: LinkEmulator
     device: Connection
@@ -165,7 +165,7 @@ class Bench(NamedTuple):
                 raise self.trainer.recv()
 
     def rows(self, cases: Sequence[Case], rounds: int = 1) -> list[Row]:
-        """Run each case, in turns of a fresh random order: machines are shared, and change their pace."""
+        """Run each case, in a new random order each round, because machines are shared and change their speed."""
         steps: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
         for turn in range(rounds):
             for case in random.Random(turn).sample(cases, len(cases)):
@@ -174,7 +174,7 @@ class Bench(NamedTuple):
         return [make_row(case, steps[case]) for case in cases]
 
     def _run(self, case: Case) -> list[dict[str, float]]:
-        """What both sides wrote of each measured step."""
+        """Run a case. Return the metrics of both sides for each measured step."""
         way = link_way(case.rate_mbit_s, case.rtt_ms)
         self.link.set(way, way)
         self.device.send(case)
@@ -187,7 +187,7 @@ class Bench(NamedTuple):
 
 
 def link_way(rate_mbit_s: float, rtt_ms: float) -> Way:
-    """With a queue of twice what the link holds: BBR has up to 2.9 times that under way, as it is fed in bursts."""
+    """A link whose queue holds twice the bandwidth-delay product: BBR has up to 2.9 times it in flight, in bursts."""
     return Way(rate_mbit_s, rtt_ms / 2, queue_bytes=max(2**18, round(2 * rate_mbit_s * 125 * rtt_ms)))
 
 
@@ -199,7 +199,7 @@ def make_row(case: Case, steps: list[dict[str, float]]) -> Row:
     busy, wait = ["seconds_data", *phases], median("seconds_wait")
     up, down = (median(f"bytes_{way}") * 8 / (case.rate_mbit_s * 1e6) for way in ("up", "down"))
     places = {"device": median(*busy), "up": up, "down": down, "cloud": median("seconds_trainer")}
-    # The optimizer's time, which the device is not told, comes after the last answer has left.
+    # The optimizer's time is not in the answers, because the trainer's optimizer runs after the last answer was sent.
     seconds = (*map(median, phases), up, median("seconds_cloud"), down)
     costs, rtt_s = Costs(*(value / case.micro_batches for value in seconds)), case.rtt_ms / 1e3
     predicted = median("seconds_data") + step_seconds(costs, rtt_s, case.micro_batches)
@@ -210,7 +210,7 @@ def make_row(case: Case, steps: list[dict[str, float]]) -> Row:
 
 
 def claim(bench: Bench, rounds: int, steps: int) -> tuple[list[Row], list[Result]]:
-    """One link, every M, and the same without overlap; the best M; that one beside its bound and beside no overlap."""
+    """Every M on one link, and M=1 without overlap. The results compare the best M with its bound and no overlap."""
     cases = [Case(RATE_MBIT_S, RTT_MS, BATCH, count, steps) for count in MICRO_BATCHES]
     *rows, sequential = bench.rows([*cases, Case(RATE_MBIT_S, RTT_MS, BATCH, 1, steps, overlap=False)], rounds)
     best = min(rows, key=lambda row: row.step)
@@ -221,7 +221,7 @@ def claim(bench: Bench, rounds: int, steps: int) -> tuple[list[Row], list[Result
 
 
 def grid(bench: Bench) -> list[Row]:
-    """Links from slow to fast, near to far; trunk trained and frozen; one message for a step, and several."""
+    """Links of three rates and three round trips, trunk trained and frozen, one and several messages a step."""
     cases = [
         Case(rate, rtt, GRID_BATCH, count, 2 if rate < RATE_MBIT_S else 4, trained)
         for rate in (5.0, 20.0, 100.0)
@@ -259,11 +259,11 @@ def run(quick: bool) -> tuple[list[Row], list[Result]]:
 
 
 def main() -> None:
-    parser = arguments("A step's time v its physical bound, over an emulated link.")
-    parser.add_argument("--quick", action="store_true", help="the main claim alone, with few steps")
+    parser = arguments("Time of a step v its physical bound, over an emulated link.")
+    parser.add_argument("--quick", action="store_true", help="measure only the main claim, with few steps")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays behind
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as adc_edge/cli.py: processes share the cores
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespaces are removed
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in adc_edge/cli.py: the processes share the cores
     if trouble := available():
         print(trouble)
         show("step v its bound", [], args.json)

@@ -1,11 +1,11 @@
-"""What our messages cost beside raw ZeroMQ: round trips of equal payloads on loopback, servers in other processes.
+"""Round trip of our messages compared with raw ZeroMQ: equal payloads, loopback, servers in other processes.
 
     python benchmarks/wire.py --json out/wire.json
 
-The halves are made free (the gradient is the activations sent back), so that the difference is the protocol's: headers,
-seals, checks, chunks, encoding and decoding on both sides, label triples; in one row also a journal and a log on disk,
-as with --run on both sides. Steps follow at once, so that one waits for what the trainer does after its answer to the
-one before; ``--rest-ms`` lets both sides rest in between. Other stacks: rivals.py.
+Trunk and head compute nothing (the gradient is the activations sent back), so the difference is the cost of the
+protocol: headers, seals, checks, chunks, encoding and decoding on both sides, label triples. One row adds a journal and
+a log on disk, as with --run on both sides. Steps follow without a pause, so a step waits for the trainer's work after
+its last answer; ``--rest-ms`` adds a pause. Other libraries: rivals.py.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from adc_edge.storage.bundle import HEAD, Bundle
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.messages import VERSION, Gradient, Hello, Step, pack_header
 
-DIM, KEPT = 192, 16  # DeiT-T: 12 kB a cluster at fp32
+DIM, KEPT = 192, 16  # DeiT-T: 12 kB a cluster in fp32
 CLASSES = 10
-MAX_IMAGES = 1024  # one for each cluster: 12 MiB a message
+MAX_IMAGES = 1024  # one image a cluster: 12 MiB a message
 MODEL_ARGS = {"patch_size": 4, "img_size": 16, "embed_dim": DIM, "num_heads": 3, "depth": 2}
-CASES: tuple[tuple[str, int, Precision, bool], ...] = (  # the last: whether both sides keep their runs on disk
+CASES: tuple[tuple[str, int, Precision, bool], ...] = (  # the last field: both sides keep their runs on disk
     ("64 kB", 64 * 1024, "fp32", False),
     ("1 MB", 1024 * 1024, "fp32", False),
     ("1 MB", 1024 * 1024, "fp32", True),
@@ -54,12 +54,12 @@ CASES: tuple[tuple[str, int, Precision, bool], ...] = (  # the last: whether bot
     ("1 MB", 1024 * 1024, "fp16", False),
     ("1 MB", 1024 * 1024, "int8", False),
 )
-CHECKPOINT_EVERY = 50  # steps, where runs are kept: until the one after, journal and log hold what came before
+CHECKPOINT_EVERY = 50  # steps; journal and log keep the messages since the checkpoint before the last one
 WARM_UP = 5
 
 
 class Echo(HeadTraining):
-    """A head whose gradient is what it was given."""
+    """A head that returns the activations as their gradient."""
 
     def learn(self, activations: Float32, soft: Float32, gradient: bool, step: Accumulated) -> Learned:
         step.add([None], 0.0, 0.0)
@@ -70,7 +70,7 @@ class Echo(HeadTraining):
 
 
 def older_checkpoint(step: int) -> int:
-    """The step that a side at ``step`` may still come back to."""
+    """The first step that a side at ``step`` may restart from."""
     return max(0, step // CHECKPOINT_EVERY - 1) * CHECKPOINT_EVERY
 
 
@@ -87,7 +87,7 @@ def serve(bundle_dir: Path, kept: bool, pipe: Connection) -> None:
     trainer.answers.durable = {} if kept else None
     over = threading.Event()
 
-    def wait() -> None:  # asking the pipe after each message would cost more than the message
+    def wait() -> None:  # polling the pipe after each message would cost more than the message
         pipe.poll(None)
         over.set()
 
@@ -98,7 +98,7 @@ def serve(bundle_dir: Path, kept: bool, pipe: Connection) -> None:
 
 
 class Device:
-    """One device's end, sending the same step with a new number each time."""
+    """A device that sends the same step again and again, with a new number each time."""
 
     _sessions = itertools.count(1)
 
@@ -117,7 +117,7 @@ class Device:
         )
 
     def step(self) -> Float32:
-        """Everything that a step does on its way; gives the gradient."""
+        """Do everything in a step but the computation of trunk and head. Return the gradient."""
         images = np.arange(self.clusters, dtype=np.int64)
         triples = label_triples(images, np.zeros_like(images), CLASSES)
         body = encode(self.activations, self.precision, triples.tobytes())
@@ -137,7 +137,7 @@ class Device:
         )
         self.channel.submit(message, body)
         if self.channel.trainer_keeps:
-            self.journal.append(JournalKey(self.next), pack_header(message), body)  # while it travels
+            self.journal.append(JournalKey(self.next), pack_header(message), body)  # while the message is in transit
         answer, gradient = self.channel.result()
         assert isinstance(answer, Gradient)
         self.next += 1
@@ -146,7 +146,7 @@ class Device:
 
 @contextmanager
 def device(bundle: Bundle, endpoint: str, size_bytes: int, precision: Precision, kept: bool) -> Iterator[Device]:
-    """A device that is connected, and whose steps were seen to come back right."""
+    """A connected device, after a check that its gradient is the activations."""
     one = Device(bundle, endpoint, size_bytes, precision, kept)
     one.channel.open(30)
     try:
@@ -157,7 +157,7 @@ def device(bundle: Bundle, endpoint: str, size_bytes: int, precision: Precision,
 
 
 def medians_rested_ms(cases: Mapping[str, Callable[[], object]], rounds: int, rest_s: float) -> dict[str, float]:
-    """As harness.medians_ms, with a rest before each call: what the one before left to do is not this one's."""
+    """The same as harness.medians_ms, with a pause before each call in which the trainer finishes the call before."""
     times: dict[str, list[float]] = {name: [] for name in cases}
     order, rng = list(cases), random.Random(0)
     for turn in range(WARM_UP + rounds):
@@ -187,8 +187,8 @@ def measure(
 
 def main() -> None:
     parser = arguments("Round trip of our messages v raw ZeroMQ of the same size each way, loopback.")
-    parser.add_argument("--rounds", type=int, default=200, help="a quarter of it for 10 MB")
-    parser.add_argument("--rest-ms", type=float, default=0.0, help="before each round trip")
+    parser.add_argument("--rounds", type=int, default=200, help="number of round trips; a quarter of it for 10 MB")
+    parser.add_argument("--rest-ms", type=float, default=0.0, help="pause before each round trip")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "bundle"

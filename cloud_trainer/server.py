@@ -29,7 +29,7 @@ from adc_edge.wire.messages import (
     pack_header,
     unpack_from_device,
 )
-from adc_edge.wire.sockets import tune
+from adc_edge.wire.sockets import set_socket_options
 from adc_edge.wire.tcp import prefer_bbr, tcp_info
 
 _TICK_MS = 100
@@ -125,7 +125,7 @@ class Server:
         self._context.term()
 
     def _listen(self, bind: str) -> None:
-        tune(self._socket, bind)
+        set_socket_options(self._socket, bind)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if self._access is not None:
             self._access.secure(self._context, self._socket, self._refusals)

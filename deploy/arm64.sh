@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# The device side on ARM64, on an x86 Linux machine: deploy/arm64.sh PYTHON [--train]
+# Test the device side as ARM64 code on an x86 Linux machine: deploy/arm64.sh PYTHON [--train]
 #
-# PYTHON has adc-edge[export,cloud] (the checkout's .venv/bin/python); it exports a bundle and runs a real trainer. The
-# device runs as ARM64 code: Debian's Python and the wheels that a board would get, in a private directory, under QEMU's
-# user mode. No root, no chroot, no binfmt; nothing outside out/arm64 changes. --train adds PyTorch and a trunk that
-# learns (0.6 GB more). What was fetched once is kept; `rm -rf out/arm64` starts over.
+# PYTHON has adc-edge[export,cloud] (the checkout's .venv/bin/python). It exports a bundle and runs a real trainer. The
+# device runs as ARM64 code under QEMU's user mode, in a private directory, with Debian's Python and the wheels that a
+# board would get. It needs no root, chroot or binfmt, and changes nothing outside out/arm64. --train adds PyTorch and a
+# trained trunk (0.6 GB more). Downloads are kept; `rm -rf out/arm64` starts over.
 set -euo pipefail
 
-# What JetPack 6 brings, for Python 3.11. onnxruntime after 1.23 crashes under this emulator.
+# Versions of JetPack 6, for Python 3.11. onnxruntime after 1.23 crashes under this emulator.
 PINS=(onnxruntime==1.23.2 'numpy==1.26.*')
-# By name and without dependencies: pip reads torch's markers for the machine it runs on, and would add CUDA for x86.
+# All packages are listed, because pip evaluates torch's markers for this machine and would add CUDA for x86.
 TORCH=(torch==2.5.1 sympy==1.13.1 mpmath networkx jinja2 markupsafe fsspec filelock typing-extensions)
-SUITE=bookworm # its Python is 3.11; from where this machine's apt has it, or ADC_EDGE_DEBIAN=URL
+SUITE=bookworm # its Python is 3.11; the mirror is that of this machine's apt, or ADC_EDGE_DEBIAN=URL
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
 fail() { echo "arm64: $1" >&2; exit 1; }
 
 [[ $# -ge 1 && $# -le 2 && ${2:---train} == --train ]] || fail "usage: deploy/arm64.sh PYTHON [--train]"
 PYTHON=$(command -v "$1") || fail "no Python at $1; \`make install\` makes .venv/bin/python"
-[[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON # not resolved: a venv is known by the path of its link
+[[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON # the link is not resolved: Python finds its venv by the link's path
 TRAIN=${2:-}
 SELF=$(realpath "$0")
 cd "$(dirname "$SELF")/.."
@@ -26,22 +26,22 @@ OUT=$PWD/out/arm64
 mkdir -p "$OUT"
 LOG=$OUT/setup.log
 exec 9>"$OUT/lock"
-flock --nonblock 9 || fail "another one is at work in $OUT"
+flock --nonblock 9 || fail "another run is using $OUT"
 : >"$LOG"
 
-# once NAME KEY FUNCTION: makes out/arm64/NAME, again only if KEY or this script has changed.
+# once NAME KEY FUNCTION: make out/arm64/NAME, unless it exists and KEY and this script are unchanged.
 once() {
     local name=$1 key start=$SECONDS
     key=$(cat "$SELF" - <<<"$2" | sha256sum)
     if [[ -f $OUT/$name.key && $(<"$OUT/$name.key") == "$key" ]]; then
-        echo "arm64: $name is there"
+        echo "arm64: $name exists already"
         return
     fi
     rm -rf "${OUT:?}/$name" "$OUT/$name.key"
     mkdir -p "$OUT/$name"
     if ! "$3" "$OUT/$name" >>"$LOG" 2>&1; then
         tail -n 15 "$LOG" >&2
-        fail "cannot make $name (no network? another mirror: ADC_EDGE_DEBIAN=URL); all of it stands in $LOG"
+        fail "cannot make $name (no network? another mirror: ADC_EDGE_DEBIAN=URL); the whole log is in $LOG"
     fi
     echo "$key" >"$OUT/$name.key"
     echo "arm64: made $name in $((SECONDS - start)) s"
@@ -53,7 +53,7 @@ debian_mirror() {
         awk -v suite=$SUITE '$2 == suite && !n++ {print $1}'
 }
 
-# Debian's ARM64 Python with its libraries, and the emulator for this machine's processor.
+# Unpack Debian's ARM64 Python with its libraries, and the emulator for this machine's processor.
 make_system() {
     mkdir -p "$1/apt/lists/partial" "$1/apt/archives/partial" "$1/root"
     : >"$1/apt/status"
@@ -74,7 +74,7 @@ EOF
     rm -r "$1/apt"
 }
 
-# Wheels for ARM64 and Python 3.11, unpacked by this machine's pip.
+# Unpack wheels for ARM64 and Python 3.11 with this machine's pip.
 arm64_pip() {
     local platforms=() version target=$1
     for version in 2_28 2_27 2_26 2_17; do platforms+=(--platform "manylinux_${version}_aarch64"); done
@@ -82,14 +82,14 @@ arm64_pip() {
         --python-version 3.11 "${platforms[@]}" --platform manylinux2014_aarch64
 }
 
-# adc-edge as a wheel installs it. From a copy: setuptools would take what lies about in build/.
+# Install adc-edge as a wheel. It is built in a copy, because setuptools would include old files in build/.
 make_adc_edge() {
     mkdir "$1/source" && cp -a pyproject.toml README.md LICENSE "${SOURCES[@]}" "$1/source" || return
     timeout 300 "$PYTHON" -m pip install --quiet --no-deps --target "$1/site" "$1/source" || return
     rm -r "$1/source"
 }
 
-# One requirement a word, from the metadata of what was just installed.
+# Print the requirements of the installed adc-edge, separated by spaces.
 needs() {
     "$PYTHON" - "$OUT/adc-edge/site" <<'EOF'
 import sys
@@ -105,16 +105,16 @@ make_packages() { arm64_pip "$1" $NEEDS "${PINS[@]}"; }
 make_torch() { arm64_pip "$1" --no-deps "${TORCH[@]}"; }
 
 [[ $(uname -s) == Linux ]] || fail "this needs Linux: QEMU's user mode runs Linux programs"
-[[ $(uname -m) != aarch64 ]] || fail "this machine is ARM64 already: \`make test\` proves as much, and more"
+[[ $(uname -m) != aarch64 ]] || fail "this machine is ARM64 already: run \`make test\`, which checks more"
 for tool in apt-get dpkg-deb; do
     command -v $tool >/dev/null || fail "no $tool: this needs Debian or Ubuntu, for example in a debian:$SUITE container"
 done
 [[ -r $KEYRING ]] || fail "no $KEYRING: apt-get install debian-archive-keyring"
 "$PYTHON" -c 'from importlib.util import find_spec; exit(not all(map(find_spec, ("zmq", "torch", "timm", "pip"))))' ||
-    fail "$PYTHON lacks what adc-edge[export,cloud] needs, or pip: make install"
+    fail "$PYTHON lacks pip or a package of adc-edge[export,cloud]: run \`make install\`"
 HOST=$(dpkg --print-architecture)
 MIRROR=${ADC_EDGE_DEBIAN:-$(debian_mirror)}
-[[ $MIRROR ]] || fail "this machine's apt knows no Debian $SUITE: name a mirror of it, ADC_EDGE_DEBIAN=URL"
+[[ $MIRROR ]] || fail "this machine's apt has no source of Debian $SUITE: name a mirror, ADC_EDGE_DEBIAN=URL"
 mapfile -t SOURCES < <(find adc_edge -maxdepth 1 -type l -printf '%f\n' | sort) # the parts
 SOURCES=(adc_edge "${SOURCES[@]}")
 
@@ -130,7 +130,7 @@ if [[ $TRAIN ]]; then
     DEVICE_PATH=$DEVICE_PATH:$OUT/torch
 fi
 
-# An ARM64 Python that is called like any other. Bytecode is what pip has made: what it weighs is measured.
+# Make a command that runs the ARM64 Python. It writes no bytecode, because the size of the installation is measured.
 cat >"$OUT/python" <<EOF
 #!/bin/sh
 export PYTHONPATH="$DEVICE_PATH" PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1

@@ -1,7 +1,7 @@
-"""What deploy/arm64.sh proves: this file runs on the host, and a part of it (`device`) under the emulator.
+"""The checks of deploy/arm64.sh. This file runs on the host, and its part `device` runs under the emulator.
 
-The host exports a small bundle and runs real trainers on loopback; the device imports what it needs, computes the
-golden pair and trains, encrypted. The same run with the host's own device must give the same losses.
+The host exports a small bundle and runs real trainers on loopback. The device imports its modules, computes the golden
+pair and trains over an encrypted connection. The same run with a device on the host must give the same losses.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ EXPORT = (
     "--batch-size 16 --precision fp32"
 )
 STEPS = {"frozen": 30, "train": 12}
-TOLERANCE = 1e-4  # activations, of the largest; fp32 on both sides, and other instructions
-LOSS_TOLERANCE = 1e-3  # a run's losses: rounding adds up over the steps
-SIZE_MB = 250  # what a device with a frozen trunk may weigh
-# A module that imports one of these belongs to an extra that a light device lacks.
+TOLERANCE = 1e-4  # of activations, relative to the largest; fp32 on both sides, with other instructions
+LOSS_TOLERANCE = 1e-3  # of the losses of a run, relative; rounding errors add up over the steps
+SIZE_MB = 250  # largest installation of a device with a frozen trunk
+# A module that imports one of these belongs to an extra that a light device does not have.
 EXTRAS = set(
     "torch timm onnx onnxscript torchvision sklearn tensorrt cuda pandas matplotlib jinja2 joblib skimage".split()
 )
@@ -40,11 +40,11 @@ LIMIT_S = 300.0  # for each process
 
 
 class Failed(Exception):
-    """Something that was to be proven is not so."""
+    """A check failed."""
 
 
 class Run(NamedTuple):
-    """One training, as a device's files tell it."""
+    """The results of one training, from the device's files."""
 
     report: dict[str, Any]
     losses: list[float]
@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
 
 def main() -> None:
-    """`host OUT` here, `device BUNDLE` under the emulator."""
+    """Run the part `host OUT` on this machine, or the part `device BUNDLE` under the emulator."""
     parser = argparse.ArgumentParser(description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True)
     host = roles.add_parser("host")
@@ -64,7 +64,7 @@ def main() -> None:
     if arguments.role == "device":
         print(json.dumps(describe_device(arguments.bundle)))
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainer ends with us
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainer ends with this process
     try:
         print(prove(arguments.out, arguments.train, arguments.setup_seconds))
     except Failed as error:
@@ -73,11 +73,11 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-# Under the emulator.
+# The part that runs under the emulator.
 
 
 def describe_device(bundle_path: Path) -> dict[str, Any]:
-    """Import everything, run the golden pair; raises what goes wrong."""
+    """Import all modules and check the golden pair. Return the versions and the differences."""
     from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
     from adc_edge.onnx.golden import check_golden
     from adc_edge.storage.bundle import CLIENT, Bundle
@@ -90,7 +90,7 @@ def describe_device(bundle_path: Path) -> dict[str, Any]:
     modules = list(import_all())
     import zmq
 
-    needs = [line for line in metadata.requires("adc-edge") or [] if ";" not in line]  # the others are extras
+    needs = [line for line in metadata.requires("adc-edge") or [] if ";" not in line]  # the other lines are extras
     names = [name.group() for name in map(re.compile(r"[\w.-]+").match, needs) if name]
     return {
         "machine": platform.machine(),
@@ -105,7 +105,7 @@ def describe_device(bundle_path: Path) -> dict[str, Any]:
 
 
 def import_all() -> Iterator[str]:
-    """Import every module of adc-edge but those of an extra that is not installed."""
+    """Import every module of adc-edge, except those of an extra that is not installed. Yield their names."""
     import adc_edge
 
     for module in pkgutil.walk_packages(adc_edge.__path__, "adc_edge."):
@@ -119,11 +119,11 @@ def import_all() -> Iterator[str]:
                 raise
 
 
-# On the host.
+# The part that runs on the host.
 
 
 def prove(out: Path, train: bool, setup_seconds: int) -> str:
-    """Run all of it; the table for the docs. Raises Failed with what is not so, in words."""
+    """Run all checks. Return the table for the docs. Raises Failed with the check that failed."""
     work = out / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -152,17 +152,17 @@ def prove(out: Path, train: bool, setup_seconds: int) -> str:
     return "\n".join(["", "| on ARM64 | found | time |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-Rows = list[tuple[str, str, str]]  # what, found, seconds
+Rows = list[tuple[str, str, str]]  # check, result, time
 
 
 def check_device(device: Mapping[str, Any], seconds: float) -> Rows:
-    """Rows about what the device says of itself; raises Failed if it is not what we want."""
+    """Rows about the device's description of itself. Raises Failed if it is wrong."""
     versions = ", ".join(f"{name} {version}" for name, version in device["versions"].items())
     print(f"arm64: {device['machine']}, Python {device['python']}, {versions}, libzmq {device['libzmq']}")
     if device["machine"] != "aarch64":
         raise Failed(f"the device's machine is {device['machine']}, not aarch64")
     if not device["curve"]:
-        raise Failed("its libzmq knows no CURVE")
+        raise Failed("the device's libzmq has no CURVE encryption")
     if device["assignment"] < 1 or device["tokens"] < 1 or not device["difference"] <= TOLERANCE:
         raise Failed(
             f"the golden pair: {device['assignment']:.0%} of assignments and {device['tokens']:.0%} of tokens are the "
@@ -179,7 +179,7 @@ def check_device(device: Mapping[str, Any], seconds: float) -> Rows:
 
 
 def train_once(python: list[str], trunk: str, bundle: Path, images: Path, work: Path) -> Run:
-    """A real trainer on the host and a device, each in its process, encrypted."""
+    """Train once: a real trainer on the host and a device, each in its process, over an encrypted connection."""
     keys = work.parent / "keys"
     cloud, device, report = work / "cloud", work / "device", work / "report.json"
     work.mkdir()
@@ -199,16 +199,16 @@ def train_once(python: list[str], trunk: str, bundle: Path, images: Path, work: 
         seconds = time.monotonic() - started
         with suppress(subprocess.TimeoutExpired):
             process.wait(30)
-        if process.returncode != 0:  # None: still there, though its one device is done
-            raise Failed(f"the trainer ended with {process.returncode}, see {work / 'trainer.log'}")
+        if process.returncode != 0:  # None: still running, although its only device is done
+            raise Failed(f"the trainer ended with exit code {process.returncode}, see {work / 'trainer.log'}")
     learned = [line["body_bytes_up"] for line in metrics(cloud)]
     if len(learned) != steps or min(learned) <= 0:
-        raise Failed(f"the trainer booked {len(learned)} steps of {steps}")
+        raise Failed(f"the trainer recorded {len(learned)} of {steps} steps")
     return Run(json.loads(report.read_text()), [line["loss"] for line in metrics(device)], seconds)
 
 
 def compare(trunk: str, host: Run, device: Run) -> Rows:
-    """Rows about the device's run; raises Failed unless it did its steps, learned, and agrees with the host's."""
+    """Rows about the device's run. Raises Failed unless it did all steps, learned, and agrees with the host's run."""
     report, steps = device.report, STEPS[trunk]
     if not report["complete"] or report["steps"] != steps or len(device.losses) != steps:
         raise Failed(f"{trunk} trunk: {report['steps']} of {steps} steps reported, {len(device.losses)} logged")
@@ -229,7 +229,7 @@ def compare(trunk: str, host: Run, device: Run) -> Rows:
 
 
 def check_size(places: list[Path], what: str, limit_mb: int | None) -> Rows:
-    """A row on what is installed; raises Failed if it is too much."""
+    """A row about the installed size. Raises Failed if it is too large."""
     files = [path for place in places for path in place.rglob("*") if path.is_file() and not path.is_symlink()]
     size_mb = sum(path.stat().st_size for path in files) / 1e6
     if limit_mb is not None and size_mb > limit_mb:
@@ -239,7 +239,7 @@ def check_size(places: list[Path], what: str, limit_mb: int | None) -> Rows:
 
 
 def make_images(path: Path) -> Path:
-    """Ten classes of brightness under noise, as an npz."""
+    """Write images of ten classes to an npz file: each class has a brightness, under noise."""
     import numpy as np
 
     rng, labels = np.random.default_rng(0), np.arange(400) % 10
@@ -249,7 +249,7 @@ def make_images(path: Path) -> Path:
 
 
 def make_all_keys(keys: Path) -> None:
-    """A trainer that knows its device, and the other way round."""
+    """Make the keys of a trainer and a device that trust each other."""
     commands: list[list[str | Path]] = [
         ["new", "--keys", keys / "trainer"],
         ["new", "--keys", keys / "device"],
@@ -261,13 +261,13 @@ def make_all_keys(keys: Path) -> None:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The steps that a run directory tells of."""
+    """The steps in the metrics of a run directory."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == "step"]
 
 
 def command(arguments: Sequence[str | Path], log: Path) -> str:
-    """Run to the end within the limit; what it printed. Raises Failed with its last lines."""
+    """Run a command within the time limit. Return its output. Raises Failed with its last lines."""
     try:
         done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -281,7 +281,7 @@ def command(arguments: Sequence[str | Path], log: Path) -> str:
 
 @contextmanager
 def trainer(arguments: Sequence[str | Path], endpoint: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`adc-edge trainer`, once it listens; it is ended if it does not end by itself."""
+    """Run `adc-edge trainer`, and yield its process when it listens. The process ends with the block."""
     with log.open("wb") as output:
         line = [sys.executable, "-m", "adc_edge", "trainer", *map(str, arguments)]
         process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT)

@@ -1,4 +1,4 @@
-"""A device that only runs: a virtual environment with the light dependencies, no torch, no timm."""
+"""A device with a frozen trunk: a virtual environment with the light dependencies, without torch and timm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_arm64_check_expects_no_more_of_a_device() -> None:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its Python, with adc-edge installed as a wheel."""
+    """The Python of a virtual environment in which adc-edge is installed as a wheel."""
     path = tmp_path_factory.mktemp("bare")
     venv.create(path, with_pip=True)
     python = path / "bin" / "python"
@@ -39,7 +39,7 @@ def run(python: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.slow
-def test_it_holds_no_torch_and_every_help_is_printed(bare: Path) -> None:
+def test_the_environment_has_no_torch_and_every_help_is_printed(bare: Path) -> None:
     installed = {p["name"].lower() for p in json.loads(run(bare, "-m", "pip", "list", "--format", "json").stdout)}
     assert not installed & TOP
     for command in ("", *COMMANDS):
@@ -49,7 +49,7 @@ def test_it_holds_no_torch_and_every_help_is_printed(bare: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_module_imports_or_lacks_just_an_extra(bare: Path) -> None:
+def test_every_module_imports_or_lacks_only_an_extra(bare: Path) -> None:
     code = f"""
 import importlib, pkgutil, adc_edge
 for module in pkgutil.walk_packages(adc_edge.__path__, "adc_edge."):
@@ -70,15 +70,13 @@ for module in pkgutil.walk_packages(adc_edge.__path__, "adc_edge."):
         "adc_edge.cloud_trainer.head",
         "adc_edge.evaluation.report.views",
     } <= lacking
-    calibrating = {f"adc_edge.calibration.{m}" for m in ("int8", "quality", "compare", "calibrate")}  # on a host
+    calibrating = {f"adc_edge.calibration.int8.{m}" for m in ("graph", "quality", "compare", "calibrate")}  # on a host
     assert {m for m in lacking if m.startswith("adc_edge.calibration")} == calibrating
-    assert lacking & {f"adc_edge.edge_runtime.{m}" for m in ("runner", "loop", "onnx_engine", "shim")} == {
-        "adc_edge.edge_runtime.trunk.trainer"
-    }
+    assert {m for m in lacking if m.startswith("adc_edge.edge_runtime")} == {"adc_edge.edge_runtime.trunk.trainer"}
 
 
 @pytest.mark.slow
-def test_a_frozen_device_trains_the_head_from_it(bare: Path, bundle_dir: Path, tmp_path: Path, command: Any) -> None:
+def test_a_device_in_it_trains_the_head(bare: Path, bundle_dir: Path, tmp_path: Path, command: Any) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 10
     images = (rng.random((400, 16, 16, 3)) * 60 + labels[:, None, None, None] * 19).astype(np.uint8)

@@ -23,7 +23,7 @@ def demo(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def ignore_ctrl_c() -> None:
-    """As a job in the background of a script starts."""
+    """Ignore SIGINT, as a script's background job does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -46,8 +46,6 @@ MORE = {  # options that make a command quick, unless the page gives them
 }
 
 
-
-
 class Block(NamedTuple):
     """A fenced block of a page, and what it says that it needs."""
 

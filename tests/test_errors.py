@@ -1,4 +1,4 @@
-"""The tree of errors: what a user reads, and what a shell sees."""
+"""The tree of errors: the messages that a user reads, and the exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def real_tree(root: type[AdcEdgeError]) -> Iterator[tuple[str, str]]:
 
 
 def drawn_tree() -> Iterator[tuple[str, str, str]]:
-    """(parent, child, what stands beside it), top to bottom."""
+    """(parent, child, text beside the child), from top to bottom."""
     above: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
         if found := re.fullmatch(r"((?:│   |    )*(?:├── |└── )?)(\w+Error)\b *(.*)", line):
@@ -41,7 +41,7 @@ def test_the_tree_in_the_docstring_is_the_tree_of_classes() -> None:
 
 
 @pytest.mark.parametrize("leaf", leaves(), ids=lambda leaf: leaf.__name__)
-def test_each_error_exits_with_the_code_that_is_documented_for_its_branch(leaf: type[AdcEdgeError]) -> None:
+def test_each_error_exits_with_the_documented_code_of_its_branch(leaf: type[AdcEdgeError]) -> None:
     codes = {child: int(found[1]) for _, child, text in drawn_tree() if (found := re.search(r"exit (\d)", text))}
     assert codes == {"InputError": 2, "RunError": 1}
     branch = next(base.__name__ for base in leaf.__mro__ if base.__name__ in codes)
@@ -49,7 +49,7 @@ def test_each_error_exits_with_the_code_that_is_documented_for_its_branch(leaf: 
 
 
 @pytest.mark.parametrize("leaf", leaves(), ids=lambda leaf: leaf.__name__)
-def test_each_error_says_what_was_received_what_was_expected_and_how_to_mend_it(leaf: type[AdcEdgeError]) -> None:
+def test_each_error_shows_the_received_value_the_expected_value_and_the_remedy(leaf: type[AdcEdgeError]) -> None:
     three = ("an apple", "a pear", "go to market")
     error = RefusedError("busy", *three) if leaf is RefusedError else leaf(*three)
     first, second, third = str(error).splitlines()
@@ -65,6 +65,6 @@ def test_a_refusal_names_the_trainers_code() -> None:
     assert str(error).startswith("the trainer refused (busy): two devices\n")
 
 
-def test_a_broken_message_is_malformed_unless_a_code_says_more() -> None:
+def test_the_default_code_of_a_protocol_error_is_malformed() -> None:
     assert ProtocolError("a", "b", "c").code == "malformed"
     assert ProtocolError("a", "b", "c", "size").code == "size"

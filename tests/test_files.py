@@ -1,4 +1,4 @@
-"""Files and directories that are whole or absent."""
+"""Files and directories are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adc_edge.files import new_directory, sha256, write_atomic
 
 @contextmanager
 def disk_that_fills_up(after_bytes: int) -> Iterator[None]:
-    """The kernel refuses to let a file grow beyond this."""
+    """Let the kernel refuse files above a size."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (after_bytes, hard))
     try:

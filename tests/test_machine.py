@@ -1,4 +1,4 @@
-"""What a run's last bits may depend on is on record."""
+"""The description of a machine has everything that the last bits of a run may depend on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import threadpoolctl
 from adc_edge import __version__, machine
 
 
-def test_versions_processor_and_cores_are_told() -> None:
+def test_versions_processor_and_cores_are_described() -> None:
     seen = machine.describe_machine()
     assert seen["python"] == platform.python_version()
     assert seen["numpy"] == np.__version__
@@ -26,7 +26,7 @@ def test_the_same_machine_is_described_alike_and_in_plain_values() -> None:
     assert json.loads(json.dumps(machine.describe_machine(threads=4))) == machine.describe_machine(threads=4)
 
 
-def test_what_the_caller_adds_is_there_and_has_the_last_word() -> None:
+def test_values_of_the_caller_are_added_and_replace_those_of_the_machine() -> None:
     seen = machine.describe_machine(threads=4, device="cuda:0", cores=2)
     assert (seen["threads"], seen["device"], seen["cores"]) == (4, "cuda:0", 2)
 
@@ -47,7 +47,8 @@ X86 = "processor\t: 0\nmodel name\t: {0}\nflags\t\t: fpu sse2 {1}\n\nprocessor\t
         (X86.format("Intel Core i5-13500", "avx2 avx_vnni"), "Intel Core i5-13500", False),
         (X86.format("AMD EPYC 9454", "avx2 avx512f avx512_vnni"), "AMD EPYC 9454", False),
         (X86.format("Intel Xeon 8480C", "avx2 amx_int8"), "Intel Xeon 8480C", False),
-        (X86.format("Intel Celeron N3350", "sse4_1"), "Intel Celeron N3350", False),  # adds in 32 bits
+        (X86.format("Intel Celeron N3350", "sse4_1"), "Intel Celeron N3350", True),
+        (X86.format("AMD Phenom II", "sse2"), "AMD Phenom II", False),
         ("processor : 0\nFeatures : fp asimd\nCPU implementer : 0x41\nCPU part : 0xd0b\n", "Cortex-A76", False),
         ("", platform.machine(), False),
     ],
@@ -59,7 +60,7 @@ def test_the_processor_has_a_name_and_it_is_known_whether_its_8_bit_products_sat
     assert machine.int8_saturates(cpuinfo) is saturates
 
 
-def test_numpy_has_as_many_threads_as_it_is_let() -> None:
+def test_the_number_of_numpys_threads_is_limited() -> None:
     def threads() -> set[int]:
         return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
 

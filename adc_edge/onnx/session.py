@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnxruntime as ort
 
-from adc_edge.machine import int8_saturates
+from adc_edge.machine import int8_saturates, x86_flags
 
 _ERRORS = 3  # of ONNX Runtime's levels: its warnings are about what is done on purpose
 
@@ -19,8 +19,9 @@ def session_options(threads: int = 0) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.log_severity_level = _ERRORS
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if int8_saturates():
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    if int8_saturates():  # ONNX Runtime has exact 8-bit products for AVX2; for SSE4.1 alone it must compute in FP32
+        exact = "session.x64quantprecision" if "avx2" in x86_flags() else "session.disable_quant_qdq"
+        options.add_session_config_entry(exact, "1")
     return options
 
 

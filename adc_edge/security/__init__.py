@@ -1,1 +1,1 @@
-"""CURVE keys, and who may connect."""
+"""CURVE keys: key files, the authentication of devices, and the command `adc-edge keys`."""

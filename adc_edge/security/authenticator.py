@@ -1,4 +1,4 @@
-"""The handshake of a connection (CURVE): encrypted, both sides proved, strangers kept out."""
+"""The CURVE handshake of a connection: encryption, proof of both identities, refusal of unauthenticated peers."""
 
 from __future__ import annotations
 
@@ -20,64 +20,75 @@ _VERDICTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | _C
 
 
 class Authenticator(ThreadAuthenticator):
-    """From ``start`` to ``stop`` its thread tells libzmq who may connect, and ``on_refused`` who was refused."""
+    """Decides which keys may connect, in a thread of its own, and reports refused keys to ``on_refused``."""
 
     def __init__(self, context: Context, devices: Devices, on_refused: Callable[[str], None]) -> None:
         super().__init__(context)
         self._devices, self._on_refused = devices, on_refused
-        self.expected_stranger = b""  # the self-test's, not worth a word
+        self.self_test_key = b""  # the refusal of this key is not reported
         self.configure_curve_callback(_DOMAIN, self)
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Called by pyzmq, whose thread an exception would end: every handshake, and ``stop``, would hang."""
+        """Return whether a key may connect. Called in pyzmq's thread: an exception there would block all handshakes."""
         try:
             why = self._devices.refusal(key)
         except Exception as error:
             why = f"not to be checked ({error})"
-        if why is not None and key != self.expected_stranger:
+        if why is not None and key != self.self_test_key:
             with contextlib.suppress(Exception):
                 self._on_refused(f"refused a device: its key {fingerprint(key)} is {why}")
         return why is None
 
     async def handle_zap_message(self, msg: list[bytes]) -> None:
-        """Called by pyzmq, which by itself lets in whoever comes without encryption where a socket offers that."""
+        """Refuse every mechanism but CURVE. By itself pyzmq would accept unencrypted peers on a socket that does."""
         await super().handle_zap_message(msg if msg[5:6] == [b"CURVE"] else [*msg[:5], b"refused"])
 
 
 def secure_server(socket: zmq.Socket[bytes], pair: KeyPair) -> None:
-    """Before ``bind``: let in only keys that the context's Authenticator allows. Raises RunError: libzmq is too old."""
+    """Accept only keys that the context's Authenticator allows. Call it before ``bind``.
+
+    Raises:
+        RunError: libzmq is too old.
+    """
     if zmq.zmq_version_info() < (4, 3, 3):
-        raise RunError(f"libzmq {zmq.zmq_version()} has known holes", "4.3.3 or newer", "pip install --upgrade pyzmq")
+        received = f"libzmq {zmq.zmq_version()}, which has known security holes"
+        raise RunError(received, "4.3.3 or newer", "pip install --upgrade pyzmq")
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
     socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN.encode())
-    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without it a missing Authenticator lets everybody in
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # otherwise every key may connect if there is no Authenticator
 
 
 def secure_client(socket: zmq.Socket[bytes], pair: KeyPair, trainer: bytes) -> None:
-    """Before ``connect``: speak only to the owner of the key ``trainer``."""
+    """Connect only to the owner of the key ``trainer``. Call it before ``connect``."""
     socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
     socket.setsockopt(zmq.CURVE_SERVERKEY, trainer)
 
 
 def self_test(endpoint: str, server_public: bytes, authenticator: Authenticator | None = None) -> None:
-    """Knock at a bound socket as strangers do, unheard by ``on_refused``. Raises RunError if one is not refused."""
-    stranger = KeyPair(*zmq.curve_keypair())
+    """Probe a bound socket as an unauthenticated peer. ``on_refused`` gets no report of the probes.
+
+    Raises:
+        RunError: a probe was not refused.
+    """
+    unknown = KeyPair(*zmq.curve_keypair())
     if authenticator is not None:
-        authenticator.expected_stranger = stranger.public
-    for who, pair in (("a client without a key", None), ("a key that nobody allowed", stranger)):
-        verdict = _knock(endpoint, pair, server_public)
-        # A hang-up will do for the first; the second must hear "no", which proves that its key was asked about.
+        authenticator.self_test_key = unknown.public
+    for who, pair in (("a client without a key", None), ("a client whose key is not allowed", unknown)):
+        verdict = _probe(endpoint, pair, server_public)
+        # A closed connection is enough for the first client. The second one must be refused by the Authenticator,
+        # which proves that its key was checked.
         if verdict == zmq.EVENT_HANDSHAKE_FAILED_AUTH or (pair is None and verdict & _CUT_OFF):
             continue
-        came = {zmq.EVENT_HANDSHAKE_SUCCEEDED: "was let in", 0: "had no answer"}.get(verdict, "was cut off unasked")
-        remedy = "do not use it so: pip install --upgrade pyzmq, and if that does not help, report it"
+        outcomes = {zmq.EVENT_HANDSHAKE_SUCCEEDED: "could connect", 0: "had no answer"}
+        came = outcomes.get(verdict, "was cut off before its key was checked")
+        remedy = "do not use this socket: pip install --upgrade pyzmq, and if that does not help, report it"
         raise RunError(f"self-test of {endpoint}: {who} {came}", "a refusal", remedy)
 
 
-def _knock(endpoint: str, pair: KeyPair | None, server_public: bytes) -> int:
-    """The event that ends one handshake, 0 if none came."""
+def _probe(endpoint: str, pair: KeyPair | None, server_public: bytes) -> int:
+    """Attempt one handshake. Return the event that ended it, 0 if none came."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
@@ -85,6 +96,6 @@ def _knock(endpoint: str, pair: KeyPair | None, server_public: bytes) -> int:
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
         if pair is not None:
             secure_client(socket, pair, server_public)
-        with socket.get_monitor_socket(_VERDICTS) as monitor:  # left open it would keep the context from ending
+        with socket.get_monitor_socket(_VERDICTS) as monitor:  # an open monitor would block the end of the context
             socket.connect(f"tcp://{host}:{port}")
             return recv_monitor_message(monitor)["event"] if monitor.poll(_SELF_TEST_MS) else 0

@@ -1,4 +1,4 @@
-"""`adc-edge keys`: who may talk to whom, as files in a directory."""
+"""`adc-edge keys`: make the keys of a machine, and allow, pin, list and revoke those of others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _keys_option(command: F) -> F:
         required=True,
         metavar="DIR",
         type=click.Path(path_type=Path),
-        help="This machine's keys.",
+        help="Directory with the keys of this machine.",
     )(command)
 
 
@@ -29,9 +29,9 @@ _file_argument = click.argument("file", type=click.Path(path_type=Path))
 
 @click.group()
 def keys() -> None:
-    """Make and exchange the keys with which device and trainer know each other and encrypt.
+    """Make and exchange the keys that authenticate device and trainer and encrypt their traffic.
 
-    Each machine makes its own keys and copies its public.key to the other side: a trainer allows devices by name, a
+    Each machine makes its own keys. Its public.key is copied to the other side: a trainer allows devices by name, a
     device pins its trainer. The secret.key never leaves its machine.
     """
 
@@ -39,7 +39,7 @@ def keys() -> None:
 @keys.command("new")
 @_keys_option
 def make(directory: Path) -> None:
-    """Make this machine's keys."""
+    """Make the keys of this machine."""
     from shlex import quote
 
     from adc_edge.security.keystore import fingerprint, make_keys
@@ -47,9 +47,9 @@ def make(directory: Path) -> None:
     pair = make_keys(directory)
     public = quote(str(directory / "public.key"))
     click.echo(f"made keys in {directory}, fingerprint {fingerprint(pair.public)}")
-    click.echo(f"if this is a device: copy {public} to the trainer and type there")
+    click.echo(f"if this machine is a device: copy {public} to the trainer and type there")
     click.echo("  adc-edge keys allow NAME public.key --keys DIR")
-    click.echo(f"if this is the trainer: copy {public} to each device and type there")
+    click.echo(f"if this machine is the trainer: copy {public} to each device and type there")
     click.echo("  adc-edge keys pin public.key --keys DIR")
 
 
@@ -58,7 +58,7 @@ def make(directory: Path) -> None:
 @_file_argument
 @_keys_option
 def allow_device(name: str, file: Path, directory: Path) -> None:
-    """On a trainer: let the device whose public.key is FILE connect, under NAME."""
+    """Allow the device with public key FILE as NAME (on a trainer)."""
     from adc_edge.security.keystore import allow, fingerprint, load_public
 
     public = load_public(file)
@@ -70,19 +70,19 @@ def allow_device(name: str, file: Path, directory: Path) -> None:
 @_file_argument
 @_keys_option
 def pin_trainer(file: Path, directory: Path) -> None:
-    """On a device: trust the trainer whose public.key is FILE, and no other."""
+    """Trust only the trainer with public key FILE (on a device)."""
     from adc_edge.security.keystore import fingerprint, load_public, pin
 
     public = load_public(file)
     pin(directory, public)
-    click.echo(f"this device trusts the trainer with fingerprint {fingerprint(public)}, and no other")
+    click.echo(f"this device trusts only the trainer with fingerprint {fingerprint(public)}")
 
 
 @keys.command("revoke")
 @click.argument("name")
 @_keys_option
 def revoke_device(name: str, directory: Path) -> None:
-    """On a trainer: let the device NAME connect no more."""
+    """Forbid the device NAME to connect any more (on a trainer)."""
     from adc_edge.security.keystore import revoke
 
     revoke(directory, name)
@@ -92,7 +92,7 @@ def revoke_device(name: str, directory: Path) -> None:
 @keys.command("list")
 @_keys_option
 def show(directory: Path) -> None:
-    """Show the keys in DIR: this machine's, the trainer's, the devices'."""
+    """Show the keys of this machine and its peers."""
     from rich.console import Console
     from rich.table import Table
 
@@ -103,7 +103,7 @@ def show(directory: Path) -> None:
     secret, pinned = directory / "secret.key", directory / "trainer.key"
     troubles = []
     if not secret.exists():
-        load_pair(directory)  # says what to type
+        load_pair(directory)  # raises the error that names the command to type
     try:
         _add_row(table, "this machine", secret, load_pair(directory).public, "own")
     except SettingError as error:

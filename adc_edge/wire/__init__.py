@@ -1,1 +1,1 @@
-"""Bytes <-> the other side: messages, frames, sockets, connections."""
+"""The messages between a device and its trainer, and the sockets that carry them."""

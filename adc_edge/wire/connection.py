@@ -15,7 +15,7 @@ import zmq
 
 from adc_edge.security.authenticator import secure_client
 from adc_edge.security.keystore import KeyPair, load_pair, trainer_key
-from adc_edge.wire.sockets import tune
+from adc_edge.wire.sockets import set_socket_options
 from adc_edge.wire.tcp import SocketMeter, TcpInfo, frame_bytes
 
 CONNECT_MS = 3_000
@@ -65,7 +65,7 @@ class Connection:
     ) -> None:
         self._stop, self._encrypted = stop, keys is not None
         self._socket = context.socket(zmq.DEALER)
-        tune(self._socket, endpoint)
+        set_socket_options(self._socket, endpoint)
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)  # a fresh socket per retry instead

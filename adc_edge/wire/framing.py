@@ -1,12 +1,13 @@
-"""Messages <-> ZeroMQ frames: a header and a small chunk of the body in each, never a long multipart.
+"""Conversion of messages to ZeroMQ frames and back.
 
-One big frame never survives heartbeats on a slow link, and a long multipart is atomic and unbounded. So each ZeroMQ
-message is exactly two frames, ``[header, piece]``, with a piece of CHUNK_BYTES, or up to FAST_CHUNK_BYTES on a fast
-link; the first header is the message's own, the following ones are ``Chunk``. A seal after each header, XXH3 of header
-and piece, tells bytes that changed on the way: TCP's checksum lets one in ten thousand broken segments through.
+On a slow link one large frame delays the heartbeats until they time out, and a multipart message is atomic and
+unbounded. So each ZeroMQ message has exactly two frames, ``[header, piece]``. A piece holds CHUNK_BYTES of the body, or
+up to FAST_CHUNK_BYTES on a fast link. The first header is the message's own, the following ones are ``Chunk``. After
+each header comes a seal, the XXH3 hash of header and piece. It detects bytes that changed in transit: TCP's checksum
+misses one damaged segment in ten thousand.
 
-A body may arrive over several connections: a message whose ``offset`` is not 0 goes on where the last one broke off,
-and messages without a body may come in between.
+A body may arrive over several connections. A message whose ``offset`` is not 0 continues the unfinished body, and
+messages without a body may arrive in between.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from adc_edge.errors import ProtocolError
 from adc_edge.wire.messages import CHUNK_BYTES, SEAL_BYTES, Chunk, Message, pack_header
 from adc_edge.wire.tcp import TcpInfo
 
-FAST_CHUNK_BYTES = 4 * CHUNK_BYTES  # larger ones are slower: they are read, sealed and sent in turn
-SLOW_MBIT_S = 25.0  # on which CHUNK_BYTES take 21 ms
+FAST_CHUNK_BYTES = 4 * CHUNK_BYTES  # larger pieces are slower: reading, sealing and sending do not overlap
+SLOW_MBIT_S = 25.0  # at this rate CHUNK_BYTES take 21 ms
 
 _M = TypeVar("_M", bound=Message)
 
 
 def to_frames(message: Message, body: Body = b"", chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[bytes, memoryview]]:
-    """The frames of a message from its ``offset`` on: header and first piece, then a Chunk for each further piece."""
+    """Yield frames of a message from its ``offset`` on: header and first piece, then a Chunk for each other piece."""
     view = memoryview(body)
     start: int = getattr(message, "offset", 0)
     for offset in range(start, max(view.nbytes, start + 1), chunk_bytes):
@@ -40,25 +41,25 @@ def to_frames(message: Message, body: Body = b"", chunk_bytes: int = CHUNK_BYTES
 
 
 def chunk_bytes(link: TcpInfo | None) -> int:
-    """How large a piece is on a link as the kernel sees it: what it carries in 20 ms, since each costs work."""
+    """Return the piece size for a link: the bytes that it carries in 20 ms, at the rate that the kernel measured."""
     times = 1 if link is None else int(link.delivery_mbit_s / SLOW_MBIT_S)
     return min(max(times * CHUNK_BYTES, CHUNK_BYTES), FAST_CHUNK_BYTES)
 
 
 def sealed(header: bytes, piece: Body) -> bytes:
-    """The header frame: ``header`` and the seal of both."""
+    """Return the header frame: ``header`` and the seal of header and piece."""
     return header + _seal(header, piece)
 
 
 def unsealed(frame: bytes, piece: Body) -> bytes:
-    """The header in its frame.
+    """Return the header of a frame, without its seal.
 
     Raises:
-        ProtocolError: code ``corrupt``: header or piece are not what was sent.
+        ProtocolError: code ``corrupt``: the header or the piece changed in transit.
     """
     header = frame[:-SEAL_BYTES]
     if frame[-SEAL_BYTES:] != _seal(header, piece):
-        raise ProtocolError("a frame whose seal is broken", "the bytes as they were sent", "send it anew", "corrupt")
+        raise ProtocolError("a frame with a wrong checksum", "the bytes as they were sent", "send it again", "corrupt")
     return header
 
 
@@ -69,12 +70,13 @@ def _seal(header: bytes, piece: Body) -> bytes:
 
 
 class Assembler(Generic[_M]):
-    """Puts one peer's messages together again; holds at most one unfinished body, over as many connections as it takes.
+    """Assembles the messages of one peer. It holds at most one unfinished body, which may span several connections.
 
     Args:
-        unpack: reads a header.
-        body_bytes: the exact size that a message's body must have, or ProtocolError: asked before allocating.
-        foreign: told a frame whose seal is broken, to raise if another version sent it.
+        unpack: decodes a header.
+        body_bytes: returns the exact size that a message's body must have, or raises ProtocolError. It is called
+            before the body is allocated.
+        foreign: gets each frame whose seal is wrong, and raises an error if another protocol version sent it.
     """
 
     def __init__(
@@ -87,11 +89,11 @@ class Assembler(Generic[_M]):
         self._message: _M | None = None
         self._body = memoryview(b"")
         self._filled = 0
-        self.grown_s = 0.0  # when a piece last came, by the monotonic clock
+        self.grown_s = 0.0  # monotonic time at which the last piece arrived
 
     @property
     def unfinished(self) -> tuple[int, int]:
-        """Transfer and received bytes of the message in progress; 0, 0 if there is none."""
+        """Transfer number and received bytes of the message in progress; 0, 0 if there is none."""
         return (0, 0) if self._message is None else (cast(Any, self._message).transfer, self._filled)
 
     @property
@@ -100,11 +102,11 @@ class Assembler(Generic[_M]):
         return len(self._body)
 
     def feed(self, frame: bytes, piece: Any) -> tuple[_M, memoryview] | None:
-        """Take the two frames of one ZeroMQ message; return a message when it is whole.
+        """Take the two frames of one ZeroMQ message. Return the assembled message if it is complete.
 
         Raises:
-            ProtocolError: malformed header, wrong size, a gap: the unfinished message is dropped; a broken seal: what
-                came before stays, and the sender may go on from there.
+            ProtocolError: the header is malformed, a size is wrong, or a piece is missing: the unfinished message is
+                dropped. Or the seal is wrong: the pieces before it are kept, and the sender may continue from there.
         """
         view = memoryview(piece)
         try:
@@ -118,7 +120,7 @@ class Assembler(Generic[_M]):
                 self._continue(message, view)
             elif size := self._body_bytes(message):
                 self._begin(message, size, view)
-            else:  # whole at once; it has nothing to do with the message in progress
+            else:  # a message without a body; it does not touch the message in progress
                 self._expect_piece(view.nbytes, 0)
                 return message, memoryview(b"")
         except ProtocolError:
@@ -131,16 +133,17 @@ class Assembler(Generic[_M]):
         return done
 
     def drop(self) -> None:
-        """Forget the message in progress."""
+        """Drop the message in progress."""
         self._message, self._body, self._filled = None, memoryview(b""), 0
 
     def _begin(self, message: _M, size: int, piece: memoryview) -> None:
         offset: int = getattr(message, "offset", 0)
-        if offset == 0:  # a peer that begins another body has given the old one up
+        if offset == 0:  # a peer that begins another body has abandoned the old one
             self.drop()
             self._body = np.empty(size, np.uint8).data
         elif (cast(Any, message).transfer, offset, size) != (*self.unfinished, len(self._body)):
-            raise ProtocolError(f"a message from {offset} on", "what is missing of the last", "send it anew", "order")
+            expected = "the rest of the unfinished message"
+            raise ProtocolError(f"a message from offset {offset} on", expected, "send it again", "order")
         self._expect_piece(piece.nbytes, size - offset)
         self._message = message
         self._put(piece)
@@ -149,19 +152,20 @@ class Assembler(Generic[_M]):
         message = cast(Any, self._message)
         if message is None or (chunk.session, chunk.transfer) != (message.session, message.transfer):
             raise ProtocolError(
-                f"a chunk of transfer {chunk.transfer}", "the chunk of a message in progress", "send it anew", "order"
+                f"a chunk of transfer {chunk.transfer}", "a chunk of the message in progress", "send it again", "order"
             )
         if chunk.offset != self._filled:
-            raise ProtocolError(f"a chunk at {chunk.offset}", f"offset {self._filled}", "send it anew", "order")
+            raise ProtocolError(f"a chunk at offset {chunk.offset}", f"offset {self._filled}", "send it again", "order")
         self._expect_piece(piece.nbytes, len(self._body) - self._filled)
         self._put(piece)
 
     @staticmethod
     def _expect_piece(got: int, missing: int) -> None:
-        """Neither more than is missing or than anybody sends at once, nor crumbs."""
+        """Raise ProtocolError unless the piece fits the missing bytes and has an allowed size."""
         least, most = min(missing, CHUNK_BYTES), min(missing, FAST_CHUNK_BYTES)
         if not least <= got <= most:
-            raise ProtocolError(f"a piece of {got} bytes", f"{least} to {most} bytes", "use one version", "size")
+            remedy = "install the same version on both sides"
+            raise ProtocolError(f"a piece of {got} bytes", f"{least} to {most} bytes", remedy, "size")
 
     def _put(self, piece: memoryview) -> None:
         self._body[self._filled : self._filled + piece.nbytes] = piece

@@ -1,8 +1,8 @@
 """The messages between a device and its trainer: MessagePack headers as frozen typed structs.
 
-A message is one header and, for some, a body of raw tensors; `framing.py` cuts the body into chunks. Headers are
-plain MessagePack maps with a ``kind``, so that any language can read them and an older peer can at least read the
-``version`` of a newer one. Every number is checked by `limits.py` before a byte is allocated for it.
+A message is one header, and for some messages a body of raw tensors. `framing.py` cuts the body into chunks. Headers
+are plain MessagePack maps with a ``kind``: any language can decode them, and an older peer can read at least the
+``version`` of a newer one. The trainer's `limits.py` checks every number before memory is allocated for it.
 
 Letters: B images, T clusters, k kept tokens, D channels, L label triples.
 """
@@ -18,9 +18,9 @@ from adc_edge.codec.precision import Precision
 from adc_edge.errors import ProtocolError, RefusedError
 
 VERSION = 3
-CHUNK_BYTES = 64 * 1024  # small enough to live through heartbeats on a 0.1 Mbit/s link
+CHUNK_BYTES = 64 * 1024  # takes 5.2 s at 0.1 Mbit/s, less than the heartbeat time-out
 HEADER_BYTES = 4096
-SEAL_BYTES = 8  # XXH3 of header and piece, after the header
+SEAL_BYTES = 8  # XXH3 hash of header and piece, stored after the header
 TRIPLE_BYTES = 12  # cluster, class, count: three little-endian int32
 LABEL_BYTES = 4  # one little-endian int32
 
@@ -34,11 +34,11 @@ RefusalCode = Literal[
     "bundle",
     "key",  # unknown or revoked
     "identity",  # the session belongs to another key
-    "superseded",  # another process speaks for this device now
-    "history",  # the two sides' states cannot be brought together
-    "busy",  # a limit of the trainer is reached for now
-    "unknown-device",  # no Hello on this connection
-    "corrupt",  # bytes changed on the way
+    "superseded",  # a newer process of this device has opened the session
+    "history",  # no common step of device and trainer is left to resume from
+    "busy",  # a limit of the trainer is reached at the moment
+    "unknown-device",  # no Hello came on this connection
+    "corrupt",  # bytes changed in transit
     "malformed",
     "size",
     "shape",
@@ -50,26 +50,26 @@ REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
-    """Root of all messages."""
+    """Base class of all messages."""
 
 
 class Hello(Message, frozen=True):
-    """Device: opens or resumes a session. ``next_step`` is the first step it has no gradient for."""
+    """Sent by the device to open or resume a session. ``next_step`` is the first step whose gradient it lacks."""
 
     version: int
     bundle: Text  # SHA-256 of manifest.json
     session: Id
-    incarnation: Id = msgspec.field(name="life")  # random, one a process: the newest of a session speaks for it
-    device: Text  # a label for logs, no identity
+    incarnation: Id = msgspec.field(name="life")  # random number of the process; the newest process owns the session
+    device: Text  # a label for logs, not an identity
     next_step: Count
-    durable: Count | None  # it will never come back older than this step; None: it keeps nothing on disk
-    oldest: Count  # its journal can feed a trainer that stands at this step or later
-    steps: Count = 0  # planned in all, 0 if unknown: the head's schedule may need it
-    micro_batches: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # of every step
+    durable: Count | None  # the device never restarts before this step; None: it keeps nothing on disk
+    oldest: Count  # the journal holds the messages from this step on
+    steps: Count = 0  # planned steps of the run, 0 if unknown; the head's learning-rate schedule may need them
+    micro_batches: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # micro-batches a step
 
 
 class Step(Message, frozen=True):
-    """Device: one micro-batch. Body: activations [T, k, D] in ``precision``, then triples int32 [L, 3]."""
+    """Sent by the device: one micro-batch. Body: activations [T, k, D] in ``precision``, then triples int32 [L, 3]."""
 
     session: Id
     step: Count
@@ -81,14 +81,14 @@ class Step(Message, frozen=True):
     kept: Positive
     triples: Positive
     precision: Precision
-    gradient: Precision | None  # what it shall travel in; None: the trunk is frozen, send no gradient
+    gradient: Precision | None  # precision of the answer; None: the trunk is frozen and needs no gradient
     durable: Count | None = 0  # as in Hello
-    replay: bool = False  # from the journal: the device has had the gradient, so it need not travel again
-    offset: Count = 0  # where the first piece lies: what is before it arrived on an earlier connection
+    replay: bool = False  # sent again from the journal; the device has the gradient already and needs no copy
+    offset: Count = 0  # of the first piece in the body; the bytes before it arrived on an earlier connection
 
 
 class Evaluate(Message, frozen=True):
-    """Device: test images, nothing merged or dropped. Body: activations [B, N, D], then labels int32 [B]."""
+    """Sent by the device: uncompressed test images. Body: activations [B, N, D], then labels int32 [B]."""
 
     session: Id
     step: Count
@@ -101,7 +101,7 @@ class Evaluate(Message, frozen=True):
 
 
 class Fetch(Message, frozen=True):
-    """Device: the answer to a step, or to one part of its evaluation, that the trainer has given already."""
+    """Sent by the device to get an earlier answer again: a step's gradient, or the result of one evaluation part."""
 
     session: Id
     step: Count
@@ -109,11 +109,11 @@ class Fetch(Message, frozen=True):
     transfer: Id
     micro_batch: Count = 0
     durable: Count | None = 0
-    offset: Count = 0  # of the answer's body: what is before it has arrived
+    offset: Count = 0  # in the answer's body; the bytes before it have arrived
 
 
 class Ping(Message, frozen=True):
-    """Device: measures the link, outside any session. The body is ballast; the reply carries ``reply_bytes``."""
+    """Sent by the device to measure the link, without a session. The body is padding, and so are ``reply_bytes``."""
 
     nonce: Id
     reply_bytes: Annotated[int, msgspec.Meta(ge=0, le=CHUNK_BYTES)]
@@ -122,13 +122,13 @@ class Ping(Message, frozen=True):
 
 
 class Bye(Message, frozen=True):
-    """Device: the session is over; the trainer answers ByeAck."""
+    """Sent by the device to end the session. The trainer answers ByeAck."""
 
     session: Id
 
 
 class Chunk(Message, frozen=True):
-    """Either: the next piece of the body of message ``transfer``, from ``offset``."""
+    """Sent by either side: the next piece of the body of message ``transfer``, from ``offset`` on."""
 
     session: Id
     transfer: Id
@@ -136,21 +136,21 @@ class Chunk(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """Trainer: the session is open. ``applied`` steps of it have been applied, and ``learned`` parts of the next."""
+    """Sent by the trainer: the session is open; ``applied`` steps, and ``learned`` micro-batches of the next."""
 
     session: Id
     applied: Count
-    learned: Count  # micro-batches
-    oldest: Count  # its log has the answers from this step on
-    durable: Count | None  # it will never come back with fewer steps applied; None: it keeps nothing on disk
-    incarnation: Id = msgspec.field(name="life")  # random, one a process
-    transfer: Id  # of the unfinished message that it holds, and how much of its body; 0, 0 if none
-    received_bytes: Count
-    trainer: Text  # its version, for logs
+    learned: Count
+    oldest: Count  # the answer log holds the answers from this step on
+    durable: Count | None  # the trainer never restarts with fewer steps applied; None: it keeps nothing on disk
+    incarnation: Id = msgspec.field(name="life")  # random number of the process
+    transfer: Id  # number of the unfinished message that the trainer holds, 0 if there is none
+    received_bytes: Count  # of that message's body
+    trainer: Text  # version of the trainer, for logs
 
 
 class Refused(Message, frozen=True):
-    """Trainer: no, by name, and how to mend it."""
+    """Sent by the trainer to refuse a message: a code, the reason and the remedy."""
 
     code: RefusalCode
     received: Text
@@ -159,7 +159,7 @@ class Refused(Message, frozen=True):
 
 
 class Gradient(Message, frozen=True):
-    """Trainer: answer to a Step. Body: gradient [T, k, D] in ``precision``, or nothing for a frozen trunk."""
+    """The trainer's answer to a Step. Body: gradient [T, k, D] in ``precision``, or nothing for a frozen trunk."""
 
     session: Id
     step: Count
@@ -170,13 +170,13 @@ class Gradient(Message, frozen=True):
     loss: float
     accuracy: float  # share of the micro-batch's label mass on the predicted classes
     seconds_cloud: float
-    down_mbit_s: float | None = None  # as the trainer's kernel sees its own sending
+    down_mbit_s: float | None = None  # delivery rate, measured by the trainer's kernel
     durable: Count | None = None  # as in Welcome
-    offset: Count = 0  # where the first piece lies
+    offset: Count = 0  # of the first piece in the body
 
 
 class Evaluated(Message, frozen=True):
-    """Trainer: answer to an Evaluate."""
+    """The trainer's answer to an Evaluate."""
 
     session: Id
     step: Count
@@ -188,14 +188,14 @@ class Evaluated(Message, frozen=True):
 
 
 class Absent(Message, frozen=True):
-    """Trainer: it has no such answer (any more)."""
+    """The trainer's answer to a Fetch for an answer that it does not have, or no longer has."""
 
     session: Id
     step: Count
 
 
 class Pong(Message, frozen=True):
-    """Trainer: answer to a Ping, with the ballast that was asked for."""
+    """The trainer's answer to a Ping, with the padding that was requested."""
 
     nonce: Id
     body_bytes: Count = 0
@@ -203,7 +203,7 @@ class Pong(Message, frozen=True):
 
 
 class ByeAck(Message, frozen=True):
-    """Trainer: the goodbye arrived."""
+    """The trainer's answer to a Bye."""
 
     session: Id
 
@@ -216,10 +216,11 @@ _FROM_DEVICE: msgspec.msgpack.Decoder[FromDevice] = msgspec.msgpack.Decoder(From
 _FROM_TRAINER: msgspec.msgpack.Decoder[FromTrainer] = msgspec.msgpack.Decoder(FromTrainer)
 
 _M = TypeVar("_M")
+_SAME_VERSION = "install the same version of adc-edge on the device and the trainer"
 
 
 class _Version(msgspec.Struct, tag_field="kind", tag="hello"):
-    """What every version's Hello has."""
+    """The part of a Hello that all protocol versions share."""
 
     version: int
 
@@ -228,12 +229,12 @@ _VERSION = msgspec.msgpack.Decoder(_Version)
 
 
 def pack_header(message: Message) -> bytes:
-    """Header of a message, as MessagePack."""
+    """Return the header of a message as MessagePack."""
     return _ENCODER.encode(message)
 
 
 def unpack_from_device(header: bytes) -> FromDevice:
-    """Read a device's header.
+    """Decode a device's header.
 
     Raises:
         ProtocolError: code ``version`` or ``malformed``.
@@ -249,7 +250,7 @@ def unpack_from_device(header: bytes) -> FromDevice:
 
 
 def check_foreign(frame: bytes) -> None:
-    """Tell a Hello of another version, whose fields are not ours and which may have no seal, from a broken frame.
+    """Raise an error if a frame with a wrong seal is a Hello of another version, with other fields or without a seal.
 
     Raises:
         ProtocolError: code ``version``.
@@ -259,10 +260,10 @@ def check_foreign(frame: bytes) -> None:
 
 
 def check_foreign_refusal(frame: bytes) -> None:
-    """Tell the refusal of a trainer of another version, which has no seal, from a frame that is merely broken.
+    """Raise an error if a frame with a wrong seal is the refusal of a trainer of another version, which has no seal.
 
     Raises:
-        RefusedError: it is one, by whatever name: version 1 finds our sealed Hello malformed.
+        RefusedError: it is such a refusal, whatever its code: version 1 calls a Hello with a seal malformed.
     """
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         refused = _FROM_TRAINER.decode(frame)
@@ -272,16 +273,11 @@ def check_foreign_refusal(frame: bytes) -> None:
 
 def _check_version(seen: int) -> None:
     if seen != VERSION:
-        raise ProtocolError(
-            f"protocol version {seen}",
-            f"version {VERSION}",
-            "install the same adc-edge on the device and the trainer",
-            "version",
-        )
+        raise ProtocolError(f"protocol version {seen}", f"version {VERSION}", _SAME_VERSION, "version")
 
 
 def unpack_from_trainer(header: bytes) -> FromTrainer:
-    """Read a trainer's header.
+    """Decode a trainer's header.
 
     Raises:
         ProtocolError: code ``malformed``.
@@ -291,10 +287,8 @@ def unpack_from_trainer(header: bytes) -> FromTrainer:
 
 def _unpack(decoder: msgspec.msgpack.Decoder[_M], header: bytes) -> _M:
     if len(header) > HEADER_BYTES:
-        raise ProtocolError(f"a header of {len(header)} bytes", f"at most {HEADER_BYTES}", "use one version", "size")
+        raise ProtocolError(f"a header of {len(header)} bytes", f"at most {HEADER_BYTES}", _SAME_VERSION, "size")
     try:
         return decoder.decode(header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(
-            f"a header that is no message ({error})", "an adc-edge message", "use one version"
-        ) from None
+        raise ProtocolError(f"a header that is no message ({error})", "an adc-edge message", _SAME_VERSION) from None

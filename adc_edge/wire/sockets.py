@@ -1,4 +1,4 @@
-"""What both ends of the wire agree on about sockets and addresses."""
+"""Socket options and address checks that device and trainer share."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from adc_edge.wire.framing import FAST_CHUNK_BYTES
 from adc_edge.wire.messages import HEADER_BYTES
 
 
-def tune(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Options that both ends use before ``endpoint`` (measured choices: heartbeats, bounded frames)."""
+def set_socket_options(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Set the options of a device's or a trainer's socket, before it is bound or connected to ``endpoint``."""
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
     socket.setsockopt(zmq.LINGER, 0)
-    # No limit on what is queued: at one, libzmq 4.3.5 stops reading, and aborts if the peer then hangs up (heartbeats).
+    # The queues are unlimited. At a limit libzmq 4.3.5 stops reading, and if the peer then closes the connection, the
+    # heartbeats make it abort.
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
@@ -26,9 +27,9 @@ def tune(socket: zmq.Socket[bytes], endpoint: str) -> None:
 
 
 def check_endpoint(endpoint: str, insecure: bool, keys: bool = False) -> str:
-    """Return ``endpoint`` if it is ``tcp://HOST:PORT`` and safe to use, else raise SettingError.
+    """Return ``endpoint`` if it is ``tcp://HOST:PORT`` and safe to use. Otherwise raise SettingError.
 
-    Anything but loopback needs keys, or must be asked for with ``--insecure``.
+    Any address but loopback needs keys, or the option ``--insecure``.
     """
     url = urlsplit(endpoint)
     if url.scheme != "tcp" or not url.hostname or not _has_port(url):
@@ -38,8 +39,8 @@ def check_endpoint(endpoint: str, insecure: bool, keys: bool = False) -> str:
     if not insecure and not keys and not _is_loopback(url.hostname):
         raise SettingError(
             f"address {endpoint!r} is not loopback, and there are no keys",
-            "keys on both sides: traffic is encrypted and both prove who they are",
-            "adc-edge keys new --keys DIR, then --keys DIR here; or type --insecure",
+            "keys on both sides: traffic is encrypted, and each side proves its identity",
+            "type adc-edge keys new --keys DIR, then use --keys DIR here; or use --insecure",
         )
     return endpoint
 

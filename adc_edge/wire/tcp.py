@@ -1,8 +1,8 @@
-"""What the kernel knows of a ZeroMQ socket's TCP connections: exact bytes, round trip, rate (Linux).
+"""Byte counts, round-trip time and rate of a ZeroMQ socket's TCP connections, from the kernel (Linux).
 
-Bytes are counted where they leave: framing, handshakes, heartbeats and encryption included, retransmissions not. Other
-systems have no such count (KERNEL_COUNTS is False); there ``frame_bytes`` adds up the frames themselves. And the one
-thing that is asked of the kernel here: BBR, which a lossy link does not slow down.
+The byte counts include framing, handshakes, heartbeats and encryption, but no retransmissions. Other systems have no
+such counts (KERNEL_COUNTS is False); there ``frame_bytes`` adds up the frames. This module also selects BBR as
+congestion control, because packet loss does not slow it down.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
-_SIZE = 232  # of struct tcp_info up to tcpi_snd_wnd, Linux 5.4
-_RATE_SIZE = 216  # kernels from 4.19 on fill it up to tcpi_bytes_retrans
+_SIZE = 232  # size of struct tcp_info up to tcpi_snd_wnd, Linux 5.4
+_RATE_SIZE = 216  # kernels from 4.19 on fill the struct up to tcpi_bytes_retrans
 _TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", None)
 _NAME_SIZE = 16  # TCP_CA_NAME_MAX
 _OFFERED = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
-_PREFERRED = "bbr"  # at 1 % loss several times as fast as cubic; on loopback no slower
+_PREFERRED = "bbr"  # several times as fast as cubic at 1 % loss, and no slower on loopback
 
 
 def _kernel_counts() -> bool:
-    """Whether TCP_INFO is long enough; old kernels and emulated user spaces give the beginning alone."""
+    """Return whether TCP_INFO is long enough. Old kernels and emulators return only its beginning."""
     if _TCP_INFO is None:
         return False
     try:
@@ -44,18 +44,18 @@ KERNEL_COUNTS = _kernel_counts()
 
 
 class TcpInfo(NamedTuple):
-    """The part of Linux's struct tcp_info that is used here."""
+    """The used fields of Linux's struct tcp_info."""
 
     sent_bytes: int  # first transmissions only
     received_bytes: int
     rtt_ms: float  # smoothed
     delivery_mbit_s: float
-    last_received_ms: int  # since the last data arrived
+    last_received_ms: int  # time since data last arrived
 
 
 @contextlib.contextmanager
 def same_socket(fd: int) -> Iterator[socket.socket]:
-    """A socket of an open descriptor, which stays open; raises OSError where it is none, or closed by now."""
+    """Yield a socket for an open descriptor, which stays open. Raises OSError if it is closed or not a socket."""
     copy = os.dup(fd)
     try:
         same = socket.socket(fileno=copy)
@@ -67,7 +67,7 @@ def same_socket(fd: int) -> Iterator[socket.socket]:
 
 
 def tcp_info(fd: int) -> TcpInfo | None:
-    """Read TCP_INFO of an open descriptor; None where it is no TCP socket or the system has no such call."""
+    """Return TCP_INFO of an open descriptor. None if it is not a TCP socket or the system has no such call."""
     if _TCP_INFO is None:
         return None
     try:
@@ -86,9 +86,9 @@ def tcp_info(fd: int) -> TcpInfo | None:
 
 
 def prefer_bbr(fd: int) -> str | None:
-    """Make a connection send by BBR where the kernel offers and permits it; the congestion control then in use.
+    """Select BBR for a connection if the kernel offers and permits it. Return the congestion control then in use.
 
-    None where the system does not tell, and where the descriptor is no connected TCP socket (any more). Never raises.
+    Returns None if the system does not report it, or if the descriptor is not a connected TCP socket. Never raises.
     """
     if _TCP_CONGESTION is None:
         return None
@@ -96,7 +96,7 @@ def prefer_bbr(fd: int) -> str | None:
         with same_socket(fd) as connection:
             connection.getpeername()
             with contextlib.suppress(OSError):  # not permitted
-                if _PREFERRED in _OFFERED.read_text().split():  # else asking as root would load a kernel module
+                if _PREFERRED in _OFFERED.read_text().split():  # otherwise root would load a kernel module here
                     connection.setsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, _PREFERRED.encode())
             name = connection.getsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, _NAME_SIZE)
     except OSError:
@@ -104,8 +104,9 @@ def prefer_bbr(fd: int) -> str | None:
     return name.rstrip(b"\0").decode(errors="replace")
 
 
-# Never HANDSHAKE_FAILED_PROTOCOL: in telling it, libzmq 4.3.5 overwrites the error that it is about to act on when a
-# damaged message fails to decrypt, takes it for "try later", and aborts once the peer has hung up (heartbeats).
+# HANDSHAKE_FAILED_PROTOCOL must not be listed. When a damaged message fails to decrypt, libzmq 4.3.5 overwrites errno
+# while it reports this event and then treats the error as "try later". After the peer has closed the connection, the
+# heartbeats make it abort.
 EVENTS = (
     zmq.EVENT_CONNECTED
     | zmq.EVENT_DISCONNECTED
@@ -116,14 +117,14 @@ EVENTS = (
 
 
 def frame_bytes(*frames: bytes | memoryview) -> int:
-    """What frames weigh under ZMTP 3.1 without encryption: a flag, a length of 1 or 8 bytes, the frame."""
+    """Return the bytes that frames take in ZMTP 3.1 without encryption: a flag, a length of 1 or 8 bytes, the frame."""
     return sum(len(frame) + (2 if len(frame) < 256 else 9) for frame in frames)
 
 
 class SocketMeter:
-    """Watches one ZeroMQ socket: counts the bytes of every connection it makes, and notices when one ends.
+    """Counts the bytes of every connection of one ZeroMQ socket, and notices when a connection ends.
 
-    Each connection is made to send by BBR (``prefer_bbr``) when ``poll`` first sees it.
+    When ``poll`` first sees a connection, it selects BBR for it (``prefer_bbr``).
 
     Call ``close`` before the socket's context ends: an open monitor makes ``Context.term`` hang.
     """
@@ -136,22 +137,22 @@ class SocketMeter:
         self._closed = False
         self.connected = False
         self.lost = False  # a connection has ended
-        self.handshaken = False  # both sides speak one language, and have proved their keys if there are any
-        self.failure: str | None = None  # why a handshake failed
-        self.congestion: str | None = None  # control of the last connection; None: not known
+        self.handshaken = False  # the protocols agree, and both sides have proved their keys if they have any
+        self.failure: str | None = None  # reason of a failed handshake
+        self.congestion: str | None = None  # congestion control of the last connection; None: not known
 
     def poll(self) -> None:
-        """Take note of what happened to the connections since the last call; never waits."""
+        """Process the connection events since the last call. Never waits."""
         while not self._closed and self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)
             kind = zmq.Event(event["event"])
             if kind == zmq.Event.CONNECTED:
                 self.connected = True
                 self._release()
-                with contextlib.suppress(OSError):  # already gone again
+                with contextlib.suppress(OSError):  # already closed again
                     self._fd = os.dup(event["value"])
                     self.congestion = prefer_bbr(self._fd)
-            elif kind in (zmq.Event.DISCONNECTED, zmq.Event.CLOSED):  # CLOSED: refused before it stood
+            elif kind in (zmq.Event.DISCONNECTED, zmq.Event.CLOSED):  # CLOSED: refused before it was established
                 self._release()
                 self.lost = True
             elif kind == zmq.Event.HANDSHAKE_SUCCEEDED:
@@ -160,11 +161,11 @@ class SocketMeter:
                 self.failure = "it does not know this device's key, or has revoked it"
 
     def now(self) -> TcpInfo | None:
-        """The live connection as the kernel sees it; None without one."""
+        """Return the kernel's counts of the open connection; None without one."""
         return None if self._fd is None else tcp_info(self._fd)
 
     def totals(self) -> tuple[int, int]:
-        """Bytes sent and received over all connections so far."""
+        """Return the bytes sent and received over all connections so far."""
         self.poll()
         live = self.now()
         sent, received = (live.sent_bytes, live.received_bytes) if live else (0, 0)
@@ -183,7 +184,7 @@ class SocketMeter:
             self.poll()
 
     def close(self) -> None:
-        """Stop watching; ``totals`` keeps its last value."""
+        """Stop counting. ``totals`` keeps its last value."""
         self.poll()
         self._release()
         self._socket.disable_monitor()

@@ -1,4 +1,4 @@
-"""The benchmarks' link: real TCP gets what was asked for, also after a change, and nothing of it stays behind."""
+"""The emulated link has the requested rate and delay, also after a change, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def near(value: float, asked: float, slack: float = 0.0) -> bool:
 
 
 class Pipe:
-    """A direction without devices: packets go in, and come out when they are due."""
+    """A direction without TUN devices: packets go in, and come out when they are due."""
 
     def __init__(self, way: Way, seed: int = 1) -> None:
         self.direction = link_forwarder.Direction(way, seed)
@@ -99,7 +99,7 @@ def test_packets_leave_one_after_the_other_and_arrive_after_the_delay(pipe: Call
     assert line.direction.bytes == 2000
 
 
-def test_a_full_queue_drops_what_comes_last(pipe: Callable[..., Pipe]) -> None:
+def test_a_full_queue_drops_the_last_packets(pipe: Callable[..., Pipe]) -> None:
     line = pipe(Way(1, 1, queue_bytes=3000))
     line.put(*[bytes([number]) * 1000 for number in range(5)])
     now = time.monotonic()
@@ -108,7 +108,7 @@ def test_a_full_queue_drops_what_comes_last(pipe: Callable[..., Pipe]) -> None:
     assert line.direction.overflowed == 2
 
 
-def test_a_new_rate_and_delay_hold_for_what_waits_and_never_change_the_order(pipe: Callable[..., Pipe]) -> None:
+def test_a_new_rate_and_delay_apply_to_waiting_packets_and_never_change_the_order(pipe: Callable[..., Pipe]) -> None:
     line = pipe(Way(1, 1000))
     line.put(*[bytes([number]) * 1000 for number in range(3)])
     now = time.monotonic()
@@ -141,12 +141,12 @@ def test_losses_are_a_function_of_the_seed(pipe: Callable[..., Pipe]) -> None:
         (Way(100, 60, queue_bytes=1000), 1000),
     ],
 )
-def test_a_queue_holds_a_round_trip_unless_told_otherwise(way: Way, room: int) -> None:
+def test_the_default_queue_holds_the_bytes_of_a_round_trip(way: Way, room: int) -> None:
     assert way.room_bytes == room
 
 
 @real
-def test_tcp_gets_the_rates_and_the_round_trip_that_were_asked_for(link: LinkEmulator) -> None:
+def test_tcp_measures_the_requested_rates_and_round_trip(link: LinkEmulator) -> None:
     device, trainer = tcp_pair(link)
     with device, trainer:
         assert near(rtt_ms(device, trainer), 40, slack=5)
@@ -169,7 +169,7 @@ def test_a_change_takes_effect_on_a_live_connection(link: LinkEmulator) -> None:
 
 
 @real
-def test_lost_packets_are_lost_and_tcp_mends_them() -> None:
+def test_lost_packets_are_counted_and_tcp_sends_them_again() -> None:
     with LinkEmulator(Way(50, 1, loss=0.05), Way(50, 1), seed=7) as link:
         device, trainer = tcp_pair(link)
         data = bytes(range(256)) * 1000
@@ -185,9 +185,9 @@ def test_lost_packets_are_lost_and_tcp_mends_them() -> None:
 
 
 @real
-def test_lateness_is_measured_and_begins_anew_with_a_change(link: LinkEmulator) -> None:
+def test_the_lag_is_measured_and_reset_by_a_change(link: LinkEmulator) -> None:
     assert link._process.pid is not None
-    link.set()  # it is at work
+    link.set()  # returns when the process is running
     _pause(link._process.pid, 0.1)
     assert link.lag_ms > 50
     link.set()
@@ -201,14 +201,14 @@ def _pause(pid: int, seconds: float) -> None:
 
 
 @real
-def test_both_ends_are_by_themselves_and_gone_afterwards() -> None:
+def test_both_ends_are_isolated_and_removed_afterwards() -> None:
     here, known = addresses(), namespaces()
     with LinkEmulator(Way(20, 1), Way(20, 1)) as one, LinkEmulator(Way(20, 1), Way(20, 1)) as other:
         assert namespaces() - known == {
             name for link in (one, other) for name in (link.device_namespace, link.trainer_namespace)
         }
         assert addresses() == here
-        for link in (one, other):  # the same addresses, and no way from one to the other
+        for link in (one, other):  # the same addresses, and no route from one to the other
             device, trainer = tcp_pair(link)
             assert device.getpeername()[0] == link.trainer_address
             device.close()
@@ -235,7 +235,7 @@ if __name__ == "__main__":
 
 @real
 @pytest.mark.parametrize("end", ["killed", "over", "interrupted"])
-def test_nothing_stays_when_a_benchmark_ends_without_a_word(end: str, eventually: Callable[..., None]) -> None:
+def test_nothing_stays_when_a_benchmark_ends_without_cleaning_up(end: str, eventually: Callable[..., None]) -> None:
     seconds = "0" if end == "over" else "100"
     process = subprocess.Popen(
         [sys.executable, "-c", BENCHMARK, str(Path(link_emulator.__file__).parent), seconds],
@@ -254,7 +254,7 @@ def test_nothing_stays_when_a_benchmark_ends_without_a_word(end: str, eventually
 
 
 @real
-def test_the_benchmark_is_told_when_the_emulator_is_gone() -> None:
+def test_the_benchmark_gets_an_error_when_the_emulator_has_ended() -> None:
     known = namespaces()
     with LinkEmulator(Way(1, 1), Way(1, 1)) as link:
         link._process.kill()
@@ -264,7 +264,7 @@ def test_the_benchmark_is_told_when_the_emulator_is_gone() -> None:
 
 
 @real
-def test_what_the_system_refuses_is_told_and_nothing_stays() -> None:
+def test_an_error_of_the_system_is_reported_and_nothing_stays() -> None:
     known = namespaces()
     with (
         pytest.raises(RuntimeError, match=r"no link can be emulated: \w"),
@@ -274,7 +274,7 @@ def test_what_the_system_refuses_is_told_and_nothing_stays() -> None:
     assert namespaces() == known
 
 
-def test_a_machine_without_the_means_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_missing_requirement_of_a_machine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_emulator, "_CAPABILITIES", 0)
     monkeypatch.setattr(link_emulator, "TUN", tmp_path / "none")
     assert str(available()).startswith("link emulation needs /")

@@ -1,4 +1,4 @@
-"""Who gets in with which key, on real sockets."""
+"""Only allowed keys can connect: handshakes on real sockets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from adc_edge.security.keystore import (
 )
 
 
-def stranger() -> KeyPair:
+def new_pair() -> KeyPair:
     return KeyPair(*zmq.curve_keypair())
 
 
@@ -40,7 +40,7 @@ HANDSHAKES: dict[str, int] = {
 
 
 class Trainer:
-    """A bound ROUTER, as a trainer has it."""
+    """A bound ROUTER socket with the same authentication as a trainer's."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.pair = home, load_pair(home)
@@ -57,7 +57,7 @@ class Trainer:
         return self.socket.getsockopt(zmq.LAST_ENDPOINT).decode()  # type: ignore[union-attr]
 
     def sender(self) -> str:
-        """Who sent the next message."""
+        """The key of the sender of the next message."""
         assert self.socket.poll(5_000)
         *_, frame = self.socket.recv_multipart(copy=False)
         assert frame.bytes == b"hello"
@@ -77,17 +77,17 @@ def trainer(home: Path) -> Iterator[Trainer]:
 def client(
     endpoint: str, secure: Callable[[zmq.Socket[bytes]], None] = lambda socket: None
 ) -> Iterator[tuple[str, zmq.Socket[bytes]]]:
-    """How the handshake ends, and the socket."""
+    """The outcome of the handshake, and the socket."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         secure(socket)
         with socket.get_monitor_socket(sum(HANDSHAKES.values())) as monitor:
             socket.connect(endpoint)
-            with contextlib.suppress(zmq.Again):  # refused by now: libzmq drops such a connection for good
-                socket.send(b"hello", zmq.NOBLOCK)  # goes out if the handshake succeeds
+            with contextlib.suppress(zmq.Again):  # already refused: libzmq never retries such a connection
+                socket.send(b"hello", zmq.NOBLOCK)  # sent if the handshake succeeds
             event = recv_monitor_message(monitor)["event"] if monitor.poll(5_000) else 0
             socket.disable_monitor()
-        # None comes if the authenticator stops just then: libzmq waits for it, and the client's time-out ends it.
+        # No event comes if the authenticator stops at this moment: libzmq waits for it until the client's time-out.
         yield next((name for name, number in HANDSHAKES.items() if number == event), "no verdict"), socket
 
 
@@ -100,10 +100,10 @@ def with_keys(pair: KeyPair, trainer: bytes) -> Callable[[zmq.Socket[bytes]], No
     return lambda socket: secure_client(socket, pair, trainer)
 
 
-def test_an_allowed_device_gets_in_and_each_message_tells_its_key(trainer: Trainer) -> None:
+def test_an_allowed_device_connects_and_each_message_carries_its_key(trainer: Trainer) -> None:
     endpoint = trainer.bind()
     for name in ("one", "two"):
-        pair = stranger()
+        pair = new_pair()
         allow(trainer.home, name, pair.public)
         with client(endpoint, with_keys(pair, trainer.pair.public)) as (verdict, _):
             assert verdict == SUCCEEDED
@@ -113,8 +113,8 @@ def test_an_allowed_device_gets_in_and_each_message_tells_its_key(trainer: Train
     assert trainer.refusals == []
 
 
-def test_an_unknown_device_is_refused_and_told_of(trainer: Trainer) -> None:
-    pair = stranger()
+def test_an_unknown_device_is_refused_and_reported(trainer: Trainer) -> None:
+    pair = new_pair()
     assert outcome(trainer.bind(), with_keys(pair, trainer.pair.public)) == REFUSED
     assert trainer.refusals == [f"refused a device: its key {fingerprint(pair.public)} is unknown"]
     assert not trainer.socket.poll(100)
@@ -125,23 +125,23 @@ def test_a_client_without_encryption_is_refused(trainer: Trainer) -> None:
     assert not trainer.socket.poll(100)
 
 
-def test_a_device_does_not_speak_to_another_trainer_than_its_own(trainer: Trainer) -> None:
-    pair = stranger()
+def test_a_device_connects_only_to_the_trainer_that_it_trusts(trainer: Trainer) -> None:
+    pair = new_pair()
     allow(trainer.home, "cam", pair.public)
-    assert outcome(trainer.bind(), with_keys(pair, stranger().public)) not in (SUCCEEDED, REFUSED)
+    assert outcome(trainer.bind(), with_keys(pair, new_pair().public)) not in (SUCCEEDED, REFUSED)
     assert not trainer.socket.poll(100)
 
 
-def test_a_device_that_only_knows_public_keys_does_not_get_in(trainer: Trainer) -> None:
-    thief, pair = stranger(), stranger()
+def test_a_device_that_only_knows_public_keys_cannot_connect(trainer: Trainer) -> None:
+    thief, pair = new_pair(), new_pair()
     allow(trainer.home, "cam", pair.public)
     secure = with_keys(KeyPair(pair.public, thief.secret), trainer.pair.public)
     assert outcome(trainer.bind(), secure) != SUCCEEDED
     assert not trainer.socket.poll(100)
 
 
-def test_a_device_allowed_later_gets_in_with_a_fresh_socket_and_revoked_no_more(trainer: Trainer) -> None:
-    endpoint, pair = trainer.bind(), stranger()
+def test_a_device_can_connect_after_it_is_allowed_and_until_it_is_revoked(trainer: Trainer) -> None:
+    endpoint, pair = trainer.bind(), new_pair()
     secure = with_keys(pair, trainer.pair.public)
     assert outcome(endpoint, secure) == REFUSED
     allow(trainer.home, "cam", pair.public)
@@ -151,8 +151,8 @@ def test_a_device_allowed_later_gets_in_with_a_fresh_socket_and_revoked_no_more(
     assert trainer.refusals[-1].endswith("is revoked (cam)")
 
 
-def test_revoking_does_not_cut_a_connection_so_the_trainer_must_look_at_each_message(trainer: Trainer) -> None:
-    pair = stranger()
+def test_revoking_does_not_close_a_connection_so_the_trainer_must_check_each_message(trainer: Trainer) -> None:
+    pair = new_pair()
     allow(trainer.home, "cam", pair.public)
     with client(trainer.bind(), with_keys(pair, trainer.pair.public)) as (_, socket):
         trainer.sender()
@@ -163,14 +163,14 @@ def test_revoking_does_not_cut_a_connection_so_the_trainer_must_look_at_each_mes
     assert trainer.devices.name(sender) is None
 
 
-def test_trouble_in_telling_of_a_refusal_lets_nobody_in_and_nobody_wait(home: Path) -> None:
+def test_an_error_in_reporting_a_refusal_allows_no_key_and_blocks_no_handshake(home: Path) -> None:
     def fail(text: str) -> None:
         raise BrokenPipeError
 
     trainer = Trainer(home)
     trainer.authenticator = Authenticator(trainer.context, trainer.devices, fail)
     trainer.authenticator.start()
-    endpoint, pair = trainer.bind(), stranger()
+    endpoint, pair = trainer.bind(), new_pair()
     secure = with_keys(pair, trainer.pair.public)
     assert [outcome(endpoint, secure) for _ in range(3)] == [REFUSED] * 3
     allow(home, "cam", pair.public)
@@ -179,10 +179,10 @@ def test_trouble_in_telling_of_a_refusal_lets_nobody_in_and_nobody_wait(home: Pa
     trainer.context.destroy(linger=0)
 
 
-def test_trouble_in_looking_a_key_up_lets_nobody_in_and_nobody_wait(
+def test_an_error_in_checking_a_key_allows_no_key_and_blocks_no_handshake(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = stranger()
+    pair = new_pair()
     allow(trainer.home, "cam", pair.public)
     endpoint, secure = trainer.bind(), with_keys(pair, trainer.pair.public)
     with monkeypatch.context() as patched:
@@ -193,7 +193,7 @@ def test_trouble_in_looking_a_key_up_lets_nobody_in_and_nobody_wait(
 
 
 @pytest.mark.parametrize("mechanism", ["null", "plain"])
-def test_the_authenticator_lets_in_nobody_without_a_key_even_where_a_socket_would(
+def test_the_authenticator_refuses_a_peer_without_a_key_even_on_a_socket_without_encryption(
     trainer: Trainer, mechanism: str
 ) -> None:
     def with_password(socket: zmq.Socket[bytes]) -> None:
@@ -210,8 +210,8 @@ def test_the_authenticator_lets_in_nobody_without_a_key_even_where_a_socket_woul
         assert outcome(endpoint.decode(), with_password) == REFUSED
 
 
-def test_an_authenticator_that_has_stopped_lets_nobody_in_and_can_start_again(trainer: Trainer) -> None:
-    pair = stranger()
+def test_a_stopped_authenticator_allows_no_key_and_can_start_again(trainer: Trainer) -> None:
+    pair = new_pair()
     allow(trainer.home, "cam", pair.public)
     endpoint, secure = trainer.bind(), with_keys(pair, trainer.pair.public)
     assert outcome(endpoint, secure) == SUCCEEDED
@@ -243,7 +243,7 @@ def has_ipv6() -> bool:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "*", "[::]", "[::1]"])
-def test_the_self_test_passes_on_a_trainer_and_leaves_no_word(trainer: Trainer, address: str) -> None:
+def test_the_self_test_passes_on_a_trainer_and_reports_nothing(trainer: Trainer, address: str) -> None:
     if "[" in address and not has_ipv6():
         pytest.skip("no IPv6 here")
     endpoint = trainer.bind(f"tcp://{address}:*")
@@ -251,16 +251,16 @@ def test_the_self_test_passes_on_a_trainer_and_leaves_no_word(trainer: Trainer, 
     assert trainer.refusals == []
 
 
-def test_after_the_self_test_other_strangers_are_told_of(trainer: Trainer) -> None:
+def test_after_the_self_test_other_unauthenticated_peers_are_reported(trainer: Trainer) -> None:
     endpoint = trainer.bind()
     self_test(endpoint, trainer.pair.public, trainer.authenticator)
-    assert outcome(endpoint, with_keys(stranger(), trainer.pair.public)) == REFUSED
+    assert outcome(endpoint, with_keys(new_pair(), trainer.pair.public)) == REFUSED
     assert len(trainer.refusals) == 1
 
 
 @contextlib.contextmanager
 def by_hand(home: Path, encrypted: bool, enforced: bool) -> Iterator[str]:
-    """A server whose author forgot something; nobody authenticates."""
+    """A server whose security options are incomplete, without an Authenticator."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         if encrypted:
             socket.setsockopt(zmq.CURVE_SERVER, 1)
@@ -274,9 +274,9 @@ def by_hand(home: Path, encrypted: bool, enforced: bool) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("encrypted", "enforced", "words"),
     [
-        (False, False, "a client without a key was let in"),
-        (True, False, "a key that nobody allowed was let in"),
-        (True, True, "a key that nobody allowed was cut off unasked"),  # no device could ever connect
+        (False, False, "a client without a key could connect"),
+        (True, False, "a client whose key is not allowed could connect"),
+        (True, True, "a client whose key is not allowed was cut off before its key"),  # no device could ever connect
     ],
 )
 def test_the_self_test_finds_a_server_that_is_not_guarded(
@@ -291,7 +291,7 @@ def test_the_self_test_finds_an_authenticator_that_guards_another_context(home: 
         authenticator = Authenticator(elsewhere, Devices(home), lambda text: None)
         authenticator.start()
         try:
-            with pytest.raises(RunError, match="was let in"):
+            with pytest.raises(RunError, match="could connect"):
                 self_test(endpoint, load_pair(home).public, authenticator)
         finally:
             authenticator.stop()
@@ -309,7 +309,7 @@ def test_the_self_test_does_not_take_silence_for_a_refusal(trainer: Trainer, mon
 
     monkeypatch.setattr(trainer.devices, "refusal", stuck)
     start = time.monotonic()
-    with pytest.raises(RunError, match="a key that nobody allowed had no answer"):
+    with pytest.raises(RunError, match="a client whose key is not allowed had no answer"):
         self_test(trainer.bind(), trainer.pair.public, trainer.authenticator)
     over.set()
     assert asked.is_set()

@@ -26,7 +26,7 @@ def sides(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "device", tmp_path / "trainer"
 
 
-def test_new_tells_the_fingerprint_and_what_to_copy_and_type(tmp_path: Path) -> None:
+def test_new_prints_the_fingerprint_the_file_to_copy_and_the_command_to_type(tmp_path: Path) -> None:
     code, output = keys("new", "--keys", tmp_path / "my keys")
     pair = load_pair(tmp_path / "my keys")
     assert code == 0
@@ -37,7 +37,7 @@ def test_new_tells_the_fingerprint_and_what_to_copy_and_type(tmp_path: Path) -> 
     assert pair.secret.decode() not in output
 
 
-def test_the_lines_that_new_shows_make_the_two_sides_known_to_each_other(sides: tuple[Path, Path]) -> None:
+def test_the_commands_that_new_prints_make_the_two_sides_trust_each_other(sides: tuple[Path, Path]) -> None:
     device, trainer = sides
     assert keys("allow", "cam", device / "public.key", "--keys", trainer)[0] == 0
     assert keys("pin", trainer / "public.key", "--keys", device)[0] == 0
@@ -45,7 +45,7 @@ def test_the_lines_that_new_shows_make_the_two_sides_known_to_each_other(sides: 
     assert trainer_key(device) == load_pair(trainer).public
 
 
-def test_list_shows_whom_a_trainer_allows_and_has_revoked(sides: tuple[Path, Path], tmp_path: Path) -> None:
+def test_list_shows_the_allowed_and_the_revoked_devices_of_a_trainer(sides: tuple[Path, Path], tmp_path: Path) -> None:
     device, trainer = sides
     keys("new", "--keys", tmp_path / "other")
     keys("allow", "front", device / "public.key", "--keys", trainer)
@@ -75,7 +75,7 @@ def test_list_shows_the_trainer_that_a_device_pins(sides: tuple[Path, Path]) -> 
     assert row.startswith("│ trainer")
 
 
-def test_list_names_what_cannot_be_read_and_goes_on(sides: tuple[Path, Path]) -> None:
+def test_list_names_torn_files_and_continues(sides: tuple[Path, Path]) -> None:
     device, trainer = sides
     keys("allow", "front", device / "public.key", "--keys", trainer)
     (trainer / "devices" / "torn [bold].key").write_text("public = ")
@@ -96,7 +96,7 @@ def test_list_names_what_cannot_be_read_and_goes_on(sides: tuple[Path, Path]) ->
         ("new --keys {trainer}", ["secret.key exists", "remove it first"]),
         ("list --keys {tmp}/typo", ["adc-edge keys new --keys {tmp}/typo"]),
         ("allow cam {device}/absent.key --keys {trainer}", ["no key at {device}/absent.key"]),
-        ("allow cam {device}/secret.key --keys {trainer}", ["that is a secret key: never copy it"]),
+        ("allow cam {device}/secret.key --keys {trainer}", ["is a secret key: never copy it"]),
         ("allow cam {device}/public.key --keys {tmp}/typo", ["adc-edge keys new --keys {tmp}/typo"]),
         ("allow cam {trainer}/public.key --keys {trainer}", ["this machine's own"]),
         ("allow ../cam {device}/public.key --keys {trainer}", ["name '../cam'", "for example cam-01"]),

@@ -1,4 +1,4 @@
-"""Keys in files: made, read, allowed, revoked, and looked at while they change."""
+"""Keys in files: making, reading, allowing and revoking them, also while the files change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-def stranger() -> KeyPair:
+def new_pair() -> KeyPair:
     return KeyPair(*zmq.curve_keypair())
 
 
@@ -43,7 +43,7 @@ def test_the_modes_of_key_files_do_not_depend_on_the_umask(tmp_path: Path, umask
     before = os.umask(umask)
     try:
         make_keys(tmp_path / "keys")
-        allow(tmp_path / "keys", "cam", stranger().public)
+        allow(tmp_path / "keys", "cam", new_pair().public)
         revoke(tmp_path / "keys", "cam")
     finally:
         os.umask(before)
@@ -123,7 +123,7 @@ def test_a_secret_may_be_stricter_than_asked(home: Path) -> None:
 def test_a_public_key_that_belongs_to_another_secret_is_noticed(home: Path) -> None:
     pair = load_pair(home)
     text = (home / "secret.key").read_bytes()
-    (home / "secret.key").write_bytes(text.replace(pair.public, stranger().public))
+    (home / "secret.key").write_bytes(text.replace(pair.public, new_pair().public))
     with pytest.raises(SettingError, match="damaged"):
         load_pair(home)
 
@@ -140,7 +140,7 @@ def test_a_torn_secret_is_damaged_never_half_used_and_never_shown(home: Path, cu
 def test_a_copied_secret_is_refused_wherever_a_public_key_is_asked_for(home: Path, tmp_path: Path) -> None:
     copy = tmp_path / "cam.key"
     shutil.copy(home / "secret.key", copy)
-    with pytest.raises(SettingError, match="that is a secret key: never copy it"):
+    with pytest.raises(SettingError, match="is a secret key: never copy it"):
         load_public(copy)
     (home / "devices").mkdir()
     shutil.copy(copy, home / "devices" / "cam.key")
@@ -175,7 +175,7 @@ def test_a_malformed_key_is_refused(tmp_path: Path, content: bytes) -> None:
     name=st.sampled_from([b"public", b"secret", b"Public"]),
     key=st.text(Z85CHARS.decode(), min_size=39, max_size=41).map(str.encode) | st.binary(max_size=60),
 )
-def test_no_content_of_a_file_gives_more_than_a_key_or_a_refusal(
+def test_any_content_of_a_file_is_either_a_key_or_refused(
     tmp_path: Path, before: bytes, name: bytes, key: bytes
 ) -> None:
     (tmp_path / "x.key").write_bytes(before + b"\n" + name + b" = " + key)
@@ -200,20 +200,20 @@ def test_a_pipe_or_a_directory_in_place_of_a_key_is_refused_at_once(tmp_path: Pa
             load_public(tmp_path / name)
 
 
-def test_a_fingerprint_is_short_and_that_of_its_key() -> None:
+def test_a_fingerprint_is_the_beginning_of_the_hash_of_its_key() -> None:
     import hashlib
 
-    public = stranger().public
+    public = new_pair().public
     assert fingerprint(public).replace("-", "") == hashlib.sha256(public).hexdigest()[:16]
     assert [len(part) for part in fingerprint(public).split("-")] == [4, 4, 4, 4]
-    assert fingerprint(public) != fingerprint(stranger().public)
+    assert fingerprint(public) != fingerprint(new_pair().public)
 
 
-# --- who may connect ---
+# --- allowed, pinned and revoked keys ---
 
 
 def test_a_pinned_trainer_is_read_back_and_may_be_replaced(home: Path) -> None:
-    for public in (stranger().public, stranger().public):
+    for public in (new_pair().public, new_pair().public):
         pin(home, public)
         assert trainer_key(home) == public
 
@@ -228,28 +228,28 @@ def test_a_machine_neither_allows_nor_pins_itself(home: Path) -> None:
     assert not (home / "trainer.key").exists()
 
 
-def test_a_directory_without_keys_is_a_typing_error(tmp_path: Path) -> None:
+def test_a_directory_without_keys_is_refused_and_not_created(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="adc-edge keys new"):
-        allow(tmp_path / "typo", "cam", stranger().public)
+        allow(tmp_path / "typo", "cam", new_pair().public)
     assert not (tmp_path / "typo").exists()
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "..", "a/b", "a b", "x" * 65, "ü", "cam\n", "cam\x1b[2J"])
-def test_a_name_that_is_none_is_refused(home: Path, name: str) -> None:
+def test_an_invalid_name_is_refused(home: Path, name: str) -> None:
     with pytest.raises(SettingError, match="at most 64"):
-        allow(home, name, stranger().public)
+        allow(home, name, new_pair().public)
     assert not (home / "devices").exists()
 
 
 @pytest.mark.parametrize("name", ["a", "cam-01", "Cam_1.front", "-", "x" * 64])
 def test_a_name_may_have_letters_digits_and_a_few_signs(home: Path, name: str) -> None:
-    public = stranger().public
+    public = new_pair().public
     allow(home, name, public)
     assert Devices(home).name(public) == name
 
 
 def test_a_key_has_one_name_and_a_name_one_key(home: Path) -> None:
-    first, second = stranger().public, stranger().public
+    first, second = new_pair().public, new_pair().public
     allow(home, "one", first)
     allow(home, "one", first)  # said twice
     with pytest.raises(SettingError, match="already, as one"):
@@ -261,7 +261,7 @@ def test_a_key_has_one_name_and_a_name_one_key(home: Path) -> None:
 
 
 def test_a_revoked_key_stays_out_until_its_file_is_deleted(home: Path) -> None:
-    public = stranger().public
+    public = new_pair().public
     allow(home, "cam", public)
     revoke(home, "cam")
     assert Devices(home).name(public) is None
@@ -274,7 +274,7 @@ def test_a_revoked_key_stays_out_until_its_file_is_deleted(home: Path) -> None:
 
 
 def test_a_revoked_key_copied_back_by_hand_stays_out(home: Path) -> None:
-    public = stranger().public
+    public = new_pair().public
     allow(home, "cam", public)
     revoke(home, "cam")
     shutil.copy(home / "revoked" / "cam.key", home / "devices" / "again.key")
@@ -282,7 +282,7 @@ def test_a_revoked_key_copied_back_by_hand_stays_out(home: Path) -> None:
 
 
 def test_every_key_that_was_revoked_under_one_name_is_kept(home: Path) -> None:
-    publics = [stranger().public for _ in range(3)]
+    publics = [new_pair().public for _ in range(3)]
     for public in publics:
         allow(home, "cam", public)
         revoke(home, "cam")
@@ -295,14 +295,14 @@ def test_revoking_an_unknown_name_lists_those_known(home: Path) -> None:
     with pytest.raises(SettingError, match="one of: nobody"):
         revoke(home, "cam")
     for name in ("front", "back"):
-        allow(home, name, stranger().public)
+        allow(home, name, new_pair().public)
     for name in ("cam", "../trainer", ""):
         with pytest.raises(SettingError, match="one of: back, front"):
             revoke(home, name)
 
 
-def test_a_trainer_notices_who_is_added_removed_and_revoked(home: Path) -> None:
-    first, second, third = (stranger().public for _ in range(3))
+def test_refresh_notices_added_removed_and_revoked_devices(home: Path) -> None:
+    first, second, third = (new_pair().public for _ in range(3))
     devices = Devices(home)
     assert devices.name(first) is None
     for name, public in (("one", first), ("two", second), ("three", third)):
@@ -321,7 +321,7 @@ def test_a_trainer_notices_who_is_added_removed_and_revoked(home: Path) -> None:
 
 
 def test_a_key_replaced_under_its_name_is_noticed(home: Path) -> None:
-    old, new = stranger().public, stranger().public
+    old, new = new_pair().public, new_pair().public
     allow(home, "cam", old)
     devices = Devices(home)
     path = home / "devices" / "cam.key"
@@ -332,8 +332,8 @@ def test_a_key_replaced_under_its_name_is_noticed(home: Path) -> None:
     assert (devices.name(old), devices.name(new)) == (None, "cam")
 
 
-def test_a_torn_file_lets_nobody_in_and_harms_nobody_else(home: Path) -> None:
-    torn, whole = stranger().public, stranger().public
+def test_a_torn_file_allows_no_device_and_does_not_affect_the_others(home: Path) -> None:
+    torn, whole = new_pair().public, new_pair().public
     allow(home, "torn", torn)
     allow(home, "whole", whole)
     devices = Devices(home)
@@ -348,8 +348,8 @@ def test_a_torn_file_lets_nobody_in_and_harms_nobody_else(home: Path) -> None:
     assert (devices.name(torn), devices.faults) == ("torn", {})
 
 
-def test_a_torn_revocation_keeps_its_device_out(home: Path) -> None:
-    public, other = stranger().public, stranger().public
+def test_a_device_with_a_torn_revocation_file_is_not_allowed(home: Path) -> None:
+    public, other = new_pair().public, new_pair().public
     allow(home, "cam", public)
     (home / "revoked").mkdir()
     (home / "revoked" / "cam.key").write_bytes(b"public = ")
@@ -360,8 +360,8 @@ def test_a_torn_revocation_keeps_its_device_out(home: Path) -> None:
         allow(home, "other", other)
 
 
-def test_a_list_of_the_revoked_that_cannot_be_read_keeps_everybody_out(home: Path) -> None:
-    public = stranger().public
+def test_no_device_is_allowed_while_the_revoked_keys_cannot_be_read(home: Path) -> None:
+    public = new_pair().public
     allow(home, "cam", public)
     devices = Devices(home)
     (home / "revoked").write_text("a file, not a directory")
@@ -373,11 +373,11 @@ def test_a_list_of_the_revoked_that_cannot_be_read_keeps_everybody_out(home: Pat
     assert devices.name(public) == "cam"
 
 
-def test_a_broken_link_does_not_blind_the_trainer(home: Path) -> None:
+def test_a_broken_link_does_not_hide_the_other_keys(home: Path) -> None:
     (home / "devices").mkdir()
     (home / "devices" / "dead.key").symlink_to("nowhere")
     devices = Devices(home)
-    public = stranger().public
+    public = new_pair().public
     allow(home, "cam", public)
     devices.refresh()
     assert devices.name(public) == "cam"
@@ -385,8 +385,8 @@ def test_a_broken_link_does_not_blind_the_trainer(home: Path) -> None:
     assert devices.refresh() == {public}
 
 
-def test_what_handshakes_notice_first_is_still_told_to_the_trainer(home: Path) -> None:
-    first, second = stranger().public, stranger().public
+def test_a_revocation_that_a_handshake_noticed_first_is_still_reported_by_refresh(home: Path) -> None:
+    first, second = new_pair().public, new_pair().public
     allow(home, "one", first)
     allow(home, "two", second)
     devices = Devices(home)
@@ -395,12 +395,12 @@ def test_what_handshakes_notice_first_is_still_told_to_the_trainer(home: Path) -
     assert devices.refusal(first) == "revoked (one)"
     revoke(home, "two")
     assert devices.refusal(second) == "revoked (two)"
-    assert devices.refusal(stranger().public) == "unknown"
+    assert devices.refusal(new_pair().public) == "unknown"
     assert devices.refresh() == {first, second}
 
 
-def test_files_that_are_hidden_or_of_another_kind_let_nobody_in(home: Path) -> None:
-    public = stranger().public
+def test_hidden_files_and_files_with_another_suffix_allow_no_device(home: Path) -> None:
+    public = new_pair().public
     allow(home, "cam", public)
     for name in (".cam.key", "cam.key~", "cam.txt"):
         shutil.copy(home / "devices" / "cam.key", home / "devices" / name)
@@ -410,8 +410,8 @@ def test_files_that_are_hidden_or_of_another_kind_let_nobody_in(home: Path) -> N
     assert devices.faults == {}
 
 
-def test_a_key_that_is_back_before_the_trainer_looked_is_not_cut(home: Path) -> None:
-    public = stranger().public
+def test_a_key_that_is_removed_and_restored_between_two_refreshes_is_not_reported(home: Path) -> None:
+    public = new_pair().public
     allow(home, "cam", public)
     devices = Devices(home)
     content = (home / "devices" / "cam.key").read_bytes()
@@ -421,8 +421,8 @@ def test_a_key_that_is_back_before_the_trainer_looked_is_not_cut(home: Path) -> 
     assert devices.refresh() == set()
 
 
-def test_one_device_is_known_at_every_moment_while_others_come_and_go(home: Path) -> None:
-    steady, other = stranger().public, stranger().public
+def test_a_device_stays_allowed_while_others_are_allowed_and_revoked(home: Path) -> None:
+    steady, other = new_pair().public, new_pair().public
     allow(home, "steady", steady)
     devices, done, answers = Devices(home), threading.Event(), set()
 

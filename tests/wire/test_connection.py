@@ -1,4 +1,4 @@
-"""A connection ends in LinkLost, at whatever instant it is cut; it never waits for ever."""
+"""A connection that is cut raises LinkLost, whatever the instant, and never waits for ever."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adc_edge.wire.connection import Connection, LinkLost
 
 
 @pytest.mark.timeout(30)
-def test_a_link_cut_between_the_look_and_the_send_is_lost_and_not_waited_for(
+def test_a_link_cut_between_the_check_and_the_send_raises_and_does_not_wait(
     eventually: Callable[[Callable[[], bool]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as trainer:

@@ -1,4 +1,4 @@
-"""Bodies of any size cross in small pieces, over as many connections as it takes, and come out whole or not at all."""
+"""Bodies of any size travel in small pieces, over one or several connections, and arrive whole or not at all."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def frames_of(size: int, transfer: int = 1, seed: int = 0) -> Frames:
 
 
 def whole(header: Message, piece: bytes = b"") -> tuple[bytes, bytes]:
-    """The frames of a header and whatever piece, with a seal that is right."""
+    """The frames of a header and any piece, with a correct seal."""
     return sealed(pack_header(header), piece), piece
 
 
@@ -67,7 +67,7 @@ def inbox(limit: int = 10**7) -> Assembler[FromDevice]:
 
 
 def feed(box: Assembler[Any], frames: Frames) -> tuple[Any, bytes] | None:
-    """Feed them all; none but the last may complete a message."""
+    """Feed all frames. Only the last one may complete a message."""
     results = [box.feed(header, piece) for header, piece in frames]
     assert results[:-1] == [None] * len(results[:-1])
     last = results[-1] if results else None
@@ -147,7 +147,7 @@ def test_a_body_that_travels_over_many_connections_is_the_same_and_no_byte_trave
         {"body_bytes": 3 * CHUNK_BYTES},
     ],
 )
-def test_a_message_that_goes_on_elsewhere_than_it_broke_off_is_refused_and_both_are_dropped(
+def test_a_message_that_continues_at_another_offset_is_refused_and_both_are_dropped(
     changes: dict[str, int],
 ) -> None:
     box, size = inbox(), 4 * CHUNK_BYTES
@@ -158,7 +158,7 @@ def test_a_message_that_goes_on_elsewhere_than_it_broke_off_is_refused_and_both_
     assert (box.unfinished, box.held_bytes) == ((0, 0), 0)
 
 
-def test_nothing_goes_on_that_was_never_begun() -> None:
+def test_a_message_that_was_never_begun_cannot_be_continued() -> None:
     for offset in (1, CHUNK_BYTES, 2 * CHUNK_BYTES):
         on = msgspec.structs.replace(message(2 * CHUNK_BYTES), offset=offset)
         assert refused(inbox(), whole(on, bytes(CHUNK_BYTES))) == "order"
@@ -166,7 +166,7 @@ def test_nothing_goes_on_that_was_never_begun() -> None:
 
 @given(SIZES, st.data())
 @settings(max_examples=150, deadline=None)
-def test_a_bit_that_changed_on_the_way_is_noticed_and_the_sender_goes_on_from_what_came_before(
+def test_a_bit_that_changed_in_transit_is_noticed_and_the_sender_continues_from_the_pieces_before(
     size: int, data: st.DataObject
 ) -> None:
     box, frames = inbox(), frames_of(size)
@@ -185,7 +185,7 @@ def test_a_bit_that_changed_on_the_way_is_noticed_and_the_sender_goes_on_from_wh
     assert done[1] == body_of(size)
 
 
-def test_every_bit_of_a_header_frame_is_guarded_and_so_is_its_length() -> None:
+def test_the_seal_protects_every_bit_of_a_header_frame_and_its_length() -> None:
     frame, piece = whole(message(3), b"abc")
     assert unsealed(frame, piece) == pack_header(message(3))
     changed = [frame[:length] for length in range(len(frame))] + [frame + b"\0", frame + frame[-SEAL_BYTES:]]
@@ -198,7 +198,7 @@ def test_every_bit_of_a_header_frame_is_guarded_and_so_is_its_length() -> None:
 
 
 @pytest.mark.parametrize("order", [[0, 2], [0, 1, 1], [1], [0, 1, 0, 2]])
-def test_a_gap_a_double_or_a_chunk_of_nothing_is_refused_and_the_message_dropped(order: list[int]) -> None:
+def test_a_missing_repeated_or_unannounced_chunk_is_refused_and_the_message_dropped(order: list[int]) -> None:
     box, frames = inbox(), frames_of(3 * CHUNK_BYTES)
     feed(box, [frames[index] for index in order[:-1]])
     assert refused(box, frames[order[-1]]) == "order"
@@ -232,14 +232,14 @@ def test_a_size_over_the_limit_is_refused_before_it_is_allocated() -> None:
     assert box.held_bytes == 0
 
 
-def test_a_header_that_is_no_message_is_refused_and_what_was_begun_dropped() -> None:
+def test_a_header_that_is_no_message_is_refused_and_the_unfinished_message_dropped() -> None:
     box = inbox()
     feed(box, frames_of(2 * CHUNK_BYTES)[:1])
     assert refused(box, (sealed(b"nonsense", b""), b"")) == "malformed"
     assert box.unfinished == (0, 0)
 
 
-def test_what_is_held_is_the_whole_body_that_is_expected_until_it_is_there() -> None:
+def test_held_bytes_is_the_size_of_the_expected_body_until_it_is_complete() -> None:
     box, frames = inbox(), frames_of(3 * CHUNK_BYTES)
     assert box.held_bytes == 0
     for index in (0, 1):
@@ -272,7 +272,7 @@ FROM_TRAINER: list[FromTrainer] = [
 ]
 
 
-def test_messages_without_a_body_come_in_between_and_disturb_nothing() -> None:
+def test_messages_without_a_body_between_the_pieces_do_not_disturb_the_assembly() -> None:
     gradient = Gradient(7, 5, 0, 9, 3 * CHUNK_BYTES, "fp32", 0.5, 0.5, 0.1)
     boxes: list[tuple[Assembler[Any], Any, list[Any]]] = [
         (inbox(), message(3 * CHUNK_BYTES, 9), list(FROM_DEVICE)),
@@ -294,7 +294,7 @@ def test_a_message_without_a_body_has_an_empty_piece() -> None:
         assert refused(inbox(), whole(header, b"x")) == "size"
 
 
-def test_a_frame_whose_seal_is_broken_is_shown_to_whoever_may_know_another_version() -> None:
+def test_a_frame_with_a_wrong_seal_is_checked_for_another_protocol_version() -> None:
     shown: list[bytes] = []
     box = Assembler(unpack_from_device, lambda header: 0, shown.append)
     assert refused(box, (pack_header(Bye(7)), b"")) == "corrupt"

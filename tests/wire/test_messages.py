@@ -1,4 +1,4 @@
-"""Messages: plain MessagePack that another library reads, and nothing accepted that was not checked."""
+"""Messages are plain MessagePack that another library reads, and only checked values are accepted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TYPES = sorted({*get_args(FromDevice), *get_args(FromTrainer)}, key=lambda kind:
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
-    """Everything that a field of this type may hold."""
+    """A strategy for every value that a field of this type may hold."""
     if get_origin(hint) is Annotated:
         kind, meta = get_args(hint)
         return st.text(max_size=100) if kind is str else st.integers(meta.ge, meta.le)
@@ -62,7 +62,7 @@ MESSAGES = st.sampled_from(TYPES).flatmap(any_of)
 
 
 def unpackers(message: Message) -> list[Any]:
-    """Who must be able to read it."""
+    """The decoders that must be able to read the message."""
     sides = ((FromDevice, unpack_from_device), (FromTrainer, unpack_from_trainer))
     return [unpack for union, unpack in sides if isinstance(message, union)]
 
@@ -88,7 +88,7 @@ def trainer_inbox() -> Assembler[FromDevice]:
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: str(kind.__name__))
 @given(st.data())
 @settings(deadline=None, max_examples=30)
-def test_every_message_comes_back_as_it_went(kind: type[Message], data: st.DataObject) -> None:
+def test_every_message_is_decoded_as_it_was_encoded(kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(any_of(kind))
     for unpack in unpackers(message):
         assert unpack(pack_header(message)) == message
@@ -149,7 +149,7 @@ NEW_HELLO = {"kind": "hello", "version": VERSION + 1, "fields": "of the future"}
 
 @pytest.mark.parametrize("hello", [OLD_HELLO, NEW_HELLO])
 @pytest.mark.parametrize("with_seal", [False, True])
-def test_a_hello_of_another_version_is_told_apart_whatever_its_fields_and_with_or_without_a_seal(
+def test_a_hello_of_another_version_is_recognised_whatever_its_fields_and_with_or_without_a_seal(
     hello: dict[str, Any], with_seal: bool
 ) -> None:
     header = msgpack.packb(hello)
@@ -159,13 +159,13 @@ def test_a_hello_of_another_version_is_told_apart_whatever_its_fields_and_with_o
     assert caught.value.expected == f"version {VERSION}"
 
 
-def test_a_hello_of_another_version_whose_fields_happen_to_be_ours_is_told_apart() -> None:
+def test_a_hello_of_another_version_with_the_fields_of_this_version_is_recognised() -> None:
     with pytest.raises(ProtocolError) as caught:
         unpack_from_device(pack_header(Hello(VERSION + 1, "b", 1, 2, "orin", 3, 0, 0)))
     assert caught.value.code == "version"
 
 
-def test_a_frame_without_a_seal_that_is_no_hello_of_another_version_is_broken() -> None:
+def test_a_frame_without_a_seal_that_is_no_hello_of_another_version_is_corrupt() -> None:
     for header in (
         pack_header(Hello(VERSION, "b", 1, 2, "orin", 3, 0, 0)),
         pack_header(Bye(1)),
@@ -178,8 +178,8 @@ def test_a_frame_without_a_seal_that_is_no_hello_of_another_version_is_broken() 
         assert caught.value.code == "corrupt"
 
 
-def test_a_bit_that_changed_on_the_way_is_never_taken_for_another_version() -> None:
-    """A device ends its run when the versions differ; for broken bytes it tries again."""
+def test_a_bit_that_changed_in_transit_is_never_taken_for_another_version() -> None:
+    """A device ends its run when the versions differ. After damaged bytes it tries again."""
     for message, inbox in (
         (Hello(VERSION, "a" * 64, 2**62, 2**61, "orin", 3, 0, 0), trainer_inbox),
         (Refused("busy", "a", "b", "c"), device_inbox),
@@ -194,14 +194,14 @@ def test_a_bit_that_changed_on_the_way_is_never_taken_for_another_version() -> N
 
 
 @pytest.mark.parametrize("code", ["version", "malformed"])  # version 1 says malformed of a Hello with a seal
-def test_the_refusal_of_an_older_trainer_ends_the_run_with_its_words(code: str) -> None:
+def test_the_refusal_of_an_older_trainer_ends_the_run_with_its_message(code: str) -> None:
     header = msgpack.packb({"kind": "refused", "code": code, "received": "r", "expected": "e", "remedy": "use one"})
     with pytest.raises(RefusedError, match=r"r\n.*e\n.*use one") as caught:
         device_inbox().feed(header, b"")
     assert caught.value.code == code
 
 
-def test_a_refusal_that_an_older_device_can_read_has_no_seal_and_nothing_else_goes_without() -> None:
+def test_only_a_refusal_may_come_without_a_seal_so_that_an_older_device_can_read_it() -> None:
     for header in (
         pack_header(Welcome(1, 5, 0, 0, None, 1, 0, 0, "0.1.0")),
         pack_header(protocol.ByeAck(1)),

@@ -1,4 +1,4 @@
-"""Which addresses may be used, and how."""
+"""Addresses are checked, and a peer that closes its connection does not end the process."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def test_keys_and_insecure_contradict_each_other() -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:5700", "ipc://x", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:port"])
-def test_what_is_no_address_is_refused(endpoint: str) -> None:
+def test_a_malformed_address_is_refused(endpoint: str) -> None:
     with pytest.raises(SettingError, match="tcp://HOST:PORT"):
         check_endpoint(endpoint, insecure=True)
 
 
 HANG_UP = """
 import sys, time, zmq
-from adc_edge.wire.sockets import tune
+from adc_edge.wire.sockets import set_socket_options
 both = zmq.Context(), zmq.Context()
 router, dealer = both[0].socket(zmq.ROUTER), both[1].socket(zmq.DEALER)
 for socket in (router, dealer):
-    tune(socket, "tcp://127.0.0.1:0")
+    set_socket_options(socket, "tcp://127.0.0.1:0")
     socket.setsockopt(zmq.HEARTBEAT_IVL, 500)
 router.bind("tcp://127.0.0.1:*")
 dealer.connect(router.getsockopt_string(zmq.LAST_ENDPOINT))
@@ -53,6 +53,6 @@ both[0].destroy(linger=0)
 """
 
 
-def test_a_peer_that_hangs_up_while_the_loop_is_busy_does_not_end_the_process() -> None:
+def test_a_peer_that_closes_its_connection_while_the_loop_is_busy_does_not_end_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", HANG_UP], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

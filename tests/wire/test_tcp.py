@@ -1,4 +1,4 @@
-"""Congestion control per connection: BBR where the kernel offers it, on both ends, and never a reason to fail."""
+"""Each connection uses BBR on both ends if the kernel offers it, and its absence is never an error."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 def another(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A control that connections do not have by themselves, preferred to it: on many machines BBR is the default."""
+    """A congestion control other than the machine's default, set as the preferred one: BBR is often the default."""
     with socket.socket() as end:
         default = control(end)
     choice = [name for name in OFFERED.read_text().split() if name != default and permitted(name)]
@@ -103,13 +103,15 @@ def test_a_control_that_is_offered_and_refused_changes_nothing(
     assert prefer_bbr(pair[0].fileno()) == control(pair[0]) == before
 
 
-def test_other_systems_do_not_tell(pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_report_no_control(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tcp, "_TCP_CONGESTION", None)
     assert prefer_bbr(pair[0].fileno()) is None
 
 
 def files(path: Path) -> dict[str, Callable[[], socket.socket | int]]:
-    """What may lie behind a number that was a connection's a moment ago."""
+    """Files and sockets that may have the number of a connection that was just closed."""
     return {
         "a file": lambda: os.open(path, os.O_RDWR | os.O_CREAT),
         "UDP": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
@@ -126,7 +128,7 @@ def _connected(end: socket.socket) -> socket.socket:
 
 
 @pytest.mark.parametrize("kind", files(Path()))
-def test_what_is_no_connection_is_left_alone(kind: str, tmp_path: Path) -> None:
+def test_a_descriptor_that_is_no_connection_is_left_alone(kind: str, tmp_path: Path) -> None:
     thing = files(tmp_path / "file")[kind]()
     fd = thing if isinstance(thing, int) else thing.fileno()
     before = len(os.listdir("/proc/self/fd"))
@@ -148,7 +150,7 @@ def test_a_number_that_is_no_descriptor_is_no_error(fd: int) -> None:
     assert prefer_bbr(fd) is None
 
 
-def test_a_device_sets_it_before_it_sends_anything(another: str, server: Server) -> None:
+def test_a_device_sets_the_control_before_it_sends_anything(another: str, server: Server) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     connection = Connection(context, server.endpoint, None, lambda: False)
     assert connection.congestion is None
@@ -189,7 +191,7 @@ def test_both_ends_of_a_real_link_send_by_bbr(bundle: Bundle, training: HeadTrai
             device.channel.close()
 
 
-def test_a_kernel_that_tells_too_little_is_known_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_with_a_short_tcp_info_is_recognised_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tcp._kernel_counts() == tcp.KERNEL_COUNTS
     monkeypatch.setattr(tcp, "_SIZE", 4)  # as under an emulator: then frames are counted instead of nothing
     assert not tcp._kernel_counts()
