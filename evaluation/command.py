@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adc_edge.options import data_option, optimizer_options
+from adc_edge.options import GroupedCommand, data_option, heading, optimizer_options
 
 _DATA = click.Path(path_type=Path)
 
@@ -24,11 +24,13 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
         context.default_map = preset(name, context.params.get("data", ""))
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
+@heading("Data and methods")
 @data_option(default="digits", show_default=True, is_eager=True)
 @click.option(
     "--methods",
     default="",
+    show_default=False,
     callback=_listed,
     metavar="M,…",
     help="none, adc, adc-batch, adc-tokens, topk, randtopk, c3sl, bottlenetpp, or a precision (int4).",
@@ -73,12 +75,14 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     metavar="DIR",
     help="Where runs are kept and results written; runs there are not made again.",
 )
+@heading("Model")
 @click.option("--model", default="deit_tiny_patch16_224", show_default=True, help="A timm VisionTransformer.")
 @click.option("--weights", type=_DATA, help="Weights file (safetensors).")
 @click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights.")
 @click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels.")
 @click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
 @click.option("--split", default=3, show_default=True, type=int, help="Cut after this block.")
+@heading("Training")
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=2), help="Images a step.")
 @click.option("--epochs", default=8.0, show_default=True, type=float, help="Of every run: the view at equal steps.")
 @click.option(
@@ -106,7 +110,9 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 )
 @click.option("--test-images", default=0, type=click.IntRange(min=0), metavar="N", help="Of the test split; 0: all.")
 @click.option("--augment", default="flip", show_default=True, help="none, or some of flip, jitter, randaugment.")
+@heading("Optimisation")
 @optimizer_options
+@heading("Machine")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--compute",
