@@ -1,22 +1,59 @@
-"""Command-line options that several parts share. Imports click alone."""
+"""Command-line options that several parts share, and help with headings. Imports click alone."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
+from adc_edge import defaults
 from adc_edge.errors import SettingError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_CASTS_AND_INTEGERS = "fp32 fp16 bf16 int8 int4 int3 int2"
-_COMPONENTS = "pca4 pca3 pca2 pca1.5 pca1 pca0.75 pca0.5 pca0.375 pca0.25 pca0.125 pca0.0625"
-PRECISION = click.Choice(f"{_CASTS_AND_INTEGERS} {_COMPONENTS}".split())
+
+def choices(literal: Any, *more: str) -> click.Choice[str]:
+    """The values of a Literal, and ``more``."""
+    return click.Choice([*get_args(literal), *more])
+
+
+PRECISION = choices(defaults.Precision)
+COUNT = click.IntRange(min=0)
+_NUMBER = click.FloatRange(min=0)
 _RATIO = click.FloatRange(0.0, 1.0, min_open=True)
+_PATH = click.Path(path_type=Path)
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options under headings (see ``heading``), and their defaults."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.context_settings.setdefault("show_default", True)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for each heading, in the order of the options."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            if record := option.get_help_record(ctx):
+                sections.setdefault(vars(option).get("heading", "Help"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def heading(title: str) -> Callable[[F], F]:
+    """A heading for the options below this decorator, up to the next heading."""
+
+    def mark(command: F) -> F:
+        for option in getattr(command, "__click_params__", []):
+            vars(option).setdefault("heading", title)
+        return command
+
+    return mark
 
 
 def _with(command: F, *options: Callable[[F], F]) -> F:
@@ -28,129 +65,98 @@ def _with(command: F, *options: Callable[[F], F]) -> F:
 
 def ratio_options(command: F) -> F:
     """``--ratio`` or ``--batch-ratio`` with ``--token-ratio``."""
-    command = click.option("--token-ratio", type=_RATIO, help="k/N: share of the tokens kept.")(command)
-    command = click.option("--batch-ratio", type=_RATIO, help="T/B: clusters for each image.")(command)
-    share = "ξ = (T/B)(k/N): share of the activations sent; default: all, or as the bundle says."
-    return click.option("--ratio", type=_RATIO, help=share)(command)
+    share = "ξ = (T/B)(k/N), the share of the activations that is sent; default: all, or as the bundle says."
+    return _with(
+        command,
+        click.option("--ratio", type=_RATIO, help=share),
+        click.option("--batch-ratio", type=_RATIO, help="T/B, clusters for each image; needs --token-ratio."),
+        click.option("--token-ratio", type=_RATIO, help="k/N, share of the tokens kept; needs --batch-ratio."),
+    )
 
 
 def bundle_option(command: F) -> F:
     """``--bundle DIR``."""
-    return click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Made by `export`.")(command)
+    return click.option("--bundle", required=True, type=_PATH, metavar="DIR", help="Bundle made by `export`.")(command)
 
 
 def engine_options(command: F) -> F:
-    """How an engine computes."""
+    """Provider and precision that an engine computes with."""
+    providers, computes = choices(defaults.Provider, "auto"), choices(defaults.Compute)
+    provider = "ONNX Runtime's execution provider; auto takes CUDA, or else the CPU. One that fails is an error."
+    compute = "Precision that the engine computes in; default: fp32, with TensorRT fp16. int8: frozen trunk only."
     return _with(
         command,
-        click.option(
-            "--provider",
-            type=click.Choice(["cpu", "cuda", "tensorrt", "xnnpack", "auto"]),
-            default="auto",
-            show_default=True,
-            help="Of ONNX Runtime; one that does not work here is an error, auto takes CUDA or else the CPU.",
-        ),
-        click.option(
-            "--compute",
-            type=click.Choice(["fp32", "fp16", "int8"]),
-            help="Which of the bundle's graphs; default: fp32, with TensorRT fp16. int8 is for a frozen trunk.",
-        ),
+        click.option("--provider", type=providers, default="auto", help=provider),
+        click.option("--compute", type=computes, help=compute),
     )
 
 
 def engine_cache_option(command: F) -> F:
     """``--engine-cache DIR``."""
-    return click.option(
-        "--engine-cache",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Where TensorRT engines are kept; default: engines/ in the bundle.",
-    )(command)
+    text = "Directory of TensorRT engines; default: engines/ in the bundle."
+    return click.option("--engine-cache", type=_PATH, metavar="DIR", help=text)(command)
 
 
-def data_option(**how: Any) -> Callable[[F], F]:
-    """``--data SRC``, required or with a default as ``how`` says."""
+def data_option(**more: Any) -> Callable[[F], F]:
+    """``--data SRC``; ``more`` goes to click, as required=True or a default."""
     sources = "digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT or food101:ROOT."
-    return click.option("--data", metavar="SRC", help=sources, **how)
+    return click.option("--data", metavar="SRC", help=f"Data set: {sources}", **more)
 
 
 def key_options(command: F) -> F:
-    """``--keys DIR`` or ``--insecure``: anything but loopback."""
+    """``--keys DIR`` or ``--insecure``, one of which any address but loopback needs."""
+    keys = "Key directory (`adc-edge keys`): traffic is encrypted and both sides prove who they are."
+    insecure = "Allow an address that is not loopback without keys, in the clear."
     return _with(
         command,
-        click.option(
-            "--keys",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="Key directory (`adc-edge keys`): traffic is encrypted and both sides prove who they are.",
-        ),
-        click.option(
-            "--insecure", is_flag=True, help="Allow an address that is not loopback without keys, in the clear."
-        ),
+        click.option("--keys", type=_PATH, metavar="DIR", help=keys),
+        click.option("--insecure", is_flag=True, help=insecure),
     )
 
 
 def noise_options(command: F) -> F:
-    """A noisy channel, for studying training under noise."""
+    """A noisy channel, for studies of training under noise."""
+    flips, rate = "Flip each bit of an encoded tensor with this probability, both ways.", click.FloatRange(0, 0.5)
     return _with(
         command,
-        click.option("--snr-up", type=float, metavar="DB", help="White noise on activations, at this SNR."),
-        click.option("--snr-down", type=float, metavar="DB", help="White noise on gradients, at this SNR."),
-        click.option(
-            "--bit-errors",
-            type=click.FloatRange(0, 0.5),
-            default=0.0,
-            metavar="RATE",
-            help="Flip each bit of an encoded tensor with this probability, both ways.",
-        ),
+        click.option("--snr-up", type=float, metavar="DB", help="Add white noise to activations, at this SNR."),
+        click.option("--snr-down", type=float, metavar="DB", help="Add white noise to gradients, at this SNR."),
+        click.option("--bit-errors", type=rate, default=0.0, metavar="RATE", help=flips),
     )
 
 
 def run_options(command: F) -> F:
-    """What a run keeps, and the threads it takes."""
+    """The run directory, its checkpoints, and the number of threads."""
+    every = defaults.CHECKPOINT_EVERY
+    pause = "Steps between checkpoints; 0: only at the end."
     return _with(
         command,
-        click.option(
-            "--run", type=click.Path(path_type=Path), help="Directory to keep the run in, and to resume from."
-        ),
+        click.option("--run", type=_PATH, metavar="DIR", help="Directory to keep the run in, and to resume from."),
         click.option("--fresh", is_flag=True, help="Forget the run that --run holds, and start over."),
-        click.option(
-            "--checkpoint-every",
-            default=100,
-            show_default=True,
-            type=click.IntRange(min=0),
-            metavar="N",
-            help="Steps; 0: only at the end.",
-        ),
-        click.option(
-            "--threads",
-            default=0,
-            show_default=True,
-            type=click.IntRange(min=0),
-            help="Of torch, the engine and NumPy; 0: their choice.",
-        ),
+        click.option("--checkpoint-every", default=every, type=COUNT, metavar="N", help=pause),
+        click.option("--threads", default=0, type=COUNT, help="Threads of torch, engine and NumPy; 0: their choice."),
     )
 
 
 def optimizer_options(command: F) -> F:
-    """How this half learns."""
+    """The optimizer of this half."""
+    names, schedules = choices(defaults.OptimizerName), choices(defaults.LearningRateSchedule)
+    rate, momentum = defaults.LEARNING_RATE, defaults.MOMENTUM
     return _with(
         command,
-        click.option("--optimizer", type=click.Choice(["adamw", "adam", "sgd"]), default="adamw", show_default=True),
-        click.option("--lr", type=click.FloatRange(min=0), default=1e-4, show_default=True, help="Learning rate."),
-        click.option("--weight-decay", type=click.FloatRange(min=0), default=0.0, show_default=True),
-        click.option("--momentum", type=click.FloatRange(0, 1), default=0.9, show_default=True, help="For sgd."),
-        click.option(
-            "--clip-norm", type=click.FloatRange(min=0), default=0.0, help="Clip this half's gradient; 0: no."
-        ),
-        click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True),
-        click.option("--warmup-steps", type=click.IntRange(min=0), default=0, show_default=True),
-        click.option("--schedule-steps", type=click.IntRange(min=0), default=0, help="Length of the cosine."),
+        click.option("--optimizer", type=names, default="adamw", help="Optimizer of this half."),
+        click.option("--lr", type=_NUMBER, default=rate, help="Learning rate."),
+        click.option("--weight-decay", type=_NUMBER, default=0.0, help="Weight decay."),
+        click.option("--momentum", type=click.FloatRange(0, 1), default=momentum, help="Momentum of sgd."),
+        click.option("--clip-norm", type=_NUMBER, default=0.0, help="Clip the norm of this half's gradient; 0: no."),
+        click.option("--schedule", type=schedules, default="constant", help="Learning rate after the warm-up."),
+        click.option("--warmup-steps", type=COUNT, default=0, help="Steps of a linear warm-up."),
+        click.option("--schedule-steps", type=COUNT, default=0, help="Length of the cosine; 0: to the last step."),
     )
 
 
 def log_options(command: F) -> F:
-    """``-v``, ``-q`` and ``--log-json``: what `logs.configure` is told."""
+    """``-v``, ``-q`` and ``--log-json``: the arguments of `logs.configure`."""
     return _with(
         command,
         click.option("--verbose", "-v", is_flag=True, help="Log details too."),

@@ -32,7 +32,7 @@ from adc_edge.cloud_trainer.head import HeadTraining, Learned
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.codec.precision import Precision, decode, encode, encoded_bytes
-from adc_edge.edge_runtime.session import DeviceChannel
+from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.export.build import ExportSettings, export_bundle
 from adc_edge.method.labels import label_triples
 from adc_edge.method.ratio import Ratio
@@ -109,12 +109,10 @@ class Device:
         self.shape = (self.clusters, KEPT, DIM)
         self.activations = np.random.default_rng(0).standard_normal(self.shape).astype(np.float32)
         self.next = 0
-        self.session = next(self._sessions)
-        hello = Hello(VERSION, bundle.digest, self.session, self.session, "bench", 0, 0 if kept else None, 0)
-        self.journal = Journal(bundle.path / f"journal-{self.session}")
-        self.channel = DeviceChannel(
-            endpoint, lambda: hello, self.journal, gradient_bytes=lambda g: encoded_bytes(self.shape, g.precision)
-        )
+        self.number = next(self._sessions)
+        hello = Hello(VERSION, bundle.digest, self.number, self.number, "bench", 0, 0 if kept else None, 0)
+        self.journal = Journal(bundle.path / f"journal-{self.number}")
+        self.session = DeviceSession(endpoint, lambda: hello, self.journal, DIM)
 
     def step(self) -> Float32:
         """Do everything in a step but the computation of trunk and head. Return the gradient."""
@@ -122,7 +120,7 @@ class Device:
         triples = label_triples(images, np.zeros_like(images), CLASSES)
         body = encode(self.activations, self.precision, triples.tobytes())
         message = Step(
-            session=self.session,
+            session=self.number,
             step=self.next,
             micro_batch=0,
             transfer=self.next + 1,
@@ -135,10 +133,10 @@ class Device:
             gradient=self.precision,
             durable=older_checkpoint(self.next) if self.kept else None,
         )
-        self.channel.submit(message, body)
-        if self.channel.trainer_keeps:
+        self.session.submit(message, body)
+        if self.session.trainer_keeps:
             self.journal.append(JournalKey(self.next), pack_header(message), body)  # while the message is in transit
-        answer, gradient = self.channel.result()
+        answer, gradient = self.session.result()
         assert isinstance(answer, Gradient)
         self.next += 1
         return decode(gradient, self.shape, self.precision)
@@ -148,12 +146,12 @@ class Device:
 def device(bundle: Bundle, endpoint: str, size_bytes: int, precision: Precision, kept: bool) -> Iterator[Device]:
     """A connected device, after a check that its gradient is the activations."""
     one = Device(bundle, endpoint, size_bytes, precision, kept)
-    one.channel.open(30)
+    one.session.open(30)
     try:
         np.testing.assert_allclose(one.step(), one.activations, atol=0.05)
         yield one
     finally:
-        one.channel.close()
+        one.session.close()
 
 
 def medians_rested_ms(cases: Mapping[str, Callable[[], object]], rounds: int, rest_s: float) -> dict[str, float]:

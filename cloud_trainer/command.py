@@ -6,19 +6,24 @@ from typing import Any
 
 import click
 
-from adc_edge.options import bundle_option, key_options, optimizer_options, run_options
+from adc_edge import defaults
+from adc_edge.options import GroupedCommand, bundle_option, heading, key_options, optimizer_options, run_options
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
+@heading("Bundle and link")
 @bundle_option
 @click.option(
     "--bind",
-    default="tcp://127.0.0.1:5700",
+    default=defaults.TRAINER_ENDPOINT,
     show_default=True,
     metavar="tcp://HOST:PORT",
     help="Where to listen; port * lets the system choose.",
 )
+@key_options
+@heading("Run")
 @run_options
+@heading("Head")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--amp",
@@ -36,8 +41,13 @@ from adc_edge.options import bundle_option, key_options, optimizer_options, run_
     help="The head through torch.compile; auto: on CUDA.",
 )
 @click.option(
-    "--max-images", default=1024, show_default=True, type=click.IntRange(min=2), help="Images of one message."
+    "--max-images",
+    default=defaults.MAX_IMAGES,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="Images of one message.",
 )
+@heading("Devices")
 @click.option(
     "--devices",
     default=0,
@@ -46,9 +56,9 @@ from adc_edge.options import bundle_option, key_options, optimizer_options, run_
     metavar="N",
     help="End once N devices are done; 0: serve until Ctrl-C.",
 )
+@heading("Optimisation")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @optimizer_options
-@key_options
 def trainer(**options: Any) -> None:
     """Train the head for the devices that connect."""
     from rich.console import Console

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from adc_edge import machine
+from adc_edge import defaults, machine
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.registry import SessionRegistry
@@ -38,16 +38,16 @@ class TrainerSettings(msgspec.Struct, frozen=True):
     """What `adc-edge trainer` was asked for."""
 
     bundle: Path
-    bind: str = "tcp://127.0.0.1:5700"
+    bind: str = defaults.TRAINER_ENDPOINT
     keys: Path | None = None
     insecure: bool = False
     run: Path | None = None
     fresh: bool = False
-    checkpoint_every: int = 100
+    checkpoint_every: int = defaults.CHECKPOINT_EVERY
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "off"] = "auto"
     compiled: Literal["auto", "on", "off"] = "auto"
-    max_images: int = 1024
+    max_images: int = defaults.MAX_IMAGES
     devices: int = 0
     seed: int = 0
     threads: int = 0

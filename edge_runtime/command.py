@@ -8,113 +8,130 @@ from typing import Any
 
 import click
 
+from adc_edge import defaults
 from adc_edge.options import (
+    COUNT,
     PRECISION,
+    GroupedCommand,
     bundle_option,
+    choices,
     data_option,
     engine_cache_option,
     engine_options,
+    heading,
     key_options,
+    log_options,
     noise_options,
     optimizer_options,
     ratio_options,
     run_options,
 )
 
+_POSITIVE = click.IntRange(min=1)
 
-@click.command()
+
+@click.command(cls=GroupedCommand)
+@heading("Bundle and trainer")
 @bundle_option
-@click.option("--trainer", required=True, metavar="tcp://HOST:PORT", help="Where `adc-edge trainer` listens.")
-@data_option(default="digits", show_default=True)
-@click.option("--steps", type=click.IntRange(min=0), help="Optimizer steps.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data, instead of --steps; default 1.")
+@click.option("--trainer", required=True, metavar="tcp://HOST:PORT", help="Address where `adc-edge trainer` listens.")
+@heading("Data")
+@data_option(default=defaults.DATA)
+@click.option("--steps", type=COUNT, help="Optimizer steps.")
+@click.option("--epochs", type=_POSITIVE, help="Passes over the data, instead of --steps; default: 1.")
+@click.option("--batch-size", type=click.IntRange(min=2), help="Images a step; default: the bundle's.")
 @click.option(
-    "--trunk", type=click.Choice(["train", "frozen"]), default="train", show_default=True, help="frozen needs no torch."
+    "--augment", default="none", metavar="LIST", help="Augmentations: flip, jitter, randaugment; comma-separated."
 )
+@click.option("--workers", default=defaults.DECODING_THREADS, type=_POSITIVE, help="Threads that decode images.")
 @click.option(
-    "--engine",
-    type=click.Choice(["onnxruntime", "tensorrt", "torch", "auto"]),
-    default="onnxruntime",
-    show_default=True,
-    help="auto measures ONNX Runtime and torch here and keeps the one with the shorter step.",
+    "--seed", default=0, type=COUNT, help="Random seed for data order, augmentation and k-means initialisation."
 )
-@engine_options
-@engine_cache_option
+@heading("Compression")
+@ratio_options
+@click.option(
+    "--precision",
+    type=PRECISION,
+    metavar="P",
+    help=f"Precision on the wire, both ways; default: the bundle's. One of {', '.join(PRECISION.choices)}.",
+)
+@click.option("--gradient-precision", type=PRECISION, metavar="P", help="Precision of gradients, if it is another.")
+@heading("Optimisation")
+@click.option(
+    "--trunk",
+    type=click.Choice(["train", "frozen"]),
+    default="train",
+    help="Train the trunk or keep it frozen; a frozen trunk needs no torch.",
+)
+@optimizer_options
 @click.option(
     "--freeze-first",
     default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
+    type=COUNT,
     metavar="K",
-    help="Freeze embedding and blocks 1..K: they are not recomputed.",
+    help="Freeze embedding and blocks 1..K, which are then not recomputed.",
 )
-@click.option(
-    "--refresh-every",
-    default=1,
-    show_default=True,
-    type=click.IntRange(min=1),
-    metavar="K",
-    help="Steps from one refresh of the engine's weights to the next; above 1 the engine drifts, which is reported.",
-)
-@ratio_options
-@click.option("--precision", type=PRECISION, help="On the wire, both ways; default: the bundle's.")
-@click.option("--gradient-precision", type=PRECISION, help="Of gradients, if it is another.")
-@click.option("--batch-size", type=click.IntRange(min=2), help="Images a step; default: the bundle's.")
-@click.option(
-    "--micro-batches",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, 64),
-    metavar="M",
-    help="Messages a step: device, link and cloud work at the same time, each on another.",
-)
-@click.option(
-    "--window",
-    default=0,
-    type=click.IntRange(min=0),
-    metavar="W",
-    help="Micro-batches in flight at most, which bounds memory; default: all of a step.",
-)
-@click.option(
-    "--augment", default="none", show_default=True, metavar="LIST", help="flip, jitter, randaugment; comma-separated."
-)
-@click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of order, augmentation and k-means."
-)
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Threads that decode images.")
-@optimizer_options
 @click.option(
     "--eval-every",
     "evaluate_every",
     default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
+    type=COUNT,
     metavar="N",
     help="Evaluate every N steps, besides at the end.",
 )
 @click.option(
     "--eval-images",
     "evaluate_images",
-    default=1000,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Test images at most; 0: all.",
+    default=defaults.EVALUATION_IMAGES,
+    type=COUNT,
+    help="Most test images of an evaluation; 0: all.",
 )
-@click.option("--eval-precision", "evaluate_precision", type=PRECISION, default="fp16", show_default=True)
 @click.option(
-    "--drift-every",
-    default=0,
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Log max |engine - PyTorch| every N steps.",
+    "--eval-precision",
+    "evaluate_precision",
+    type=PRECISION,
+    metavar="P",
+    default=defaults.EVALUATION_PRECISION,
+    help="Precision of the activations of an evaluation.",
 )
+@heading("Engine")
+@click.option(
+    "--engine",
+    type=choices(defaults.EngineName, "auto"),
+    default="onnxruntime",
+    help="Engine of the forward pass; auto measures ONNX Runtime and torch and keeps the one with the shorter step.",
+)
+@engine_options
+@engine_cache_option
+@click.option(
+    "--refresh-every",
+    default=1,
+    type=_POSITIVE,
+    metavar="K",
+    help="Steps between refreshes of the engine's weights; above 1 the engine drifts, which is reported.",
+)
+@heading("Run")
 @run_options
-@click.option("--report", type=click.Path(path_type=Path), help="JSON file for the result.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="JSON file for the result.")
+@heading("Link")
+@key_options
+@click.option(
+    "--micro-batches",
+    default=1,
+    type=click.IntRange(1, 64),
+    metavar="M",
+    help="Messages a step, so that device, link and trainer work at the same time, each on another message.",
+)
+@click.option(
+    "--window",
+    default=0,
+    type=COUNT,
+    metavar="W",
+    help="Most micro-batches in flight, which bounds memory; 0: all of a step.",
+)
 @click.option(
     "--wait",
     "wait_s",
-    default=30.0,
-    show_default=True,
+    default=defaults.WAIT_S,
     type=click.FloatRange(min=0),
     help="Seconds to try to reach the trainer at the start; inf: for ever.",
 )
@@ -123,11 +140,16 @@ from adc_edge.options import (
     "outage_s",
     default=math.inf,
     type=click.FloatRange(min=0),
-    help="Seconds to wait for a trainer that went away; default: for ever.",
+    help="Seconds to wait for a trainer that went away; inf: for ever.",
 )
+@click.option("--name", default="", show_default="the host's name", help="Label of this device in the trainer's log.")
+@heading("Studies")
 @noise_options
-@click.option("--name", default="", help="Label of this device in the trainer's log; default: the host's name.")
-@key_options
+@click.option(
+    "--drift-every", default=0, type=COUNT, metavar="N", help="Log max |engine - PyTorch| every N steps; 0: never."
+)
+@heading("Logging")
+@log_options
 def serve(
     ratio: float | None,
     batch_ratio: float | None,
@@ -137,11 +159,17 @@ def serve(
     snr_up: float | None,
     snr_down: float | None,
     bit_errors: float,
+    verbose: bool,
+    quiet: bool,
+    log_json: bool,
     **rest: Any,
 ) -> None:
     """Train from this device: run trunk + ADC on its data, send activations, apply the gradients that come back."""
+    import logging
+
     from rich.console import Console
 
+    from adc_edge import logs
     from adc_edge.edge_runtime.display import report_table
     from adc_edge.edge_runtime.noise import NoiseSettings
     from adc_edge.edge_runtime.runner import Serve
@@ -150,6 +178,7 @@ def serve(
     from adc_edge.optimizer.settings import take_settings
 
     console = Console()
+    logs.configure(console, verbose - quiet, log_json)
     settings = ServeSettings(
         ratio=Ratio(ratio, batch_ratio, token_ratio),
         optimizer=take_settings(rest),
@@ -159,6 +188,7 @@ def serve(
         **rest,
     )
     report = Serve(settings, console).run()
-    console.print(report_table(report))
+    if not log_json:
+        console.print(report_table(report))
     if settings.run is not None:
-        console.print(f"run kept in {settings.run}", highlight=False)
+        logging.getLogger(__name__).info("run kept in %s", settings.run)

@@ -1,7 +1,8 @@
-"""What `serve` shows: a live line on a terminal, a plain line every few seconds elsewhere, a table at the end."""
+"""The progress of `serve`: a live line on a terminal, a log line every few seconds elsewhere, a table at the end."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -14,8 +15,8 @@ from rich.table import Table
 
 from adc_edge.edge_runtime.tally import Evaluation, Tally
 
-_PLAIN_EVERY_S = 5.0
-_PHASES = (  # link and cloud work while the device does, or while it waits
+_LOG_EVERY_S = 5.0
+_PHASES = (  # link and cloud overlap with the phases of the device
     ("data", "data"),
     ("forward", "forward"),
     ("send", "send, journal"),
@@ -26,9 +27,11 @@ _PHASES = (  # link and cloud work while the device does, or while it waits
     ("cloud", "(cloud)"),
 )
 
+logger = logging.getLogger(__name__)
+
 
 class Display:
-    """Progress of a run of ``total`` steps; ``insecure`` stays on the screen."""
+    """Progress of a run of ``total`` steps; a live line warns all the time if the run is ``insecure``."""
 
     def __init__(self, console: Console, total: int, done: int, insecure: bool = False) -> None:
         self._console = console
@@ -44,63 +47,59 @@ class Display:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=total, completed=done)
-        self._total, self._plain_at = total, 0.0
+        self._total, self._logged_at = total, 0.0
         if insecure:
-            self.note("warning: --insecure: whoever is on the way to the trainer can read and change what is sent")
+            logger.warning("--insecure: whoever is on the way to the trainer can read and change what is sent")
 
     def __enter__(self) -> Display:
-        """Start showing."""
+        """Start the live line."""
         self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last line on the screen."""
+        """Stop the live line, and leave it on the screen."""
         self._progress.stop()
 
-    def note(self, text: str) -> None:
-        """One line above the progress."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def link(self, text: str) -> None:
-        """Something happened to the link; it stays on the progress line until the next step."""
-        self.note(text)
-        self._progress.update(self._task, description=text.partition("(")[0])
+    def outage(self, lost: bool) -> None:
+        """Show on the live line, until the next step, that the link is lost or that the trainer is back."""
+        text = "link lost, waiting for the trainer" if lost else "the trainer is back"
+        self._progress.update(self._task, description=text)
 
     def trouble(self, error: OSError | None) -> None:
-        """Something cannot be written, and the run goes on; told once for each change."""
+        """Log that a file cannot be written while the run goes on, once for each change."""
         text = "" if error is None else f"{error.filename or 'writing'}: {error.strerror}"
         if text and text != self._trouble:
-            self.note(
-                f"warning: {text}; going on, and coming back only to the last good checkpoint if this process dies"
+            logger.warning(
+                "%s; the run goes on, but this process, if it dies, resumes from the last good checkpoint only", text
             )
         elif self._trouble and not text:
-            self.note("the files of the run can be written again")
+            logger.info("the files of the run can be written again")
         self._trouble = text
 
     def step(self, step: int, tally: Tally) -> None:
-        """``step`` has been done."""
+        """Show that ``step`` is done."""
         line = (
             f"loss {tally.loss:.3f}  train {tally.accuracy_train:.1%}  "
             f"up {decimal(tally.bytes_up)}  down {decimal(tally.bytes_down)}  "
             f"{1e3 * tally.seconds / tally.steps:.0f} ms/step"
         )
         self._progress.update(self._task, completed=step + 1, description=line)
-        if not self._console.is_terminal and time.monotonic() - self._plain_at > _PLAIN_EVERY_S:
-            self._plain_at = time.monotonic()
-            self.note(f"step {step + 1}/{self._total}  {line}")
+        if not self._console.is_terminal and time.monotonic() - self._logged_at > _LOG_EVERY_S:
+            self._logged_at = time.monotonic()
+            logger.info("step %d/%d  %s", step + 1, self._total, line)
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """A test split has been evaluated."""
-        self.note(
+        """Log the result of an evaluation."""
+        logger.info(
             f"step {evaluation.step}/{self._total}  test accuracy {evaluation.accuracy:.1%}, "
             f"loss {evaluation.loss:.3f} on {evaluation.images} images"
         )
 
 
 def report_table(report: Mapping[str, Any]) -> Table:
-    """The report of a run, as a person reads it."""
+    """The report of a run as a table."""
     steps = max(1, report["steps"])
     sent = report["bytes_up"] + report["bytes_down"]
     table = Table(title="What the run did and what it cost", show_header=False)
@@ -141,7 +140,7 @@ def _percent(value: float | None) -> str:
 
 
 def _rate(value: float | None) -> str:
-    """Mbit/s; the kernel's figure for loopback says only that it is no limit."""
+    """Mbit/s as text; above 10 Gbit/s, as on loopback, the kernel's figure only means that the link is no limit."""
     if value is None:
         return "?"
     return "> 10000" if value > 10_000 else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""A step on the device: forward, send, recompute while it travels, receive, backward, refresh; and evaluation."""
+"""A step on the device (forward, send, recompute while it travels, receive, backward, refresh), and evaluation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 
 from adc_edge.arrays import Body, Float32
-from adc_edge.codec.precision import Precision, decode, encode, encoded_bytes
+from adc_edge.codec.precision import Precision, decode, encode
 from adc_edge.data.loader import Batch, Loader
 from adc_edge.edge_runtime import noise
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.noise import NoiseSettings
-from adc_edge.edge_runtime.session import DeviceChannel
+from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.edge_runtime.stopwatch import Stopwatch
 from adc_edge.edge_runtime.tally import Evaluation, StepRecord
 from adc_edge.edge_runtime.trunk.refresher import Refresher
@@ -35,7 +35,7 @@ _TRANSFER_BITS = 62
 
 
 class StepSettings(msgspec.Struct, frozen=True):
-    """What every step of a run shares."""
+    """The settings that every step of a run shares."""
 
     session: int
     shape: Shape  # of a micro-batch
@@ -45,15 +45,15 @@ class StepSettings(msgspec.Struct, frozen=True):
     gradient_precision: Precision
     planned_steps: int
     micro_batches: int = 1
-    window: int = 1  # micro-batches in flight at most
+    window: int = 1  # most micro-batches in flight
     drift_every: int = 0
     noise: NoiseSettings = NoiseSettings()
     seed: int = 0  # of the noise
-    outage_s: float | None = None  # how long to wait for a trainer that went away
+    outage_s: float | None = None  # how long to wait for a trainer that went away; None: for ever
 
 
 class _InFlight(NamedTuple):
-    """A micro-batch whose gradient has not come yet."""
+    """A micro-batch whose gradient has not arrived yet."""
 
     number: int
     images: Float32
@@ -64,12 +64,12 @@ class DeviceLoop:
     """Runs steps and evaluations; owns no weights and no files.
 
     Args:
-        engine: entered.
-        shim: trains the trunk; None when it is frozen.
-        refresher: of the shim and the engine; None likewise.
-        loader: of the training split.
-        channel: opened.
-        journal: the channel's.
+        engine: computes what is sent; it is entered.
+        shim: trains the trunk; None if the trunk is frozen.
+        refresher: gives the engine the shim's weights; None likewise.
+        loader: loads the training split.
+        session: carries the messages.
+        journal: keeps the messages of the session.
         settings: see StepSettings.
     """
 
@@ -79,32 +79,32 @@ class DeviceLoop:
         shim: Shim | None,
         refresher: Refresher | None,
         loader: Loader,
-        channel: DeviceChannel,
+        session: DeviceSession,
         journal: Journal,
         settings: StepSettings,
     ) -> None:
         self.engine, self.shim, self.refresher = engine, shim, refresher
-        self.loader, self.channel, self.settings, self._journal = loader, channel, settings, journal
-        self._transfer = secrets.randbits(_TRANSFER_BITS)  # no process continues a message that another one began
-        self._shapes: dict[int, tuple[int, ...]] = {}  # of each micro-batch's activations
-        self._totals = channel.totals()
+        self.loader, self.session, self.settings, self._journal = loader, session, settings, journal
+        self._transfer = secrets.randbits(_TRANSFER_BITS)  # random: no process continues another one's message
+        self._shapes: dict[int, tuple[int, ...]] = {}  # of the activations, for each micro-batch
+        self._totals = session.channel.totals()
         self.down_mbit_s: float | None = None
-        self.trouble: OSError | None = None  # why something of the last step is not in the journal
+        self.trouble: OSError | None = None  # why a message of the last step is not in the journal
 
     def step(self, step: int, durable: int | None) -> StepRecord:
-        """One step, from images to new weights: its micro-batches travel one behind another.
+        """Do one step, from images to new weights, with its micro-batches in a pipeline.
 
-        Every micro-batch is sent as soon as the engine has it and the window allows. Those in flight are recomputed
-        while they are, so at most ``window`` graphs are held. Gradients are taken in order, so the sum has the same
-        bits however they arrive.
+        Every micro-batch is sent as soon as the engine has computed it and the window allows. Micro-batches in flight
+        are recomputed meanwhile, so at most ``window`` graphs are held. Gradients are taken in order, so their sum has
+        the same bits in whatever order they arrive.
 
         Args:
-            step: its number.
+            step: number of the step.
             durable: the oldest step that this device may come back to; None: it keeps nothing.
 
         Raises:
-            Stopped: asked to stop while waiting; the step is dropped, nothing has changed here.
-            Behind, LinkError, RefusedError, ProtocolError: see DeviceChannel.
+            Stopped: asked to stop while waiting; the step is dropped and no weight has changed.
+            Behind, LinkError, RefusedError, ProtocolError: see DeviceSession.
         """
         settings, watch = self.settings, Stopwatch()
         self.trouble = None
@@ -137,12 +137,12 @@ class DeviceLoop:
             message, body = self._pack(step, micro_batch, part, sent, durable)
         with watch.phase("send"):
             watch.departed()
-            self.channel.submit(message, body)
+            self.session.submit(message, body)
             self._keep(message, body)
         return _InFlight(micro_batch, part.images, sent)
 
     def _finish(self, step: int, in_flight: deque[_InFlight], watch: Stopwatch) -> None:
-        """Recompute what is in flight, take the oldest's gradient, and backpropagate it."""
+        """Recompute the micro-batches in flight, take the oldest one's gradient, and backpropagate it."""
         if self.shim is not None and not self.engine.keeps_graph:
             with watch.phase("recompute"):
                 for part in list(in_flight)[self.shim.waiting :]:
@@ -157,7 +157,7 @@ class DeviceLoop:
                 self.shim.backward(self._received(answer, gradient, step))
 
     def evaluate(self, step: int, loader: Loader, limit: int, precision: Precision) -> tuple[Evaluation, int, int]:
-        """The test split through both halves, nothing merged or dropped; with the bytes it took up and down."""
+        """Evaluate the test split with nothing merged or dropped; also returns the bytes sent up and down."""
         images = correct = 0
         loss = 0.0
         for part, indices in enumerate(loader.sample(limit)):
@@ -166,37 +166,28 @@ class DeviceLoop:
                 continue
             body = encode(self.engine.full_output(batch.images), precision, batch.labels.astype("<i4").tobytes())
             self._transfer += 1
-            if self.channel.in_flight:  # this part was computed while the one before travelled
+            if self.session.in_flight:  # this part was computed while the one before travelled
                 images, correct, loss = self._evaluated(images, correct, loss)
-            self.channel.submit(
+            self.session.submit(
                 Evaluate(self.settings.session, step, part, self._transfer, len(body), len(batch.labels), precision),
                 body,
             )
-        if self.channel.in_flight:
+        if self.session.in_flight:
             images, correct, loss = self._evaluated(images, correct, loss)
         share = (correct / images, loss / images) if images else (float("nan"), float("nan"))
         return Evaluation(step, images, *share), *self._bytes()
 
     def _evaluated(self, images: int, correct: int, loss: float) -> tuple[int, int, float]:
-        answer, _ = self.channel.result(self.settings.outage_s)
+        answer, _ = self.session.result(self.settings.outage_s)
         if not isinstance(answer, Evaluated):
             raise _unexpected(answer, "the evaluation's answer")
         return images + answer.images, correct + answer.correct, loss + answer.loss_sum
 
-    def use_torch(self) -> None:
-        """Let the engine go, and send what the shim's own forward gives from now on."""
-        from adc_edge.edge_runtime.engines.torch import TorchEngine
-
-        assert self.shim is not None
-        assert self.refresher is not None
-        self.engine.__exit__(None, None, None)
-        self.engine = TorchEngine(self.shim)
-        self.refresher.follow(self.engine)
-
-    def gradient_bytes(self, gradient: Gradient) -> int:
-        """Size that a Gradient's body must have, for the channel's check before it allocates."""
-        shape = self._shapes.get(gradient.micro_batch)
-        return 0 if self.shim is None or shape is None else encoded_bytes(shape, gradient.precision)
+    def use_engine(self, engine: Engine) -> None:
+        """Compute with another engine from now on; the caller has entered it and exits the one before."""
+        self.engine = engine
+        if self.refresher is not None:
+            self.refresher.follow(engine)
 
     def _pack(
         self, step: int, micro_batch: int, batch: Batch, sent: CompressedBatch, durable: int | None
@@ -224,16 +215,16 @@ class DeviceLoop:
         return message, body
 
     def _keep(self, message: Step, body: Body) -> None:
-        """Journal a message while it travels: one that is killed before has not sent it either."""
-        if not self.channel.trainer_keeps:
+        """Write a message to the journal while it travels."""
+        if not self.session.trainer_keeps:
             return
         try:
             self._journal.append(JournalKey(message.step, message.micro_batch), pack_header(message), body)
-        except OSError as error:  # the run goes on; only a trainer that comes back older could now not be fed
+        except OSError as error:  # the run goes on; a trainer that comes back older may now lack this step
             self.trouble = error
 
     def _encoded(self, sent: CompressedBatch, step: int, micro_batch: int, tail: bytes) -> Body:
-        """The activations as they arrive: the noise of the channel model included, if there is one."""
+        """The encoded activations, with the noise of the channel model if there is one."""
         settings = self.settings
         if not settings.noise.any:
             return encode(sent.activations, settings.precision, tail)
@@ -243,7 +234,7 @@ class DeviceLoop:
         return bytes(noise.bit_errors(clean, shape, settings.precision, rate, rng)) + tail
 
     def _received(self, answer: memoryview, gradient: Gradient, step: int) -> Float32:
-        """The gradient, with the noise of the channel model, if there is one."""
+        """The decoded gradient, with the noise of the channel model if there is one."""
         settings, shape, precision = self.settings, self._shapes[gradient.micro_batch], gradient.precision
         if not settings.noise.any:
             return decode(answer, shape, precision)
@@ -252,27 +243,27 @@ class DeviceLoop:
         return noise.awgn(decode(noisy, shape, precision), settings.noise.snr_down_db, rng)
 
     def _gradient(self, step: int, micro_batch: int) -> tuple[Gradient, memoryview]:
-        answer, body = self.channel.result(self.settings.outage_s)
+        answer, body = self.session.result(self.settings.outage_s)
         if not isinstance(answer, Gradient) or (answer.step, answer.micro_batch) != (step, micro_batch):
             raise _unexpected(answer, f"the gradient of micro-batch {micro_batch} of step {step}")
         self.down_mbit_s = answer.down_mbit_s
         return answer, body
 
     def _arrival(self) -> float:
-        """When the answer's last byte came, which may be before anybody asked for it."""
+        """The time at which the answer's last byte arrived, which may be before it was asked for."""
         now = time.monotonic()
-        tcp = self.channel.tcp()
+        tcp = self.session.channel.tcp()
         return now - tcp.last_received_ms / 1e3 if tcp else now
 
     def _drift(self, step: int, sent: CompressedBatch) -> float | None:
         if self.shim is None or self.refresher is None:
             return None
         every = self.settings.drift_every
-        stale = self.refresher.every > 1 and self.refresher.due(step)  # the last step with old weights is the worst
+        stale = self.refresher.every > 1 and self.refresher.due(step)  # the last step with old weights drifts most
         return self.shim.drift(sent) if stale or (every and step % every == 0) else None
 
     def _bytes(self) -> tuple[int, int]:
-        before, self._totals = self._totals, self.channel.totals()
+        before, self._totals = self._totals, self.session.channel.totals()
         up, down = np.subtract(self._totals, before)
         return int(up), int(down)
 

@@ -1,7 +1,7 @@
 """A noisy channel to train through: white Gaussian noise on tensors, bit errors on their encoding.
 
-TCP delivers every bit, so neither happens on a real link; they model an analog or uncoded one, as studies of split
-learning over noisy channels do. Nothing here keeps state: all chance is in the generator that is passed in.
+TCP delivers every bit, so neither happens on a real link. They model an analog or uncoded link, as studies of split
+learning over noisy channels do. Nothing here keeps state: all randomness is in the generator that is passed in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adc_edge.codec.lowrank import coordinates_in
 from adc_edge.codec.precision import Precision, integer_bits, pca_bits
 from adc_edge.errors import SettingError
 
-_LARGEST_SNR_DB = 200.0  # either way; float32 itself is good for about 150 dB
+_LARGEST_SNR_DB = 200.0  # and its negative; float32 itself has about 150 dB
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _STREAM = {"up": 101, "down": 102}  # far from loader.py's 0, 1, 2: noise must not depend on the order of images
 _EXPONENT_BYTES = 4
@@ -26,11 +26,11 @@ _HEADED: tuple[Precision, ...] = ("fp16", "int8", "int4", "int3", "int2")
 
 
 class NoiseSettings(msgspec.Struct, frozen=True):
-    """What the channel does to a run; the default is a clean one."""
+    """The noise of the channel; the default is none."""
 
     snr_up_db: float | None = None  # AWGN on activations, as the trainer sees them
     snr_down_db: float | None = None  # AWGN on gradients, as the device sees them
-    bit_error_rate: float = 0.0  # of every bit of an encoded tensor, both ways
+    bit_error_rate: float = 0.0  # for every bit of an encoded tensor, both ways
 
     @property
     def any(self) -> bool:
@@ -38,7 +38,7 @@ class NoiseSettings(msgspec.Struct, frozen=True):
         return self.snr_up_db is not None or self.snr_down_db is not None or self.bit_error_rate > 0.0
 
     def check(self) -> NoiseSettings:
-        """Return self, or raise SettingError unless each setting is one that ``awgn`` and ``bit_errors`` take."""
+        """Return self; raises SettingError unless ``awgn`` and ``bit_errors`` take these settings."""
         for snr_db in (self.snr_up_db, self.snr_down_db):
             if snr_db is not None:
                 _check_snr(snr_db)
@@ -47,12 +47,12 @@ class NoiseSettings(msgspec.Struct, frozen=True):
 
 
 def noise_rng(seed: int, step: int, way: Literal["up", "down"]) -> np.random.Generator:
-    """The generator of one step's noise on one way.
+    """The random generator for the noise of one step in one direction.
 
-    A function of its arguments alone, so that a step that is made again after a crash meets the same noise.
+    It depends on the arguments alone, so a step that is repeated after a crash gets the same noise.
 
     Args:
-        seed: of the run, >= 0.
+        seed: seed of the run, >= 0.
         step: >= 0.
         way: "up" for activations, "down" for gradients.
     """
@@ -62,16 +62,16 @@ def noise_rng(seed: int, step: int, way: Literal["up", "down"]) -> np.random.Gen
 def awgn(x: Float32, snr_db: float | None, rng: np.random.Generator) -> Float32:
     """Add white Gaussian noise of power mean(x²) / 10^(snr_db / 10).
 
-    The mean is over the whole tensor, so every element meets the same noise and quiet tokens suffer most. The result
-    is clipped to float32's range; zeros stay zeros.
+    The mean is over the whole tensor, so every element gets the same noise and small tokens suffer most. The result
+    is clipped to float32's range. An all-zero tensor stays zero.
 
     Args:
-        x: finite, any shape; it is left as it is.
+        x: finite, any shape; not changed.
         snr_db: signal-to-noise ratio in dB, -200 to 200; None for no noise, which returns ``x`` itself.
         rng: draws the noise.
 
     Raises:
-        SettingError: on another ``snr_db``.
+        SettingError: ``snr_db`` is out of range.
     """
     if snr_db is None:
         return x
@@ -86,27 +86,27 @@ def awgn(x: Float32, snr_db: float | None, rng: np.random.Generator) -> Float32:
 def bit_errors(
     encoded: bytes | memoryview, shape: tuple[int, ...], precision: Precision, rate: float, rng: np.random.Generator
 ) -> bytes | memoryview:
-    """Flip each bit of an encoded tensor with probability ``rate``, each on its own.
+    """Flip each bit of an encoded tensor independently with probability ``rate``.
 
-    The values are hit, and the scales of int8 and below. The exponent that heads all but fp32 and bf16 is not: four
-    bytes that a whole tensor hangs on are what any receiver would protect. Nor are, of pca, the head, the mean and the
-    vectors, for the same reason: there the coordinates are hit. A value or scale that would decode to NaN or
-    infinity, which a receiver can tell is wrong, keeps all its bits as they were sent; so whatever was decodable still
-    is. That makes the rate come out a little lower: in fp32, for values with 1 <= |x| < 2, by up to one part in 32 at
-    low rates. Finite is not small: one flip in an exponent can make 1e38 of an fp32 value, or 65504 peaks of fp16.
+    Errors hit the values, and the scales of int8 and below. They do not hit the exponent at the head of all formats
+    but fp32 and bf16, on which a whole tensor depends: any receiver would protect those four bytes. For the same
+    reason only the coordinates of pca are hit, not its head, mean and vectors. A value or scale that would decode to
+    NaN or infinity, which a receiver can detect, keeps all its bits, so a decodable message stays decodable. This
+    lowers the rate a little: in fp32, for values with 1 <= |x| < 2, by up to one part in 32 at low rates. A finite
+    value can still be large: one flip in an exponent can turn an fp32 value into 1e38, or one of fp16 into 65504 peaks.
 
     Args:
-        encoded: what ``encode`` made of a tensor of ``shape``, decodable, without a tail. It is left as it is.
-        shape: of the tensor, last axis D.
-        precision: it was encoded in.
-        rate: of errors, in [0, 1); 0 returns ``encoded``.
+        encoded: output of ``encode`` for a tensor of ``shape``, without a tail; not changed.
+        shape: shape of the tensor, last axis D.
+        precision: precision of ``encoded``.
+        rate: bit error rate, in [0, 1); 0 returns ``encoded``.
         rng: draws the errors.
 
     Returns:
         As many bytes, in memory of their own unless ``rate`` is 0.
 
     Raises:
-        SettingError: on another ``rate``.
+        SettingError: ``rate`` is out of range.
     """
     _check_rate(rate)
     if rate == 0.0:
@@ -116,7 +116,7 @@ def bit_errors(
     hit = _exposed(whole.data, shape, precision)
     sent, received = whole[hit], message[hit]
     bits = 8 * sent.size
-    # How many, then which distinct ones: the same law as asking bit by bit, at the cost of the errors alone.
+    # The number of errors, then distinct places: the same distribution as bit by bit, at the cost of the errors.
     flipped = rng.choice(bits, rng.binomial(bits, rate), replace=False, shuffle=False)
     np.bitwise_xor.at(received, flipped >> 3, np.left_shift(1, flipped & 7).astype(np.uint8))
     if pca_bits(precision):
@@ -132,7 +132,7 @@ def bit_errors(
 
 
 def _exposed(encoded: memoryview, shape: tuple[int, ...], precision: Precision) -> slice:
-    """The bytes of an encoded tensor that errors meet."""
+    """The bytes of an encoded tensor that errors may hit."""
     if pca_bits(precision):
         return coordinates_in(encoded, math.prod(shape[:-1]), shape[-1])
     return slice(_EXPONENT_BYTES if precision in _HEADED else 0, None)
@@ -147,28 +147,28 @@ def _as_floats(numbers: npt.NDArray[Any], precision: Precision) -> npt.NDArray[n
 def _keep_decodable_rows(
     received: npt.NDArray[np.uint8], sent: npt.NDArray[np.uint8], shape: tuple[int, ...], exponent: int, bits: int
 ) -> None:
-    """Restore scales with which a value could decode to NaN or infinity: flipped bits reach -2**(bits-1)."""
+    """Restore scales with which a value could decode to NaN or infinity: flipped values reach -2**(bits-1)."""
     rows, lowest = math.prod(shape[:-1]), 2.0 ** (bits - 1)
     scales = received[: 2 * rows].view("<f2")
     lost = _overflows(scales, exponent, lowest)
     scales[lost] = sent[: 2 * rows].view("<f2")[lost]
     if bits < 8:
-        return  # encode itself reaches the lowest level: with the scale that was sent every value is finite
-    # Within 1 % of float32's largest even the scale that was sent is too large for -128: no bit of that row flips.
+        return  # encode uses the lowest level too: with the original scale every value is finite
+    # Within 1 % of float32's largest even the original scale is too large for -128: no bit of that row flips.
     lost = _overflows(scales, exponent, lowest)
     values = received[2 * rows :].reshape(rows, shape[-1])
     values[lost] = sent[2 * rows :].reshape(values.shape)[lost]
 
 
 def _overflows(numbers: npt.NDArray[np.floating], exponent: int, factor: float = 1.0) -> npt.NDArray[np.bool_]:
-    """Where ``factor * numbers * 2**exponent`` is no finite float32."""
+    """A mask: True where ``factor * numbers * 2**exponent`` is no finite float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         lost: npt.NDArray[np.bool_] = ~np.isfinite(np.ldexp(numbers.astype(np.float32) * np.float32(factor), exponent))
     return lost
 
 
 def _check_snr(snr_db: float) -> None:
-    if not abs(snr_db) <= _LARGEST_SNR_DB:  # so put, it refuses NaN
+    if not abs(snr_db) <= _LARGEST_SNR_DB:  # written so that it refuses NaN
         raise SettingError(
             f"a signal-to-noise ratio of {snr_db} dB",
             f"{-_LARGEST_SNR_DB:g} to {_LARGEST_SNR_DB:g} dB",

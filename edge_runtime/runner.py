@@ -1,8 +1,9 @@
-"""`serve`: puts bundle, data, engine, shim, channel and run directory together, and runs the steps."""
+"""`serve`: assembles bundle, data, engine, shim, session and run directory, and runs the steps."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from adc_edge.edge_runtime.display import Display
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.factory import ENGINE, WHERE, check_provider, make_engine, make_shim
 from adc_edge.edge_runtime.loop import DeviceLoop, StepSettings
-from adc_edge.edge_runtime.session import DeviceChannel
+from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.state import RunState
 from adc_edge.edge_runtime.training import Training
@@ -31,15 +32,17 @@ from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.connection import ClientKeys
-from adc_edge.wire.messages import VERSION, Gradient, Hello
+from adc_edge.wire.messages import VERSION, Hello
 from adc_edge.wire.sockets import check_endpoint
 
 if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
     from adc_edge.edge_runtime.trunk.trainer import Shim
 
+logger = logging.getLogger(__name__)
+
 
 class Serve:
-    """One run of a device."""
+    """One run of a device; ``console`` shows its progress."""
 
     def __init__(self, settings: ServeSettings, console: Console, stop: Callable[[], bool] | None = None) -> None:
         self.settings = settings
@@ -62,7 +65,7 @@ class Serve:
         return self.settings.trunk == "frozen" and self.settings.engine != "torch"
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, or to the first Ctrl-C; returns the report."""
+        """Train to the end, or until ``stop`` returns True, as after Ctrl-C; returns the report."""
         settings = self.settings
         machine.limit_threads(settings.threads)
         dataset = data.load_dataset(settings.data)
@@ -83,51 +86,51 @@ class Serve:
             refresher = None if learning is None else Refresher(learning, settings.refresh_every)
             self.state = RunState(run_dir, refresher, settings.micro_batches)
             self._resume(run_dir)
-            engine = stack.enter_context(self._engine(run_dir, shim))
+            engines = stack.enter_context(ExitStack())  # its own stack: `--engine auto` may exchange the engine
+            engine = engines.enter_context(self._engine(run_dir, shim))
             self._check_engine(run_dir, engine)
             if refresher is not None:
                 refresher.follow(engine)
             display = Display(self.console, total, self.state.step, settings.insecure)
-            channel = self._channel(display, total, lambda gradient: loop.gradient_bytes(gradient))
-            stack.callback(channel.close)
+            session = self._session(display, total)
+            stack.callback(session.close)
             step_settings = self._step_settings(total)
-            loop = DeviceLoop(engine, learning, refresher, train, channel, self.state.journal, step_settings)
-            training = Training(settings, self.manifest, loop, self.state, run_dir, test, display, total, self.stop)
+            loop = DeviceLoop(engine, learning, refresher, train, session, self.state.journal, step_settings)
+            training = Training(
+                settings, self.manifest, loop, engines, self.state, run_dir, test, display, total, self.stop
+            )
             with display:
                 training.run()
             return self._finish(run_dir, shim, {"broken_images": len(train.broken) + len(test.broken)}, total)
 
     def _resume(self, run_dir: RunDir) -> None:
         if self.state.resume():
-            self._say(f"resuming {self.settings.run} at step {self.state.step}")
+            logger.info("resuming %s at step %d", self.settings.run, self.state.step)
         else:
-            self.state.save()  # a process that is killed in its first steps must come back as the same session
+            self.state.save()  # a process that is killed in its first steps resumes the same session
         for change in run_dir.changes:
-            self._say(f"warning: {change} since this run was last at work: the last bits may differ")
+            logger.warning("%s since this run was last at work: the last bits may differ", change)
 
     def _check_engine(self, run_dir: RunDir, engine: Engine) -> None:
-        """Before it has other weights than the bundle's; and tell if a resumed run computed elsewhere before."""
+        """Check an engine that still has the bundle's weights, and warn if the run has computed with another one."""
         check_provider(engine, self.bundle, self.settings.computes)
-        if self.settings.engine == "auto":  # measured later; the run keeps that choice
+        if self.settings.engine == "auto":  # chosen later; the run keeps that choice
             return
         now = f"{engine.name} ({engine.description.partition(':')[0]})"
         before = (run_dir.kept(WHERE) or now.encode()).decode()
         if before != now:
-            self._say(f"warning: this run has computed with {before} so far, now {now}: the last bits may differ")
+            logger.warning("this run has computed with %s so far, now %s: the last bits may differ", before, now)
         run_dir.keep(WHERE, now.encode())
 
-    def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def _channel(self, display: Display, total: int, gradient_bytes: Callable[[Gradient], int]) -> DeviceChannel:
-        return DeviceChannel(
+    def _session(self, display: Display, total: int) -> DeviceSession:
+        return DeviceSession(
             self.settings.trainer,
             lambda: self._hello(total),
             self.state.journal,
+            self.manifest.dim,
             keys=self.keys,
-            notify=display.link,
             stop=self.stop,
-            gradient_bytes=gradient_bytes,
+            on_outage=display.outage,
         )
 
     def _step_settings(self, total: int) -> StepSettings:
@@ -148,8 +151,8 @@ class Serve:
         )
 
     def _loader(self, split: data.Split, batch_size: int, changes: Any = ()) -> Loader:
-        how = self.manifest.preprocessing
-        return Loader(split, how, batch_size, self.settings.seed, changes, self.settings.workers)
+        preprocessing = self.manifest.preprocessing
+        return Loader(split, preprocessing, batch_size, self.settings.seed, changes, self.settings.workers)
 
     def _hello(self, total: int) -> Hello:
         name = self.settings.name or socket.gethostname()
@@ -169,7 +172,7 @@ class Serve:
 
     def _engine(self, run_dir: RunDir, shim: Shim | None) -> Engine:
         name: str = self.settings.engine
-        if name == "auto":  # until it is measured; once it is, the run keeps it
+        if name == "auto":  # ONNX Runtime until the choice is made, which the run keeps
             name = (run_dir.kept(ENGINE) or b"onnxruntime").decode()
         return make_engine(name, self.bundle, self.settings, self.shape, self.graph, shim)
 
@@ -181,7 +184,7 @@ class Serve:
         )
 
     def _finish(self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], total: int) -> dict[str, Any]:
-        """Write weights and report; a run that was interrupted leaves them too."""
+        """Write weights and report, also of a run that was interrupted."""
         source = self.bundle.path / TRUNK
         if shim is not None:
             run_dir.keep(TRUNK, shim.safetensors())

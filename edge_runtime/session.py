@@ -1,13 +1,13 @@
-"""A device's session with its trainer: requests one behind another, through reconnects and either side's death.
+"""A device's session with its trainer: pipelined requests, which survive reconnects and the death of either side.
 
-After each Hello the trainer's Welcome tells how many steps it has applied, and the two are brought together before the
-request goes on: a trainer that came back older is fed from the device's journal; what it has answered already is
-fetched from its log, not sent again; what has arrived of a message, either way, does not travel twice.
+After each Hello the trainer's Welcome tells how many steps it has applied. The two sides are brought together
+(`recovery.py`) before the requests go on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,9 +15,13 @@ from collections.abc import Callable
 import msgspec
 
 from adc_edge.arrays import Body
+from adc_edge.codec.precision import encoded_bytes
+from adc_edge.edge_runtime import recovery
+from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.storage.journal import Journal, JournalKey
-from adc_edge.wire.channel import Answer, Channel
+from adc_edge.storage.position import Position
+from adc_edge.wire.channel import Answer, Channel, pong_bytes
 from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped
 from adc_edge.wire.framing import chunk_bytes, to_frames
 from adc_edge.wire.messages import (
@@ -25,7 +29,6 @@ from adc_edge.wire.messages import (
     Absent,
     Bye,
     Evaluate,
-    Fetch,
     FromTrainer,
     Gradient,
     Hello,
@@ -39,32 +42,23 @@ from adc_edge.wire.tcp import frame_bytes
 
 PROBE_BYTES = CHUNK_BYTES
 _PROBES = 3
-WELCOME_MS = 60_000  # a trainer that computes another device's step answers late, and its heartbeats go on
-FAREWELL_S = 60.0
+WELCOME_MS = 60_000  # a trainer that computes another device's step answers late, while its heartbeats go on
+_CLOSE_S = 60.0
+
+logger = logging.getLogger(__name__)
 
 
-class Behind(Exception):
-    """The trainer stands at ``applied`` and the journal does not reach back so far.
-
-    The device must return to a checkpoint of a step from ``oldest`` to ``applied``, or give up.
-    """
-
-    def __init__(self, applied: int, oldest: int) -> None:
-        super().__init__(applied, oldest)
-        self.applied, self.oldest = applied, oldest
-
-
-class DeviceChannel(Channel):
+class DeviceSession:
     """One device's session.
 
     Args:
         endpoint: ``tcp://HOST:PORT``.
         hello: makes the Hello of the current state.
-        journal: of the steps that were sent.
-        keys: for an encrypted connection.
-        notify: told in words when the link is lost, tried again, and back.
+        journal: keeps the steps that were sent.
+        dim: channels of an activation, which together with a request give its gradient's size.
+        keys: keys for an encrypted connection.
         stop: asked while waiting; True raises Stopped.
-        gradient_bytes: exact body size that a Gradient must have; asked before allocating.
+        on_outage: told True when the link is lost and False when the trainer is back.
     """
 
     def __init__(
@@ -72,23 +66,22 @@ class DeviceChannel(Channel):
         endpoint: str,
         hello: Callable[[], Hello],
         journal: Journal,
+        dim: int,
         *,
         keys: ClientKeys | None = None,
-        notify: Callable[[str], None] = lambda text: None,
         stop: Callable[[], bool] = lambda: False,
-        gradient_bytes: Callable[[Gradient], int] = lambda gradient: 0,
+        on_outage: Callable[[bool], None] = lambda lost: None,
     ) -> None:
-        super().__init__(endpoint, keys=keys, notify=notify, stop=stop)
-        self._hello, self._journal, self._gradient_bytes = hello, journal, gradient_bytes
+        self.channel = Channel(endpoint, keys=keys, stop=stop, body_bytes=self._body_bytes)
+        self._hello, self._journal, self._dim, self._on_outage = hello, journal, dim, on_outage
         self._pending: deque[tuple[Message, Body]] = deque()
-        self._incarnation = 0  # the trainer's
-        self._received = (0, 0)  # transfer and bytes of our unfinished message that the trainer holds
-        self._sent: dict[int, int] = {}  # bytes that have left already, of each message in flight
+        self._sent: dict[int, int] = {}  # bytes that have left already, for each message in flight
+        self._incarnation = 0  # of the trainer
+        self._held: recovery.Partial = (0, 0)  # what the trainer holds of our unfinished message
         self._micro_batches = 1  # of each step
+        self._trainer = Position(0)  # the first position that the trainer has not learned
         self._durable = 0  # steps that the trainer cannot lose
-        self.trainer_keeps = True  # its run on disk, so that it may come back for what the journal holds
-        self.applied = 0  # steps that the trainer has applied
-        self.learned = 0  # micro-batches that it has learned of the next
+        self.trainer_keeps = True  # the trainer's run is on disk, so it may come back and need the journal
         self.outages = 0
         self.repeated = [0, 0]  # bytes up and down that an undisturbed run would not have needed
 
@@ -97,41 +90,50 @@ class DeviceChannel(Channel):
         """Requests whose answers have not been taken yet."""
         return len(self._pending)
 
-    def submit(self, message: Message, body: Body = b"") -> None:
-        """Start a request; the bytes travel while the caller goes on. Answers come from ``result``, in order.
+    def open(self, wait_s: float | None) -> None:
+        """Connect and open the session, trying for ``wait_s`` seconds (None: for ever).
 
-        ``body`` must stay as it is until its answer has come: it may have to travel again.
+        Raises:
+            Behind: the trainer has lost steps that the journal does not hold.
+            LinkError, RefusedError, Stopped: see ``Channel.open``.
+        """
+        self.channel.open(wait_s, self._open_session)
+
+    def submit(self, message: Message, body: Body = b"") -> None:
+        """Start a request; the bytes travel while the caller goes on. ``result`` gives the answers, in order.
+
+        ``body`` must not change until its answer has come: it may have to travel again.
         """
         self._pending.append((message, body))
         try:
             self._request(message, body)
         except LinkLost:
-            self._disconnect()  # `result` resumes
-        self._journal.prune(self._durable)  # while it travels
+            self.channel.disconnect()  # `result` resumes
+        self._journal.prune(self._durable)  # while the message travels
 
     def result(self, outage_s: float | None = None) -> Answer:
-        """The answer to the oldest submitted request, reconnecting and resuming as often as needed.
+        """The answer to the oldest submitted request, after as many reconnects as it takes.
 
-        After an error nothing is in flight any more.
+        After an error no request is in flight any more.
 
         Args:
             outage_s: give up after this long without the trainer; None: never.
 
         Raises:
-            Behind: as ``open``.
-            LinkError: after ``outage_s``.
+            Behind: see ``open``.
+            LinkError: the trainer was away for ``outage_s``.
             RefusedError: the trainer refused the request.
-            ProtocolError: answers that cannot be read, three in a row.
-            Stopped: ``stop`` said so.
+            ProtocolError: three unreadable answers in a row.
+            Stopped: ``stop`` returned True.
         """
         assert self._pending, "nothing was submitted"
         try:
             while True:
                 try:
-                    answer = self.receive()
+                    answer = self.channel.receive()
                     message, body = self._pending[0]
                     if isinstance(answer[0], Absent) and isinstance(message, Evaluate):
-                        self.send(message, body)  # its log does not reach back so far: it judges once more
+                        self._send(message, body)  # its log does not reach back so far: it evaluates once more
                         continue
                     self._note(answer[0])
                     self._pending.popleft()
@@ -144,37 +146,41 @@ class DeviceChannel(Channel):
             self._sent.clear()
             raise
 
-    def farewell(self, session: int) -> None:
+    def close_session(self) -> None:
         """Tell the trainer that the session is over, and wait until it has made that durable."""
         try:
-            self.submit(Bye(session))
-            self.result(FAREWELL_S)
-            self._journal.prune(self.applied)
+            self.submit(Bye(self._hello().session))
+            self.result(_CLOSE_S)
+            self._journal.prune(self._trainer.step)
             self._journal.drop_spares()
         except (LinkError, RefusedError, Stopped):
-            self._notify("the trainer did not acknowledge the end; if it comes back, run the same command again")
+            logger.warning("the trainer did not acknowledge the end; if it comes back, run the same command again")
 
     def probe(self) -> tuple[float, float] | None:
         """Seconds of an empty round trip, and of PROBE_BYTES one way; None if the link breaks."""
         try:
             empty, full = (min(self._ping(size) for _ in range(_PROBES)) for size in (0, PROBE_BYTES))
         except LinkLost:
-            self._disconnect()
+            self.channel.disconnect()
             return None
         return empty, max(0.0, full - empty) / 2
 
+    def close(self) -> None:
+        """Close every socket at once."""
+        self.channel.close()
+
     def _ping(self, size: int) -> float:
         start = time.monotonic()
-        Channel.send(self, Ping(0, size, size), bytes(size))
-        self.receive(WELCOME_MS)
+        self.channel.send(Ping(0, size, size), bytes(size))
+        self.channel.receive(WELCOME_MS)
         return time.monotonic() - start
 
-    def send(self, message: Message, body: Body = b"") -> None:
-        """As Channel, counting what travels again."""
+    def _send(self, message: Message, body: Body = b"") -> None:
+        """Send a message from its ``offset`` on, and count the bytes that were sent before."""
         transfer, end = getattr(message, "transfer", 0), getattr(message, "offset", 0)
         before = self._sent.get(transfer, 0)
-        for header, piece in to_frames(message, body, chunk_bytes(self.tcp())):
-            self._live().send(header, piece)
+        for header, piece in to_frames(message, body, chunk_bytes(self.channel.tcp())):
+            self.channel.send_piece(header, piece)
             end += len(piece)
             if body and end <= before:
                 self.repeated[0] += frame_bytes(header, piece)
@@ -182,110 +188,92 @@ class DeviceChannel(Channel):
                 self._sent[transfer] = end
 
     def _resume(self, lost: LinkLost, outage_s: float | None) -> None:
-        self._notify(f"link lost ({lost}); waiting for the trainer at {self.endpoint}")
+        logger.warning("link lost (%s); waiting for the trainer at %s", lost, self.channel.endpoint)
+        self._on_outage(True)
         self.outages += 1
         self.open(outage_s)
-        self._notify("the trainer is back")
-        with contextlib.suppress(LinkLost):  # then `receive` finds it lost again
+        logger.info("the trainer is back")
+        self._on_outage(False)
+        with contextlib.suppress(LinkLost):  # then `receive` finds the link lost again
             for message, body in self._pending:
                 self._request(message, body)
 
     def _request(self, message: Message, body: Body) -> None:
         """Send a request, or what is missing of it, or ask for the answer that was given before."""
-        if not self._answered(message):
-            self.send(self._rest(message), body)
-            return
-        assert isinstance(message, Step | Evaluate)
-        transfer, have = self._inbox.unfinished
-        self.send(
-            Fetch(
-                session=message.session,
-                step=message.step,
-                part=message.part if isinstance(message, Evaluate) else None,
-                micro_batch=message.micro_batch if isinstance(message, Step) else 0,
-                transfer=message.transfer,
-                durable=message.durable if isinstance(message, Step) else 0,
-                offset=have if transfer == message.transfer else 0,
-            )
-        )
-
-    def _answered(self, message: Message) -> bool:
-        """Whether the trainer is past that message."""
-        if isinstance(message, Step):
-            return (message.step, message.micro_batch) < (self.applied, self.learned)
-        return isinstance(message, Evaluate) and message.step < self.applied
-
-    def _rest(self, message: Message) -> Message:
-        """The same message from where the trainer's copy ends, which is of use to the first body that follows only."""
         if not isinstance(message, Step | Evaluate):
-            return message
-        (transfer, have), self._received = self._received, (0, 0)
-        return msgspec.structs.replace(message, offset=have) if have and message.transfer == transfer else message
+            self._send(message, body)
+        elif recovery.is_answered(message, self._trainer):
+            self._send(recovery.fetch_answer(message, self.channel.unfinished))
+        else:
+            self._send_rest(message, body)
 
-    def _greet(self) -> None:
+    def _send_rest(self, message: Step | Evaluate, body: Body) -> None:
+        held, self._held = self._held, (0, 0)  # what the trainer holds can only be of the first body that follows
+        self._send(recovery.missing_part(message, held), body)
+
+    def _open_session(self) -> None:
+        """Say hello on a new connection, and bring a trainer that came back older to where this device stands."""
         hello = self._hello()
-        self.send(hello)
-        welcome, _ = self.receive(WELCOME_MS)
+        self._send(hello)
+        welcome, _ = self.channel.receive(WELCOME_MS)
         if not isinstance(welcome, Welcome):
             raise LinkLost(f"a {type(welcome).__name__} instead of a Welcome")
-        if welcome.incarnation != self._incarnation:  # what it sent in another life may not be what it sends now
-            self.repeated[1] += self._inbox.unfinished[1]
-            self._inbox.drop()
+        if welcome.incarnation != self._incarnation:  # what another process sent may not be what this one sends
+            self.repeated[1] += self.channel.unfinished[1]
+            self.channel.drop_unfinished()
             self._incarnation = welcome.incarnation
-        self._received = (welcome.transfer, welcome.received_bytes)
-        self.applied, self.learned, self._micro_batches = welcome.applied, welcome.learned, hello.micro_batches
+        self._held = (welcome.transfer, welcome.received_bytes)
+        self._trainer, self._micro_batches = Position(welcome.applied, welcome.learned), hello.micro_batches
         self._note_durable(welcome.durable)
-        ours = self._position(hello)
-        if (self.applied, self.learned) < ours:
-            if hello.oldest > self.applied:
-                raise Behind(self.applied, welcome.oldest)
-            self._feed(hello, ours)
+        oldest_request = self._pending[0][0] if self._pending else None
+        device = recovery.device_position(oldest_request, hello.next_step)
+        lost = recovery.positions_to_replay(self._trainer, device, hello.oldest, hello.micro_batches)
+        if lost:
+            logger.info("the trainer came back at step %d; sending it the steps up to %d", lost[0].step, device.step)
+        for position in lost:
+            self._replay(position, hello.durable)
 
-    def _position(self, hello: Hello) -> tuple[int, int]:
-        """The first step and micro-batch that this device has no gradient for."""
-        first = next((message for message, _ in self._pending), None)
-        return (first.step, first.micro_batch) if isinstance(first, Step) else (hello.next_step, 0)
-
-    def _feed(self, hello: Hello, until: tuple[int, int]) -> None:
-        """Bring a trainer that came back older to where this device stands."""
-        self._notify(f"the trainer came back at step {self.applied}; sending it what it lacks up to step {until[0]}")
-        up, down = self._live().framed
-        while (at := (self.applied, self.learned)) < until:
-            kept = self._journal.read(JournalKey(*at))
-            if kept is None:
-                raise Behind(at[0], at[0])
-            message = unpack_from_device(kept[0])
-            assert isinstance(message, Step)
-            message = msgspec.structs.replace(message, replay=True, durable=hello.durable, offset=0)
-            self.send(self._rest(message), kept[1])
-            answer, _ = self.receive()
-            if not isinstance(answer, Gradient) or (answer.step, answer.micro_batch) != at:
-                raise LinkLost(f"a {type(answer).__name__} instead of an answer to step {at[0]}")
-            self._note(answer)
-            now = self._live().framed
-            self.repeated[0] += now[0] - up
-            self.repeated[1] += now[1] - down
-            up, down = now
+    def _replay(self, position: Position, durable: int | None) -> None:
+        """Send a message of the journal again, and take its answer, which has no body."""
+        up, down = self.channel.framed()
+        kept = self._journal.read(JournalKey(*position))
+        if kept is None:
+            raise Behind(position.step)
+        message = unpack_from_device(kept[0])
+        assert isinstance(message, Step)
+        self._send_rest(msgspec.structs.replace(message, replay=True, durable=durable, offset=0), kept[1])
+        answer, _ = self.channel.receive()
+        if not isinstance(answer, Gradient) or (answer.step, answer.micro_batch) != position:
+            raise LinkLost(f"a {type(answer).__name__} instead of an answer to step {position.step}")
+        self._note(answer)
+        now = self.channel.framed()
+        self.repeated[0] += now[0] - up
+        self.repeated[1] += now[1] - down
 
     def _note(self, answer: FromTrainer) -> None:
         if isinstance(answer, Gradient):
-            following = (answer.step, answer.micro_batch + 1)
-            if following[1] >= self._micro_batches:
-                following = (answer.step + 1, 0)
-            self.applied, self.learned = max((self.applied, self.learned), following)
+            following = Position(answer.step, answer.micro_batch).next(self._micro_batches)
+            self._trainer = max(self._trainer, following)
             self._note_durable(answer.durable)
 
     def _note_durable(self, durable: int | None) -> None:
-        """How far the trainer cannot come back behind; one that keeps nothing on disk does not come back at all."""
+        """Keep the steps that the trainer cannot lose; a trainer that keeps nothing on disk (None) never comes back."""
         self.trainer_keeps = durable is not None
-        self._durable = self.applied if durable is None else durable
+        self._durable = self._trainer.step if durable is None else durable
 
     def _body_bytes(self, message: FromTrainer) -> int:
-        if isinstance(message, Gradient):
-            expected = self._gradient_bytes(message)
-            if message.body_bytes not in (0, expected):  # 0: the answer to a replay
-                raise ProtocolError(
-                    f"a gradient of {message.body_bytes} bytes", f"{expected} bytes", "use one version", "size"
-                )
-            return message.body_bytes
-        return super()._body_bytes(message)
+        """Body size of an answer; raises ProtocolError if a gradient has another size than its request's tensor."""
+        if not isinstance(message, Gradient):
+            return pong_bytes(message)
+        expected = self._gradient_bytes(message)
+        if message.body_bytes not in (0, expected):  # 0: the answer to a replay
+            raise ProtocolError(
+                f"a gradient of {message.body_bytes} bytes", f"{expected} bytes", "use one version", "size"
+            )
+        return message.body_bytes
+
+    def _gradient_bytes(self, gradient: Gradient) -> int:
+        for request, _ in self._pending:
+            if isinstance(request, Step) and request.micro_batch == gradient.micro_batch and request.gradient:
+                return encoded_bytes((request.clusters, request.kept, self._dim), gradient.precision)
+        return 0

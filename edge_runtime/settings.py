@@ -1,4 +1,4 @@
-"""What `adc-edge serve` can be asked for."""
+"""The settings of `adc-edge serve`."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from typing import Any, Literal
 
 import msgspec
 
-from adc_edge.codec.precision import Precision
+from adc_edge import defaults
+from adc_edge.defaults import Compute, EngineName, Precision, Provider
 from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.optimizer.settings import OptimizerSettings
-from adc_edge.storage.bundle import Compute, Manifest
+from adc_edge.storage.bundle import Manifest
 
 
 class ServeSettings(msgspec.Struct, frozen=True):
-    """What `adc-edge serve` was asked for; None means the bundle's default."""
+    """The settings of one run of `adc-edge serve`; None means the bundle's default."""
 
     bundle: Path
     trainer: str
-    data: str = "digits"
+    data: str = defaults.DATA
     keys: Path | None = None
     insecure: bool = False
     steps: int | None = None
     epochs: int | None = None
     trunk: Literal["train", "frozen"] = "train"
-    engine: Literal["onnxruntime", "tensorrt", "torch", "auto"] = "onnxruntime"
-    provider: Literal["cpu", "cuda", "tensorrt", "xnnpack", "auto"] = "auto"
+    engine: EngineName | Literal["auto"] = "onnxruntime"
+    provider: Provider | Literal["auto"] = "auto"
     compute: Compute | None = None
     engine_cache: Path | None = None
     freeze_first: int = 0
@@ -40,36 +41,36 @@ class ServeSettings(msgspec.Struct, frozen=True):
     window: int = 0
     augment: str = "none"
     seed: int = 0
-    workers: int = 2
+    workers: int = defaults.DECODING_THREADS
     threads: int = 0
     optimizer: OptimizerSettings = OptimizerSettings()
     noise: NoiseSettings = NoiseSettings()
     evaluate_every: int = 0
-    evaluate_images: int = 1000
-    evaluate_precision: Precision = "fp16"
-    checkpoint_every: int = 100
+    evaluate_images: int = defaults.EVALUATION_IMAGES
+    evaluate_precision: Precision = defaults.EVALUATION_PRECISION
+    checkpoint_every: int = defaults.CHECKPOINT_EVERY
     drift_every: int = 0
     run: Path | None = None
     fresh: bool = False
     report: Path | None = None
-    wait_s: float | None = 30.0
+    wait_s: float | None = defaults.WAIT_S
     outage_s: float | None = None
     name: str = ""
 
     @property
     def computes(self) -> Compute:
-        """What the engine computes in."""
+        """The precision that the engine computes in."""
         return self.compute or ("fp16" if self.engine == "tensorrt" else "fp32")
 
     def precisions(self, manifest: Manifest) -> tuple[Precision, Precision]:
-        """Of activations and gradients: the bundle's, or where the first is asked for, both ways the same."""
+        """Precisions of activations and gradients: the bundle's, or ``precision`` both ways where it is given."""
         up, down = manifest.precision, manifest.gradient_precision
         if self.precision is not None:
             up, down = self.precision, None
         return up, self.gradient_precision or down or up
 
     def check_compute(self) -> None:
-        """Raise SettingError unless the engine can compute so for this trunk."""
+        """Raise SettingError unless the engine can compute in this precision for this trunk."""
         compute, engine = self.computes, self.engine
         if compute == "int8" and self.trunk == "train":
             raise SettingError(
@@ -85,13 +86,13 @@ class ServeSettings(msgspec.Struct, frozen=True):
             )
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Steps of the whole run; raises SettingError if both steps and epochs are given."""
+        """Number of steps of the whole run; raises SettingError if both steps and epochs are given."""
         if self.steps is not None and self.epochs is not None:
             raise SettingError("--steps and --epochs", "one of them", "leave one out")
         return self.steps if self.steps is not None else (self.epochs or 1) * steps_per_epoch
 
     def cut(self, ratio: Ratio, manifest: Manifest) -> Shape:
-        """What each micro-batch of a step sends; raises SettingError if the batch cannot be cut so."""
+        """The shape that each micro-batch sends; raises SettingError if the batch cannot be divided so."""
         images = self.batch_size or manifest.batch_size
         if images % self.micro_batches:
             raise SettingError(
@@ -102,7 +103,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
         return ratio.shape(images // self.micro_batches, manifest.tokens, manifest.prefix)
 
     def fixed(self, bundle: str, precisions: tuple[Precision, Precision], shape: Shape) -> dict[str, Any]:
-        """What a resumed run must share, of these and of what the bundle's defaults have made of them."""
+        """The settings that a resumed run must share, with the bundle's defaults filled in."""
         return {
             "role": "device",
             "bundle": bundle,

@@ -1,4 +1,4 @@
-"""Where a device's run stands, and its checkpoints: everything that a killed process comes back with."""
+"""The position of a device's run, and its checkpoints: everything that a killed process resumes with."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class RunState:
     """A run at the beginning of ``step``.
 
     Args:
-        run_dir: where checkpoints go.
-        trunk: the one that learns; None if it is frozen.
-        micro_batches: of each step.
+        run_dir: keeps the checkpoints.
+        trunk: the trunk that learns; None if it is frozen.
+        micro_batches: number in each step.
     """
 
     def __init__(self, run_dir: RunDir, trunk: Refresher | None, micro_batches: int = 1) -> None:
@@ -32,12 +32,12 @@ class RunState:
         self.session = secrets.randbits(_ID_BITS)
         self.incarnation = secrets.randbits(_ID_BITS)  # of this process
         self.tally = Tally()
-        self._saved: tuple[int, dict[str, Any]] | None = None  # what the newest checkpoint knows
+        self._saved: tuple[int, dict[str, Any]] | None = None  # content of the newest checkpoint
         self.journal = Journal(run_dir.journal)
 
     @property
     def durable(self) -> int | None:
-        """The oldest step that this run may come back to; None: nothing of it is kept."""
+        """The oldest step that this run may come back to; None: the run is not kept."""
         return None if self._run_dir.path is None else self._run_dir.oldest(self.step)
 
     @property
@@ -46,10 +46,10 @@ class RunState:
         return self.journal.oldest(self.step, self._micro_batches)
 
     def resume(self, until: int | None = None) -> bool:
-        """Come back to the newest checkpoint (of a step up to ``until``); False if there is none.
+        """Return to the newest checkpoint (of a step up to ``until``); False if there is none.
 
         Raises:
-            CheckpointError: it is damaged, or no device's.
+            CheckpointError: the checkpoint is damaged, or not a device's.
         """
         kept = self._run_dir.latest(until)
         if kept is None:
@@ -67,16 +67,16 @@ class RunState:
         return True
 
     def save(self) -> None:
-        """Make a checkpoint; raises OSError, and what was there stays."""
-        self.journal.sync()  # first: a state must not be durable before what leads to it
+        """Make a checkpoint; after an OSError the earlier checkpoints are still there."""
+        self.journal.sync()  # first: a state must not be durable before the messages that led to it
         meta = {"session": self.session, "tally": msgspec.to_builtins(self.tally)}
-        if self._saved == (self.step, meta):  # as at the end, after the goodbye
+        if self._saved == (self.step, meta):  # as at the end, after the session was closed
             return
         self._run_dir.checkpoint(self.step, {} if self._trunk is None else self._trunk.arrays(), meta)
         self._saved = self.step, meta
 
     def try_to_save(self) -> OSError | None:
-        """As ``save``, but the run goes on if it fails: returns why."""
+        """Make a checkpoint as ``save`` does, but return the error if it fails."""
         try:
             self.save()
         except OSError as error:
@@ -84,14 +84,14 @@ class RunState:
         return None
 
     def _forget_later(self) -> None:
-        """What this run did after the checkpoint is to be done again; its cost is not forgotten."""
+        """Forget the steps after the checkpoint, which are to be done again, but count their cost."""
         dropped = self._run_dir.rewind(self.step, self._before)
         self.tally.repeat(dropped)
         if dropped:
-            self.try_to_save()  # or the next kill would forget it
+            self.try_to_save()  # or the next kill would lose that count
 
     def _before(self, line: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint knows of what a line of the metrics tells."""
+        """Whether a line of the metrics belongs to the time before the checkpoint."""
         step = int(line.get("step", 0))
         judged = line.get("kind") == "evaluation" and any(e.step == step for e in self.tally.evaluations)
         return step < self.step or judged

@@ -1,4 +1,4 @@
-"""Where the time of a step goes; with micro-batches the phases of the two sides and the link overlap."""
+"""The time of a step by phase. With micro-batches the phases of the two sides and the link overlap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adc_edge.wire.messages import Gradient
 
 
 class Stopwatch:
-    """Times one step, and gathers what the answers to its micro-batches tell."""
+    """Times one step, and collects the figures in the answers to its micro-batches."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -24,29 +24,29 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside as that phase's."""
+        """Add the time spent inside to a phase."""
         start = time.monotonic()
         yield
         self._spent[name] += time.monotonic() - start
 
     def departed(self) -> None:
-        """A message leaves; the first one counts."""
+        """Note that a message leaves; the first one counts."""
         self._departed = self._departed or time.monotonic()
 
     def answered(self, gradient: Gradient, arrived: float) -> None:
-        """An answer came; ``arrived`` is when its last byte did, by the monotonic clock."""
+        """Note an answer, whose last byte came at ``arrived`` by the monotonic clock."""
         self._arrived = max(self._arrived, self._departed, arrived)
         self._losses.append(gradient.loss)
         self._accuracies.append(gradient.accuracy)
         self._cloud += gradient.seconds_cloud
 
     def drift(self, value: float | None) -> None:
-        """Largest difference between engine and PyTorch in a micro-batch, if it was measured."""
+        """Note the largest difference between engine and PyTorch in a micro-batch, if it was measured."""
         if value is not None:
             self._drift = max(value, self._drift or 0.0)
 
     def record(self, step: int, bytes_up: int, bytes_down: int) -> StepRecord:
-        """The step as a whole."""
+        """The record of the step."""
         return StepRecord(
             step=step,
             loss=sum(self._losses) / len(self._losses),

@@ -1,4 +1,4 @@
-"""What a run has cost so far: steps, bytes at the socket, seconds by phase; and the report made of it."""
+"""The cost of a run so far (steps, bytes at the socket, seconds by phase), and its report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLES = 1000
 
 
 class StepRecord(msgspec.Struct, frozen=True):
-    """One step. Times in seconds; bytes as the kernel counted them since the step before."""
+    """One step. Times are in seconds; bytes are those that the kernel counted since the step before."""
 
     step: int
     loss: float
@@ -25,11 +25,11 @@ class StepRecord(msgspec.Struct, frozen=True):
     seconds: float
     seconds_data: float
     seconds_forward: float
-    seconds_send: float  # to hand messages over and to journal them
+    seconds_send: float  # to send messages and write the journal
     seconds_recompute: float
     seconds_link: float  # from the first message's departure to the last answer's arrival, less seconds_cloud
     seconds_cloud: float  # forward and backward there
-    seconds_wait: float  # of the above, what this device stood still for
+    seconds_wait: float  # the part of link and cloud that this device waited for
     seconds_backward: float
     drift: float | None = None
 
@@ -38,7 +38,7 @@ _SUMMED = [name for name in StepRecord.__struct_fields__ if name.startswith(("by
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """The test split, nothing merged or dropped."""
+    """An evaluation on the test split, with nothing merged or dropped."""
 
     step: int
     images: int
@@ -47,7 +47,7 @@ class Evaluation(msgspec.Struct, frozen=True):
 
 
 class Tally(msgspec.Struct):
-    """Sums over a run; survives a resume inside the checkpoint."""
+    """Sums over a run; a checkpoint keeps them."""
 
     steps: int = 0
     images: int = 0
@@ -70,8 +70,8 @@ class Tally(msgspec.Struct):
     accuracy_train: float | None = None
     drift: float | None = None  # largest |engine - PyTorch| that was measured
     outages: int = 0
-    steps_repeated: int = 0  # done again after this process was killed
-    bytes_repeated_up: int = 0  # which an undisturbed run would not have needed, evaluations included
+    steps_repeated: int = 0  # repeated after this process was killed
+    bytes_repeated_up: int = 0  # bytes that an undisturbed run would not have needed, with evaluations
     bytes_repeated_down: int = 0
     rtt_samples_ms: list[float] = msgspec.field(default_factory=list)
     up_samples_mbit_s: list[float] = msgspec.field(default_factory=list)
@@ -91,7 +91,7 @@ class Tally(msgspec.Struct):
             self.drift = max(record.drift, self.drift or 0.0)
 
     def repeat(self, lost: Iterable[Mapping[str, Any]]) -> None:
-        """Count the metrics of steps and evaluations that were lost with a killed process: their bytes were sent."""
+        """Count steps and evaluations that were lost with a killed process, whose bytes were sent."""
         for line in lost:
             step = line.get("kind") == "step"
             self.steps_repeated += step
@@ -102,7 +102,7 @@ class Tally(msgspec.Struct):
                 setattr(self, f"bytes_repeated_{way}", getattr(self, f"bytes_repeated_{way}") + size)
 
     def link(self, rtt_ms: float, up_mbit_s: float, down_mbit_s: float | None) -> None:
-        """Keep what the kernels at both ends said of the link at the end of a step; the last SAMPLES of each."""
+        """Keep the last SAMPLES figures of the link, from the kernels at both ends after each step."""
         values = (
             (self.rtt_samples_ms, rtt_ms),
             (self.up_samples_mbit_s, up_mbit_s),
@@ -114,7 +114,7 @@ class Tally(msgspec.Struct):
                 del samples[:-SAMPLES]
 
     def report(self, shape: Shape, dim: int, frozen: bool, **more: Any) -> dict[str, Any]:
-        """All of it as one JSON object, with what uncompressed fp32 activations (and gradients) would have weighed."""
+        """The report as one JSON object, with the bytes of uncompressed fp32 activations (and gradients) to compare."""
         one_way = self.images * shape.tokens * dim * 4
         values = {name: value for name, value in msgspec.to_builtins(self).items() if "_samples_" not in name}
         for name, share in (("rtt_ms", 50), ("rtt_p95_ms", 95), ("rtt_p99_ms", 99)):
@@ -131,9 +131,9 @@ class Tally(msgspec.Struct):
 
 
 def peak_memory_mb() -> float | None:
-    """Most memory that this process has held so far, in MB; None where the system does not tell (Linux does).
+    """Peak memory of this process in MB; None where the system does not tell (Linux does).
 
-    Not ``ru_maxrss``: that survives exec, so it may be the peak of whatever started this process.
+    ``ru_maxrss`` would not do: it survives exec, so it may be the peak of the process that started this one.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

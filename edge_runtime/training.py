@@ -1,9 +1,12 @@
-"""A device's run of steps: checkpoints, evaluations, going back, the choice of the engine. Assembled by `runner.py`."""
+"""The steps of a device's run, with checkpoints, evaluations and recovery. Assembled by `runner.py`."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.filesize import decimal
@@ -15,7 +18,8 @@ from adc_edge.edge_runtime.engines.auto import LinkSeconds, choose
 from adc_edge.edge_runtime.engines.factory import ENGINE
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.loop import DeviceLoop
-from adc_edge.edge_runtime.session import PROBE_BYTES, Behind
+from adc_edge.edge_runtime.recovery import Behind
+from adc_edge.edge_runtime.session import PROBE_BYTES
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.state import RunState
 from adc_edge.errors import CheckpointError, LinkError
@@ -25,18 +29,24 @@ from adc_edge.storage.journal import LIMIT_BYTES
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.connection import Stopped
 
+if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
+    from adc_edge.edge_runtime.trunk.trainer import Shim
+
+logger = logging.getLogger(__name__)
+
 
 class Training:
     """The steps of one process.
 
     Args:
-        settings: what was asked for.
-        manifest: of the bundle.
+        settings: the settings of the run.
+        manifest: the bundle's manifest.
         loop: does the steps.
-        state: where the run stands.
-        run_dir: keeps it.
+        engines: holds the loop's engine entered.
+        state: position of the run, and its checkpoints.
+        run_dir: keeps metrics.
         test: images to evaluate with.
-        display: shows it.
+        display: shows progress.
         total: steps of the whole run.
         stop: asked between steps.
     """
@@ -46,6 +56,7 @@ class Training:
         settings: ServeSettings,
         manifest: Manifest,
         loop: DeviceLoop,
+        engines: ExitStack,
         state: RunState,
         run_dir: RunDir,
         test: Loader,
@@ -53,59 +64,57 @@ class Training:
         total: int,
         stop: Callable[[], bool],
     ) -> None:
-        self.settings, self.manifest, self.loop, self.state, self.run_dir = settings, manifest, loop, state, run_dir
+        self.settings, self.manifest, self.loop, self.engines = settings, manifest, loop, engines
+        self.state, self.run_dir = state, run_dir
         self.test, self.display, self.total, self.stop = test, display, total, stop
-        self._unkept_bytes = 0  # of gradients since the last checkpoint: the trainer keeps them until the next
-        self._trouble: OSError | None = None  # why that one failed
+        self._unkept_bytes = 0  # gradients since the last checkpoint, which the trainer keeps until the next
+        self._trouble: OSError | None = None  # why the last checkpoint failed
 
     def run(self) -> None:
-        """To the last step, or until ``stop`` says so; a checkpoint is made in any case.
+        """Train to the last step, or until ``stop`` returns True; a checkpoint is made in any case.
 
         Raises:
-            LinkError, RefusedError, ProtocolError: see DeviceChannel.
+            LinkError, RefusedError, ProtocolError: see DeviceSession.
             CheckpointError: the two sides' states cannot be brought together.
         """
-        state, display, total = self.state, self.display, self.total
+        state, total = self.state, self.total
         try:
             try:
-                self._greet()
+                self._open_session()
                 self._choose_engine()
             except LinkError:
                 if state.step < total or self._evaluation_due():
                     raise
-                display.note("this run is complete, and its trainer has ended too: nothing is left to do")
+                logger.info("this run is complete, and its trainer has ended too: nothing is left to do")
                 return
             while not self.stop():
                 try:
                     if self._evaluation_due():
                         self._evaluate()
                     if state.step >= total:
-                        state.save()  # first: the trainer forgets what it answered
-                        self.loop.channel.farewell(state.session)
+                        state.save()  # first: the trainer then deletes its log of answers
+                        self.loop.session.close_session()
                         return
                     self._step()
                 except Behind as behind:
                     self._go_back(behind)
         except Stopped:
-            display.note("stopped while waiting for the trainer; the step in flight is dropped")
+            logger.info("stopped while waiting for the trainer; the step in flight is dropped")
         finally:
             state.save()
 
-    def _greet(self) -> None:
+    def _open_session(self) -> None:
         settings, loop, manifest, shape = self.settings, self.loop, self.manifest, self.loop.settings.shape
-        try:
-            loop.channel.open(settings.wait_s)
-        except Behind as behind:
-            self._go_back(behind)
-        self.display.note(
+        self._open(settings.wait_s)
+        logger.info(
             f"training {manifest.model} split {manifest.split} with {settings.trainer}: "
             f"B={loop.loader.batch_size}, {self._cut_note()}T={shape.clusters}, k={shape.kept} of "
             f"{manifest.tokens}, ξ={shape.xi:.3f}, {self._precision_note()}, trunk {settings.trunk}, "
             f"engine {loop.engine.name} ({loop.engine.description}), "
-            f"sending by {loop.channel.congestion or 'an unknown congestion control'}"
+            f"sending by {loop.session.channel.congestion or 'an unknown congestion control'}"
             + (f", noise {settings.noise}" if settings.noise.any else "")
         )
-        self.display.note(self._evaluation_note())
+        logger.info(self._evaluation_note())
 
     def _cut_note(self) -> str:
         cut = self.loop.settings
@@ -118,15 +127,15 @@ class Training:
         return up if up == down else f"{up} up and {down} down"
 
     def _choose_engine(self) -> None:
-        """With ``--engine auto``, once in a run: another choice later would change the last bits."""
-        loop, shape, display = self.loop, self.loop.settings.shape, self.display
+        """Choose the engine for ``--engine auto``, once in a run: another choice later would change the last bits."""
+        loop, shape = self.loop, self.loop.settings.shape
         engine = loop.engine
         if self.settings.engine != "auto" or self.run_dir.kept(ENGINE) or not isinstance(engine, OnnxEngine):
             return
         if loop.shim is None or loop.refresher is None:
-            display.note("engine auto: onnxruntime, the only one that a frozen trunk needs")
+            logger.info("engine auto: onnxruntime, the only one that a frozen trunk needs")
             return
-        rtt, piece = loop.channel.probe() or (0.0, 0.0)
+        rtt, piece = loop.session.probe() or (0.0, 0.0)
         sent = (shape.clusters, shape.kept, self.manifest.dim)
         up, down = (
             piece * encoded_bytes(sent, precision) / PROBE_BYTES
@@ -143,16 +152,23 @@ class Training:
             LinkSeconds(rtt, up, down),
             loop.settings,
         )
-        display.note(str(choice))
+        logger.info(str(choice))
         self.run_dir.keep(ENGINE, choice.engine.encode())
         if choice.engine == "torch":
-            loop.use_torch()
+            self._use_torch(loop.shim)
+
+    def _use_torch(self, shim: Shim) -> None:
+        """Close the engine, and send the result of the shim's own forward from now on."""
+        from adc_edge.edge_runtime.engines.torch import TorchEngine
+
+        self.engines.close()
+        self.loop.use_engine(self.engines.enter_context(TorchEngine(shim)))
 
     def _step(self) -> None:
         settings, state, loop, run_dir = self.settings, self.state, self.loop, self.run_dir
         record = loop.step(state.step, state.durable)
         state.tally.add(record, loop.loader.batch_size)
-        self._note_link()
+        self._tally_link()
         run_dir.metric(kind="step", **msgspec.to_builtins(record))
         self.display.step(state.step, state.tally)
         state.step += 1
@@ -164,9 +180,9 @@ class Training:
         self.display.trouble(self._trouble or loop.trouble or run_dir.trouble)
 
     def _go_back(self, behind: Behind) -> None:
-        """The journal cannot bring the trainer forward: return to a checkpoint that both have had, and reconnect."""
+        """Return to a checkpoint that the trainer has reached, and reconnect: the journal cannot bring it forward."""
         stood = self.state.step
-        # A trainer that knows nothing of this run is the wrong one, or has lost it: what this device has must stay.
+        # A trainer that knows nothing of this run is the wrong one, or has lost the run: keep what this device has.
         if behind.applied == 0 or not self.state.resume(behind.applied):
             raise CheckpointError(
                 f"the trainer stands at step {behind.applied}, this device at {stood}, and its journal cannot fill "
@@ -174,25 +190,25 @@ class Training:
                 "a trainer that has kept its run (--run)",
                 "start the trainer with the --run directory it had, or start both sides over with --fresh",
             )
-        self.display.note(
-            f"the journal is damaged: going back from step {stood} to the checkpoint of {self.state.step}"
+        logger.warning(
+            "the journal is damaged: going back from step %d to the checkpoint of %d", stood, self.state.step
         )
-        self._open()
+        self._open(self.settings.outage_s)
 
-    def _open(self) -> None:
+    def _open(self, wait_s: float | None) -> None:
         try:
-            self.loop.channel.open(self.settings.outage_s)
+            self.loop.session.open(wait_s)
         except Behind as behind:
             self._go_back(behind)
 
     def _evaluation_due(self) -> bool:
-        """Evaluations belong to the step that follows, so that a checkpoint of that step comes before them."""
+        """Whether an evaluation is due; it belongs to the step that follows, whose checkpoint precedes it."""
         step, every, done = self.state.step, self.settings.evaluate_every, self.state.tally.evaluations
         due = step == self.total or (every > 0 and step > 0 and step % every == 0)
         return due and not (done and done[-1].step == step)
 
     def _evaluation_note(self) -> str:
-        """What each evaluation will cost: whole activations weigh more than a step's, which matters on a slow link."""
+        """The cost of each evaluation: it sends all tokens, which matters on a slow link."""
         settings, manifest = self.settings, self.manifest
         images = sum(len(indices) for indices in self.test.sample(settings.evaluate_images))
         size = encoded_bytes((images, manifest.tokens, manifest.dim), settings.evaluate_precision)
@@ -207,16 +223,16 @@ class Training:
         tally.bytes_evaluation_up += up
         tally.bytes_evaluation_down += down
         tally.seconds_evaluation += time.monotonic() - start
-        self._note_link()
+        self._tally_link()
         self.run_dir.metric(kind="evaluation", **msgspec.to_builtins(result), bytes_up=up, bytes_down=down)
         self.display.evaluated(result)
 
-    def _note_link(self) -> None:
-        tally, channel = self.state.tally, self.loop.channel
-        tally.outages += channel.outages
-        tally.bytes_repeated_up += channel.repeated[0]
-        tally.bytes_repeated_down += channel.repeated[1]
-        channel.outages, channel.repeated = 0, [0, 0]
-        tcp = channel.tcp()
+    def _tally_link(self) -> None:
+        tally, session = self.state.tally, self.loop.session
+        tally.outages += session.outages
+        tally.bytes_repeated_up += session.repeated[0]
+        tally.bytes_repeated_down += session.repeated[1]
+        session.outages, session.repeated = 0, [0, 0]
+        tcp = session.channel.tcp()
         if tcp is not None:
             tally.link(tcp.rtt_ms, tcp.delivery_mbit_s, self.loop.down_mbit_s)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adc_edge.options import data_option, log_options, optimizer_options
+from adc_edge.options import GroupedCommand, data_option, heading, log_options, optimizer_options
 
 _DATA = click.Path(path_type=Path)
 
@@ -24,11 +24,13 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
         context.default_map = preset(name, context.params.get("data", ""))
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
+@heading("Data and methods")
 @data_option(default="digits", show_default=True, is_eager=True)
 @click.option(
     "--methods",
     default="",
+    show_default=False,
     callback=_listed,
     metavar="M,…",
     help="Methods: none, adc, adc-batch, adc-tokens, topk, randtopk, c3sl, bottlenetpp, or a precision (int4).",
@@ -80,12 +82,14 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     metavar="DIR",
     help="Directory for runs and results; finished runs in it are not repeated.",
 )
+@heading("Model")
 @click.option("--model", default="deit_tiny_patch16_224", show_default=True, help="A timm VisionTransformer.")
 @click.option("--weights", type=_DATA, help="Weights file (safetensors).")
 @click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights.")
 @click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels.")
 @click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
 @click.option("--split", default=3, show_default=True, type=int, help="Last block on the device.")
+@heading("Training")
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=2), help="Images in a step.")
 @click.option(
     "--epochs",
@@ -135,7 +139,9 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 @click.option(
     "--augment", default="flip", show_default=True, help="Augmentation: none, or any of flip, jitter, randaugment."
 )
+@heading("Optimisation")
 @optimizer_options
+@heading("Machine")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Torch device."
 )
@@ -147,6 +153,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     help="Number format in which trunk and head compute.",
 )
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Runs at a time.")
+@heading("Logging")
 @log_options
 def evaluate(output: Path, verbose: bool, quiet: bool, log_json: bool, **options: Any) -> None:
     """Train with ADC and with its rivals, and compare accuracy at equal bytes and at equal steps.

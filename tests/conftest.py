@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import subprocess
 import sys
@@ -29,6 +30,15 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = {"patch_size": 4, "img_size": 16, "embed_dim": 32, "num_heads": 2, "depth": 4}  # 17 tokens of 32 channels
 
 torch.set_num_threads(1)  # as many workers as cores: more threads only wait for each other, spinning
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Undo what a command that ran in the test's own process has configured."""
+    logger = logging.getLogger("adc_edge")
+    before = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:], logger.level = before
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A device's end of the wire without a trunk: it sends random activations, the same for the same step."""
+"""A device without a trunk: it sends random activations, the same ones for the same step."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from adc_edge.codec.precision import encode, encoded_bytes
-from adc_edge.edge_runtime.session import DeviceChannel
+from adc_edge.codec.precision import encode
+from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.method.labels import label_triples
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.journal import Journal, JournalKey
@@ -28,24 +28,22 @@ class Device:
         keys: ClientKeys | None = None,
         micro_batches: int = 1,
     ) -> None:
-        self.bundle, self.session, self.next_step, self.incarnation = bundle, session, 0, session
+        self.bundle, self.number, self.next_step, self.incarnation = bundle, session, 0, session
         self.micro_batches = micro_batches
         self.journal = Journal(bundle.path.parent / f"journal-{next(NUMBERS)}")
-        self.notes: list[str] = []
         self.stop = False
         self.shape = (4, 7, bundle.manifest.dim)
-        self.channel = DeviceChannel(
+        self.session = DeviceSession(
             endpoint,
             self.hello,
             self.journal,
+            bundle.manifest.dim,
             keys=keys,
-            notify=self.notes.append,
             stop=lambda: self.stop,
-            gradient_bytes=lambda g: encoded_bytes(self.shape, g.precision),
         )
 
     def hello(self) -> Hello:
-        oldest, ours = self.journal.oldest(self.next_step, self.micro_batches), (self.session, self.incarnation, "test")
+        oldest, ours = self.journal.oldest(self.next_step, self.micro_batches), (self.number, self.incarnation, "test")
         stands = (self.next_step, 0, oldest)
         return Hello(VERSION, self.bundle.digest, *ours, *stands, micro_batches=self.micro_batches)
 
@@ -57,7 +55,7 @@ class Device:
         clusters, kept, _ = self.shape
         return (
             Step(
-                self.session,
+                self.number,
                 step,
                 part,
                 64 * step + part + 1,
@@ -74,14 +72,14 @@ class Device:
 
     def settle(self) -> None:
         """Wait until the trainer has done what it does after it has answered; anew if the link was cut meanwhile."""
-        while self.channel.probe() is None:
-            self.channel.open(30)
+        while self.session.probe() is None:
+            self.session.open(30)
 
     def step(self, step: int, images: int = 8) -> tuple[Gradient, bytes]:
         message, body = self.message(step, images=images)
         self.journal.append(JournalKey(step), pack_header(message), body)
-        self.channel.submit(message, body)
-        answer, gradient = self.channel.result(outage_s=60)
+        self.session.submit(message, body)
+        answer, gradient = self.session.result(outage_s=60)
         assert isinstance(answer, Gradient)
         self.next_step = step + 1
         return answer, bytes(gradient)
@@ -90,11 +88,11 @@ class Device:
         """One micro-batch, whose answer is taken later."""
         message, body = self.message(step, images=images, part=part)
         self.journal.append(JournalKey(step, part), pack_header(message), body)
-        self.channel.submit(message, body)
+        self.session.submit(message, body)
 
     def take(self) -> tuple[Gradient, bytes]:
         """The answer to the oldest micro-batch in flight."""
-        answer, gradient = self.channel.result(outage_s=60)
+        answer, gradient = self.session.result(outage_s=60)
         assert isinstance(answer, Gradient)
         self.next_step = answer.step + (answer.micro_batch + 1 == self.micro_batches)
         return answer, bytes(gradient)

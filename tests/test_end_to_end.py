@@ -1,8 +1,9 @@
-"""The main job, between real processes on loopback: export, trainer, serve, merge."""
+"""Export, trainer, serve and merge between real processes on loopback."""
 
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
@@ -77,7 +78,7 @@ def trainer(bundle_dir: Path, tmp_path: Path, command: Any) -> Callable[..., Any
 
 @pytest.fixture
 def cloud(bundle: Bundle, tmp_path: Path) -> Callable[[OptimizerSettings], Any]:
-    """The trainer's socket and head in a thread, where a process is not the point: ``with cloud(how) as endpoint``."""
+    """Start a trainer's socket and head in a thread: ``with cloud(settings) as endpoint``."""
 
     @contextmanager
     def start(optimizer: OptimizerSettings) -> Iterator[str]:
@@ -116,7 +117,7 @@ def losses(run: Path) -> list[float]:
 
 
 def in_process(bundle: Bundle, steps: int, optimizer: OptimizerSettings, micro_batches: int = 1) -> list[float]:
-    """The same training as one plain PyTorch loop: uncut order of operations, nothing lazy, no wire."""
+    """The losses of the same training as one plain PyTorch loop, without a wire."""
     manifest = bundle.manifest
     vit = create_vit(manifest.model, manifest.model_args, manifest.classes)
     vit.load_state_dict(load_file(bundle.path / "trunk.safetensors") | load_file(bundle.path / "head.safetensors"))
@@ -249,7 +250,7 @@ def test_the_commands_train_report_and_merge_into_a_timm_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_trainer_stopped_in_mid_run_is_waited_for_and_the_run_goes_on(
+def test_the_device_waits_for_a_trainer_that_was_stopped_and_the_run_goes_on(
     bundle_dir: Path, tmp_path: Path, trainer: Any, command: Any, eventually: Any
 ) -> None:
     metrics = tmp_path / "device" / "metrics.jsonl"
@@ -274,7 +275,7 @@ def test_a_trainer_stopped_in_mid_run_is_waited_for_and_the_run_goes_on(
         assert "resuming" in cloud.finish(30)[1]
     assert len(losses(tmp_path / "device")) == 40
     steps = [json.loads(line)["step"] for line in (tmp_path / "cloud" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(40))  # none lost, none twice, over both lives of the trainer
+    assert steps == list(range(40))  # none lost, none twice, over both processes of the trainer
 
 
 def test_a_frozen_trunk_sends_and_receives_no_gradient_and_stays(bundle_dir: Path, tmp_path: Path, cloud: Any) -> None:
@@ -339,7 +340,7 @@ def test_principal_components_train_alike_at_a_fraction_of_the_bytes(
     assert loss["pca1"] != loss["fp32"]
 
 
-def test_an_engine_that_is_refreshed_every_third_step_drifts_and_says_how_far(
+def test_the_drift_of_an_engine_refreshed_every_third_step_is_reported(
     bundle_dir: Path, tmp_path: Path, cloud: Any
 ) -> None:
     drift = {}
@@ -362,15 +363,17 @@ def test_frozen_first_blocks_stay_and_the_others_learn(bundle_dir: Path, tmp_pat
     assert moved == {name for name in before if name.startswith("blocks.1.")}
 
 
-def test_the_faster_engine_is_measured_once_told_and_kept(
-    bundle_dir: Path, tmp_path: Path, cloud: Any, capsys: pytest.CaptureFixture[str]
+def test_engine_auto_measures_once_logs_its_choice_and_keeps_it(
+    bundle_dir: Path, tmp_path: Path, cloud: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "adc_edge")
     device = tmp_path / "device"
     with cloud(OptimizerSettings(lr=1e-3)) as endpoint:
         more = {"engine": "auto", "run": device, "micro_batches": 2}
         first = Serve(settings(bundle_dir, endpoint, steps=3, **more), Console(width=200), stop=lambda: False)
         assert first.run()["steps"] == 3
-        said = capsys.readouterr().out
+        said = caplog.text
+        caplog.clear()
         chosen = (device / "engine").read_text()
         assert chosen in ("onnxruntime", "torch")
         assert f"engine auto: {chosen}." in said
@@ -382,12 +385,12 @@ def test_the_faster_engine_is_measured_once_told_and_kept(
     with cloud(OptimizerSettings(lr=1e-3)) as endpoint:
         again = Serve(settings(bundle_dir, endpoint, steps=3, **more), Console(width=200), stop=lambda: False)
         again.run()
-        said = capsys.readouterr().out
+        said = caplog.text
     assert "engine torch" in said
     assert "engine auto:" not in said
 
 
-def test_where_nobody_keeps_a_run_nobody_writes_journals(bundle_dir: Path, cloud: Any) -> None:
+def test_without_run_directories_no_journal_is_written(bundle_dir: Path, cloud: Any) -> None:
     written: list[Any] = []
     with (
         cloud(OptimizerSettings(lr=1e-3)) as endpoint,
@@ -397,7 +400,7 @@ def test_where_nobody_keeps_a_run_nobody_writes_journals(bundle_dir: Path, cloud
     assert not written
 
 
-def test_a_batch_that_cannot_be_cut_so_is_refused(bundle_dir: Path, command: Any) -> None:
+def test_a_batch_that_cannot_be_divided_so_is_refused(bundle_dir: Path, command: Any) -> None:
     for options, words in (
         (["--micro-batches", "3"], "3 of a batch of 16"),
         (["--micro-batches", "16"], "a batch of 1 image"),
@@ -409,7 +412,7 @@ def test_a_batch_that_cannot_be_cut_so_is_refused(bundle_dir: Path, command: Any
         assert words in output
 
 
-def test_a_noisy_channel_changes_the_training_and_is_the_same_each_time(
+def test_a_noisy_channel_changes_the_training_in_the_same_way_each_time(
     bundle_dir: Path, tmp_path: Path, cloud: Any
 ) -> None:
     channels = {

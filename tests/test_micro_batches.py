@@ -1,8 +1,9 @@
-"""A step in several messages, some in flight: the same gradients and weights, through cuts and a trainer's death."""
+"""A step in several messages, some in flight: equal gradients and weights, through cuts and a trainer's death."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,28 +23,28 @@ from tests.stub_device import Device
 
 
 def in_parts(bundle: Bundle, endpoint: str, steps: int, window: int, between: Any = lambda step, part: None) -> Any:
-    """So many steps of four micro-batches; the answers, in order."""
+    """Do ``steps`` steps of four micro-batches; returns the answers in order."""
     device = Device(bundle, endpoint, micro_batches=4)
     device.shape = (8, 17, bundle.manifest.dim)
     answers = []
-    device.channel.open(30)
+    device.session.open(30)
     for step in range(steps):
         for part in range(4):
-            if device.channel.in_flight == window:
+            if device.session.in_flight == window:
                 answers.append(device.take())
             device.send(step, part)
             between(step, part)
-        while device.channel.in_flight:
+        while device.session.in_flight:
             answers.append(device.take())
     device.settle()
-    repeated, outages = device.channel.repeated, device.channel.outages
-    device.channel.close()
+    repeated, outages = device.session.repeated, device.session.outages
+    device.session.close()
     return [(a.step, a.micro_batch, a.loss, gradient) for a, gradient in answers], repeated, outages
 
 
 @pytest.fixture
 def server_of_its_own(bundle: Bundle, tmp_path: Path) -> Any:
-    """Starts trainers that begin alike."""
+    """A function that starts trainers with equal weights."""
     numbers = itertools.count()
 
     def start() -> tuple[Server, HeadTraining]:
@@ -88,16 +89,17 @@ def test_links_cut_with_several_micro_batches_in_flight_change_nothing(
     assert stormy.safetensors() == calm.safetensors()
 
 
-def test_a_trainer_that_dies_in_mid_step_is_given_the_micro_batches_it_lacks_and_no_more(
-    bundle: Bundle, server_of_its_own: Any
+def test_a_trainer_that_dies_in_mid_step_gets_the_micro_batches_it_lacks_and_no_others(
+    bundle: Bundle, server_of_its_own: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "adc_edge")
     server, calm = server_of_its_own()
     expected, _, _ = in_parts(bundle, server.endpoint, steps=2, window=2)
     first, _ = server_of_its_own()
-    first.answers.durable = {}  # as a trainer with --run before its first checkpoint
+    first.answers.durable = {}  # a trainer with --run before its first checkpoint
     device = Device(bundle, first.endpoint, micro_batches=4)
     device.shape = (8, 17, bundle.manifest.dim)
-    device.channel.open(30)
+    device.session.open(30)
     answers = []
     for part in range(4):
         device.send(0, part)
@@ -105,37 +107,37 @@ def test_a_trainer_that_dies_in_mid_step_is_given_the_micro_batches_it_lacks_and
     for part in range(3):
         device.send(1, part)
     answers.append(device.take())  # of the second step it has one gradient, and two are in flight
-    second, stormy = server_of_its_own()  # knows nothing
-    device.channel._disconnect()
-    device.channel.endpoint = second.endpoint
+    second, stormy = server_of_its_own()  # it has no sessions yet
+    device.session.channel.disconnect()
+    device.session.channel.endpoint = second.endpoint
     answers += [device.take(), device.take()]
     device.send(1, 3)
     answers.append(device.take())
     device.settle()
-    device.channel.close()
+    device.session.close()
     assert [(a.step, a.micro_batch, a.loss, gradient) for a, gradient in answers] == expected
     assert stormy.steps == 2
     assert stormy.safetensors() == calm.safetensors()
-    assert any("sending it what it lacks up to step 1" in note for note in device.notes)
+    assert "the trainer came back at step 0; sending it the steps up to 1" in caplog.text
 
 
 def test_a_micro_batch_out_of_turn_is_refused(bundle: Bundle, server: Server) -> None:
     for wrong in ((0, 1), (1, 0), (0, 4)):
         device = Device(bundle, server.endpoint, micro_batches=4)
-        device.channel.open(30)
+        device.session.open(30)
         device.send(*wrong)
         with pytest.raises(RefusedError, match=f"micro-batch {wrong[1]} of step {wrong[0]}"):
             device.take()
-        device.channel.close()
+        device.session.close()
 
 
 def test_a_device_that_changes_the_cut_in_mid_step_is_refused(bundle: Bundle, server: Server) -> None:
     device = Device(bundle, server.endpoint, micro_batches=4)
-    device.channel.open(30)
+    device.session.open(30)
     device.send(0, 0)
     device.take()
-    device.channel._disconnect()
+    device.session.channel.disconnect()
     device.micro_batches = 2
     with pytest.raises(RefusedError, match="steps of 2 micro-batches"):
-        device.channel.open(30)
-    device.channel.close()
+        device.session.open(30)
+    device.session.close()

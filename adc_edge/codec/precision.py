@@ -23,13 +23,14 @@ gradients of DeiT-T these levels leave less error than symmetric ones (1, 0, -1,
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from adc_edge.arrays import Float32, UInt8
 from adc_edge.codec import lowrank
 from adc_edge.codec.casts import from_bfloat, from_half, from_integers, to_bfloat, to_half, to_integers
+from adc_edge.defaults import Precision
 from adc_edge.errors import ProtocolError
 
 __all__ = [
@@ -44,26 +45,6 @@ __all__ = [
     "pca_bits",
 ]
 
-Precision = Literal[
-    "fp32",
-    "fp16",
-    "bf16",
-    "int8",
-    "int4",
-    "int3",
-    "int2",
-    "pca4",
-    "pca3",
-    "pca2",
-    "pca1.5",
-    "pca1",
-    "pca0.75",
-    "pca0.5",
-    "pca0.375",
-    "pca0.25",
-    "pca0.125",
-    "pca0.0625",
-]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _PCA_BITS = {precision: float(precision[3:]) for precision in PRECISIONS if precision.startswith("pca")}
 VALUE_PRECISIONS: tuple[Precision, ...] = tuple(

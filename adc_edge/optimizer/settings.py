@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
+
+from adc_edge.defaults import LEARNING_RATE, MOMENTUM, LearningRateSchedule, OptimizerName
 
 
 class OptimizerSettings(msgspec.Struct, frozen=True):
     """Settings of one half's optimizer. ``clip_norm`` applies to that half's gradients alone; 0 means no clipping."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = 1e-4
+    name: OptimizerName = "adamw"
+    lr: float = LEARNING_RATE
     weight_decay: float = 0.0
-    momentum: float = 0.9
+    momentum: float = MOMENTUM
     clip_norm: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: LearningRateSchedule = "constant"
     warmup_steps: int = 0
     schedule_steps: int = 0  # length of the cosine; 0: as many steps as the device plans
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from adc_edge.codec.precision import Precision
 from adc_edge.data.preprocessing import Preprocessing
+from adc_edge.defaults import Compute as Compute
 from adc_edge.errors import BundleError
 from adc_edge.files import sha256
 from adc_edge.method.ratio import Ratio
@@ -26,8 +27,6 @@ TRUNK = "trunk.safetensors"
 HEAD = "head.safetensors"
 OUTPUTS = ["activations", "assignment", "tokens", "counts"]  # every client graph has these; it may have more
 ENGINES = "engines"  # TensorRT engines, for one GPU and one TensorRT version: built on the device, never copied
-
-Compute = Literal["fp32", "fp16", "int8"]  # number format in which an engine computes
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,10 +1,10 @@
-"""What was sent and is not yet durable on the other side: a file for each message, pruned as the watermark moves.
+"""Messages that were sent and are not yet durable on the other side: a file each, pruned as the watermark moves.
 
-The device keeps its steps until the trainer can no longer come back older than them; the trainer keeps its answers
-until the device can no longer. A file is there as soon as it is written (a killed process loses nothing) and survives
-a power cut after ``sync``, which comes before each checkpoint. One that is torn or damaged counts as absent.
+The device keeps a step until the trainer can no longer return to a checkpoint before it. The trainer keeps an answer
+until the device can no longer do so. A file exists as soon as it is written, so a killed process loses nothing. It
+survives a power cut after ``sync``, which precedes each checkpoint. A torn or damaged file counts as absent.
 
-Files that are no longer needed are written over: to the kernel that is a tenth of the work of making and removing one.
+Files that are no longer needed are overwritten, which costs the kernel a tenth of making and removing a file.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ import xxhash
 from adc_edge.arrays import Body
 from adc_edge.files import sync_directory
 
-LIMIT_BYTES = 256 * 1024 * 1024  # of what one side makes the other keep; then it makes a checkpoint out of turn
+LIMIT_BYTES = 256 * 1024 * 1024  # what one side makes the other keep; above it that side makes an extra checkpoint
 _SPARE, _SPARE_BYTES = "spare-", 64 * 1024 * 1024
 _MAGIC = b"ADC-EDGE JOURNAL"
-_CHECKED = len(_MAGIC) + 8  # magic and XXH3, which is of all that follows: length of the header, header, body
+_CHECKED = len(_MAGIC) + 8  # magic and the XXH3 of the rest: length of the header, header, body
 _LENGTH = struct.Struct("<I")
 
 
 class JournalKey(NamedTuple):
-    """Of a step's micro-batch; or, where ``part`` is a number, of that part of the evaluation before the step."""
+    """Key of a micro-batch of a step or, if ``part`` is a number, of that part of the evaluation before the step."""
 
     step: int
     micro_batch: int = 0
@@ -47,18 +47,18 @@ class Journal:
     """One session's messages in one direction, in a directory of their own.
 
     Args:
-        directory: made if absent; damaged entries in it are removed.
+        directory: created if absent; damaged entries in it are removed.
 
     Raises:
-        OSError: it cannot be made or read.
+        OSError: the directory cannot be created or read.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self._keys: dict[JournalKey, int] = {}  # and their sizes
+        self._keys: dict[JournalKey, int] = {}  # each with its size
         self._spares: list[tuple[Path, int]] = []
-        self._spare_bytes = 0  # not summed up anew for each of the hundreds of entries that one checkpoint frees
+        self._spare_bytes = 0  # a running sum: one checkpoint frees hundreds of entries
         self._made = itertools.count()
         self._unsynced: set[JournalKey] = set()
         for path in directory.iterdir():
@@ -70,7 +70,7 @@ class Journal:
         self._unsynced |= self._keys.keys()
 
     def append(self, key: JournalKey, header: bytes, body: Body) -> None:
-        """Keep a message; raises OSError and keeps nothing of it if it cannot be written."""
+        """Keep a message; raises OSError, and keeps no part of it, if it cannot be written."""
         length = _LENGTH.pack(len(header))
         check = xxhash.xxh3_64(length + header)
         check.update(body)
@@ -83,14 +83,14 @@ class Journal:
         except OSError as error:
             self._remove(key)
             self._spares.append((spare, 0))
-            self.drop_spares()  # whoever needs room needs it more
+            self.drop_spares()  # the disk may be full
             error.filename = str(path)
             raise
         self._keys[key] = size
         self._unsynced.add(key)
 
     def read(self, key: JournalKey) -> tuple[bytes, memoryview] | None:
-        """Header and body of a message; None if it is not here whole."""
+        """Header and body of a message; None if it is absent or damaged."""
         return _read(self.directory / key.file_name) if key in self._keys else None
 
     def has(self, key: JournalKey) -> bool:
@@ -98,21 +98,21 @@ class Journal:
         return key in self._keys
 
     def oldest(self, until: int, micro_batches: int = 1) -> int:
-        """As the function ``oldest``, of what is here."""
+        """The function ``oldest``, for the entries of this journal."""
         return oldest(self.has, until, micro_batches)
 
     def prune(self, before: int) -> None:
-        """Drop what belongs to steps before ``before``: the other side can no longer need it."""
+        """Drop the entries of steps before ``before``, which the other side can no longer need."""
         for key in [key for key in self._keys if key.step < before]:
             self._remove(key)
 
     def forget(self, start: int) -> None:
-        """Drop the steps from ``start`` on: whoever made them has come back older and will make them again."""
+        """Drop the steps from ``start`` on: their sender returned to a checkpoint and will send them again."""
         for key in [key for key in self._keys if key.part is None and key.step >= start]:
             self._remove(key)
 
     def sync(self) -> None:
-        """Make all of it survive a power cut."""
+        """Make every entry survive a power cut."""
         for key in self._unsynced:
             handle = os.open(self.directory / key.file_name, os.O_RDONLY)
             try:
@@ -123,7 +123,7 @@ class Journal:
         sync_directory(self.directory)
 
     def drop_spares(self) -> None:
-        """Give back the room that is only kept to be written over."""
+        """Remove the files that are kept only to be overwritten."""
         for spare, _ in self._spares:
             with contextlib.suppress(OSError):
                 spare.unlink(missing_ok=True)
@@ -149,7 +149,7 @@ class Journal:
 
 
 def oldest(has: Callable[[JournalKey], bool], until: int, micro_batches: int) -> int:
-    """The first step from which on ``has`` knows every micro-batch of every step before ``until``."""
+    """The first step such that ``has`` knows every micro-batch from that step up to ``until``."""
     step = until
     while step > 0 and all(has(JournalKey(step - 1, micro_batch)) for micro_batch in range(micro_batches)):
         step -= 1
@@ -165,7 +165,7 @@ def _key(name: str) -> JournalKey | None:
 
 
 def _write_over(path: Path, head: bytes, body: Body) -> int:
-    """Make this the whole content of a file, and tell its size; raises OSError, and it is anything then."""
+    """Overwrite a file and return its size; after an OSError its content is undefined."""
     size = len(head) + memoryview(body).nbytes
     handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:

@@ -1,7 +1,8 @@
-"""A channel to a trainer that outlives its connections: back-off, messages, byte counts. Knows no session."""
+"""A channel to a trainer that outlives its connections: back-off, messages, byte counts. It knows no session."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -33,21 +34,28 @@ from adc_edge.wire.messages import (
 )
 from adc_edge.wire.tcp import KERNEL_COUNTS, TcpInfo
 
-_SAY_EVERY_S = 30.0
-_UNREADABLE = 3  # answers in a row after which the two sides do not speak one language
-_TRY_AGAIN = {"unknown-device", "corrupt", "busy"}  # refusals that a fresh connection may mend
+_LOG_EVERY_S = 30.0
+_UNREADABLE = 3  # unreadable answers in a row after which the two sides are taken to speak different protocols
+_TRY_AGAIN = {"unknown-device", "corrupt", "busy"}  # refusals that a new connection may resolve
 
 Answer = tuple[FromTrainer, memoryview]
 
+logger = logging.getLogger(__name__)
+
+
+def pong_bytes(message: FromTrainer) -> int:
+    """Body size of an answer outside a session: a Pong may have a body, nothing else."""
+    return min(message.body_bytes, CHUNK_BYTES) if isinstance(message, Pong) else 0
+
 
 class Channel:
-    """A way to a trainer that outlives its connections.
+    """A channel to a trainer that outlives its connections.
 
     Args:
         endpoint: ``tcp://HOST:PORT``.
-        keys: for an encrypted connection.
-        notify: told in words when the link is lost, tried again, and back.
+        keys: keys for an encrypted connection.
         stop: asked while waiting; True raises Stopped.
+        body_bytes: body size that an answer must have, or ProtocolError; asked before the body is allocated.
     """
 
     def __init__(
@@ -55,33 +63,38 @@ class Channel:
         endpoint: str,
         *,
         keys: ClientKeys | None = None,
-        notify: Callable[[str], None] = lambda text: None,
         stop: Callable[[], bool] = lambda: False,
+        body_bytes: Callable[[FromTrainer], int] = pong_bytes,
     ) -> None:
         self.endpoint = endpoint
-        self._keys, self._notify, self._stop = keys, notify, stop
+        self._keys, self._stop = keys, stop
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._connection: Connection | None = None
-        self._inbox = Assembler(unpack_from_trainer, self._body_bytes, check_foreign_refusal)
-        self._past = self._framed = (0, 0)
+        self._inbox = Assembler(unpack_from_trainer, body_bytes, check_foreign_refusal)
+        self._past = self._past_framed = (0, 0)
         self._unreadable = 0
 
-    def open(self, wait_s: float | None) -> None:
-        """Connect and greet, trying for ``wait_s`` seconds (None: for ever).
+    def open(self, wait_s: float | None, open_session: Callable[[], None] | None = None) -> None:
+        """Connect, trying for ``wait_s`` seconds (None: for ever).
+
+        Args:
+            wait_s: how long to try.
+            open_session: called on each new connection; it may raise LinkLost to try again. None: wait until the
+                connection can send.
 
         Raises:
             LinkError: the trainer did not answer in time.
-            RefusedError: it answered no.
-            Stopped: ``stop`` said so.
+            RefusedError: the trainer refused.
+            Stopped: ``stop`` returned True.
         """
-        start, said = time.monotonic(), -math.inf
+        start, logged = time.monotonic(), -math.inf
 
-        def say_now_and_then(state: RetryCallState) -> None:
-            nonlocal said
-            if time.monotonic() - said > _SAY_EVERY_S:
-                said = time.monotonic()
+        def log_now_and_then(state: RetryCallState) -> None:
+            nonlocal logged
+            if time.monotonic() - logged > _LOG_EVERY_S:
+                logged = time.monotonic()
                 why = state.outcome.exception() if state.outcome else ""
-                self._notify(f"waiting for the trainer at {self.endpoint} ({why})")
+                logger.info("waiting for the trainer at %s (%s)", self.endpoint, why)
 
         try:
             for attempt in Retrying(
@@ -89,12 +102,12 @@ class Channel:
                 wait=wait_random_exponential(multiplier=0.2, max=5),
                 stop=stop_never if wait_s is None else stop_after_delay(wait_s),
                 sleep=self._sleep,
-                before_sleep=say_now_and_then,
+                before_sleep=log_now_and_then,
             ):
                 with attempt:
-                    self._disconnect()
+                    self.disconnect()
                     self._connection = Connection(self._context, self.endpoint, self._keys, self._stop)
-                    self._greet()
+                    (open_session or self._connection.writable)()
         except RetryError as error:
             cause = error.last_attempt.exception()
             raise LinkError(
@@ -106,10 +119,14 @@ class Channel:
     def send(self, message: Message, body: Body = b"") -> None:
         """Send a message from its ``offset`` on; raises LinkLost, Stopped."""
         for header, piece in to_frames(message, body):
-            self._live().send(header, piece)
+            self.send_piece(header, piece)
+
+    def send_piece(self, header: bytes, piece: bytes | memoryview) -> None:
+        """Send the two frames of one piece of a message; raises LinkLost, Stopped."""
+        self._live().send(header, piece)
 
     def receive(self, timeout_ms: float | None = None) -> Answer:
-        """The next whole message; raises LinkLost, RefusedError, Stopped, or LinkLost after ``timeout_ms``."""
+        """The next complete message; raises RefusedError, Stopped, and LinkLost, also after ``timeout_ms``."""
         deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1e3
         while True:
             frames = self._live().receive(deadline)
@@ -131,17 +148,27 @@ class Channel:
                 raise RefusedError(refused.code, refused.received, refused.expected, refused.remedy)
             return answer
 
+    @property
+    def unfinished(self) -> tuple[int, int]:
+        """Transfer and received bytes of the answer in progress; 0, 0 if there is none."""
+        return self._inbox.unfinished
+
+    def drop_unfinished(self) -> None:
+        """Forget the answer in progress."""
+        self._inbox.drop()
+
     def totals(self) -> tuple[int, int]:
-        """Bytes sent and received on all connections so far: as the kernel counts them, or else as frames add up."""
-        live = self._connection
+        """Bytes sent and received on all connections so far: by the kernel's count, or else the sum of the frames."""
         if not KERNEL_COUNTS:
-            up, down = live.framed if live else (0, 0)
-            return self._framed[0] + up, self._framed[1] + down
-        up, down = live.totals() if live else (0, 0)
-        return self._past[0] + up, self._past[1] + down
+            return self.framed()
+        return self._past if self._connection is None else _sum(self._past, self._connection.totals())
+
+    def framed(self) -> tuple[int, int]:
+        """Bytes of the frames sent and received on all connections so far."""
+        return self._past_framed if self._connection is None else _sum(self._past_framed, self._connection.framed)
 
     def tcp(self) -> TcpInfo | None:
-        """The live connection as the kernel sees it."""
+        """The kernel's figures for the live connection; None if there are none."""
         return self._connection.tcp() if self._connection else None
 
     @property
@@ -149,18 +176,19 @@ class Channel:
         """Congestion control of the live connection; None where the system does not tell."""
         return self._connection.congestion if self._connection else None
 
+    def disconnect(self) -> None:
+        """Drop the connection; ``open`` makes a new one."""
+        if self._connection is None:
+            return
+        connection, self._connection = self._connection, None
+        connection.close()
+        self._past = _sum(self._past, connection.totals())
+        self._past_framed = _sum(self._past_framed, connection.framed)
+
     def close(self) -> None:
         """Close every socket at once."""
-        self._disconnect()
+        self.disconnect()
         self._context.term()
-
-    def _greet(self) -> None:
-        """What a fresh connection begins with; raises LinkLost to try again."""
-        self._live().writable()
-
-    def _body_bytes(self, message: FromTrainer) -> int:
-        """Size of a message's body, checked before it is allocated."""
-        return min(message.body_bytes, CHUNK_BYTES) if isinstance(message, Pong) else 0
 
     def _live(self) -> Connection:
         if self._connection is None:
@@ -173,14 +201,6 @@ class Channel:
             if self._stop():
                 raise Stopped
             time.sleep(min(left, 0.1))
-
-    def _disconnect(self) -> None:
-        if self._connection is None:
-            return
-        connection, self._connection = self._connection, None
-        connection.close()
-        self._past = _sum(self._past, connection.totals())
-        self._framed = _sum(self._framed, connection.framed)
 
 
 def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:

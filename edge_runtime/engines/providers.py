@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import onnxruntime as ort
 
+from adc_edge.defaults import Provider as Provider
 from adc_edge.errors import SettingError
 from adc_edge.onnx.session import session_options
 
-Provider = Literal["cpu", "cuda", "tensorrt", "xnnpack"]
 NAMES: dict[Provider, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",

@@ -1,4 +1,4 @@
-"""The engine follows the trunk's weights: after every step, or after every K of them."""
+"""Refreshes the engine with the trunk's weights, after every step or after every K steps."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _ENGINE = "engine."
 
 
 class Refresher:
-    """A trunk that learns, and what an engine knows of it.
+    """A trunk that learns, and the engine's copy of its weights.
 
-    Between two refreshes the engine computes with old weights, so what is sent and what the shim recomputes drift
-    apart. Old weights belong to a checkpoint: a run that comes back must send what it would have sent.
+    Between two refreshes the engine computes with old weights, so its output and the shim's recomputation drift
+    apart. A checkpoint keeps the old weights, so that a resumed run sends what an undisturbed one would send.
 
     Args:
         shim: trains the trunk.
-        every: K, steps from one refresh to the next.
+        every: K, steps between refreshes.
     """
 
     def __init__(self, shim: Shim, every: int = 1) -> None:
         self._shim, self.every = shim, every
         self._engine: Engine | None = None
-        self._old: dict[str, npt.NDArray[Any]] = {}  # the engine's own weights; empty: it looks at the shim's
+        self._old: dict[str, npt.NDArray[Any]] = {}  # the engine's own weights; empty: it reads the shim's
 
     def follow(self, engine: Engine) -> None:
-        """Keep this engine's weights, from now on."""
+        """Refresh this engine from now on."""
         self._engine = engine
         if self._old:
             engine.refresh(self._old)
@@ -41,7 +41,7 @@ class Refresher:
             self.now()
 
     def now(self) -> None:
-        """The engine takes the weights as they are."""
+        """Give the engine the current weights."""
         if self.every > 1:
             self._old = {name: value.copy() for name, value in self._shim.weights().items()}
         if self._engine is not None:
@@ -52,11 +52,11 @@ class Refresher:
         return (step + 1) % self.every == 0
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The trunk, its optimizer, and the engine's weights where they are others: for a checkpoint."""
+        """Arrays for a checkpoint: the trunk, its optimizer, and the engine's weights where they differ."""
         return self._shim.arrays() | {_ENGINE + name: value for name, value in self._old.items()}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take back what ``arrays`` gave; micro-batches under way are given up."""
+        """Restore the arrays of a checkpoint, and drop micro-batches in progress."""
         self._shim.drop()
         self._shim.restore(arrays)
         old = {name[len(_ENGINE) :]: value for name, value in arrays.items() if name.startswith(_ENGINE)}

@@ -1,4 +1,4 @@
-"""The trunk's training on the device: recompute with autograd, backward, optimizer. Plain torch, no timm."""
+"""Training of the trunk on the device: recompute with autograd, backward, optimizer. Plain torch, no timm."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _TRUNK, _OPTIMIZER = "trunk.", "optimizer."
 
 
 class Shim:
-    """A trunk that learns from the gradients that come down.
+    """A trunk that learns from the trainer's gradients.
 
-    A step may be cut into micro-batches, several of them under way: each one's output waits here, in order, until its
-    gradient arrives. Gradients accumulate until ``update``.
+    A step may have several micro-batches in flight: the output of each waits here, in order, until its gradient
+    arrives. Gradients accumulate until ``update``.
 
     Args:
         spec: the trunk's architecture.
-        weights: its trunk.safetensors.
-        optimizer: how it learns; None for a frozen trunk (``--engine torch --trunk frozen``).
+        weights: the trunk.safetensors of the bundle.
+        optimizer: settings of the optimizer; None for a frozen trunk (``--engine torch --trunk frozen``).
         freeze_first: K; the embedding and blocks 1..K do not learn.
 
     Raises:
@@ -55,11 +55,11 @@ class Shim:
 
     @property
     def waiting(self) -> int:
-        """Outputs whose gradient has not come yet."""
+        """Number of outputs whose gradient has not arrived yet."""
         return len(self._waiting)
 
     def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
-        """Trunk + ADC in PyTorch; with an optimizer its output waits for ``backward``."""
+        """Compute trunk + ADC in PyTorch; with an optimizer the output waits for ``backward``."""
         check_input(self.trunk.spec, images, init_rows, slots)
         empty = torch.zeros(slots, dtype=torch.int64)
         out = self.trunk.compress(torch.from_numpy(images), torch.from_numpy(init_rows), empty)
@@ -69,32 +69,32 @@ class Shim:
         return CompressedBatch(*drop_empty(activations, *choice))
 
     def recompute(self, images: Float32, sent: CompressedBatch) -> None:
-        """Make the activations again with autograd, for the choice that the engine made; they wait likewise.
+        """Recompute the activations with autograd, for the engine's choice of clusters and tokens; they wait likewise.
 
-        Frozen blocks are not computed again where the engine gave what leaves them.
+        Frozen blocks are not recomputed where the engine gave their output.
         """
         x, start = (images, 0) if sent.hidden is None else (sent.hidden, self._frozen_blocks)
         choice = torch.from_numpy(sent.assignment), torch.from_numpy(sent.tokens)
         self._waiting.append(self.trunk.replay(torch.from_numpy(x), *choice, start=start))
 
     def drift(self, sent: CompressedBatch) -> float:
-        """Largest |engine - PyTorch| over the activations of the oldest output that waits."""
+        """Largest |engine - PyTorch| over the activations of the oldest waiting output."""
         assert self._waiting, "recompute first"
         return float(np.abs(sent.activations - self._waiting[0].detach().numpy()).max())
 
     def backward(self, gradient: Float32) -> None:
-        """Backpropagate the oldest waiting output's gradient ``[T, k, D]``, onto what has accumulated."""
+        """Backpropagate the oldest waiting output's gradient ``[T, k, D]``, and accumulate."""
         assert self._waiting, "recompute first"
         self._waiting.popleft().backward(torch.from_numpy(gradient))  # type: ignore[no-untyped-call]
 
     def update(self, step: int, planned_steps: int) -> None:
-        """One optimizer step with the gradients accumulated, which are cleared."""
+        """Do one optimizer step with the accumulated gradients, and clear them."""
         assert self._optimizer is not None, "the trunk is frozen"
-        assert not self._waiting, "their graphs hold the weights as they are"
+        assert not self._waiting, "outputs still wait for their gradients"
         self._optimizer.step(step, planned_steps)
 
     def drop(self) -> None:
-        """Give a step up: forget what waits and what has accumulated."""
+        """Give a step up: drop waiting outputs and accumulated gradients."""
         self._waiting.clear()
         self.trunk.zero_grad(set_to_none=True)
 
@@ -109,13 +109,13 @@ class Shim:
         return state | {_OPTIMIZER + name: value for name, value in self._optimizer.arrays().items()}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take back what ``arrays`` gave."""
+        """Restore the arrays of a checkpoint."""
         assert self._optimizer is not None
         self.trunk.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in _under(_TRUNK, arrays).items()})
         self._optimizer.restore(_under(_OPTIMIZER, arrays))
 
     def safetensors(self) -> bytes:
-        """The trunk as trunk.safetensors."""
+        """The content of trunk.safetensors."""
         return save(self.trunk.state_dict())
 
 

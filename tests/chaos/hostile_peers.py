@@ -161,7 +161,7 @@ def _real_messages(bundle: Bundle) -> Iterator[tuple[bytes, bytes]]:
     for message, whole in (*bodies, (Ping(1, 100, 0, 1), b""), (Bye(77), b"")):
         for frame, piece in to_frames(message, whole):
             yield frame[:-8], bytes(piece)
-    device.channel.close()
+    device.session.close()
 
 
 _attacker: Attacker

@@ -38,7 +38,7 @@ def test_a_trainer_without_descriptors_left_keeps_serving_its_device(
     ]
     strangers: list[socket.socket] = []
     try:
-        devices[0].channel.open(60)
+        devices[0].session.open(60)
         devices[0].step(0)
         for _ in range(200):  # more than descriptors and queue together
             strangers.append(socket.socket())
@@ -47,15 +47,15 @@ def test_a_trainer_without_descriptors_left_keeps_serving_its_device(
         for step in range(1, 40):
             devices[0].step(step)
             time.sleep(0.05)
-        assert devices[0].channel.outages == 0
+        assert devices[0].session.outages == 0
         for stranger in strangers:
             stranger.close()
-        devices[1].channel.open(30)
+        devices[1].session.open(30)
         devices[1].step(0)
         assert trainer.poll() is None
     finally:
         for device in devices:
-            device.channel.close()
+            device.session.close()
         for stranger in strangers:
             stranger.close()
         trainer.terminate()

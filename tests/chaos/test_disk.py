@@ -57,7 +57,7 @@ def test_a_full_disk_is_told_and_the_run_ends_as_if_it_had_had_room(
     run.reach(20)
     with full(disk):
         if side == "device":  # it goes on; its own file does not tell, so the trainer's does
-            told, pattern = device, "warning: "
+            told, pattern = device, "WARNING"
             wait_for_lines(run.trainer_dir / "metrics.jsonl", 45)
         else:
             told, pattern = trainer, "warning: no checkpoint at step"

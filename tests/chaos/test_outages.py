@@ -17,7 +17,7 @@ from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.served_session import ServedSession
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.edge_runtime.session import DeviceChannel
+from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import HEAD, Bundle
@@ -57,15 +57,15 @@ def with_lost_answers(bundle: Bundle, log: Path, eventually: Callable[[Callable[
     """Each answer but the last is lost with its connection once, after the trainer has applied the step."""
     with trainer(bundle, log) as (server, training), bad_link(server, delay_ms=150) as link:
         device = Device(bundle, link.endpoint)
-        with closing(device.channel):
-            device.channel.open(30)
+        with closing(device.session):
+            device.session.open(30)
             for step in range(STEPS):
-                device.channel.submit(*device.message(step))
+                device.session.submit(*device.message(step))
                 applied = training.steps
                 eventually(lambda applied=applied: training.steps > applied)  # type: ignore[misc]
                 link.cut()
                 eventually(lambda cuts=step + 1: link.cuts == cuts)  # type: ignore[misc]
-                device.channel.result(30)
+                device.session.result(30)
                 device.next_step = step + 1
         assert link.cuts == STEPS
     return training
@@ -76,8 +76,8 @@ def test_an_answer_that_is_lost_is_answered_again_and_the_step_applied_once(
 ) -> None:
     with trainer(bundle, tmp_path / "calm") as (server, calm):
         device = Device(bundle, server.endpoint)
-        with closing(device.channel):
-            device.channel.open(30)
+        with closing(device.session):
+            device.session.open(30)
             for step in range(STEPS):
                 device.step(step)
     stormy = with_lost_answers(bundle, tmp_path / "stormy", eventually)
@@ -93,7 +93,7 @@ def test_without_the_detection_of_duplicates_that_test_would_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ServedSession, "due", lambda self, step: True)
-    monkeypatch.setattr(DeviceChannel, "_request", lambda self, message, body: self.send(message, body))
+    monkeypatch.setattr(DeviceSession, "_request", lambda self, message, body: self._send(message, body))
     assert with_lost_answers(bundle, tmp_path, eventually).steps == 2 * STEPS
 
 
@@ -102,18 +102,18 @@ def test_without_the_detection_of_duplicates_that_test_would_fail(
 def test_a_link_that_goes_silent_is_noticed_within_ten_seconds_and_resumed(bundle: Bundle, tmp_path: Path) -> None:
     with trainer(bundle, tmp_path) as (server, training), bad_link(server, delay_ms=5) as link:
         device = Device(bundle, link.endpoint)
-        with closing(device.channel):
-            device.channel.open(30)
+        with closing(device.session):
+            device.session.open(30)
             device.step(0)
             link.stall(16)
             start = time.monotonic()
             noticed: list[float] = []
-            device.channel._notify = lambda text: noticed.append(time.monotonic() - start)
+            device.session._on_outage = lambda lost: noticed.append(time.monotonic() - start)
             answer, gradient = device.step(1)
             device.settle()
             assert noticed[0] < 10
             assert 15 < time.monotonic() - start < 30
-            assert device.channel.outages >= 1
+            assert device.session.outages >= 1
             assert np.isfinite(np.frombuffer(gradient, np.float32)).all()
             assert (answer.step, training.steps) == (1, 2)
 

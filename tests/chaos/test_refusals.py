@@ -38,7 +38,7 @@ class World:
         self.bundle, self.server, self.training, self.keys, self.lines = bundle, server, training, keys, lines
         self.open: list[Device] = []
         self.alice = self.device("alice", 1)
-        self.alice.channel.open(30)
+        self.alice.session.open(30)
         self.done = 0
 
     def device(self, name: str, session: int) -> Device:
@@ -85,10 +85,10 @@ def world(bundle: Bundle, training: HeadTraining, keys: Path) -> Iterator[World]
     try:
         yield world
         world.alice_works()
-        assert world.alice.channel.outages == 0
+        assert world.alice.session.outages == 0
     finally:
         for device in world.open:
-            device.channel.close()
+            device.session.close()
         over.set()
         thread.join()
         server.close()
@@ -97,43 +97,43 @@ def world(bundle: Bundle, training: HeadTraining, keys: Path) -> Iterator[World]
 def test_a_key_that_nobody_allowed(world: World, eventually: Any) -> None:
     mallory = world.device("mallory", 2)
     with pytest.raises(LinkError, match="does not know this device's key"):
-        mallory.channel.open(2)
+        mallory.session.open(2)
     own = fingerprint(load_pair(world.keys / "mallory").public)
     eventually(lambda: world.said("refused", own, "unknown"))
     allow(world.keys / "trainer", "mallory", load_public(world.keys / "mallory" / "public.key"))
-    mallory.channel.open(10)  # a key that is allowed later gets in, without a restart of anything
+    mallory.session.open(10)  # a key that is allowed later gets in, without a restart of anything
 
 
 def test_a_key_that_is_revoked_while_it_is_connected(world: World, eventually: Any) -> None:
     bob = world.device("bob", 2)
-    bob.channel.open(10)
+    bob.session.open(10)
     revoke(world.keys / "trainer", "bob")
     eventually(lambda: world.said("may no longer connect"))
-    bob.channel.submit(*bob.message(0))
+    bob.session.submit(*bob.message(0))
     with pytest.raises(RefusedError, match=r"key.*revoked"):
-        bob.channel.result()
+        bob.session.result()
     with pytest.raises(LinkError, match="has revoked it"):
-        bob.channel.open(1)
+        bob.session.open(1)
     assert world.said("refused", "revoked (bob)")
 
 
 def test_a_session_of_another_device(world: World) -> None:
-    bob = world.device("bob", world.alice.session)
+    bob = world.device("bob", world.alice.number)
     with pytest.raises(RefusedError, match="another device's key") as caught:
-        bob.channel.open(10)
+        bob.session.open(10)
     assert caught.value.code == "identity"
     assert world.said("refused", "(identity)")
 
 
 def test_messages_for_a_session_that_was_not_opened_here(world: World) -> None:
     bob = world.device("bob", 2)
-    bob.channel.open(10)
-    bob.session = world.alice.session
-    bob.channel._hello = lambda: pytest.fail("it must not be asked to say hello again")
+    bob.session.open(10)
+    bob.number = world.alice.number
+    bob.session._hello = lambda: pytest.fail("it must not be asked to say hello again")
     message, body = bob.message(world.done)
-    bob.channel.send(message, body)
+    bob.session.channel.send(message, body)
     with pytest.raises(LinkLost, match="unknown-device"):
-        bob.channel.receive(5_000)
+        bob.session.channel.receive(5_000)
     assert world.said("refused 'test' (unknown-device)")
 
 
@@ -166,10 +166,10 @@ def test_recorded_bytes_played_again(world: World, proxy_type: Any) -> None:
 
     with Recorder(world.server.endpoint) as tap:
         bob = Device(world.bundle, tap.endpoint, 2, ClientKeys.load(world.keys / "bob"))
-        bob.channel.open(10)
+        bob.session.open(10)
         bob.step(0)
         bob.settle()
-        bob.channel.close()
+        bob.session.close()
     assert world.training.steps == world.done + 1
     with socket.create_connection(("127.0.0.1", int(world.server.endpoint.rpartition(":")[2]))) as again:
         again.sendall(b"".join(recorded))
@@ -194,29 +194,29 @@ def test_a_trainer_that_has_another_key_than_the_pinned_one(world: World, tmp_pa
     other = make_keys(tmp_path / "impostor")
     keys = ClientKeys(load_pair(world.keys / "bob"), other.public)
     bob = Device(world.bundle, world.server.endpoint, 2, keys)
-    with contextlib.closing(bob.channel), pytest.raises(LinkError, match=r"trainer\.key"):
-        bob.channel.open(2)
+    with contextlib.closing(bob.session), pytest.raises(LinkError, match=r"trainer\.key"):
+        bob.session.open(2)
     eventually(lambda: world.said("refused a connection", "another trainer's key"))
 
 
 def test_a_device_without_keys(world: World, eventually: Any) -> None:
     plain = Device(world.bundle, world.server.endpoint, 2)
-    with contextlib.closing(plain.channel), pytest.raises(LinkError, match="keys on one side only"):
-        plain.channel.open(2)
+    with contextlib.closing(plain.session), pytest.raises(LinkError, match="keys on one side only"):
+        plain.session.open(2)
     eventually(lambda: world.said("refused a connection", "keys on one side only"))
 
 
 def test_a_device_with_keys_at_a_trainer_without(server: Server, bundle: Bundle, keys: Path) -> None:
     bob = Device(bundle, server.endpoint, 2, ClientKeys.load(keys / "bob"))
-    with contextlib.closing(bob.channel), pytest.raises(LinkError, match="keys on one side only"):
-        bob.channel.open(2)
+    with contextlib.closing(bob.session), pytest.raises(LinkError, match="keys on one side only"):
+        bob.session.open(2)
 
 
 def test_another_bundle(world: World) -> None:
     bob = world.device("bob", 2)
     bob.bundle = type("Other", (), {"digest": "0" * 64, "manifest": world.bundle.manifest})()
     with pytest.raises(RefusedError, match="bundle 000000"):
-        bob.channel.open(10)
+        bob.session.open(10)
     assert world.said("refused", "(bundle)")
 
 
@@ -237,14 +237,14 @@ def test_an_older_version(world: World) -> None:
 def test_two_processes_with_one_key(world: World) -> None:
     first, second = world.device("bob", 2), world.device("bob", 2)
     second.incarnation = 99
-    first.channel.open(10)
+    first.session.open(10)
     first.step(0)
-    second.channel.open(10)
+    second.session.open(10)
     second.next_step = 1
     second.step(1)
-    first.channel.submit(*first.message(1))
+    first.session.submit(*first.message(1))
     with pytest.raises(RefusedError, match="another `adc-edge serve` has taken this run over"):
-        first.channel.result(10)
+        first.session.result(10)
     second.step(2)
     second.settle()
     world.training.steps -= 3  # bob's, for the count of alice's
@@ -260,18 +260,18 @@ def test_the_link_is_measured_with_keys_too(world: World) -> None:
 
 def test_a_hello_repeated_for_ever_is_cut_off(world: World, eventually: Any) -> None:
     bob = world.device("bob", 2)
-    bob.channel.open(10)
+    bob.session.open(10)
     with contextlib.suppress(LinkLost):
         for _ in range(40):
-            bob.channel.send(bob.hello())
-            bob.channel.receive(5_000)
+            bob.session.channel.send(bob.hello())
+            bob.session.channel.receive(5_000)
     assert world.said("cut off a connection", "hello again and again")
 
 
 def test_hello_says_nothing_of_who_somebody_is(world: World) -> None:
     bob = world.device("bob", 2)
-    bob.channel._hello = lambda: Hello(VERSION, world.bundle.digest, 2, 2, "alice", 0, 0, 0)
-    bob.channel.open(10)
+    bob.session._hello = lambda: Hello(VERSION, world.bundle.digest, 2, 2, "alice", 0, 0, 0)
+    bob.session.open(10)
     standings = world.server.sessions.standings()
     assert standings[2].owner.encode() == load_pair(world.keys / "bob").public
     assert standings[1].owner.encode() == load_pair(world.keys / "alice").public

@@ -83,9 +83,9 @@ def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_secon
     with slow_link(bundle, training, tmp_path, rate_mbit_s) as link:
         device = Device(bundle, link.endpoint)
         device.shape = (CLUSTERS, 17, 32)
-        with closing(device.channel):
+        with closing(device.session):
             with cut_regularly(link):
-                device.channel.open(30)
+                device.session.open(30)
                 start = time.monotonic()
                 for step in range(2):
                     answer, gradient = device.step(step, images=CLUSTERS)
@@ -120,12 +120,12 @@ def test_a_link_that_becomes_ten_times_slower_and_recovers_is_no_outage(
     with slow_link(bundle, training, tmp_path, 20.0) as link:
         device = Device(bundle, link.endpoint)
         device.shape = (450, 17, 32)  # 1 MB each way
-        with closing(device.channel):
-            device.channel.open(30)
+        with closing(device.session):
+            device.session.open(30)
             for step, rate_mbit_s in enumerate([20.0, 2.0, 2.0, 20.0]):
                 link.rate_mbit_s = rate_mbit_s
                 device.step(step, images=450)
             device.settle()
-    assert device.channel.outages == 0
+    assert device.session.outages == 0
     assert training.steps == 4
-    assert device.channel.repeated == [0, 0]
+    assert device.session.repeated == [0, 0]

@@ -346,7 +346,7 @@ def test_silent_connections_beyond_the_limit_go_and_a_device_at_work_stays(
 ) -> None:
     monkeypatch.setattr(guard, "MAX_CONNECTIONS", 5)
     device = Device(bundle, server.endpoint)
-    device.channel.open(10)
+    device.session.open(10)
     device.step(0)
     ends = [raw(server.endpoint) for _ in range(20)]
     gone: set[Any] = set()
@@ -366,9 +366,9 @@ def test_silent_connections_beyond_the_limit_go_and_a_device_at_work_stays(
 
     eventually(closed)
     device.step(1)
-    assert device.channel.outages == 0
+    assert device.session.outages == 0
     assert len(gone) == 16
     assert set(cut_lines(log)) == {"cut off a connection: more than 5 connections, and it says nothing"}
     for end in ends:
         end.close()
-    device.channel.close()
+    device.session.close()

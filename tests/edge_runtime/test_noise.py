@@ -1,4 +1,4 @@
-"""The noisy channel: as much noise as was asked for, the same again after a crash, and nothing a receiver refuses."""
+"""The noisy channel: the given amount of noise, the same again after a crash, and always decodable messages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def difference(after: Message, before: Message) -> npt.NDArray[np.bool_]:
-    """Which bits differ, least significant first: ``[bytes, 8]``."""
+    """A mask of the bits that differ, least significant first: ``[bytes, 8]``."""
     bits = [np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little") for data in (after, before)]
     differ: npt.NDArray[np.bool_] = bits[0] != bits[1]
     return differ.reshape(-1, 8)
@@ -54,7 +54,7 @@ def numbers(encoded: Message, precision: Precision) -> npt.NDArray[np.unsignedin
 
 
 def exposed(encoded: Message, shape: tuple[int, ...], precision: Precision) -> slice:
-    """The bytes that errors may meet."""
+    """The bytes that errors may hit."""
     if pca_bits(precision):
         return coordinates_in(memoryview(encoded), math.prod(shape[:-1]), shape[-1])
     return slice(HEAD[precision], len(encoded))
@@ -86,7 +86,7 @@ def test_the_noise_is_gaussian_and_white() -> None:
         assert (np.abs(noise) < sigmas).mean() == pytest.approx(share, abs=off * math.sqrt(share * (1 - share)))
 
 
-def test_every_token_meets_the_same_noise_however_quiet_it_is() -> None:
+def test_every_token_gets_the_same_noise_however_small_it_is() -> None:
     x = gaussian(2, 100_000)
     x[0] *= 1e-3
     noise = awgn(x, 10.0, rng(1)) - x.astype(np.float64)
@@ -96,7 +96,7 @@ def test_every_token_meets_the_same_noise_however_quiet_it_is() -> None:
 
 @given(TENSORS, st.floats(-200, 200), SEEDS)
 @settings(deadline=None)
-def test_noise_leaves_a_finite_float32_tensor_of_the_same_shape_and_the_input_as_it_was(
+def test_noise_gives_a_finite_float32_tensor_of_the_same_shape_and_does_not_change_its_input(
     x: Float32, snr_db: float, seed: int
 ) -> None:
     before = x.tobytes()
@@ -116,13 +116,13 @@ def test_noise_beyond_the_largest_float32_is_clipped() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (0, 4)])
-def test_nothing_stays_nothing(shape: tuple[int, ...]) -> None:
+def test_an_all_zero_tensor_stays_zero(shape: tuple[int, ...]) -> None:
     y = awgn(np.zeros(shape, np.float32), 0.0, rng())
     assert y.shape == shape
     assert not y.any()
 
 
-def test_without_a_ratio_the_tensor_comes_through_as_it_is() -> None:
+def test_without_a_ratio_the_tensor_is_not_changed() -> None:
     x, draws = gaussian(3, 4), rng()
     assert awgn(x, None, draws) is x
     assert draws.random() == rng().random()
@@ -149,7 +149,7 @@ def test_the_bit_error_rate_is_the_one_asked_for(precision: Precision, rate: flo
 
 @pytest.mark.parametrize("precision", PCA)
 @pytest.mark.parametrize("rate", [1e-3, 1e-1])
-def test_of_pca_every_bit_of_the_coordinates_is_hit_at_that_rate_and_no_other(
+def test_in_pca_every_bit_of_the_coordinates_is_hit_at_that_rate_and_no_other_bit(
     precision: Precision, rate: float
 ) -> None:
     x = (gaussian(8, 300, 64) * 2.0 ** (-np.arange(64) / 6)).astype(np.float32)
@@ -165,7 +165,7 @@ def test_of_pca_every_bit_of_the_coordinates_is_hit_at_that_rate_and_no_other(
 
 
 @pytest.mark.parametrize("precision", ["pca2", "pca0.5"])
-def test_of_pca_a_few_errors_spoil_a_few_rows(precision: Precision) -> None:
+def test_in_pca_a_few_errors_spoil_a_few_rows(precision: Precision) -> None:
     x = (gaussian(8, 300, 64) * 2.0 ** (-np.arange(64) / 6)).astype(np.float32)
     sent = encode(x, precision)
     came = bit_errors(sent, x.shape, precision, 1e-3, rng())
@@ -182,7 +182,7 @@ def test_scales_are_hit_like_the_values(precision: Precision) -> None:
     assert flips.sum() == pytest.approx(flips.size * 0.01, abs=SIGMAS * math.sqrt(flips.size * 0.01 * 0.99))
 
 
-def test_errors_do_not_come_together() -> None:
+def test_errors_are_independent() -> None:
     x = gaussian(100, 1000, size=1e-3)
     sent = encode(x, "int8")
     hits = difference(bit_errors(sent, x.shape, "int8", 0.1, rng()), sent)[204:].sum(axis=1)
@@ -194,7 +194,7 @@ def test_errors_do_not_come_together() -> None:
 
 @given(TENSORS, PRECISION, st.floats(0, 0.5), SEEDS)
 @settings(deadline=None)
-def test_whatever_is_hit_still_decodes_to_finite_numbers(
+def test_any_message_with_errors_decodes_to_finite_numbers(
     x: Float32, precision: Precision, rate: float, seed: int
 ) -> None:
     sent = encode(x, precision)
@@ -223,9 +223,7 @@ CAUGHT: list[tuple[Precision, float]] = [("fp32", 1 / 256), ("fp16", 1 / 32), ("
 
 
 @pytest.mark.parametrize(("precision", "share"), CAUGHT)
-def test_a_number_that_would_be_nan_or_infinite_comes_as_it_was_sent_and_no_other_does(
-    precision: Precision, share: float
-) -> None:
+def test_only_a_number_that_would_be_nan_or_infinite_keeps_its_bits(precision: Precision, share: float) -> None:
     x = gaussian(100, 1000)
     sent = encode(x, precision)
     came = bit_errors(sent, x.shape, precision, 0.5, rng())  # every bit a coin: 1 of 2**8 or 2**5 exponents is all ones
@@ -234,7 +232,7 @@ def test_a_number_that_would_be_nan_or_infinite_comes_as_it_was_sent_and_no_othe
     assert kept == pytest.approx(share + by_chance, abs=SIGMAS * math.sqrt(share / x.size))
 
 
-def test_an_fp32_value_that_one_flip_would_make_infinite_never_meets_that_flip() -> None:
+def test_an_fp32_value_never_gets_the_flip_that_would_make_it_infinite() -> None:
     x = np.ones((100, 1000), np.float32)  # exponent 0111 1111
     came = bit_errors(encode(x, "fp32"), x.shape, "fp32", 0.01, rng())
     flips = difference(came, encode(x, "fp32")).reshape(-1, 32).sum(axis=0)
@@ -243,7 +241,7 @@ def test_an_fp32_value_that_one_flip_would_make_infinite_never_meets_that_flip()
 
 
 @pytest.mark.parametrize("precision", SCALED)
-def test_a_scale_that_would_be_nan_or_infinite_comes_as_it_was_sent(precision: Precision) -> None:
+def test_a_scale_that_would_be_nan_or_infinite_keeps_its_bits(precision: Precision) -> None:
     x = np.ones((100_000, 1), np.float32)
     sent = encode(x, precision)
     came = bit_errors(sent, x.shape, precision, 0.5, rng())
@@ -260,7 +258,7 @@ def test_a_rate_of_zero_changes_nothing(x: Float32, precision: Precision, seed: 
 
 
 @pytest.mark.parametrize("precision", [*VALUE_PRECISIONS, "pca2"])
-def test_a_message_that_may_only_be_read_is_left_as_it_is_whatever_holds_it(precision: Precision) -> None:
+def test_a_read_only_message_is_not_changed_in_any_container(precision: Precision) -> None:
     x = gaussian(6, 50, 7)
     sent = bytes(encode(x, precision))
     held: list[Message] = [sent, memoryview(sent), memoryview(b"!" + sent + b"tail")[1:-4], encode(x, precision)]
@@ -279,7 +277,7 @@ def test_a_tensor_without_rows_has_nothing_to_hit(precision: Precision) -> None:
 # the same again after a crash
 
 
-def test_a_step_meets_the_same_noise_whenever_it_is_made_again() -> None:
+def test_a_repeated_step_gets_the_same_noise() -> None:
     x = gaussian(4, 5, 16)
     sent = encode(x, "fp16")
     noisy = [awgn(x, 10.0, noise_rng(3, 17, "up")).tobytes() for _ in range(2)]
@@ -288,7 +286,7 @@ def test_a_step_meets_the_same_noise_whenever_it_is_made_again() -> None:
     assert came[0] == came[1]
 
 
-def test_another_seed_step_or_way_meets_other_noise() -> None:
+def test_another_seed_step_or_direction_gets_other_noise() -> None:
     x = np.ones((4, 8), np.float32)
     ways: tuple[Literal["up", "down"], ...] = ("up", "down")
     seen = {
@@ -298,7 +296,7 @@ def test_another_seed_step_or_way_meets_other_noise() -> None:
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-def test_noise_does_not_follow_the_order_or_augmentation_of_images(way: Literal["up", "down"]) -> None:
+def test_noise_is_independent_of_the_order_and_augmentation_of_images(way: Literal["up", "down"]) -> None:
     mine = {noise_rng(7, step, way).bytes(16) for step in range(50)}
     loaders = {np.random.default_rng([7, stream, step]).bytes(16) for stream in range(16) for step in range(50)}
     assert not mine & loaders
@@ -307,7 +305,7 @@ def test_noise_does_not_follow_the_order_or_augmentation_of_images(way: Literal[
 # settings
 
 
-def test_a_channel_is_clean_unless_told_otherwise() -> None:
+def test_the_default_channel_has_no_noise() -> None:
     assert not NoiseSettings().check().any
 
 

@@ -1,7 +1,8 @@
-"""The channel between a device and a real trainer socket: refusals by name, outages, bytes as the kernel counts."""
+"""A device's session with a real trainer socket: refusals by name, outages, bytes by the kernel's count."""
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -30,9 +31,9 @@ from tests.stub_device import Device
 @pytest.fixture
 def device(bundle: Bundle, server: Server) -> Iterator[Device]:
     device = Device(bundle, server.endpoint)
-    device.channel.open(30)
+    device.session.open(30)
     yield device
-    device.channel.close()
+    device.session.close()
 
 
 def test_a_step_is_answered_with_a_gradient_of_the_same_shape(device: Device) -> None:
@@ -73,19 +74,19 @@ def test_another_version_or_bundle_is_refused_by_name(
     device = Device(bundle, server.endpoint)
     hello = {"version": VERSION, "bundle": bundle.digest, "session": 1, "incarnation": 1, "device": "x", "next_step": 0}
     hello |= {"durable": 0, "oldest": 0, **change}
-    device.channel._hello = lambda: Hello(**hello)  # type: ignore[arg-type]
+    device.session._hello = lambda: Hello(**hello)  # type: ignore[arg-type]
     with pytest.raises(RefusedError) as caught:
-        device.channel.open(10)
+        device.session.open(10)
     assert caught.value.code == code
     assert f"({code})" in str(caught.value)
     assert any(f"({code})" in line for line in server.lines)  # type: ignore[attr-defined]
-    device.channel.close()
+    device.session.close()
 
 
-def test_a_device_that_never_said_hello_is_unknown(bundle: Bundle, server: Server) -> None:
+def test_a_device_that_sent_no_hello_is_refused_as_unknown(bundle: Bundle, server: Server) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     device = Device(bundle, server.endpoint)
-    device.channel.close()
+    device.session.close()
     with context, context.socket(zmq.DEALER) as raw:
         raw.connect(server.endpoint)
         for frames in to_frames(*device.message(0)):
@@ -98,11 +99,11 @@ def test_a_device_that_never_said_hello_is_unknown(bundle: Bundle, server: Serve
 
 def test_an_oversize_step_is_refused_and_the_next_one_served(device: Device) -> None:
     message, body = device.message(0)
-    device.channel.submit(
+    device.session.submit(
         Step(**{**{n: getattr(message, n) for n in message.__struct_fields__}, "images": 10**6}), body
     )
     with pytest.raises(RefusedError, match="shape"):
-        device.channel.result()
+        device.session.result()
     device.step(0)
 
 
@@ -110,47 +111,47 @@ def test_a_label_outside_the_classes_is_refused_by_the_trainer_too(device: Devic
     message, body = device.message(0)
     bad = np.frombuffer(body[-12 * message.triples :], "<i4").copy()
     bad[1] = 10
-    device.channel.submit(message, body[: -12 * message.triples] + bad.tobytes())
+    device.session.submit(message, body[: -12 * message.triples] + bad.tobytes())
     with pytest.raises(RefusedError, match="labels from"):
-        device.channel.result()
+        device.session.result()
 
 
 def test_activations_that_are_not_finite_are_refused_and_change_nothing(device: Device, training: HeadTraining) -> None:
     message, body = device.message(0)
-    device.channel.submit(message, np.float32(np.nan).tobytes() + body[4:])
+    device.session.submit(message, np.float32(np.nan).tobytes() + body[4:])
     with pytest.raises(RefusedError, match="nan"):
-        device.channel.result()
+        device.session.result()
     assert training.steps == 0
 
 
-def test_garbage_from_strangers_does_not_disturb_a_device_at_work(device: Device, server: Server) -> None:
+def test_garbage_from_unauthenticated_peers_does_not_disturb_a_device_at_work(device: Device, server: Server) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     rng = np.random.default_rng(0)
     host, port = server.endpoint.removeprefix("tcp://").split(":")
-    with context, context.socket(zmq.DEALER) as stranger:
-        stranger.setsockopt(zmq.LINGER, 0)
-        stranger.connect(server.endpoint)
+    with context, context.socket(zmq.DEALER) as peer:
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.connect(server.endpoint)
         for step in range(5):
             for _ in range(20):
-                stranger.send_multipart([rng.bytes(int(rng.integers(0, 200))) for _ in range(int(rng.integers(1, 5)))])
+                peer.send_multipart([rng.bytes(int(rng.integers(0, 200))) for _ in range(int(rng.integers(1, 5)))])
             with socket.create_connection((host, int(port))) as plain:
                 plain.sendall(rng.bytes(100))
             device.step(step)
 
 
-def test_answers_that_cannot_be_read_end_the_run_instead_of_going_round_for_ever(device: Device) -> None:
-    device.channel._gradient_bytes = lambda gradient: 1
-    device.channel.submit(*device.message(0))
+def test_unreadable_answers_end_the_run_after_two_reconnects(device: Device) -> None:
+    device.session._dim += 1
+    device.session.submit(*device.message(0))
     with pytest.raises(ProtocolError, match="a gradient of"):
-        device.channel.result()
-    assert device.channel.outages == 2
+        device.session.result()
+    assert device.session.outages == 2
 
 
 def test_a_host_that_does_not_exist_is_one_clear_error(bundle: Bundle) -> None:
     device = Device(bundle, "tcp://no-such-host.invalid:5700")
     with pytest.raises(LinkError, match=r"no-such-host\.invalid"):
-        device.channel.open(1)
-    device.channel.close()
+        device.session.open(1)
+    device.session.close()
 
 
 @pytest.mark.parametrize("count", [3, 64])
@@ -160,11 +161,11 @@ def test_devices_are_served_side_by_side(bundle: Bundle, server: Server, trainin
 
     def work(device: Device) -> None:
         try:
-            device.channel.open(30)
+            device.session.open(30)
             for step in range(4):
                 device.step(step)
-            device.channel.farewell(device.session)
-            device.channel.close()
+            device.session.close_session()
+            device.session.close()
         except BaseException as error:
             failures.append(error)
 
@@ -178,34 +179,38 @@ def test_devices_are_served_side_by_side(bundle: Bundle, server: Server, trainin
     assert server.sessions.finished() == count
 
 
-def test_nobody_there_says_where_it_tried_and_for_how_long(bundle: Bundle) -> None:
+def test_a_trainer_that_is_not_there_is_named_with_the_time_that_was_tried(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "adc_edge")
     device = Device(bundle, "tcp://127.0.0.1:9")
     start = time.monotonic()
     with pytest.raises(LinkError, match=r"no trainer at tcp://127\.0\.0\.1:9 after \d+ s"):
-        device.channel.open(1)
+        device.session.open(1)
     assert time.monotonic() - start < 10
-    assert any("waiting for the trainer at tcp://127.0.0.1:9" in note for note in device.notes)
-    device.channel.close()
+    assert "waiting for the trainer at tcp://127.0.0.1:9" in caplog.text
+    device.session.close()
 
 
 def test_waiting_ends_when_asked_to_stop(bundle: Bundle) -> None:
     device = Device(bundle, "tcp://127.0.0.1:9")
     threading.Timer(0.5, lambda: setattr(device, "stop", True)).start()
     with pytest.raises(Stopped):
-        device.channel.open(None)
-    device.channel.close()
+        device.session.open(None)
+    device.session.close()
 
 
 def test_a_trainer_that_dies_and_returns_continues_where_the_device_stands(
-    bundle: Bundle, training: HeadTraining, tmp_path: Path
+    bundle: Bundle, training: HeadTraining, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "adc_edge")
     over = threading.Event()
     server = Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(tmp_path))
     endpoint = server.endpoint
     thread = threading.Thread(target=server.serve, args=(over.is_set,))
     thread.start()
     device = Device(bundle, endpoint)
-    device.channel.open(30)
+    device.session.open(30)
     device.step(0)
     over.set()
     thread.join()
@@ -226,23 +231,23 @@ def test_a_trainer_that_dies_and_returns_continues_where_the_device_stands(
     device.step(1)
     device.settle()
     assert training.steps == 2
-    assert device.channel.outages == 1
-    assert any("link lost" in note for note in device.notes)
-    assert any("the trainer is back" in note for note in device.notes)
+    assert device.session.outages == 1
+    assert "link lost" in caplog.text
+    assert "the trainer is back" in caplog.text
     assert not any("applied here" in line for line in lines)  # both sides agreed on the step
-    device.channel.close()
+    device.session.close()
     over.set()
     thread.join()
     again[0].close()
 
 
-def test_a_connection_cut_in_mid_message_is_made_anew_and_the_step_applied_once(
+def test_after_a_cut_in_mid_message_the_device_reconnects_and_the_step_is_applied_once(
     bundle: Bundle, server: Server, training: HeadTraining, proxy_type: Any
 ) -> None:
     with proxy_type(server.endpoint) as proxy:
         device = Device(bundle, proxy.endpoint)
         device.shape = (8, 17, bundle.manifest.dim)
-        device.channel.open(30)
+        device.session.open(30)
         device.step(0)
         for step in range(1, 6):
             proxy.cut_after(2_000 * step)
@@ -250,32 +255,30 @@ def test_a_connection_cut_in_mid_message_is_made_anew_and_the_step_applied_once(
         device.settle()
         assert training.steps == 6
         assert proxy.cuts == 5
-        device.channel.close()
+        device.session.close()
 
 
-def test_bytes_are_what_a_proxy_between_both_counts(bundle: Bundle, server: Server, proxy_type: Any) -> None:
+def test_bytes_equal_the_count_of_a_proxy_in_between(bundle: Bundle, server: Server, proxy_type: Any) -> None:
     with proxy_type(server.endpoint) as proxy:
         device = Device(bundle, proxy.endpoint)
-        device.channel.open(30)
+        device.session.open(30)
         for step in range(20):
             device.step(step)
-        device.channel.farewell(device.session)
-        up, down = device.channel.totals()
+        device.session.close_session()
+        up, down = device.session.channel.totals()
         assert up == pytest.approx(proxy.up, rel=0.005)
         assert down == pytest.approx(proxy.down, rel=0.005)
-        device.channel.close()
-        assert device.channel.totals() == (up, down)
+        device.session.close()
+        assert device.session.channel.totals() == (up, down)
 
 
-def test_where_the_kernel_counts_nothing_the_frames_add_up_to_nearly_the_same(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sum_of_the_frames_is_close_to_the_kernel_count(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     device.shape = (8, 17, device.bundle.manifest.dim)
     for step in range(10):
         device.step(step)
-    kernel = device.channel.totals()
+    kernel = device.session.channel.totals()
     monkeypatch.setattr("adc_edge.wire.channel.KERNEL_COUNTS", False)
-    assert device.channel.totals() == pytest.approx(kernel, rel=0.01)
+    assert device.session.channel.totals() == pytest.approx(kernel, rel=0.01)
 
 
 def test_ipv6_addresses_work(bundle: Bundle, training: HeadTraining, tmp_path: Path) -> None:
@@ -290,9 +293,9 @@ def test_ipv6_addresses_work(bundle: Bundle, training: HeadTraining, tmp_path: P
     thread = threading.Thread(target=server.serve, args=(over.is_set,))
     thread.start()
     device = Device(bundle, server.endpoint)
-    device.channel.open(10)
+    device.session.open(10)
     device.step(0)
-    device.channel.close()
+    device.session.close()
     over.set()
     thread.join()
     server.close()
@@ -313,7 +316,7 @@ def test_pings_need_no_session(server: Server) -> None:
 def test_a_step_is_not_even_received_before_a_hello(bundle: Bundle, server: Server) -> None:
     device = Device(bundle, server.endpoint)
     message, body = device.message(0)
-    device.channel.close()
+    device.session.close()
     channel = Channel(server.endpoint)
     channel.open(10)
     channel.send(message, body[:0])  # a header that asks for room, and none of the bytes
@@ -323,26 +326,26 @@ def test_a_step_is_not_even_received_before_a_hello(bundle: Bundle, server: Serv
     channel.close()
 
 
-def test_a_trainer_whose_log_cannot_be_made_says_so_and_the_device_waits(bundle: Bundle, server: Server) -> None:
+def test_a_trainer_that_cannot_create_its_log_refuses_and_the_device_waits(bundle: Bundle, server: Server) -> None:
     place = server.sessions._directory
     place.parent.mkdir(exist_ok=True)
     place.write_text("a file where a directory is wanted")
     device = Device(bundle, server.endpoint)
     with pytest.raises(LinkError, match="busy"):
-        device.channel.open(1)
+        device.session.open(1)
     assert any("(busy)" in line for line in server.lines)  # type: ignore[attr-defined]
     place.unlink()
-    device.channel.open(10)
+    device.session.open(10)
     device.step(0)
-    device.channel.close()
+    device.session.close()
 
 
-def test_a_probe_tells_round_trip_and_time_for_bytes(bundle: Bundle, server: Server) -> None:
+def test_a_probe_measures_the_round_trip_and_the_time_for_bytes(bundle: Bundle, server: Server) -> None:
     device = Device(bundle, server.endpoint)
-    device.channel.open(30)
-    probed = device.channel.probe()
+    device.session.open(30)
+    probed = device.session.probe()
     assert probed is not None
     assert 0 < probed[0] < 5
     assert 0 <= probed[1] < 5
     device.step(0)  # and the session goes on
-    device.channel.close()
+    device.session.close()

@@ -1,4 +1,4 @@
-"""What `serve` is asked to compute in: what makes no sense is refused before anything is loaded."""
+"""The precisions of `serve`: impossible ones are refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from adc_edge.storage.bundle import Bundle
         ("--engine tensorrt", ["no client.fp16.onnx", "--fp16"]),
     ],
 )
-def test_a_precision_that_the_engine_or_the_bundle_lacks(options: str, words: list[str], bundle_dir: Path) -> None:
+def test_a_precision_that_the_engine_or_the_bundle_lacks_is_refused(
+    options: str, words: list[str], bundle_dir: Path
+) -> None:
     command = f"serve --bundle {bundle_dir} --trainer tcp://127.0.0.1:9 {options}".split()
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 2, result.output
@@ -33,7 +35,7 @@ def test_a_precision_that_the_engine_or_the_bundle_lacks(options: str, words: li
         assert word in result.output
 
 
-def test_what_is_computed_in_follows_the_engine(bundle_dir: Path) -> None:
+def test_the_default_compute_precision_depends_on_the_engine(bundle_dir: Path) -> None:
     def computes(**more: object) -> str:
         return ServeSettings(bundle_dir, "tcp://127.0.0.1:9", **more).computes  # type: ignore[arg-type]
 
@@ -52,7 +54,7 @@ def test_what_is_computed_in_follows_the_engine(bundle_dir: Path) -> None:
         (("int8", "int4"), ("pca1", None), ("int8", "int4")),
     ],
 )
-def test_what_travels_is_what_is_asked_for_or_what_the_bundle_says(
+def test_the_precisions_on_the_wire_are_those_given_or_the_bundles(
     asked: tuple[Any, Any], bundle: tuple[Any, Any], expected: tuple[str, str], bundle_dir: Path
 ) -> None:
     manifest = Bundle.load(bundle_dir, ()).manifest

@@ -1,4 +1,4 @@
-"""What a device's run comes back with: its step, its session, its metrics, and the cost of what it must do again."""
+"""The state of a resumed run: step, session, metrics, and the cost of the steps that are repeated."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def judge(state: RunState, run_dir: RunDir) -> None:
     run_dir.metric(kind="evaluation", step=state.step, bytes_up=7, bytes_down=1)
 
 
-def test_a_killed_run_comes_back_as_the_same_session_at_its_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_the_same_session_at_its_checkpoint(tmp_path: Path) -> None:
     with incarnation(tmp_path) as (state, run_dir):
         state.save()
-        session, first_life = state.session, state.incarnation
+        session, first = state.session, state.incarnation
         work(state, run_dir, 7)
     with incarnation(tmp_path) as (state, _):
         assert state.session != session
         assert state.resume()
         assert (state.session, state.step) == (session, 0)
-        assert state.incarnation != first_life
+        assert state.incarnation != first
     assert lines(tmp_path) == []
 
 
-def test_what_must_be_done_again_is_counted_however_often_it_is_killed(tmp_path: Path) -> None:
+def test_repeated_steps_are_counted_however_often_the_process_is_killed(tmp_path: Path) -> None:
     with incarnation(tmp_path) as (state, _):
         state.save()
     for _ in range(3):
@@ -65,7 +65,7 @@ def test_what_must_be_done_again_is_counted_however_often_it_is_killed(tmp_path:
         assert (state.tally.bytes_up, state.tally.bytes_down) == (1200, 120)
 
 
-def test_an_evaluation_that_the_checkpoint_knows_stays_and_a_later_one_is_made_again(tmp_path: Path) -> None:
+def test_an_evaluation_in_the_checkpoint_stays_and_a_later_one_is_repeated(tmp_path: Path) -> None:
     with incarnation(tmp_path) as (state, run_dir):
         work(state, run_dir, 5)
         judge(state, run_dir)
@@ -82,7 +82,7 @@ def test_an_evaluation_that_the_checkpoint_knows_stays_and_a_later_one_is_made_a
         assert state.tally.bytes_evaluation_up == 7
 
 
-def test_the_oldest_step_it_may_come_back_to_is_the_older_of_two_checkpoints(tmp_path: Path) -> None:
+def test_the_oldest_step_to_resume_from_is_the_older_of_two_checkpoints(tmp_path: Path) -> None:
     with incarnation(tmp_path) as (state, run_dir):
         assert state.durable == 0
         state.save()
@@ -94,7 +94,7 @@ def test_the_oldest_step_it_may_come_back_to_is_the_older_of_two_checkpoints(tmp
         assert state.durable == 5
 
 
-def test_without_a_directory_nothing_is_ever_asked_for_again(tmp_path: Path) -> None:
+def test_a_run_without_a_directory_never_resumes(tmp_path: Path) -> None:
     run_dir = RunDir(None, {}, {})
     state = RunState(run_dir, None)
     state.step = 40

@@ -1,4 +1,4 @@
-"""The journal: what was sent comes back bit for bit or not at all, whatever happens to the process or the disk."""
+"""The journal: an entry reads back bit for bit or not at all, whatever happens to the process or the disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = st.builds(JournalKey, NUMBERS, NUMBERS, st.none()) | st.builds(JournalKey
 
 
 def content(key: JournalKey, size: int = 40) -> tuple[bytes, bytes]:
-    """A header and a body that tell which entry they are of."""
+    """A header and a body that contain their key."""
     seed = f"{key.step} {key.micro_batch} {key.part} ".encode()
     return seed, (seed * (size // len(seed) + 1))[:size]
 
@@ -45,13 +45,13 @@ def filled(directory: Path, *keys: JournalKey) -> Journal:
 
 
 def names(directory: Path) -> set[str]:
-    """Of the entries; files to be written over are none."""
+    """File names of the entries, without files that are kept to be overwritten."""
     return {path.name for path in directory.iterdir() if not path.name.startswith("spare-")}
 
 
 @given(st.dictionaries(KEYS, st.tuples(SIZES, SIZES, st.integers(0, 255)), max_size=5))
 @settings(deadline=None, max_examples=60)
-def test_what_is_appended_comes_back_bit_for_bit_now_and_after_a_restart(
+def test_an_entry_reads_back_bit_for_bit_now_and_after_a_restart(
     entries: dict[JournalKey, tuple[int, int, int]],
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -65,14 +65,14 @@ def test_what_is_appended_comes_back_bit_for_bit_now_and_after_a_restart(
             assert {key: (kept[0], bytes(kept[1])) for key, kept in read.items() if kept} == written
 
 
-def test_what_was_never_appended_is_not_there(tmp_path: Path) -> None:
+def test_an_entry_that_was_never_appended_is_absent(tmp_path: Path) -> None:
     journal = filled(tmp_path, JournalKey(3), JournalKey(4, part=0))
     assert [
         journal.read(key) for key in (JournalKey(2), JournalKey(4), JournalKey(3, part=0), JournalKey(4, part=1))
     ] == [None] * 4
 
 
-def test_a_message_appended_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_an_entry_appended_again_replaces_the_first(tmp_path: Path) -> None:
     journal = filled(tmp_path, JournalKey(1))
     journal.append(JournalKey(1), b"second", b"body")
     kept = Journal(tmp_path).read(JournalKey(1))
@@ -80,12 +80,12 @@ def test_a_message_appended_again_takes_the_place_of_the_first(tmp_path: Path) -
     assert (kept[0], bytes(kept[1])) == (b"second", b"body")
 
 
-def test_oldest_is_where_the_unbroken_row_of_steps_before_begins(tmp_path: Path) -> None:
+def test_oldest_is_the_start_of_the_unbroken_sequence_of_steps(tmp_path: Path) -> None:
     journal = filled(tmp_path, JournalKey(2), JournalKey(4), JournalKey(5), JournalKey(6), JournalKey(3, part=0))
     assert [journal.oldest(until) for until in range(9)] == [0, 1, 2, 2, 4, 4, 4, 4, 8]
 
 
-def test_a_step_that_lacks_a_micro_batch_breaks_the_row(tmp_path: Path) -> None:
+def test_a_step_that_lacks_a_micro_batch_breaks_the_sequence(tmp_path: Path) -> None:
     journal = filled(
         tmp_path, *(JournalKey(step, part) for step in range(4) for part in range(3) if (step, part) != (1, 2))
     )
@@ -97,7 +97,7 @@ def test_a_step_that_lacks_a_micro_batch_breaks_the_row(tmp_path: Path) -> None:
     }
 
 
-def test_steps_that_the_other_side_has_made_durable_leave_the_disk_with_their_evaluations(tmp_path: Path) -> None:
+def test_pruning_removes_older_steps_and_their_evaluations_from_the_disk(tmp_path: Path) -> None:
     journal = filled(
         tmp_path,
         *(JournalKey(step) for step in range(5)),
@@ -115,7 +115,7 @@ def test_steps_that_the_other_side_has_made_durable_leave_the_disk_with_their_ev
 
 @given(st.lists(st.integers(0, 5000), min_size=2, max_size=12))
 @settings(deadline=None, max_examples=40)
-def test_files_that_are_written_over_hold_what_was_written_last(sizes: list[int]) -> None:
+def test_overwritten_files_hold_the_last_content(sizes: list[int]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         journal = Journal(Path(directory))
         for step, size in enumerate(sizes):
@@ -126,7 +126,7 @@ def test_files_that_are_written_over_hold_what_was_written_last(sizes: list[int]
             assert whole(Journal(Path(directory)), JournalKey(step), size)
 
 
-def test_spare_files_are_bounded_and_go_when_asked_or_when_a_disk_is_full(
+def test_spare_files_are_bounded_and_are_removed_on_request_or_on_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "_SPARE_BYTES", 350)
@@ -141,7 +141,7 @@ def test_spare_files_are_bounded_and_go_when_asked_or_when_a_disk_is_full(
     assert not list(tmp_path.iterdir())
 
 
-def test_steps_that_will_be_made_again_are_forgotten_and_the_answers_to_evaluations_stay(tmp_path: Path) -> None:
+def test_forgetting_removes_later_steps_but_no_answers_to_evaluations(tmp_path: Path) -> None:
     journal = filled(
         tmp_path,
         *(JournalKey(step) for step in range(5)),
@@ -234,7 +234,7 @@ def test_files_that_are_no_entries_are_removed(tmp_path: Path) -> None:
     assert journal.oldest(3) == 2
 
 
-def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         Journal(tmp_path / "file")
@@ -253,7 +253,7 @@ for step in itertools.count():
 """
 
 
-def test_a_process_killed_while_it_appends_leaves_whole_entries_only_and_loses_none_that_it_had_made(
+def test_a_process_killed_while_it_appends_loses_no_entry_and_leaves_no_part_of_one(
     tmp_path: Path,
 ) -> None:
     for attempt in range(5):
@@ -311,7 +311,7 @@ def test_a_full_disk_costs_the_entry_that_does_not_fit_and_nothing_else(small_di
         assert whole(seen, JournalKey(2), 12_000)
 
 
-def test_an_entry_that_could_not_be_replaced_is_gone_rather_than_old(small_disk: Path) -> None:
+def test_an_entry_that_could_not_be_replaced_is_removed(small_disk: Path) -> None:
     journal = filled(small_disk, JournalKey(1), JournalKey(2))
     check_full(journal, 100_000)
     assert Journal(small_disk).read(JournalKey(2)) is None

@@ -178,17 +178,17 @@ def test_both_ends_of_a_real_link_send_by_bbr(bundle: Bundle, training: HeadTrai
         with serving(server):
             device = Device(bundle, server.endpoint)
             with inside(link.device_namespace):
-                device.channel.open(30)
+                device.session.open(30)
             device.step(0)
-            assert device.channel._connection is not None
-            assert device.channel._connection.congestion == "bbr"
-            ends = [device.channel._connection._meter._fd, *server._guard._connections]
+            assert device.session.channel._connection is not None
+            assert device.session.channel._connection.congestion == "bbr"
+            ends = [device.session.channel._connection._meter._fd, *server._guard._connections]
             assert len(ends) == 2
             for fd in ends:
                 assert fd is not None
                 with tcp.same_socket(fd) as live:
                     assert control(live) == "bbr"
-            device.channel.close()
+            device.session.close()
 
 
 def test_a_kernel_with_a_short_tcp_info_is_recognised_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

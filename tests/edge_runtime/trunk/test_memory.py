@@ -1,4 +1,4 @@
-"""What a process does with the memory that it frees."""
+"""A process keeps the memory that it frees."""
 
 from __future__ import annotations
 

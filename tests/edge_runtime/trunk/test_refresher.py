@@ -1,4 +1,4 @@
-"""The engine follows the weights at the steps it should, also after a run has come back."""
+"""The engine is refreshed at the right steps, also in a resumed run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def images(seed: int) -> Float32:
     return np.random.default_rng(seed).standard_normal((8, 3, 16, 16)).astype(np.float32)
 
 
-SEEDS = np.array([0, 1, 2], np.int64)
+INIT_ROWS = np.array([0, 1, 2], np.int64)
 
 
 def work(engine: OnnxEngine, shim: Shim, refresher: Refresher, steps: range) -> tuple[list[Float32], list[float]]:
     """Activations that are sent, and the drift of each step."""
     sent, drifts = [], []
     for step in steps:
-        part = engine.compress(images(step), SEEDS, 5)
+        part = engine.compress(images(step), INIT_ROWS, 5)
         shim.recompute(images(step), part)
         sent.append(part.activations)
         drifts.append(shim.drift(part))
@@ -65,7 +65,7 @@ def test_refreshed_every_third_step_it_drifts_in_between_and_only_there(engine: 
 
 
 @pytest.mark.parametrize("until", [3, 4, 5])
-def test_a_run_that_comes_back_sends_what_it_would_have_sent(
+def test_a_resumed_run_sends_the_same_activations_as_an_undisturbed_one(
     bundle: Bundle, engine: OnnxEngine, shim: Shim, until: int
 ) -> None:
     refresher = Refresher(shim, every=3)
@@ -84,15 +84,15 @@ def test_a_run_that_comes_back_sends_what_it_would_have_sent(
         assert ours.tobytes() == theirs.tobytes()
 
 
-def test_going_back_gives_up_the_micro_batches_under_way(engine: OnnxEngine, shim: Shim) -> None:
+def test_restoring_a_checkpoint_drops_the_micro_batches_in_progress(engine: OnnxEngine, shim: Shim) -> None:
     refresher = Refresher(shim)
     refresher.follow(engine)
     kept = {name: np.array(value) for name, value in refresher.arrays().items()}
-    first = engine.compress(images(0), SEEDS, 5)
+    first = engine.compress(images(0), INIT_ROWS, 5)
     for _ in range(2):
         shim.recompute(images(0), first)
     shim.backward(np.ones_like(first.activations))
     refresher.restore(kept)
     assert shim.waiting == 0
     assert all(p.grad is None for p in shim.trunk.parameters())
-    assert engine.compress(images(0), SEEDS, 5).activations.tobytes() == first.activations.tobytes()
+    assert engine.compress(images(0), INIT_ROWS, 5).activations.tobytes() == first.activations.tobytes()

@@ -1,0 +1,45 @@
+"""Choices and default values that the command line shares with the settings, each written once.
+
+Plain constants: `adc-edge --help` imports this module.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Precision = Literal[
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "int4",
+    "int3",
+    "int2",
+    "pca4",
+    "pca3",
+    "pca2",
+    "pca1.5",
+    "pca1",
+    "pca0.75",
+    "pca0.5",
+    "pca0.375",
+    "pca0.25",
+    "pca0.125",
+    "pca0.0625",
+]
+Compute = Literal["fp32", "fp16", "int8"]  # what an engine computes in
+Provider = Literal["cpu", "cuda", "tensorrt", "xnnpack"]  # of ONNX Runtime
+EngineName = Literal["onnxruntime", "tensorrt", "torch"]
+OptimizerName = Literal["adamw", "adam", "sgd"]
+LearningRateSchedule = Literal["constant", "cosine"]
+
+TRAINER_ENDPOINT = "tcp://127.0.0.1:5700"  # where a trainer listens
+WAIT_S = 30.0  # how long a device tries to reach it
+CHECKPOINT_EVERY = 100
+LEARNING_RATE = 1e-4
+MOMENTUM = 0.9
+DATA = "digits"
+DECODING_THREADS = 2
+EVALUATION_IMAGES = 1000
+EVALUATION_PRECISION: Precision = "fp16"
+MAX_IMAGES = 1024  # of one message

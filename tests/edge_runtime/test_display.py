@@ -1,0 +1,58 @@
+"""The progress of a run on a terminal, and the log lines of what happens to it."""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from adc_edge.edge_runtime.display import Display
+from adc_edge.edge_runtime.tally import StepRecord, Tally
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "adc_edge")
+
+
+def one_step() -> Tally:
+    tally = Tally()
+    tally.add(StepRecord(0, 2.5, 0.25, 3000, 1000, 0.2, *[0.0] * 8), 16)
+    return tally
+
+
+def test_the_live_line_shows_an_outage_until_the_next_step() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    display = Display(console, total=10, done=0)
+    (task,) = display._progress.tasks
+    display.outage(True)
+    assert task.description == "link lost, waiting for the trainer"
+    display.outage(False)
+    assert task.description == "the trainer is back"
+    display.step(0, one_step())
+    assert task.description.startswith("loss 2.500")
+    assert task.completed == 1
+
+
+def test_without_a_terminal_progress_is_logged_but_not_every_step(caplog: pytest.LogCaptureFixture) -> None:
+    display = Display(Console(file=io.StringIO()), total=10, done=0)
+    for step in range(3):
+        display.step(step, one_step())
+    assert [record.message[:9] for record in caplog.records] == ["step 1/10"]
+
+
+def test_a_file_that_cannot_be_written_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    display = Display(Console(file=io.StringIO()), total=10, done=0)
+    full = OSError(errno.ENOSPC, "No space left on device", "/run/checkpoint")
+    for error in (None, full, full, None, None):
+        display.trouble(error)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "/run/checkpoint: No space left on device" in caplog.records[0].message
+
+
+def test_an_insecure_run_warns(caplog: pytest.LogCaptureFixture) -> None:
+    Display(Console(file=io.StringIO()), total=10, done=0, insecure=True)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
