@@ -27,7 +27,7 @@ from harness import Result, arguments, compare, show
 from rivals import connect_raw, serve_raw, server
 
 from adc_edge.arrays import Float32
-from adc_edge.cloud_trainer.accumulated import Accumulated
+from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.cloud_trainer.head import HeadTraining, Learned
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
@@ -61,11 +61,11 @@ WARM_UP = 5
 class Echo(HeadTraining):
     """A head whose gradient is what it was given."""
 
-    def learn(self, activations: Float32, soft: Float32, gradient: bool, step: Accumulated) -> Learned:
+    def learn(self, activations: Float32, soft: Float32, gradient: bool, step: StepAccumulator) -> Learned:
         step.add([None], 0.0, 0.0)
         return Learned(0.0, 0.0, activations, 0.0)
 
-    def update(self, step: Accumulated, planned_steps: int) -> None:
+    def update(self, step: StepAccumulator, planned_steps: int) -> None:
         self.steps += 1
 
 

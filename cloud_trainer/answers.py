@@ -11,7 +11,7 @@ import numpy as np
 
 from adc_edge import __version__
 from adc_edge.arrays import Body
-from adc_edge.cloud_trainer.accumulated import Accumulated
+from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
 from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
@@ -176,7 +176,7 @@ class Answers:
         return self._again(session, key, message.transfer, empty=message.replay)
 
     def _settle_step(
-        self, session: ServedSession, begun: Accumulated, message: Step, seconds: float, answer_bytes: int
+        self, session: ServedSession, begun: StepAccumulator, message: Step, seconds: float, answer_bytes: int
     ) -> None:
         start = time.monotonic()
         if begun.complete:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adc_edge.arrays import Float32
-from adc_edge.cloud_trainer.accumulated import Accumulated
+from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.errors import ProtocolError
 from adc_edge.method.split import Head
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -70,7 +70,7 @@ class HeadTraining:
         self._parameters = [p for p in self.head.parameters() if p.requires_grad]
         self.steps = 0
 
-    def learn(self, activations: Float32, soft: Float32, gradient: bool, step: Accumulated) -> Learned:
+    def learn(self, activations: Float32, soft: Float32, gradient: bool, step: StepAccumulator) -> Learned:
         """Forward and backward of one micro-batch (paper, step 4); ``update`` follows the last of a step.
 
         Args:
@@ -107,7 +107,7 @@ class HeadTraining:
         step.add(gradients[: len(self._parameters)], value, accuracy)
         return Learned(value, accuracy, down, time.monotonic() - start)
 
-    def update(self, step: Accumulated, planned_steps: int) -> None:
+    def update(self, step: StepAccumulator, planned_steps: int) -> None:
         """The optimizer's step, with the gradients of all micro-batches.
 
         Args:

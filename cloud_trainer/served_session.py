@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from adc_edge.arrays import Body
-from adc_edge.cloud_trainer.accumulated import Accumulated
+from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.journal import Journal, JournalKey, oldest
 from adc_edge.wire.framing import Assembler
@@ -42,7 +42,7 @@ class ServedSession:
         self.id, self.standing, self._directory = number, standing, directory
         self.planned_steps, self.micro_batches = 0, 1
         self.device_keeps = True  # its run on disk, so that it may come back for any answer of the log
-        self.begun: Accumulated | None = None  # the step that is under way
+        self.begun: StepAccumulator | None = None  # the step that is under way
         self.route: bytes | None = None
         self.inbox: Assembler[FromDevice] | None = None
         self._log: Journal | None = None
@@ -127,10 +127,10 @@ class ServedSession:
             "order",
         )
 
-    def begin(self) -> Accumulated:
+    def begin(self) -> StepAccumulator:
         """What the micro-batches of the step under way have given so far."""
         if self.begun is None:
-            self.begun = Accumulated(self.micro_batches)
+            self.begun = StepAccumulator(self.micro_batches)
         return self.begun
 
     def answered(self, reply: Gradient, body: Body) -> None:

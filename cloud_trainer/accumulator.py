@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-class Accumulated:
+class StepAccumulator:
     """Sums over the micro-batches of one step; the optimizer takes them once the last one is in.
 
     Each session has its own, so that devices whose micro-batches arrive in turns do not meet in one sum.
