@@ -28,6 +28,7 @@ from rivals import connect_raw, serve_raw, server
 
 from adc_edge.arrays import Float32
 from adc_edge.cloud_trainer.accumulator import StepAccumulator
+from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.head import HeadTraining, Learned
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
@@ -69,6 +70,13 @@ class Echo(HeadTraining):
         self.steps += 1
 
 
+class PromisedCheckpoints(TrainerCheckpoints):
+    """Checkpoints that are never written, of a trainer that tells its devices the same as if they were."""
+
+    def durable(self, session: int) -> int | None:
+        return next((older_checkpoint(s.applied) for s in self._sessions if s.id == session), 0)
+
+
 def older_checkpoint(step: int) -> int:
     """The step that a side at ``step`` may still come back to."""
     return max(0, step // CHECKPOINT_EVERY - 1) * CHECKPOINT_EVERY
@@ -77,14 +85,9 @@ def older_checkpoint(step: int) -> int:
 def serve(bundle_dir: Path, kept: bool, pipe: Connection) -> None:
     bundle = Bundle.load(bundle_dir, (HEAD,))
     head = Echo(head_from_manifest(bundle.manifest), OptimizerSettings())
-
-    def on_step(**values: object) -> None:
-        if kept:
-            trainer.answers.durable = {s.id: older_checkpoint(s.applied) for s in trainer.sessions}
-
     sessions = SessionRegistry(bundle_dir / f"log-{kept}")
-    trainer = Server(bundle, head, "tcp://127.0.0.1:*", sessions, max_images=MAX_IMAGES, on_step=on_step)
-    trainer.answers.durable = {} if kept else None
+    checkpoints = PromisedCheckpoints(head, sessions) if kept else None
+    trainer = Server(bundle, head, "tcp://127.0.0.1:*", sessions, checkpoints, max_images=MAX_IMAGES)
     over = threading.Event()
 
     def wait() -> None:  # asking the pipe after each message would cost more than the message

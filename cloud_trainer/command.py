@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from adc_edge.options import bundle_option, key_options, optimizer_options, run_options
+from adc_edge.options import bundle_option, key_options, log_options, optimizer_options, run_options
 
 
 @click.command()
@@ -16,7 +16,7 @@ from adc_edge.options import bundle_option, key_options, optimizer_options, run_
     default="tcp://127.0.0.1:5700",
     show_default=True,
     metavar="tcp://HOST:PORT",
-    help="Where to listen; port * lets the system choose.",
+    help="Address to listen on; port * lets the system choose.",
 )
 @run_options
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -25,7 +25,7 @@ from adc_edge.options import bundle_option, key_options, optimizer_options, run_
     type=click.Choice(["auto", "off"]),
     default="auto",
     show_default=True,
-    help="bf16 autocast, where CUDA has it.",
+    help="bf16 autocast; auto: on CUDA devices that support it.",
 )
 @click.option(
     "--compile",
@@ -33,10 +33,14 @@ from adc_edge.options import bundle_option, key_options, optimizer_options, run_
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
-    help="The head through torch.compile; auto: on CUDA.",
+    help="Run the head through torch.compile; auto: on CUDA.",
 )
 @click.option(
-    "--max-images", default=1024, show_default=True, type=click.IntRange(min=2), help="Images of one message."
+    "--max-images",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="Largest number of images in one message.",
 )
 @click.option(
     "--devices",
@@ -46,14 +50,18 @@ from adc_edge.options import bundle_option, key_options, optimizer_options, run_
     metavar="N",
     help="End once N devices are done; 0: serve until Ctrl-C.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed for dropout.")
 @optimizer_options
 @key_options
-def trainer(**options: Any) -> None:
+@log_options
+def trainer(verbose: bool, quiet: bool, log_json: bool, **options: Any) -> None:
     """Train the head for the devices that connect."""
     from rich.console import Console
 
+    from adc_edge import logs
     from adc_edge.cloud_trainer.runner import Trainer, TrainerSettings
     from adc_edge.optimizer.settings import take_settings
 
-    Trainer(TrainerSettings(optimizer=take_settings(options), **options), Console()).run()
+    console = Console()
+    logs.configure(console, verbose - quiet, log_json)
+    Trainer(TrainerSettings(optimizer=take_settings(options), **options), console).run()

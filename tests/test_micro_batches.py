@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
@@ -17,6 +18,7 @@ from adc_edge.errors import RefusedError
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import HEAD, Bundle
+from adc_edge.storage.run_dir import RunDir
 from tests.serving import serving
 from tests.stub_device import Device
 
@@ -46,11 +48,15 @@ def server_of_its_own(bundle: Bundle, tmp_path: Path) -> Any:
     """Starts trainers that begin alike."""
     numbers = itertools.count()
 
-    def start() -> tuple[Server, HeadTraining]:
+    def start(keeps_run: bool = False) -> tuple[Server, HeadTraining]:
         head = head_from_manifest(bundle.manifest)
         head.vit.load_state_dict(load_file(bundle.path / HEAD))
         training = HeadTraining(head, OptimizerSettings(lr=1e-3))
-        server = Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(tmp_path / f"log-{next(numbers)}"))
+        directory = tmp_path / f"trainer-{next(numbers)}"
+        run_dir = stack.enter_context(closing(RunDir(directory, {}, {}))) if keeps_run else None
+        sessions = SessionRegistry(directory / "journal")
+        checkpoints = TrainerCheckpoints(training, sessions, run_dir)
+        server = Server(bundle, training, "tcp://127.0.0.1:*", sessions, checkpoints)
         return stack.enter_context(serving(server)), training
 
     with ExitStack() as stack:
@@ -93,8 +99,7 @@ def test_a_trainer_that_dies_in_mid_step_is_given_the_micro_batches_it_lacks_and
 ) -> None:
     server, calm = server_of_its_own()
     expected, _, _ = in_parts(bundle, server.endpoint, steps=2, window=2)
-    first, _ = server_of_its_own()
-    first.answers.durable = {}  # as a trainer with --run before its first checkpoint
+    first, _ = server_of_its_own(keeps_run=True)
     device = Device(bundle, first.endpoint, micro_batches=4)
     device.shape = (8, 17, bundle.manifest.dim)
     device.channel.open(30)

@@ -1,10 +1,9 @@
-"""Who has no business here is refused by name, and the run of others goes on untouched."""
+"""Refusals by name of keys, sessions and versions that do not fit, while the run of another device goes on."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,14 @@ from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import ClientKeys, Connection, LinkLost
 from adc_edge.wire.framing import sealed
 from adc_edge.wire.messages import VERSION, Hello, Ping, pack_header
+from tests.serving import logged, serving
 from tests.stub_device import Device
 
 NAMES = ("alice", "bob", "mallory")
 
 
 class World:
-    """A trainer with keys, alice at work, and others who try."""
+    """A trainer with keys, the device alice at work, and others that try to connect."""
 
     def __init__(self, bundle: Bundle, server: Server, training: HeadTraining, keys: Path, lines: list[str]) -> None:
         self.bundle, self.server, self.training, self.keys, self.lines = bundle, server, training, keys, lines
@@ -60,7 +60,7 @@ class World:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """Key directories of a trainer, who lets alice and bob in, and of three devices."""
+    """Key directories of a trainer, which admits alice and bob, and of three devices."""
     make_keys(tmp_path / "trainer")
     for name in NAMES:
         make_keys(tmp_path / name)
@@ -72,26 +72,17 @@ def keys(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def world(bundle: Bundle, training: HeadTraining, keys: Path) -> Iterator[World]:
-    lines: list[str] = []
-    access = Access(keys / "trainer")
-    server = Server(
-        bundle, training, "tcp://127.0.0.1:*", SessionRegistry(keys / "log"), access=access, say=lines.append
-    )
-    over = threading.Event()
-    thread = threading.Thread(target=server.serve, args=(over.is_set,))
-    thread.start()
-    world = World(bundle, server, training, keys, lines)
-    world.alice_works()
-    try:
-        yield world
+    sessions, access = SessionRegistry(keys / "log"), Access(keys / "trainer")
+    with logged() as lines, serving(Server(bundle, training, "tcp://127.0.0.1:*", sessions, access=access)) as server:
+        world = World(bundle, server, training, keys, lines)
         world.alice_works()
-        assert world.alice.channel.outages == 0
-    finally:
-        for device in world.open:
-            device.channel.close()
-        over.set()
-        thread.join()
-        server.close()
+        try:
+            yield world
+            world.alice_works()
+            assert world.alice.channel.outages == 0
+        finally:
+            for device in world.open:
+                device.channel.close()
 
 
 def test_a_key_that_nobody_allowed(world: World, eventually: Any) -> None:
@@ -152,7 +143,7 @@ def test_a_routing_id_of_another_device(world: World) -> None:
         assert not thief.poll(100)
 
 
-def test_recorded_bytes_played_again(world: World, proxy_type: Any) -> None:
+def test_recorded_bytes_that_are_replayed_change_nothing(world: World, proxy_type: Any) -> None:
     recorded: list[bytes] = []
 
     class Recorder(proxy_type):  # type: ignore[misc]
@@ -268,13 +259,13 @@ def test_a_hello_repeated_for_ever_is_cut_off(world: World, eventually: Any) -> 
     assert world.said("cut off a connection", "hello again and again")
 
 
-def test_hello_says_nothing_of_who_somebody_is(world: World) -> None:
+def test_a_session_belongs_to_the_proved_key_not_to_the_name_in_a_hello(world: World) -> None:
     bob = world.device("bob", 2)
     bob.channel._hello = lambda: Hello(VERSION, world.bundle.digest, 2, 2, "alice", 0, 0, 0)
     bob.channel.open(10)
-    standings = world.server.sessions.standings()
-    assert standings[2].owner.encode() == load_pair(world.keys / "bob").public
-    assert standings[1].owner.encode() == load_pair(world.keys / "alice").public
+    records = world.server.sessions.records()
+    assert records[2].owner.encode() == load_pair(world.keys / "bob").public
+    assert records[1].owner.encode() == load_pair(world.keys / "alice").public
 
 
 @pytest.mark.slow

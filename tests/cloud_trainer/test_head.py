@@ -78,13 +78,13 @@ def test_micro_batches_give_the_step_of_their_mean_loss(bundle: Bundle, training
     assert training.steps == 2
 
 
-def test_a_micro_batch_that_is_refused_leaves_what_came_before(training: HeadTraining) -> None:
+def test_a_micro_batch_that_is_refused_leaves_the_sums_of_those_before(training: HeadTraining) -> None:
     step = StepAccumulator(2)
     training.learn(*batch(0), True, step)
     before = [None if g is None else g.clone() for g in step.gradients]
     with pytest.raises(ProtocolError):
         training.learn(np.full((4, 7, 32), np.nan, np.float32), batch(0)[1], True, step)
-    assert step.done == 1
+    assert step.learned == 1
     for kept, now in zip(before, step.gradients, strict=True):
         assert kept is now is None or (kept is not None and now is not None and kept.equal(now))
 
@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_is_refused_and_leaves_the_head(training: Head
         training.learn(activations, soft, gradient=True, step=step)
     assert caught.value.code == "nan"
     assert training.safetensors() == broken != before
-    assert (training.steps, step.done) == (0, 0)
+    assert (training.steps, step.learned) == (0, 0)
 
 
 def test_a_checkpoint_continues_bit_for_bit(bundle: Bundle, training: HeadTraining) -> None:
