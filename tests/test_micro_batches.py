@@ -77,9 +77,9 @@ def test_micro_batches_in_flight_give_what_they_give_one_by_one(bundle: Bundle, 
 def test_links_cut_with_several_micro_batches_in_flight_change_nothing(
     bundle: Bundle, server_of_its_own: Any, proxy_type: Any
 ) -> None:
-    server, calm = server_of_its_own()
+    server, undisturbed = server_of_its_own()
     expected, _, _ = in_parts(bundle, server.endpoint, steps=6, window=4)
-    server, stormy = server_of_its_own()
+    server, disturbed = server_of_its_own()
     with proxy_type(server.endpoint) as proxy:
 
         def between(step: int, part: int) -> None:
@@ -90,14 +90,14 @@ def test_links_cut_with_several_micro_batches_in_flight_change_nothing(
         assert proxy.cuts >= 4
         assert outages >= 4
     assert answers == expected
-    assert stormy.steps == 6
-    assert stormy.safetensors() == calm.safetensors()
+    assert disturbed.steps == 6
+    assert disturbed.safetensors() == undisturbed.safetensors()
 
 
 def test_a_trainer_that_dies_in_mid_step_is_given_the_micro_batches_it_lacks_and_no_more(
     bundle: Bundle, server_of_its_own: Any
 ) -> None:
-    server, calm = server_of_its_own()
+    server, undisturbed = server_of_its_own()
     expected, _, _ = in_parts(bundle, server.endpoint, steps=2, window=2)
     first, _ = server_of_its_own(keeps_run=True)
     device = Device(bundle, first.endpoint, micro_batches=4)
@@ -110,7 +110,7 @@ def test_a_trainer_that_dies_in_mid_step_is_given_the_micro_batches_it_lacks_and
     for part in range(3):
         device.send(1, part)
     answers.append(device.take())  # of the second step it has one gradient, and two are in flight
-    second, stormy = server_of_its_own()  # knows nothing
+    second, disturbed = server_of_its_own()  # knows nothing
     device.channel._disconnect()
     device.channel.endpoint = second.endpoint
     answers += [device.take(), device.take()]
@@ -119,8 +119,8 @@ def test_a_trainer_that_dies_in_mid_step_is_given_the_micro_batches_it_lacks_and
     device.settle()
     device.channel.close()
     assert [(a.step, a.micro_batch, a.loss, gradient) for a, gradient in answers] == expected
-    assert stormy.steps == 2
-    assert stormy.safetensors() == calm.safetensors()
+    assert disturbed.steps == 2
+    assert disturbed.safetensors() == undisturbed.safetensors()
     assert any("sending it what it lacks up to step 1" in note for note in device.notes)
 
 

@@ -85,7 +85,7 @@ def world(bundle: Bundle, training: HeadTraining, keys: Path) -> Iterator[World]
                 device.channel.close()
 
 
-def test_a_key_that_nobody_allowed(world: World, eventually: Any) -> None:
+def test_a_key_that_is_not_allowed(world: World, eventually: Any) -> None:
     mallory = world.device("mallory", 2)
     with pytest.raises(LinkError, match="does not know this device's key"):
         mallory.channel.open(2)

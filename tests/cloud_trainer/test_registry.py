@@ -388,7 +388,7 @@ def test_two_sessions_over_one_connection_do_not_share_a_message_in_progress(ses
     assert first.inbox is not second.inbox
 
 
-def test_a_connection_that_was_cut_off_stays_known_speaks_for_nobody_and_holds_nothing(
+def test_a_connection_that_was_cut_off_stays_known_speaks_for_no_session_and_holds_nothing(
     sessions: SessionRegistry,
 ) -> None:
     session, peer = connect(sessions, hello(), way=b"cut")
