@@ -223,11 +223,11 @@ class Answers:
 
     def _close_session(self, session: ServedSession) -> Reply:
         was_finished = session.record.finished
-        session.finish(True)
+        session.set_finished(True)
         try:
             self._checkpoints.save()  # before the device is told, which then drops what it keeps
         except OSError:
-            session.finish(was_finished)
+            session.set_finished(was_finished)
             raise
         self._sessions.close(session)
         if not was_finished:

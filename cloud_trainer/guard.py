@@ -27,10 +27,9 @@ CROWD = 8  # all connections together may hold this many times as much
 UNREAD_BYTES = 16 * 2**20  # of answers that a peer has not read when it asks for more
 STRIKES = 16  # refusals of a connection without a session, or hellos of any connection
 _SWEEP_S = 0.1
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED  # not HANDSHAKE_FAILED_PROTOCOL, see tcp.py
 
 logger = logging.getLogger(__name__)
-
-_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED  # not HANDSHAKE_FAILED_PROTOCOL, see tcp.py
 
 
 class Refusals:

@@ -80,13 +80,7 @@ class Trainer:
             checkpoints = TrainerCheckpoints(self.training, sessions, run_dir, settings.checkpoint_every)
             checkpoints.resume()
             server = Server(
-                self.bundle,
-                self.training,
-                settings.bind,
-                sessions,
-                checkpoints,
-                access=self.access,
-                max_images=settings.max_images,
+                self.bundle, self.training, settings.bind, sessions, checkpoints, self.access, settings.max_images
             )
             stack.callback(server.close)
             run_dir.keep(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())

@@ -115,7 +115,7 @@ class ServedSession:
         """Whether a micro-batch is the next one to learn; False: it was learned and is answered again.
 
         Raises:
-            ProtocolError: code ``order``: it is neither of both.
+            ProtocolError: code ``order``: it is neither.
         """
         if key == JournalKey(self.applied, self.learned) and key.micro_batch < self.micro_batches:
             return True
@@ -160,7 +160,7 @@ class ServedSession:
             self._recent.popitem(last=False)
 
     def answer(self, key: JournalKey) -> LoggedAnswer | None:
-        """The answer that was given to a micro-batch; None if it is not kept or was never given."""
+        """The answer that was given under ``key``; None if it is not kept or was never given."""
         if key in self._recent:
             return self._recent[key]
         kept = self.log.read(key)
@@ -173,7 +173,7 @@ class ServedSession:
         """Drop answers to steps before ``durable``, which the device cannot lose; None: it cannot come back at all."""
         self.log.prune(self.applied if durable is None else min(durable, self.applied))
 
-    def finish(self, finished: bool) -> None:
+    def set_finished(self, finished: bool) -> None:
         """Note whether the device has come to its end."""
         self.record.finished = finished
 

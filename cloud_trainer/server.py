@@ -68,7 +68,6 @@ class Server:
         bind: str,
         sessions: SessionRegistry,
         checkpoints: TrainerCheckpoints | None = None,
-        *,
         access: Access | None = None,
         max_images: int = 1024,
         max_held_bytes: int = 2**30,
@@ -204,7 +203,7 @@ class Server:
                 after_send()  # also if the answer could not be sent: the step has been learned
 
     def _expel(self, access: Access) -> None:
-        """End the sessions' connections whose key has been revoked."""
+        """Tell the devices whose key has been revoked, and drop their connections."""
         for public, fingerprint in access.revoked():
             gone = {route: peer for route, peer in self.sessions.peers.items() if peer.owner == public}
             devices = {repr(peer.session.record.device) for peer in gone.values() if peer.session}

@@ -54,7 +54,7 @@ class World:
         self.alice.settle()
         assert self.training.steps == self.done
 
-    def said(self, *words: str) -> bool:
+    def has_logged(self, *words: str) -> bool:
         return any(all(word in line for word in words) for line in self.lines)
 
 
@@ -90,7 +90,7 @@ def test_a_key_that_is_not_allowed(world: World, eventually: Any) -> None:
     with pytest.raises(LinkError, match="does not know this device's key"):
         mallory.channel.open(2)
     own = fingerprint(load_pair(world.keys / "mallory").public)
-    eventually(lambda: world.said("refused", own, "unknown"))
+    eventually(lambda: world.has_logged("refused", own, "unknown"))
     allow(world.keys / "trainer", "mallory", load_public(world.keys / "mallory" / "public.key"))
     mallory.channel.open(10)  # a key that is allowed later gets in, without a restart of anything
 
@@ -99,13 +99,13 @@ def test_a_key_that_is_revoked_while_it_is_connected(world: World, eventually: A
     bob = world.device("bob", 2)
     bob.channel.open(10)
     revoke(world.keys / "trainer", "bob")
-    eventually(lambda: world.said("may no longer connect"))
+    eventually(lambda: world.has_logged("may no longer connect"))
     bob.channel.submit(*bob.message(0))
     with pytest.raises(RefusedError, match=r"key.*revoked"):
         bob.channel.result()
     with pytest.raises(LinkError, match="has revoked it"):
         bob.channel.open(1)
-    assert world.said("refused", "revoked (bob)")
+    assert world.has_logged("refused", "revoked (bob)")
 
 
 def test_a_session_of_another_device(world: World) -> None:
@@ -113,7 +113,7 @@ def test_a_session_of_another_device(world: World) -> None:
     with pytest.raises(RefusedError, match="another device's key") as caught:
         bob.channel.open(10)
     assert caught.value.code == "identity"
-    assert world.said("refused", "(identity)")
+    assert world.has_logged("refused", "(identity)")
 
 
 def test_messages_for_a_session_that_was_not_opened_here(world: World) -> None:
@@ -125,7 +125,7 @@ def test_messages_for_a_session_that_was_not_opened_here(world: World) -> None:
     bob.channel.send(message, body)
     with pytest.raises(LinkLost, match="unknown-device"):
         bob.channel.receive(5_000)
-    assert world.said("refused 'test' (unknown-device)")
+    assert world.has_logged("refused 'test' (unknown-device)")
 
 
 def test_a_routing_id_of_another_device(world: World) -> None:
@@ -187,14 +187,14 @@ def test_a_trainer_that_has_another_key_than_the_pinned_one(world: World, tmp_pa
     bob = Device(world.bundle, world.server.endpoint, 2, keys)
     with contextlib.closing(bob.channel), pytest.raises(LinkError, match=r"trainer\.key"):
         bob.channel.open(2)
-    eventually(lambda: world.said("refused a connection", "another trainer's key"))
+    eventually(lambda: world.has_logged("refused a connection", "another trainer's key"))
 
 
 def test_a_device_without_keys(world: World, eventually: Any) -> None:
     plain = Device(world.bundle, world.server.endpoint, 2)
     with contextlib.closing(plain.channel), pytest.raises(LinkError, match="keys on one side only"):
         plain.channel.open(2)
-    eventually(lambda: world.said("refused a connection", "keys on one side only"))
+    eventually(lambda: world.has_logged("refused a connection", "keys on one side only"))
 
 
 def test_a_device_with_keys_at_a_trainer_without(server: Server, bundle: Bundle, keys: Path) -> None:
@@ -208,7 +208,7 @@ def test_another_bundle(world: World) -> None:
     bob.bundle = type("Other", (), {"digest": "0" * 64, "manifest": world.bundle.manifest})()
     with pytest.raises(RefusedError, match="bundle 000000"):
         bob.channel.open(10)
-    assert world.said("refused", "(bundle)")
+    assert world.has_logged("refused", "(bundle)")
 
 
 def test_an_older_version(world: World) -> None:
@@ -222,7 +222,7 @@ def test_an_older_version(world: World) -> None:
     assert answer["kind"] == "refused"
     assert answer["code"] == "version"
     assert "version 1" in answer["received"]
-    assert world.said("refused", "(version)")
+    assert world.has_logged("refused", "(version)")
 
 
 def test_two_processes_with_one_key(world: World) -> None:
@@ -256,7 +256,7 @@ def test_a_hello_repeated_for_ever_is_cut_off(world: World, eventually: Any) -> 
         for _ in range(40):
             bob.channel.send(bob.hello())
             bob.channel.receive(5_000)
-    assert world.said("cut off a connection", "hello again and again")
+    assert world.has_logged("cut off a connection", "hello again and again")
 
 
 def test_a_session_belongs_to_the_proved_key_not_to_the_name_in_a_hello(world: World) -> None:

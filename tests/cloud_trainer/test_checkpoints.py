@@ -23,7 +23,7 @@ from tests.serving import logged
 
 
 class TrainerState:
-    """Head and sessions of a trainer on a run directory; a step is counted without a gradient."""
+    """Head and sessions of a trainer on a run directory; a step here is a count without a gradient."""
 
     def __init__(self, training: HeadTraining, run_dir: RunDir, every: int) -> None:
         self.training, self.sessions = training, SessionRegistry(run_dir.journal)
@@ -90,7 +90,7 @@ def test_devices_that_keep_many_bytes_get_a_checkpoint_out_of_turn(
     assert checkpoint_steps(run) == [2, 4]
 
 
-def test_a_run_that_is_not_kept_promises_nothing(training: HeadTraining) -> None:
+def test_a_run_that_is_not_kept_has_no_durable_step(training: HeadTraining) -> None:
     with state(training, None) as trainer:
         for _ in range(4):
             trainer.step(1)
@@ -100,7 +100,7 @@ def test_a_run_that_is_not_kept_promises_nothing(training: HeadTraining) -> None
         assert trainer.applied() == {1: 4}
 
 
-def test_a_checkpoint_that_cannot_be_written_is_logged_and_changes_no_promise(
+def test_a_checkpoint_that_cannot_be_written_is_logged_and_leaves_the_durable_steps(
     training: HeadTraining, run: Path
 ) -> None:
     with state(training, run) as trainer:

@@ -315,7 +315,7 @@ def test_sessions_are_bounded_and_those_that_have_learned_something_are_kept(
         train(connect(sessions, hello(number, incarnation=2))[0], 0)
     assert refused(sessions, hello(5)) == "busy"
     assert set(sessions.records()) == {1, 3, 4}
-    learned.finish(True)
+    learned.set_finished(True)
     connect(sessions, hello(5))
     assert set(sessions.records()) == {3, 4, 5}
     assert not (tmp_path / f"{1:016x}").exists()
@@ -335,7 +335,7 @@ def test_a_device_that_is_done_is_counted_and_its_log_goes(sessions: SessionRegi
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
     connect(sessions, hello(2, incarnation=2))
-    session.finish(True)
+    session.set_finished(True)
     sessions.close(session)
     sessions.close(session)  # its Bye may come twice
     assert sessions.finished() == 1
