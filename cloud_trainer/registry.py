@@ -30,8 +30,7 @@ class Peer:
         """Speak for ``session``; a message that it was receiving goes on over this connection."""
         if self.session is not session:
             self.leave_session()
-        self.session = session
-        self.inbox = session.inbox = session.inbox or self.inbox
+        self.session, self.inbox = session, session.share_inbox(self.inbox)
 
     def leave_session(self) -> None:
         """Speak for no session; a message that was being received stays with the session."""
@@ -100,14 +99,12 @@ class SessionRegistry:
                     other.session.supersede()
                 other.leave_session()
         peer.join_session(session)
-        session.route = route
         self._sessions[session.id] = session
         self._sessions.move_to_end(session.id)
 
     def close(self, session: ServedSession) -> None:
         """Delete the log of a session whose device has closed it, once a checkpoint knows."""
         session.forget()
-        session.inbox = None
 
     def leave(self, route: bytes) -> None:
         """Forget a connection that has ended."""
@@ -150,10 +147,10 @@ class SessionRegistry:
         return sum(session.record.finished for session in self)
 
     def sync(self) -> None:
-        """Flush every log to disk; raises OSError."""
+        """Flush the log of every session that goes on to disk; raises OSError."""
         for session in self:
-            if not session.record.finished and session.route is not None:
-                session.log.sync()
+            if not session.record.finished:
+                session.sync()
 
     def _new(self, number: int, record: SessionRecord) -> ServedSession:
         return ServedSession(number, record, self._directory / f"{number:016x}")

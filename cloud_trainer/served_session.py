@@ -43,7 +43,6 @@ class ServedSession:
         self.planned_steps, self.micro_batches = 0, 1
         self.device_keeps = True  # the device keeps its run on disk, so it may ask for any answer of the log
         self.accumulator: StepAccumulator | None = None  # sums of the step under way
-        self.route: bytes | None = None
         self.inbox: Assembler[FromDevice] | None = None
         self._log: Journal | None = None
         # The newest answer, and those of the last step that could not be written to the log.
@@ -102,6 +101,11 @@ class ServedSession:
         self.planned_steps, self.device_keeps = hello.steps, hello.durable is not None
         self.prune(hello.durable)
         self.record.device = hello.device
+
+    def share_inbox(self, inbox: Assembler[FromDevice]) -> Assembler[FromDevice]:
+        """The inbox with the session's message in progress; ``inbox`` becomes it if there is none."""
+        self.inbox = self.inbox or inbox
+        return self.inbox
 
     def supersede(self) -> None:
         """Refuse the process that has spoken for this session from now on."""
@@ -173,12 +177,17 @@ class ServedSession:
         """Drop answers to steps before ``durable``, which the device cannot lose; None: it cannot come back at all."""
         self.log.prune(self.applied if durable is None else min(durable, self.applied))
 
+    def sync(self) -> None:
+        """Flush the log to disk if it is open; raises OSError."""
+        if self._log is not None:
+            self._log.sync()
+
     def set_finished(self, finished: bool) -> None:
         """Note whether the device has come to its end."""
         self.record.finished = finished
 
     def forget(self) -> None:
-        """Delete the log."""
-        self._log = self.accumulator = None
+        """Delete the log, and what is in memory of the step under way."""
+        self._log = self.accumulator = self.inbox = None
         self._recent.clear()
         shutil.rmtree(self._directory, ignore_errors=True)
