@@ -27,7 +27,8 @@ from harness import Result, arguments, compare, show
 from rivals import connect_raw, serve_raw, server
 
 from adc_edge.arrays import Float32
-from adc_edge.cloud_trainer.accumulated import Accumulated
+from adc_edge.cloud_trainer.accumulator import StepAccumulator
+from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.head import HeadTraining, Learned
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
@@ -61,12 +62,19 @@ WARM_UP = 5
 class Echo(HeadTraining):
     """A head that returns the activations as their gradient."""
 
-    def learn(self, activations: Float32, soft: Float32, gradient: bool, step: Accumulated) -> Learned:
+    def learn(self, activations: Float32, soft: Float32, gradient: bool, step: StepAccumulator) -> Learned:
         step.add([None], 0.0, 0.0)
         return Learned(0.0, 0.0, activations, 0.0)
 
-    def update(self, step: Accumulated, planned_steps: int) -> None:
+    def update(self, step: StepAccumulator, planned_steps: int) -> None:
         self.steps += 1
+
+
+class PromisedCheckpoints(TrainerCheckpoints):
+    """Checkpoints that are never written, of a trainer that tells its devices the same as if they were."""
+
+    def durable(self, session: int) -> int | None:
+        return next((older_checkpoint(s.applied) for s in self._sessions if s.id == session), 0)
 
 
 def older_checkpoint(step: int) -> int:
@@ -77,14 +85,9 @@ def older_checkpoint(step: int) -> int:
 def serve(bundle_dir: Path, kept: bool, pipe: Connection) -> None:
     bundle = Bundle.load(bundle_dir, (HEAD,))
     head = Echo(head_from_manifest(bundle.manifest), OptimizerSettings())
-
-    def on_step(**values: object) -> None:
-        if kept:
-            trainer.answers.durable = {s.id: older_checkpoint(s.applied) for s in trainer.sessions}
-
     sessions = SessionRegistry(bundle_dir / f"log-{kept}")
-    trainer = Server(bundle, head, "tcp://127.0.0.1:*", sessions, max_images=MAX_IMAGES, on_step=on_step)
-    trainer.answers.durable = {} if kept else None
+    checkpoints = PromisedCheckpoints(head, sessions) if kept else None
+    trainer = Server(bundle, head, "tcp://127.0.0.1:*", sessions, checkpoints, max_images=MAX_IMAGES)
     over = threading.Event()
 
     def wait() -> None:  # polling the pipe after each message would cost more than the message

@@ -1,1 +1,1 @@
-"""In the cloud: the server, head training, many devices."""
+"""The trainer in the cloud: it trains the head for many devices."""

@@ -1,8 +1,9 @@
-"""Whose keys are let in, and who a message is from: the proved key, never a name that somebody claims."""
+"""Admission of devices by their keys. A sender is identified by the key it has proved, never by a name it claims."""
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +14,54 @@ from adc_edge.errors import ProtocolError
 from adc_edge.security.authenticator import Authenticator, secure_server, self_test
 from adc_edge.security.keystore import Devices, fingerprint, load_pair
 
-_LOOK_EVERY_S = 0.5
+_READ_EVERY_S = 0.5
 
 
 class Access:
-    """The trainer's key directory at work on one socket.
+    """The trainer's key directory, applied to one socket.
 
     Args:
-        directory: of ``adc-edge keys``; its changes take effect within a second.
+        directory: key directory made by ``adc-edge keys``; changes in it take effect within a second.
 
     Raises:
-        SettingError: it holds no usable pair.
+        SettingError: the directory holds no usable key pair.
     """
 
     def __init__(self, directory: Path) -> None:
         self._pair, self.devices = load_pair(directory), Devices(directory)
         self._authenticator: Authenticator | None = None
-        self._looked_s = 0.0
+        self._read_s = 0.0
 
     @property
     def fingerprint(self) -> str:
-        """Of the trainer's own key."""
+        """Fingerprint of the trainer's own key."""
         return fingerprint(self._pair.public)
 
     def secure(self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], refusals: Refusals) -> None:
-        """Let only devices of the directory in; before ``bind``."""
+        """Admit only devices of the directory; to be called before ``bind``."""
         secure_server(socket, self._pair)
-        self._authenticator = Authenticator(context, self.devices, lambda text: refusals.say("key", text))
+        self._authenticator = Authenticator(context, self.devices, partial(refusals.warn, "key"))
         self._authenticator.start()
 
     def self_test(self, endpoint: str) -> None:
-        """Knock as strangers do (CURVE fails open if anything is missing); raises RunError if one gets in."""
+        """Connect as unauthenticated peers do, since CURVE fails open; raises RunError if one is admitted."""
         self_test(endpoint, self._pair.public, self._authenticator)
 
     def owner(self, frame: Any) -> str:
-        """The key that the sender of a frame has proved."""
+        """The public key that the sender of a frame has proved."""
         return str(frame.get("User-Id"))
 
     def check(self, owner: str) -> None:
-        """Asked for every message: taking a key away does not cut a connection that stands.
+        """Check the sender's key; needed for every message, since removing a key cuts no connection.
 
         Raises:
-            ProtocolError: code ``key``: it may not connect (any more).
+            ProtocolError: code ``key``: the key is unknown or revoked.
         """
         if self.devices.name(owner.encode()) is None:
             raise self.refusal(owner)
 
     def refusal(self, owner: str) -> ProtocolError:
-        """What a device is told whose key is not let in."""
+        """The refusal of a device whose key is not admitted."""
         return ProtocolError(
             f"key {fingerprint(owner.encode())} is {self.devices.refusal(owner.encode()) or 'unknown'}",
             "a key of the trainer's directory",
@@ -69,14 +70,14 @@ class Access:
         )
 
     def revoked(self) -> list[tuple[str, str]]:
-        """Keys, and their fingerprints, that lost their place since the last call; looks twice a second."""
-        if time.monotonic() - self._looked_s < _LOOK_EVERY_S:
+        """Keys revoked since the last call, with their fingerprints; reads the directory twice a second."""
+        if time.monotonic() - self._read_s < _READ_EVERY_S:
             return []
-        self._looked_s = time.monotonic()
+        self._read_s = time.monotonic()
         return [(public.decode(), fingerprint(public)) for public in self.devices.refresh()]
 
     def stop(self) -> None:
-        """End, before the context ends."""
+        """Stop the authenticator; to be called before the context ends."""
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None

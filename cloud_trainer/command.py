@@ -7,7 +7,15 @@ from typing import Any
 import click
 
 from adc_edge import defaults
-from adc_edge.options import GroupedCommand, bundle_option, heading, key_options, optimizer_options, run_options
+from adc_edge.options import (
+    GroupedCommand,
+    bundle_option,
+    heading,
+    key_options,
+    log_options,
+    optimizer_options,
+    run_options,
+)
 
 
 @click.command(cls=GroupedCommand)
@@ -18,7 +26,7 @@ from adc_edge.options import GroupedCommand, bundle_option, heading, key_options
     default=defaults.TRAINER_ENDPOINT,
     show_default=True,
     metavar="tcp://HOST:PORT",
-    help="Where to listen; port * lets the system choose.",
+    help="Address to listen on; port * lets the system choose.",
 )
 @key_options
 @heading("Run")
@@ -30,7 +38,7 @@ from adc_edge.options import GroupedCommand, bundle_option, heading, key_options
     type=click.Choice(["auto", "off"]),
     default="auto",
     show_default=True,
-    help="bf16 autocast, where CUDA has it.",
+    help="bf16 autocast; auto: on CUDA devices that support it.",
 )
 @click.option(
     "--compile",
@@ -38,14 +46,14 @@ from adc_edge.options import GroupedCommand, bundle_option, heading, key_options
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
-    help="The head through torch.compile; auto: on CUDA.",
+    help="Run the head through torch.compile; auto: on CUDA.",
 )
 @click.option(
     "--max-images",
     default=defaults.MAX_IMAGES,
     show_default=True,
     type=click.IntRange(min=2),
-    help="Images of one message.",
+    help="Largest number of images in one message.",
 )
 @heading("Devices")
 @click.option(
@@ -57,13 +65,18 @@ from adc_edge.options import GroupedCommand, bundle_option, heading, key_options
     help="End once N devices are done; 0: serve until Ctrl-C.",
 )
 @heading("Optimisation")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed for dropout.")
 @optimizer_options
-def trainer(**options: Any) -> None:
+@heading("Logging")
+@log_options
+def trainer(verbose: bool, quiet: bool, log_json: bool, **options: Any) -> None:
     """Train the head for the devices that connect."""
     from rich.console import Console
 
+    from adc_edge import logs
     from adc_edge.cloud_trainer.runner import Trainer, TrainerSettings
     from adc_edge.optimizer.settings import take_settings
 
-    Trainer(TrainerSettings(optimizer=take_settings(options), **options), Console()).run()
+    console = Console()
+    logs.configure(console, verbose - quiet, log_json)
+    Trainer(TrainerSettings(optimizer=take_settings(options), **options), console).run()

@@ -1,4 +1,4 @@
-"""The head's training: soft-label cross-entropy, optimizer, evaluation. Knows nothing of sockets."""
+"""Training of the head: soft-label cross-entropy, optimizer, evaluation. Knows nothing of sockets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adc_edge.arrays import Float32
-from adc_edge.cloud_trainer.accumulated import Accumulated
+from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.errors import ProtocolError
 from adc_edge.method.split import Head
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -26,7 +26,7 @@ _HEAD, _OPTIMIZER = "head.", "optimizer."
 
 
 class Learned(NamedTuple):
-    """What a step on the head gives: the loss, the gradient ``[T, k, D]`` if asked for, and its cost."""
+    """Result of one micro-batch: loss, accuracy, the gradient ``[T, k, D]`` if asked for, and the time it took."""
 
     loss: float
     accuracy: float
@@ -35,7 +35,7 @@ class Learned(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What an evaluation gives."""
+    """Result of an evaluation message."""
 
     correct: int
     loss_sum: float
@@ -43,15 +43,15 @@ class Judged(NamedTuple):
 
 
 class HeadTraining:
-    """A head that learns.
+    """A head and its optimizer.
 
     Args:
-        head: with its weights.
-        optimizer: how it learns.
+        head: the head with its weights.
+        optimizer: settings of the optimizer.
         device: ``cpu`` or ``cuda``.
         bf16: autocast to bfloat16 (CUDA).
-        seed: of what is random in a step (dropout), which is a pure function of it and the step's number.
-        compiled: run the head through torch.compile; what it cannot compile runs as it is.
+        seed: random seed for dropout; each step draws from (seed, step).
+        compiled: run the head through torch.compile; parts that it cannot compile run as they are.
     """
 
     def __init__(
@@ -70,22 +70,22 @@ class HeadTraining:
         self._parameters = [p for p in self.head.parameters() if p.requires_grad]
         self.steps = 0
 
-    def learn(self, activations: Float32, soft: Float32, gradient: bool, step: Accumulated) -> Learned:
+    def learn(self, activations: Float32, soft: Float32, gradient: bool, step: StepAccumulator) -> Learned:
         """Forward and backward of one micro-batch (paper, step 4); ``update`` follows the last of a step.
 
         Args:
             activations: ``[T, k, D]``.
             soft: soft labels ``[T, C]``, rows summing to one.
-            gradient: whether the device wants the gradient with respect to ``activations``: of the step's loss, the
-                mean over its micro-batches.
-            step: what the micro-batches before gave; this one is added.
+            gradient: whether the device wants the gradient of the step's loss, the mean over its micro-batches, with
+                respect to ``activations``.
+            step: sums over the micro-batches before; this one is added.
 
         Raises:
             ProtocolError: code ``nan``: the loss or the gradient is not finite; head and ``step`` stay as they were.
         """
         start = time.monotonic()
         self.head.train()
-        torch.manual_seed(self._seed(step.done))  # what is done again draws the same numbers
+        torch.manual_seed(self._seed(step.learned))  # a repeated micro-batch draws the same numbers
         z = self._here(activations).requires_grad_(gradient)
         target = self._here(soft)
         with self._autocast():
@@ -107,12 +107,12 @@ class HeadTraining:
         step.add(gradients[: len(self._parameters)], value, accuracy)
         return Learned(value, accuracy, down, time.monotonic() - start)
 
-    def update(self, step: Accumulated, planned_steps: int) -> None:
-        """The optimizer's step, with the gradients of all micro-batches.
+    def update(self, step: StepAccumulator, planned_steps: int) -> None:
+        """Do the optimizer's step with the gradients of all micro-batches.
 
         Args:
-            step: whole.
-            planned_steps: of the device's run, for the schedule.
+            step: sums over all micro-batches of the step.
+            planned_steps: length of the device's run, for the schedule.
         """
         for parameter, total in zip(self._parameters, step.gradients, strict=True):
             parameter.grad = total
@@ -136,14 +136,14 @@ class HeadTraining:
         return weights | {_OPTIMIZER + name: value for name, value in self.optimizer.arrays().items()}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]], steps: int) -> None:
-        """Take back what ``arrays`` gave after ``steps`` steps."""
+        """Restore weights and optimizer state that ``arrays`` gave after ``steps`` steps."""
         weights = {n[len(_HEAD) :]: torch.from_numpy(np.array(v)) for n, v in arrays.items() if n.startswith(_HEAD)}
         self.head.vit.load_state_dict(weights)
         self.optimizer.restore({n[len(_OPTIMIZER) :]: v for n, v in arrays.items() if n.startswith(_OPTIMIZER)})
         self.steps = steps
 
     def safetensors(self) -> bytes:
-        """The head as head.safetensors."""
+        """The bytes of head.safetensors."""
         return save({name: p.contiguous().cpu() for name, p in self.head.vit.state_dict().items()})
 
     def _seed(self, micro_batch: int) -> int:
@@ -154,7 +154,7 @@ class HeadTraining:
         tensor = torch.from_numpy(array)
         if self.device.type == "cpu":
             return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)  # the copy runs beside what is queued
+        return tensor.pin_memory().to(self.device, non_blocking=True)  # the copy overlaps with queued work
 
     def _numpy(self, tensor: Tensor) -> Float32:
         if self.device.type == "cpu":
@@ -170,6 +170,6 @@ class HeadTraining:
 
 def _compiled(head: Head) -> Callable[[Tensor], Tensor]:
     """``head`` through torch.compile, anew for each shape: T and k change rarely (when a cluster is empty)."""
-    torch._dynamo.config.suppress_errors = True  # no compiler, or a shape too many: slower, and not the end of a run
+    torch._dynamo.config.suppress_errors = True  # without a compiler, or beyond its limit of shapes, it runs eagerly
     compiled: Callable[[Tensor], Tensor] = torch.compile(head, dynamic=False)
     return compiled

@@ -1,4 +1,4 @@
-"""Limits of a message's body, from its header's numbers; checked before a byte of it is allocated."""
+"""Limits of a message's body, computed from its header and checked before a byte of it is allocated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adc_edge.wire.messages import LABEL_BYTES, TRIPLE_BYTES, Evaluate, Step
 
 
 class MessageLimits(msgspec.Struct, frozen=True):
-    """Sizes that one bundle allows: N ``tokens`` of an image, P of them ``prefix``, D ``dim``, C ``classes``."""
+    """Sizes that a bundle allows: N ``tokens`` of an image (P of them ``prefix``), D ``dim``, C ``classes``."""
 
     tokens: int
     prefix: int
@@ -20,12 +20,12 @@ class MessageLimits(msgspec.Struct, frozen=True):
     max_images: int
 
     @classmethod
-    def of(cls, manifest: Manifest, max_images: int) -> MessageLimits:
+    def from_manifest(cls, manifest: Manifest, max_images: int) -> MessageLimits:
         """The limits of messages about this model."""
         return cls(manifest.tokens, manifest.prefix, manifest.dim, manifest.classes, max_images)
 
     def step_bytes(self, step: Step) -> int:
-        """Exact size of a Step's body.
+        """Exact size in bytes of a Step's body.
 
         Raises:
             ProtocolError: code ``shape`` or ``size``.
@@ -38,13 +38,13 @@ class MessageLimits(msgspec.Struct, frozen=True):
         return self._exactly(step.body_bytes, size)
 
     def evaluate_bytes(self, part: Evaluate) -> int:
-        """Exact size of an Evaluate's body; raises as ``step_bytes``."""
+        """Exact size in bytes of an Evaluate's body; raises as ``step_bytes``."""
         self._within("images", part.images, 1, self.max_images)
         size = encoded_bytes((part.images, self.tokens, self.dim), part.precision) + LABEL_BYTES * part.images
         return self._exactly(part.body_bytes, size)
 
     def largest_bytes(self) -> int:
-        """Of any body: whole activations of as many images as a message may hold, at fp32."""
+        """Upper bound on any body: the full activations of ``max_images`` images in fp32."""
         return encoded_bytes((self.max_images, self.tokens, self.dim), "fp32") + TRIPLE_BYTES * self.max_images
 
     def _within(self, what: str, value: int, low: int, high: int) -> None:

@@ -1,4 +1,4 @@
-"""One device's training: how far it has come here, and the log of what it was answered."""
+"""One device's session on the trainer: the steps applied, and the log of the answers given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from adc_edge.arrays import Body
-from adc_edge.cloud_trainer.accumulated import Accumulated
+from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.journal import Journal, JournalKey, oldest
 from adc_edge.wire.framing import Assembler
@@ -21,7 +21,7 @@ LoggedAnswer = tuple[Gradient | Evaluated, Body]
 
 
 class SessionRecord(msgspec.Struct):
-    """What a checkpoint keeps of a session."""
+    """The part of a session that a checkpoint keeps."""
 
     device: str
     owner: str  # public key, or "" without keys
@@ -30,50 +30,49 @@ class SessionRecord(msgspec.Struct):
 
 
 class ServedSession:
-    """One device's training, over as many connections and lives as it takes.
+    """One device's training, over all its connections and incarnations.
 
     Args:
         number: the session's id.
-        standing: what is known of it.
-        directory: of its log, which is opened when a device first speaks for it.
+        record: the session as the last checkpoint knew it.
+        directory: directory of its log, which is opened when a device first speaks for the session.
     """
 
-    def __init__(self, number: int, standing: SessionRecord, directory: Path) -> None:
-        self.id, self.standing, self._directory = number, standing, directory
+    def __init__(self, number: int, record: SessionRecord, directory: Path) -> None:
+        self.id, self.record, self._directory = number, record, directory
         self.planned_steps, self.micro_batches = 0, 1
-        self.device_keeps = True  # its run on disk, so that it may come back for any answer of the log
-        self.begun: Accumulated | None = None  # the step that is under way
-        self.route: bytes | None = None
+        self.device_keeps = True  # the device keeps its run on disk, so it may ask for any answer of the log
+        self.accumulator: StepAccumulator | None = None  # sums of the step under way
         self.inbox: Assembler[FromDevice] | None = None
         self._log: Journal | None = None
-        # The newest stays in memory, and of a step's answers those that a full disk has kept out of the log.
+        # The newest answer, and those of the last step that could not be written to the log.
         self._recent: OrderedDict[JournalKey, LoggedAnswer] = OrderedDict()
-        self._incarnations: deque[int] = deque(maxlen=_INCARNATIONS)  # of the device's processes, the last one speaks
+        self._incarnations: deque[int] = deque(maxlen=_INCARNATIONS)  # the last one may speak
 
     @property
     def applied(self) -> int:
-        """Steps applied."""
-        return self.standing.applied
+        """Number of steps applied."""
+        return self.record.applied
 
     @property
     def learned(self) -> int:
-        """Micro-batches of the step that is under way."""
-        return 0 if self.begun is None else self.begun.done
+        """Number of micro-batches learned of the step under way."""
+        return 0 if self.accumulator is None else self.accumulator.learned
 
     @property
     def log(self) -> Journal:
         """Answers that the device may still ask for."""
         if self._log is None:
             self._log = Journal(self._directory)
-            self._log.forget(self.applied)  # of a life whose steps did not reach the checkpoint
+            self._log.forget(self.applied)  # answers to steps that did not reach the checkpoint
         return self._log
 
-    def greet(self, hello: Hello) -> None:
-        """Take a Hello.
+    def resume(self, hello: Hello) -> None:
+        """Take the session up where a device's Hello says that the device stands.
 
         Raises:
             ProtocolError: ``superseded``: a newer process has spoken for the session; ``history``: the device is older
-                than the log reaches back; ``order``: it cuts its steps otherwise than before.
+                than the log reaches back; ``order``: the step under way has another number of micro-batches.
         """
         if hello.incarnation in self._incarnations and hello.incarnation != self._incarnations[-1]:
             raise ProtocolError(
@@ -82,10 +81,10 @@ class ServedSession:
                 "another `adc-edge serve` has taken this run over; stop one of the two",
                 "superseded",
             )
-        if self.begun is not None and self.begun.of != hello.micro_batches:
+        if self.accumulator is not None and self.accumulator.micro_batches != hello.micro_batches:
             raise ProtocolError(
                 f"steps of {hello.micro_batches} micro-batches",
-                f"{self.begun.of}, as the step under way began",
+                f"{self.accumulator.micro_batches}, as the step under way began",
                 "use the --micro-batches that the run began with",
                 "order",
             )
@@ -101,20 +100,26 @@ class ServedSession:
             self._incarnations.append(hello.incarnation)
         self.planned_steps, self.device_keeps = hello.steps, hello.durable is not None
         self.prune(hello.durable)
+        self.record.device = hello.device
+
+    def share_inbox(self, inbox: Assembler[FromDevice]) -> Assembler[FromDevice]:
+        """The inbox with the session's message in progress; ``inbox`` becomes it if there is none."""
+        self.inbox = self.inbox or inbox
+        return self.inbox
 
     def supersede(self) -> None:
-        """The process that spoke for this session no longer may."""
+        """Refuse the process that has spoken for this session from now on."""
         self._incarnations.append(-1)
 
     def oldest(self) -> int:
-        """The first step from which on every answer is here."""
+        """The first step from which on every answer can be given again."""
         return oldest(lambda key: key in self._recent or self.log.has(key), self.applied, self.micro_batches)
 
     def due(self, key: JournalKey) -> bool:
-        """Whether a micro-batch is to be learned (True) or was learned and is to be answered again (False).
+        """Whether a micro-batch is the next one to learn; False: it was learned and is answered again.
 
         Raises:
-            ProtocolError: code ``order``: neither.
+            ProtocolError: code ``order``: it is neither.
         """
         if key == JournalKey(self.applied, self.learned) and key.micro_batch < self.micro_batches:
             return True
@@ -127,18 +132,18 @@ class ServedSession:
             "order",
         )
 
-    def begin(self) -> Accumulated:
-        """What the micro-batches of the step under way have given so far."""
-        if self.begun is None:
-            self.begun = Accumulated(self.micro_batches)
-        return self.begun
+    def begin_step(self) -> StepAccumulator:
+        """The sums of the step under way, which begins if there is none."""
+        if self.accumulator is None:
+            self.accumulator = StepAccumulator(self.micro_batches)
+        return self.accumulator
 
-    def answered(self, reply: Gradient, body: Body) -> None:
-        """A micro-batch has been learned; keep its answer. The last one ends its step."""
-        if self.begun is None or self.begun.complete:
-            self.begun = None
-            self.standing.applied = reply.step + 1
-        self.standing.finished = False
+    def record_answer(self, reply: Gradient, body: Body) -> None:
+        """Count a micro-batch that was learned, and keep its answer; the last one ends its step."""
+        if self.accumulator is None or self.accumulator.complete:
+            self.accumulator = None
+            self.record.applied = reply.step + 1
+        self.record.finished = False
         self.keep(JournalKey(reply.step, reply.micro_batch), reply, body)
 
     def keep(self, key: JournalKey, reply: Gradient | Evaluated, body: Body = b"") -> None:
@@ -149,7 +154,7 @@ class ServedSession:
             self._recent.popitem(last=False)
 
     def write(self) -> None:
-        """Put the newest answers in the log, for a device that could come back for them; raises OSError."""
+        """Write the newest answers to the log, unless the device keeps no run on disk; raises OSError."""
         if not self.device_keeps:
             return
         for key, (reply, body) in self._recent.items():
@@ -159,7 +164,7 @@ class ServedSession:
             self._recent.popitem(last=False)
 
     def answer(self, key: JournalKey) -> LoggedAnswer | None:
-        """The answer that was given; None if it is not here (any more)."""
+        """The answer that was given under ``key``; None if it is not kept or was never given."""
         if key in self._recent:
             return self._recent[key]
         kept = self.log.read(key)
@@ -169,11 +174,20 @@ class ServedSession:
         return (message, kept[1]) if isinstance(message, Gradient | Evaluated) else None
 
     def prune(self, durable: int | None) -> None:
-        """The device will never come back older than ``durable``; None: not at all."""
+        """Drop answers to steps before ``durable``, which the device cannot lose; None: it cannot come back at all."""
         self.log.prune(self.applied if durable is None else min(durable, self.applied))
 
+    def sync(self) -> None:
+        """Flush the log to disk if it is open; raises OSError."""
+        if self._log is not None:
+            self._log.sync()
+
+    def set_finished(self, finished: bool) -> None:
+        """Note whether the device has come to its end."""
+        self.record.finished = finished
+
     def forget(self) -> None:
-        """Drop the log for good."""
-        self._log = self.begun = None
+        """Delete the log, and what is in memory of the step under way."""
+        self._log = self.accumulator = self.inbox = None
         self._recent.clear()
         shutil.rmtree(self._directory, ignore_errors=True)

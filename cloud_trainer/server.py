@@ -1,14 +1,16 @@
-"""The trainer's socket: one ROUTER, one loop, devices served in the order in which their messages are whole."""
+"""The trainer's socket: one ROUTER and one loop, which answers messages in the order in which they are complete."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import zmq
 
 from adc_edge.cloud_trainer.access import Access
-from adc_edge.cloud_trainer.answers import Answers, outside_session
+from adc_edge.cloud_trainer.answers import Answers, RequestContext, outside_session
+from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
@@ -34,30 +36,29 @@ from adc_edge.wire.tcp import prefer_bbr, tcp_info
 
 _TICK_MS = 100
 _LINGER_MS = 1_000
-_TEXT = 300  # characters of each part of a refusal: all three fit into a header, whatever their alphabet
+_TEXT = 300  # characters of each part of a refusal: all three fit into a header in any alphabet
 
 Frames = Iterable[tuple[bytes, memoryview]]
 
+logger = logging.getLogger(__name__)
+
 
 class Server:
-    """Answers devices with one HeadTraining.
+    """Receives the messages of devices, has them answered, and sends the answers.
 
     Args:
-        bundle: that every device must have.
-        training: of the head.
+        bundle: the bundle that every device must have.
+        training: the head's training.
         bind: ``tcp://HOST:PORT``; port ``*`` lets the system choose.
-        sessions: with what a checkpoint knew.
-        access: whose keys are let in; None: no keys, everybody who reaches the address.
-        max_images: of one message.
-        max_held_bytes: of all messages that are being received at once.
-        say: told of devices that come, go, or are refused.
-        on_step: called after each optimizer step with the values for metrics.jsonl.
-        on_bye: makes everything durable before a device's goodbye is acknowledged.
-        go_back: returns to a checkpoint in which a session stood at most at a step; False if there is none.
+        sessions: all sessions, as far as the checkpoint knew them.
+        checkpoints: checkpoints of the run; None: the run is not kept.
+        access: admission by keys; None: everybody who reaches the address is admitted.
+        max_images: largest number of images in one message.
+        max_held_bytes: largest size of all messages that are being received at once.
 
     Raises:
         SettingError: the address cannot be bound.
-        RunError: strangers would get in.
+        RunError: unauthenticated peers would be admitted.
     """
 
     def __init__(
@@ -66,32 +67,19 @@ class Server:
         training: HeadTraining,
         bind: str,
         sessions: SessionRegistry,
-        *,
+        checkpoints: TrainerCheckpoints | None = None,
         access: Access | None = None,
         max_images: int = 1024,
         max_held_bytes: int = 2**30,
-        say: Callable[[str], None] = lambda text: None,
-        on_step: Callable[..., None] = lambda **values: None,
-        on_bye: Callable[[], None] = lambda: None,
-        go_back: Callable[[int, int], bool] = lambda session, step: False,
     ) -> None:
-        self.sessions, self._access, self._say = sessions, access, say
-        self._limits, self._max_held_bytes = MessageLimits.of(bundle.manifest, max_images), max_held_bytes
-        self._refusals = Refusals(say)
-        self.answers = Answers(
-            bundle,
-            training,
-            sessions,
-            self._limits,
-            say=say,
-            trouble=lambda text: self._refusals.say("journal", text),
-            on_step=on_step,
-            on_bye=on_bye,
-            go_back=go_back,
-        )
+        self.sessions, self._access = sessions, access
+        self._limits, self._max_held_bytes = MessageLimits.from_manifest(bundle.manifest, max_images), max_held_bytes
+        self._refusals = Refusals()
+        checkpoints = checkpoints or TrainerCheckpoints(training, sessions)
+        self._answers = Answers(bundle, training, sessions, self._limits, checkpoints, self._refusals)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._speaker: Peer | None = None  # whose message is being read
+        self._speaker: Peer | None = None  # the sender of the message that is being read
         self._guard = Guard(self._context, self._socket, self._refusals, self._limits.largest_bytes())
         try:
             self._listen(bind)
@@ -105,7 +93,7 @@ class Server:
             raise
 
     def serve(self, stop: Callable[[], bool]) -> None:
-        """Answer until ``stop`` says so, which is asked between messages."""
+        """Answer messages until ``stop``, which is asked between two of them, returns True."""
         while not stop():
             if self._socket.poll(0, zmq.POLLIN):
                 self._receive()
@@ -117,7 +105,7 @@ class Server:
                 self._expel(self._access)
 
     def close(self) -> None:
-        """Close the socket; what was just sent, a goodbye's answer say, has a moment to leave."""
+        """Close the socket; messages just sent, the last ByeAck for example, have a moment to leave."""
         self._guard.close()
         self._socket.close(_LINGER_MS)
         if self._access is not None:
@@ -133,15 +121,15 @@ class Server:
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         if self._access is not None:
             self._access.self_test(self.endpoint)
-        self._guard.tell()
+        self._guard.log_silent_ends()
 
     def _receive(self) -> None:
         route, *frames = self._frames()
         last = frames[-1]
         try:
             fd = last.get(zmq.SRCFD)
-        except zmq.ZMQError:  # it speaks a ZMTP of ten years ago, or random bytes that look like it
-            self._refusals.say("handshake", "refused a message (handshake): it came in a ZMTP older than 3")
+        except zmq.ZMQError:  # ZMTP of ten years ago, or random bytes that look like it
+            self._refusals.warn("handshake", "refused a message (handshake): it came in a ZMTP older than 3")
             return
         self._guard.received(fd, sum(map(len, frames)))
         owner = self._access.owner(last) if self._access is not None else ""
@@ -157,10 +145,10 @@ class Server:
             whole = peer.inbox.feed(frames[0].bytes, last.buffer)
             if whole is None:
                 return
-            if self._guard.reads(fd):
-                self._answer(route, peer, fd, *whole)
-            else:
+            if self._guard.cut_off_non_reader(fd):
                 self.sessions.cut_off(route)
+            else:
+                self._answer(route, peer, fd, *whole)
         except ProtocolError as error:
             self._refuse(route, peer, fd, error)
         except OSError as error:
@@ -168,7 +156,7 @@ class Server:
             self._refuse(route, peer, fd, ProtocolError(why, "room on the trainer's disk", "free some", "busy"))
 
     def _frames(self) -> list[Any]:
-        """Routing id and frames of one message; of a long one, what is too much is dropped as it is read."""
+        """Routing id and frames of one message; frames beyond the third are dropped as they are read."""
         frames: list[Any] = [self._socket.recv()]
         more = True
         while more:
@@ -201,38 +189,39 @@ class Server:
             pong = Pong(message.nonce, message.reply_bytes, message.nonce)
             self._send(route, fd, to_frames(pong, bytes(message.reply_bytes)))
             return
-        if isinstance(message, Hello) and self._guard.hello(fd):  # one for each connection is all a device needs
+        if isinstance(message, Hello) and self._guard.count_hello(fd):  # a device needs one for each connection
             self.sessions.cut_off(route)
             return
-        if isinstance(message, Hello):
-            self.answers.congestion = prefer_bbr(fd)  # gradients have not left yet
+        congestion = prefer_bbr(fd) if isinstance(message, Hello) else None  # before the first gradient leaves
         live = tcp_info(fd)  # a device cannot see from its end how fast its trainer sends
-        self.answers.down_mbit_s = live.delivery_mbit_s if live else None
-        answer, answer_body = self.answers.answer(route, peer, message, body)
+        context = RequestContext(route, peer, congestion, live.delivery_mbit_s if live else None)
+        (answer, answer_body), after_send = self._answers.answer(context, message, body)
         try:
             self._send(route, fd, to_frames(answer, answer_body, chunk_bytes(live)))
         finally:
-            self.answers.settle()  # whatever became of the answer, the step has been learned
+            if after_send is not None:
+                after_send()  # also if the answer could not be sent: the step has been learned
 
     def _expel(self, access: Access) -> None:
-        """Cut off whose key has been revoked."""
+        """Tell the devices whose key has been revoked, and drop their connections."""
         for public, fingerprint in access.revoked():
             gone = {route: peer for route, peer in self.sessions.peers.items() if peer.owner == public}
-            devices = {repr(peer.session.standing.device) for peer in gone.values() if peer.session}
-            self._say(f"key {fingerprint} ({', '.join(devices) or 'not connected'}) may no longer connect")
+            devices = {repr(peer.session.record.device) for peer in gone.values() if peer.session}
+            connected = ", ".join(devices) or "not connected"
+            logger.warning("key %s (%s) may no longer connect", fingerprint, connected)
             for route, peer in gone.items():
                 self._send(route, peer.fd, to_frames(_refusal(access.refusal(public))))
                 self.sessions.leave(route)
 
     def _refuse(self, route: bytes, peer: Peer, fd: int, error: ProtocolError) -> None:
-        who = repr(peer.session.standing.device) if peer.session else "a peer without a session"
-        self._refusals.say(error.code, f"refused {who} ({error.code}): {error.received}; expected {error.expected}")
+        who = repr(peer.session.record.device) if peer.session else "a peer without a session"
+        self._refusals.warn(error.code, f"refused {who} ({error.code}): {error.received}; expected {error.expected}")
         refused = _refusal(error)
-        # Another version cannot read our seal, but it can read the header alone.
+        # Another version cannot check our seal, but it can read the header alone.
         self._send(
             route, fd, [(pack_header(refused), memoryview(b""))] if error.code == "version" else to_frames(refused)
         )
-        if peer.session is None and self._guard.strike(fd):
+        if peer.session is None and self._guard.count_refusal(fd):
             self.sessions.cut_off(route)
 
     def _send(self, route: bytes, fd: int, frames: Frames) -> None:
@@ -240,7 +229,7 @@ class Server:
             for header, piece in frames:
                 self._socket.send_multipart([route, header, piece], zmq.NOBLOCK, copy=False)
                 self._guard.sent(fd, len(header) + len(piece))
-        except zmq.ZMQError:  # gone; its session keeps the answer for when it is back
+        except zmq.ZMQError:  # the peer has gone; its session keeps the answer
             self.sessions.leave(route)
 
 

@@ -24,7 +24,7 @@ from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.security.keystore import make_keys
 from adc_edge.storage.bundle import HEAD, Bundle
-from tests.serving import serving
+from tests.serving import logged, serving
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = {"patch_size": 4, "img_size": 16, "embed_dim": 32, "num_heads": 2, "depth": 4}  # 17 tokens of 32 channels
@@ -80,11 +80,11 @@ def training(bundle: Bundle) -> HeadTraining:
 @pytest.fixture
 def server(bundle: Bundle, training: HeadTraining, tmp_path: Path) -> Iterator[Server]:
     """A real trainer socket on loopback, served by a thread until the test ends."""
-    lines: list[str] = []
-    server = Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(tmp_path / "log"), say=lines.append)
-    server.lines = lines  # type: ignore[attr-defined]
-    with serving(server):
-        yield server
+    with logged() as lines:
+        server = Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(tmp_path / "log"))
+        server.lines = lines  # type: ignore[attr-defined]
+        with serving(server):
+            yield server
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -18,24 +17,6 @@ from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.evaluation.command import evaluate
 from adc_edge.optimizer.settings import OptimizerSettings, take_settings
-
-CHECKED = ("demo", "doctor", "keys", "merge", "serve", "trainer")
-ELLIPTIC = ("Of ", "What ", "Whose ", "How ", "As ", "Who ")
-
-
-def commands() -> Iterator[click.Command]:
-    for name in CHECKED:
-        command = main.get_command(click.Context(main), name)
-        assert command is not None
-        yield command
-        yield from command.commands.values() if isinstance(command, click.Group) else ()
-
-
-def test_every_option_is_described_by_a_complete_phrase() -> None:
-    texts = [command.help or "" for command in commands()]
-    texts += [option.help or "" for c in commands() for option in c.params if isinstance(option, click.Option)]
-    assert len(texts) > 70
-    assert not [text for text in texts if text.startswith(ELLIPTIC)]
 
 
 def sections(command: str) -> dict[str, list[str]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
-from _pytest.mark import ParameterSet
 
 from adc_edge.cli import COMMANDS, main
 
@@ -21,22 +20,7 @@ SUB_FOLDERS = [
     for path in sorted((ROOT / tree).iterdir())
     if path.is_dir() and not path.is_symlink() and path.name != "__pycache__"
 ]
-NOT_YET = set(  # still to be reworded
-    """
-    bench calibrate evaluate export link privacy serve trainer adc_edge cloud_trainer edge_runtime tests benchmarks
-    adc_edge/codec adc_edge/data adc_edge/method adc_edge/onnx adc_edge/optimizer adc_edge/planning adc_edge/storage
-    adc_edge/wire calibration/int8 calibration/link edge_runtime/bench edge_runtime/doctor edge_runtime/engines
-    edge_runtime/trunk evaluation/codecs evaluation/privacy evaluation/report evaluation/study tests/benchmarks
-    tests/calibration tests/chaos tests/cloud_trainer tests/edge_runtime tests/evaluation tests/method tests/onnx
-    tests/storage
-    """.split()
-)
 ELLIPTIC = re.compile(r"\W*(Of|What|Whose|Who|How|As)\b")
-
-
-def each(names: Iterable[str]) -> list[ParameterSet]:
-    still_to_do = pytest.mark.xfail(strict=False)
-    return [pytest.param(name, marks=still_to_do if name in NOT_YET else ()) for name in names]
 
 
 def docstrings(path: Path) -> Iterator[tuple[str, str]]:
@@ -69,7 +53,7 @@ def elliptic_helps(command: click.Command, name: str) -> list[str]:
     return [f"{where}: {text}" for where, text in help_texts(command, name) if ELLIPTIC.match(text)]
 
 
-@pytest.mark.parametrize("name", each(COMMANDS))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_no_help_text_begins_elliptically(name: str) -> None:
     command = main.get_command(click.Context(main), name)
     assert command is not None
@@ -77,7 +61,7 @@ def test_no_help_text_begins_elliptically(name: str) -> None:
     assert elliptic_helps(command, name) == []
 
 
-@pytest.mark.parametrize("folder", each([*TREES, *SUB_FOLDERS]))
+@pytest.mark.parametrize("folder", [*TREES, *SUB_FOLDERS])
 def test_no_docstring_begins_elliptically(folder: str) -> None:
     assert elliptic_docstrings(ROOT / folder, recursive=folder in SUB_FOLDERS) == []
 

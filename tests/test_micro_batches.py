@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
@@ -18,6 +19,7 @@ from adc_edge.errors import RefusedError
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import HEAD, Bundle
+from adc_edge.storage.run_dir import RunDir
 from tests.serving import serving
 from tests.stub_device import Device
 
@@ -47,11 +49,15 @@ def server_of_its_own(bundle: Bundle, tmp_path: Path) -> Any:
     """A function that starts trainers with equal weights."""
     numbers = itertools.count()
 
-    def start() -> tuple[Server, HeadTraining]:
+    def start(keeps_run: bool = False) -> tuple[Server, HeadTraining]:
         head = head_from_manifest(bundle.manifest)
         head.vit.load_state_dict(load_file(bundle.path / HEAD))
         training = HeadTraining(head, OptimizerSettings(lr=1e-3))
-        server = Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(tmp_path / f"log-{next(numbers)}"))
+        directory = tmp_path / f"trainer-{next(numbers)}"
+        run_dir = stack.enter_context(closing(RunDir(directory, {}, {}))) if keeps_run else None
+        sessions = SessionRegistry(directory / "journal")
+        checkpoints = TrainerCheckpoints(training, sessions, run_dir)
+        server = Server(bundle, training, "tcp://127.0.0.1:*", sessions, checkpoints)
         return stack.enter_context(serving(server)), training
 
     with ExitStack() as stack:
@@ -72,9 +78,9 @@ def test_micro_batches_in_flight_give_what_they_give_one_by_one(bundle: Bundle, 
 def test_links_cut_with_several_micro_batches_in_flight_change_nothing(
     bundle: Bundle, server_of_its_own: Any, proxy_type: Any
 ) -> None:
-    server, calm = server_of_its_own()
+    server, undisturbed = server_of_its_own()
     expected, _, _ = in_parts(bundle, server.endpoint, steps=6, window=4)
-    server, stormy = server_of_its_own()
+    server, disturbed = server_of_its_own()
     with proxy_type(server.endpoint) as proxy:
 
         def between(step: int, part: int) -> None:
@@ -85,18 +91,17 @@ def test_links_cut_with_several_micro_batches_in_flight_change_nothing(
         assert proxy.cuts >= 4
         assert outages >= 4
     assert answers == expected
-    assert stormy.steps == 6
-    assert stormy.safetensors() == calm.safetensors()
+    assert disturbed.steps == 6
+    assert disturbed.safetensors() == undisturbed.safetensors()
 
 
 def test_a_trainer_that_dies_in_mid_step_gets_the_micro_batches_it_lacks_and_no_others(
     bundle: Bundle, server_of_its_own: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "adc_edge")
-    server, calm = server_of_its_own()
+    server, undisturbed = server_of_its_own()
     expected, _, _ = in_parts(bundle, server.endpoint, steps=2, window=2)
-    first, _ = server_of_its_own()
-    first.answers.durable = {}  # a trainer with --run before its first checkpoint
+    first, _ = server_of_its_own(keeps_run=True)
     device = Device(bundle, first.endpoint, micro_batches=4)
     device.shape = (8, 17, bundle.manifest.dim)
     device.session.open(30)
@@ -107,7 +112,7 @@ def test_a_trainer_that_dies_in_mid_step_gets_the_micro_batches_it_lacks_and_no_
     for part in range(3):
         device.send(1, part)
     answers.append(device.take())  # of the second step it has one gradient, and two are in flight
-    second, stormy = server_of_its_own()  # it has no sessions yet
+    second, disturbed = server_of_its_own()  # it has no sessions yet
     device.session.channel.disconnect()
     device.session.channel.endpoint = second.endpoint
     answers += [device.take(), device.take()]
@@ -116,8 +121,8 @@ def test_a_trainer_that_dies_in_mid_step_gets_the_micro_batches_it_lacks_and_no_
     device.settle()
     device.session.close()
     assert [(a.step, a.micro_batch, a.loss, gradient) for a, gradient in answers] == expected
-    assert stormy.steps == 2
-    assert stormy.safetensors() == calm.safetensors()
+    assert disturbed.steps == 2
+    assert disturbed.safetensors() == undisturbed.safetensors()
     assert "the trainer came back at step 0; sending it the steps up to 1" in caplog.text
 
 

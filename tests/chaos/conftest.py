@@ -1,4 +1,4 @@
-"""Fixtures of the chaos tests: processes that start at once, free ports."""
+"""Fixtures of the chaos tests: processes that start within milliseconds, free ports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def zygote() -> Iterator[Zygote]:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """A port on loopback where nobody listens."""
+    """Finds a port on loopback where no process listens."""
 
     def find() -> int:
         with socket.create_server(("127.0.0.1", 0)) as probe:

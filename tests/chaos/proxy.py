@@ -1,4 +1,4 @@
-"""A bad link without root: a TCP proxy that cuts, stalls, flips bits, delays and limits the rate, and counts."""
+"""A link with faults, without root: a TCP proxy that cuts, stalls, flips bits, delays, limits the rate, and counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training as two processes, and everything of its outcome that must not depend on what happened on the way."""
+"""One training as two processes, and the part of its outcome that faults must not change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEARNING = ["--threads", "1", "--lr", "1e-3", "--clip-norm", "1"]
 
 
 class Run:
-    """One training, trainer and device as processes, over a link that may be bad."""
+    """One training with trainer and device as processes, over a link that may have faults."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Run:
         keys: Path | None = None,
         more: tuple[str, ...] = (),
     ) -> None:
-        self.more = more  # options of the device, in every life
+        self.more = more  # options of the device, at each start
         self.zygote, self.bundle, self.where, self.port, self.steps = zygote, bundle, where, port, steps
         self.keys, self.every = keys, 7  # steps between checkpoints
         self.device_dir, self.trainer_dir = where / "device", where / "trainer"
@@ -53,7 +53,7 @@ class Run:
         )  # fmt: skip
 
     def step(self) -> int:
-        """How far the device has come."""
+        """The newest step in the device's metrics; 0 if there is none."""
         try:
             with (self.device_dir / "metrics.jsonl").open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
@@ -63,18 +63,18 @@ class Run:
 
     @property
     def endpoint(self) -> str:
-        """Where the trainer listens."""
+        """Address of the trainer."""
         return f"tcp://127.0.0.1:{self.port}"
 
     def reach(self, step: int) -> None:
-        """Wait until the device has come so far."""
+        """Wait until the device has come to ``step``."""
         deadline = time.monotonic() + 60
         while self.step() < step:
             assert time.monotonic() < deadline, self.logs()
             time.sleep(0.01)
 
     def undisturbed(self) -> dict[str, Any]:
-        """The outcome if nothing happens."""
+        """Train without a fault, and return the outcome."""
         trainer = self.trainer()
         assert self.device(self.endpoint).wait(200) == 0, self.logs()
         assert trainer.wait(20) == 0, self.logs()
@@ -84,7 +84,7 @@ class Run:
         return "\n".join(f"--- {p.name}\n" + p.read_text()[-6000:] for p in sorted(self.where.glob("*.log")))
 
     def outcome(self) -> dict[str, Any]:
-        """Everything that must not depend on what happened on the way."""
+        """Weights, optimizer state, losses and accuracies of both sides."""
         found: dict[str, Any] = {}
         for side, weights in ((self.device_dir, "trunk"), (self.trainer_dir, "head")):
             found[weights] = (side / f"{weights}.safetensors").read_bytes()
@@ -99,10 +99,11 @@ class Run:
         return found
 
 
-def compare(calm: dict[str, Any], stormy: dict[str, Any]) -> None:
-    for what, value in calm.items():
+def compare(expected: dict[str, Any], outcome: dict[str, Any]) -> None:
+    """Assert that two outcomes are equal, bit for bit."""
+    for what, value in expected.items():
         if what.endswith("state"):
-            differs = [name for name in value if value[name] != stormy[what].get(name)]
+            differs = [name for name in value if value[name] != outcome[what].get(name)]
             assert not differs, f"{what}: {differs}"
         else:
-            assert value == stormy[what], what
+            assert value == outcome[what], what

@@ -1,4 +1,4 @@
-"""What a kill alone never does: files of a run are damaged or lost, and both sides go back to what they still share."""
+"""Files of a run are damaged or lost: both sides go back to the newest state that they still share."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ STEPS = 60
 def killed(
     zygote: Zygote, bundle_dir: Path, tmp_path: Path, free_port: Callable[[], int]
 ) -> tuple[Run, dict[str, Any]]:
-    """A run whose two processes were killed after their checkpoints of steps 21 and 28, and the calm outcome."""
-    expected = Run(zygote, bundle_dir, tmp_path / "calm", free_port(), STEPS).undisturbed()
+    """A run whose two processes were killed after their checkpoints of steps 21 and 28, and the undisturbed outcome."""
+    expected = Run(zygote, bundle_dir, tmp_path / "undisturbed", free_port(), STEPS).undisturbed()
     run = Run(zygote, bundle_dir, tmp_path / "run", free_port(), STEPS)
     trainer, device = run.trainer(), run.device(run.endpoint)
     run.reach(30)
@@ -84,7 +84,7 @@ def test_a_trainer_whose_log_cannot_answer_goes_back_to_the_device(killed: tuple
     assert "the log of answers is damaged: going back" in (run.where / "trainer.log").read_text()
 
 
-def test_with_nothing_in_common_it_stops_and_says_what_to_do(killed: tuple[Run, dict[str, Any]]) -> None:
+def test_without_a_common_state_both_stop_with_a_remedy(killed: tuple[Run, dict[str, Any]]) -> None:
     run, _ = killed
     run.trainer_dir = run.where / "another"
     trainer, device = run.trainer(), run.device(run.endpoint)
@@ -95,7 +95,7 @@ def test_with_nothing_in_common_it_stops_and_says_what_to_do(killed: tuple[Run, 
     assert trainer.wait(10) == 0
 
 
-def test_a_trainer_that_knows_nothing_of_the_run_costs_the_device_nothing(
+def test_a_trainer_with_another_run_directory_costs_the_device_nothing(
     zygote: Zygote, bundle_dir: Path, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     run = Run(zygote, bundle_dir, tmp_path / "run", free_port(), STEPS)
@@ -136,7 +136,7 @@ def test_with_all_checkpoints_damaged_it_stops_and_fresh_starts_over(killed: tup
 def test_a_trainer_killed_before_its_first_checkpoint_is_fed_from_the_beginning(
     zygote: Zygote, bundle_dir: Path, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
-    expected = Run(zygote, bundle_dir, tmp_path / "calm", free_port(), STEPS).undisturbed()
+    expected = Run(zygote, bundle_dir, tmp_path / "undisturbed", free_port(), STEPS).undisturbed()
     run = Run(zygote, bundle_dir, tmp_path / "run", free_port(), STEPS)
     run.every = 1000
     trainer, device = run.trainer(), run.device(run.endpoint)

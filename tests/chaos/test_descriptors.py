@@ -1,4 +1,4 @@
-"""Strangers who use up a trainer's descriptors: its device goes on, is not expelled, and others get in afterwards."""
+"""Unauthenticated peers take all of a trainer's descriptors: its device goes on, and others connect afterwards."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ def test_a_trainer_without_descriptors_left_keeps_serving_its_device(
         Device(bundle, f"tcp://127.0.0.1:{port}", number, ClientKeys.load(tmp_path / name))
         for number, name in enumerate(("alice", "bob"))
     ]
-    strangers: list[socket.socket] = []
+    others: list[socket.socket] = []
     try:
         devices[0].session.open(60)
         devices[0].step(0)
         for _ in range(200):  # more than descriptors and queue together
-            strangers.append(socket.socket())
-            strangers[-1].setblocking(False)
-            strangers[-1].connect_ex(("127.0.0.1", port))
+            others.append(socket.socket())
+            others[-1].setblocking(False)
+            others[-1].connect_ex(("127.0.0.1", port))
         for step in range(1, 40):
             devices[0].step(step)
             time.sleep(0.05)
         assert devices[0].session.outages == 0
-        for stranger in strangers:
-            stranger.close()
+        for other in others:
+            other.close()
         devices[1].session.open(30)
         devices[1].step(0)
         assert trainer.poll() is None
     finally:
         for device in devices:
             device.session.close()
-        for stranger in strangers:
-            stranger.close()
+        for other in others:
+            other.close()
         trainer.terminate()
         assert trainer.wait(20) == 0, (tmp_path / "log").read_text()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

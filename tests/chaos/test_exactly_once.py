@@ -1,4 +1,4 @@
-"""Kill either side at any time, cut, stall and garble the link: the run ends as if nothing had happened."""
+"""Either side is killed at random times, the link is cut, stalled and corrupted: the outcome stays the same."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def plan_of(rng: random.Random, **counts: int) -> list[str]:
     return faults
 
 
-def disturb(run: Run, rng: random.Random, faults: list[str], long_stall_s: float) -> tuple[dict[str, int], BadLink]:
-    """Run to the end while ``faults`` happen at random instants; returns how many of each really did."""
+def train_with(faults: list[str], run: Run, rng: random.Random, long_stall_s: float) -> tuple[dict[str, int], BadLink]:
+    """Train to the end while ``faults`` happen at random times; returns the number of kills, and the link."""
     happened = {"trainer": 0, "device": 0, "both": 0}
     deadline = time.monotonic() + 700
     with BadLink(run.port, rng, delay_ms=2) as link:
         processes = {"trainer": run.trainer(), "device": run.device(link.endpoint)}
 
-        def revive() -> None:
+        def restart_killed() -> None:
             for side, child in processes.items():
                 if child.code not in (None, 0):
                     assert child.code == -signal.SIGKILL, f"{side} ended with {child.code}\n{run.logs()}"
@@ -66,12 +66,14 @@ def disturb(run: Run, rng: random.Random, faults: list[str], long_stall_s: float
                     link.stall(long_stall_s)
             else:
                 time.sleep(0.05)
-            revive()
+            restart_killed()
         assert processes["trainer"].wait(60) == 0, run.logs()
     return happened, link
 
 
-def tell(capsys: pytest.CaptureFixture[str], run: Run, seed: int, happened: dict[str, int], link: BadLink) -> None:
+def print_summary(
+    capsys: pytest.CaptureFixture[str], run: Run, seed: int, happened: dict[str, int], link: BadLink
+) -> None:
     report = json.loads((run.where / "report.json").read_text())
     with capsys.disabled():
         print(
@@ -85,12 +87,12 @@ def tell(capsys: pytest.CaptureFixture[str], run: Run, seed: int, happened: dict
 
 @pytest.fixture
 def seed() -> int:
-    """ADC_EDGE_SEED repeats a run."""
+    """Random seed of the faults; ADC_EDGE_SEED repeats one."""
     return int(os.environ.get("ADC_EDGE_SEED", random.SystemRandom().randrange(10**6)))
 
 
 @pytest.fixture
-def storm(
+def train_under_faults(
     zygote: Zygote,
     bundle_dir: Path,
     tmp_path: Path,
@@ -98,28 +100,30 @@ def storm(
     seed: int,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[dict[str, int], BadLink]]:
-    """Train calmly and in a storm of so many faults, compare, and tell how many really happened."""
+    """Train without faults and with so many of each kind, compare the outcomes, and return what happened."""
 
-    def rage(
+    def train(
         steps: int, keys: Path | None = None, more: tuple[str, ...] = (), **counts: int
     ) -> tuple[dict[str, int], BadLink]:
         rng = random.Random(seed)
-        expected = Run(zygote, bundle_dir, tmp_path / "calm", free_port(), steps, more=more).undisturbed()
-        run = Run(zygote, bundle_dir, tmp_path / "stormy", free_port(), steps, keys, more)
-        happened, link = disturb(run, rng, plan_of(rng, **counts), long_stall_s=9.5)
-        tell(capsys, run, seed, happened, link)
+        expected = Run(zygote, bundle_dir, tmp_path / "undisturbed", free_port(), steps, more=more).undisturbed()
+        run = Run(zygote, bundle_dir, tmp_path / "disturbed", free_port(), steps, keys, more)
+        happened, link = train_with(plan_of(rng, **counts), run, rng, long_stall_s=9.5)
+        print_summary(capsys, run, seed, happened, link)
         compare(expected, run.outcome())
         return happened, link
 
-    return rage
+    return train
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kills_cuts_flips_and_stalls_change_nothing_bit_for_bit(
-    storm: Callable[..., tuple[dict[str, int], BadLink]],
+    train_under_faults: Callable[..., tuple[dict[str, int], BadLink]],
 ) -> None:
-    happened, link = storm(400, trainer=30, device=30, both=4, cut=10, flip=12, stall=6, **{"long stall": 1})
+    happened, link = train_under_faults(
+        400, trainer=30, device=30, both=4, cut=10, flip=12, stall=6, **{"long stall": 1}
+    )
     assert happened["trainer"] >= 30
     assert happened["device"] >= 30
     assert link.cuts >= 8
@@ -128,14 +132,16 @@ def test_kills_cuts_flips_and_stalls_change_nothing_bit_for_bit(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_nor_do_they_under_encryption(storm: Callable[..., tuple[dict[str, int], BadLink]], tmp_path: Path) -> None:
-    """In what `export` writes by default: principal components are found anew by each process that needs them."""
+def test_faults_change_nothing_under_encryption(
+    train_under_faults: Callable[..., tuple[dict[str, int], BadLink]], tmp_path: Path
+) -> None:
+    """In the default precisions: each process computes the principal components anew."""
     more = ("--precision", "pca1", "--gradient-precision", "pca0.25")
     for name in ("trainer", "device"):
         make_keys(tmp_path / name)
     allow(tmp_path / "trainer", "device", load_public(tmp_path / "device" / "public.key"))
     pin(tmp_path / "device", load_public(tmp_path / "trainer" / "public.key"))
-    happened, link = storm(120, tmp_path, more, trainer=5, device=5, both=1, cut=5, flip=12, stall=2)
+    happened, link = train_under_faults(120, tmp_path, more, trainer=5, device=5, both=1, cut=5, flip=12, stall=2)
     assert happened["trainer"] >= 5
     assert happened["device"] >= 5
     assert link.flips >= 10
@@ -143,12 +149,12 @@ def test_nor_do_they_under_encryption(storm: Callable[..., tuple[dict[str, int],
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_nor_in_the_middle_of_a_step_that_is_cut_into_micro_batches(
-    storm: Callable[..., tuple[dict[str, int], BadLink]],
+def test_faults_within_a_step_of_several_micro_batches_change_nothing(
+    train_under_faults: Callable[..., tuple[dict[str, int], BadLink]],
 ) -> None:
-    """With an engine that is refreshed at other steps than checkpoints are made, and other bits down than up."""
+    """With engine refreshes at other steps than checkpoints, and another precision down than up."""
     more = ("--micro-batches", "4", "--window", "3", "--refresh-every", "3", "--precision", "int8")
-    happened, link = storm(
+    happened, link = train_under_faults(
         150, more=(*more, "--gradient-precision", "int4"), trainer=8, device=8, both=2, cut=8, flip=6, stall=2
     )
     assert happened["trainer"] >= 9

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -23,6 +22,7 @@ from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import HEAD, Bundle
 from tests.chaos.proxy import BadLink
 from tests.chaos.zygote import Zygote
+from tests.serving import serving
 from tests.stub_device import Device
 
 STEPS = 3
@@ -33,16 +33,8 @@ def trainer(bundle: Bundle, log: Path) -> Iterator[tuple[Server, HeadTraining]]:
     head = head_from_manifest(bundle.manifest)
     head.vit.load_state_dict(load_file(bundle.path / HEAD))
     training = HeadTraining(head, OptimizerSettings(lr=1e-3))
-    server = Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(log))
-    over = threading.Event()
-    thread = threading.Thread(target=server.serve, args=(over.is_set,))
-    thread.start()
-    try:
+    with serving(Server(bundle, training, "tcp://127.0.0.1:*", SessionRegistry(log))) as server:
         yield server, training
-    finally:
-        over.set()
-        thread.join()
-        server.close()
 
 
 def bad_link(server: Server, delay_ms: float) -> BadLink:
@@ -54,7 +46,7 @@ def weights(training: HeadTraining) -> dict[str, bytes]:
 
 
 def with_lost_answers(bundle: Bundle, log: Path, eventually: Callable[[Callable[[], bool]], None]) -> HeadTraining:
-    """Each answer but the last is lost with its connection once, after the trainer has applied the step."""
+    """Train while each answer is lost once with its connection, after the trainer has applied the step."""
     with trainer(bundle, log) as (server, training), bad_link(server, delay_ms=150) as link:
         device = Device(bundle, link.endpoint)
         with closing(device.session):
@@ -74,15 +66,15 @@ def with_lost_answers(bundle: Bundle, log: Path, eventually: Callable[[Callable[
 def test_an_answer_that_is_lost_is_answered_again_and_the_step_applied_once(
     bundle: Bundle, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
-    with trainer(bundle, tmp_path / "calm") as (server, calm):
+    with trainer(bundle, tmp_path / "undisturbed") as (server, undisturbed):
         device = Device(bundle, server.endpoint)
         with closing(device.session):
             device.session.open(30)
             for step in range(STEPS):
                 device.step(step)
-    stormy = with_lost_answers(bundle, tmp_path / "stormy", eventually)
-    assert stormy.steps == calm.steps == STEPS
-    assert weights(stormy) == weights(calm)
+    disturbed = with_lost_answers(bundle, tmp_path / "disturbed", eventually)
+    assert disturbed.steps == undisturbed.steps == STEPS
+    assert weights(disturbed) == weights(undisturbed)
 
 
 @pytest.mark.slow

@@ -1,10 +1,9 @@
-"""Who has no business here is refused by name, and the run of others goes on untouched."""
+"""Refusals by name of keys, sessions and versions that do not fit, while the run of another device goes on."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,14 @@ from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import ClientKeys, Connection, LinkLost
 from adc_edge.wire.framing import sealed
 from adc_edge.wire.messages import VERSION, Hello, Ping, pack_header
+from tests.serving import logged, serving
 from tests.stub_device import Device
 
 NAMES = ("alice", "bob", "mallory")
 
 
 class World:
-    """A trainer with keys, alice at work, and others who try."""
+    """A trainer with keys, the device alice at work, and others that try to connect."""
 
     def __init__(self, bundle: Bundle, server: Server, training: HeadTraining, keys: Path, lines: list[str]) -> None:
         self.bundle, self.server, self.training, self.keys, self.lines = bundle, server, training, keys, lines
@@ -54,13 +54,13 @@ class World:
         self.alice.settle()
         assert self.training.steps == self.done
 
-    def said(self, *words: str) -> bool:
+    def has_logged(self, *words: str) -> bool:
         return any(all(word in line for word in words) for line in self.lines)
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """Key directories of a trainer, who lets alice and bob in, and of three devices."""
+    """Key directories of a trainer, which admits alice and bob, and of three devices."""
     make_keys(tmp_path / "trainer")
     for name in NAMES:
         make_keys(tmp_path / name)
@@ -72,34 +72,25 @@ def keys(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def world(bundle: Bundle, training: HeadTraining, keys: Path) -> Iterator[World]:
-    lines: list[str] = []
-    access = Access(keys / "trainer")
-    server = Server(
-        bundle, training, "tcp://127.0.0.1:*", SessionRegistry(keys / "log"), access=access, say=lines.append
-    )
-    over = threading.Event()
-    thread = threading.Thread(target=server.serve, args=(over.is_set,))
-    thread.start()
-    world = World(bundle, server, training, keys, lines)
-    world.alice_works()
-    try:
-        yield world
+    sessions, access = SessionRegistry(keys / "log"), Access(keys / "trainer")
+    with logged() as lines, serving(Server(bundle, training, "tcp://127.0.0.1:*", sessions, access=access)) as server:
+        world = World(bundle, server, training, keys, lines)
         world.alice_works()
-        assert world.alice.session.outages == 0
-    finally:
-        for device in world.open:
-            device.session.close()
-        over.set()
-        thread.join()
-        server.close()
+        try:
+            yield world
+            world.alice_works()
+            assert world.alice.session.outages == 0
+        finally:
+            for device in world.open:
+                device.session.close()
 
 
-def test_a_key_that_nobody_allowed(world: World, eventually: Any) -> None:
+def test_a_key_that_is_not_allowed(world: World, eventually: Any) -> None:
     mallory = world.device("mallory", 2)
     with pytest.raises(LinkError, match="does not know this device's key"):
         mallory.session.open(2)
     own = fingerprint(load_pair(world.keys / "mallory").public)
-    eventually(lambda: world.said("refused", own, "unknown"))
+    eventually(lambda: world.has_logged("refused", own, "unknown"))
     allow(world.keys / "trainer", "mallory", load_public(world.keys / "mallory" / "public.key"))
     mallory.session.open(10)  # a key that is allowed later gets in, without a restart of anything
 
@@ -108,13 +99,13 @@ def test_a_key_that_is_revoked_while_it_is_connected(world: World, eventually: A
     bob = world.device("bob", 2)
     bob.session.open(10)
     revoke(world.keys / "trainer", "bob")
-    eventually(lambda: world.said("may no longer connect"))
+    eventually(lambda: world.has_logged("may no longer connect"))
     bob.session.submit(*bob.message(0))
     with pytest.raises(RefusedError, match=r"key.*revoked"):
         bob.session.result()
     with pytest.raises(LinkError, match="has revoked it"):
         bob.session.open(1)
-    assert world.said("refused", "revoked (bob)")
+    assert world.has_logged("refused", "revoked (bob)")
 
 
 def test_a_session_of_another_device(world: World) -> None:
@@ -122,7 +113,7 @@ def test_a_session_of_another_device(world: World) -> None:
     with pytest.raises(RefusedError, match="another device's key") as caught:
         bob.session.open(10)
     assert caught.value.code == "identity"
-    assert world.said("refused", "(identity)")
+    assert world.has_logged("refused", "(identity)")
 
 
 def test_messages_for_a_session_that_was_not_opened_here(world: World) -> None:
@@ -134,7 +125,7 @@ def test_messages_for_a_session_that_was_not_opened_here(world: World) -> None:
     bob.session.channel.send(message, body)
     with pytest.raises(LinkLost, match="unknown-device"):
         bob.session.channel.receive(5_000)
-    assert world.said("refused 'test' (unknown-device)")
+    assert world.has_logged("refused 'test' (unknown-device)")
 
 
 def test_a_routing_id_of_another_device(world: World) -> None:
@@ -152,7 +143,7 @@ def test_a_routing_id_of_another_device(world: World) -> None:
         assert not thief.poll(100)
 
 
-def test_recorded_bytes_played_again(world: World, proxy_type: Any) -> None:
+def test_recorded_bytes_that_are_replayed_change_nothing(world: World, proxy_type: Any) -> None:
     recorded: list[bytes] = []
 
     class Recorder(proxy_type):  # type: ignore[misc]
@@ -196,14 +187,14 @@ def test_a_trainer_that_has_another_key_than_the_pinned_one(world: World, tmp_pa
     bob = Device(world.bundle, world.server.endpoint, 2, keys)
     with contextlib.closing(bob.session), pytest.raises(LinkError, match=r"trainer\.key"):
         bob.session.open(2)
-    eventually(lambda: world.said("refused a connection", "another trainer's key"))
+    eventually(lambda: world.has_logged("refused a connection", "another trainer's key"))
 
 
 def test_a_device_without_keys(world: World, eventually: Any) -> None:
     plain = Device(world.bundle, world.server.endpoint, 2)
     with contextlib.closing(plain.session), pytest.raises(LinkError, match="keys on one side only"):
         plain.session.open(2)
-    eventually(lambda: world.said("refused a connection", "keys on one side only"))
+    eventually(lambda: world.has_logged("refused a connection", "keys on one side only"))
 
 
 def test_a_device_with_keys_at_a_trainer_without(server: Server, bundle: Bundle, keys: Path) -> None:
@@ -217,7 +208,7 @@ def test_another_bundle(world: World) -> None:
     bob.bundle = type("Other", (), {"digest": "0" * 64, "manifest": world.bundle.manifest})()
     with pytest.raises(RefusedError, match="bundle 000000"):
         bob.session.open(10)
-    assert world.said("refused", "(bundle)")
+    assert world.has_logged("refused", "(bundle)")
 
 
 def test_an_older_version(world: World) -> None:
@@ -231,7 +222,7 @@ def test_an_older_version(world: World) -> None:
     assert answer["kind"] == "refused"
     assert answer["code"] == "version"
     assert "version 1" in answer["received"]
-    assert world.said("refused", "(version)")
+    assert world.has_logged("refused", "(version)")
 
 
 def test_two_processes_with_one_key(world: World) -> None:
@@ -265,16 +256,16 @@ def test_a_hello_repeated_for_ever_is_cut_off(world: World, eventually: Any) -> 
         for _ in range(40):
             bob.session.channel.send(bob.hello())
             bob.session.channel.receive(5_000)
-    assert world.said("cut off a connection", "hello again and again")
+    assert world.has_logged("cut off a connection", "hello again and again")
 
 
-def test_hello_says_nothing_of_who_somebody_is(world: World) -> None:
+def test_a_session_belongs_to_the_proved_key_not_to_the_name_in_a_hello(world: World) -> None:
     bob = world.device("bob", 2)
     bob.session._hello = lambda: Hello(VERSION, world.bundle.digest, 2, 2, "alice", 0, 0, 0)
     bob.session.open(10)
-    standings = world.server.sessions.standings()
-    assert standings[2].owner.encode() == load_pair(world.keys / "bob").public
-    assert standings[1].owner.encode() == load_pair(world.keys / "alice").public
+    records = world.server.sessions.records()
+    assert records[2].owner.encode() == load_pair(world.keys / "bob").public
+    assert records[1].owner.encode() == load_pair(world.keys / "alice").public
 
 
 @pytest.mark.slow

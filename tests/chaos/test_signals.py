@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: both sides finish or drop the step, make a checkpoint and exit 0 within 5 s; the run resumes."""
+"""SIGTERM and Ctrl-C: both sides end the step, make a checkpoint and exit with 0 within 5 s; the run resumes."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def ends_well(child: Child, number: int) -> None:
 def test_either_side_ends_within_five_seconds_and_the_run_ends_as_if_undisturbed(
     new_run: Callable[[str], Run], number: int
 ) -> None:
-    calm, run = new_run("calm"), new_run("run")
+    reference, run = new_run("reference"), new_run("run")
     trainer, device = run.trainer(), run.device(run.endpoint)
     run.reach(10)
     ends_well(device, number)  # in the middle of its work
-    ends_well(trainer, number)  # with nobody there
+    ends_well(trainer, number)  # without a device
     device = run.device(run.endpoint)
     time.sleep(0.3)
     ends_well(device, number)  # while it waits for its trainer
@@ -48,7 +48,7 @@ def test_either_side_ends_within_five_seconds_and_the_run_ends_as_if_undisturbed
     trainer, device = run.trainer(), run.device(run.endpoint)
     assert device.wait(60) == 0, run.logs()
     assert trainer.wait(20) == 0, run.logs()
-    compare(calm.undisturbed(), run.outcome())
+    compare(reference.undisturbed(), run.outcome())
 
 
 def test_a_second_ctrl_c_ends_it_at_once_and_the_run_resumes_all_the_same(new_run: Callable[[str], Run]) -> None:
@@ -64,7 +64,7 @@ def test_a_second_ctrl_c_ends_it_at_once_and_the_run_resumes_all_the_same(new_ru
     assert trainer.wait(20) == 0, run.logs()
 
 
-def test_a_device_whose_trainer_has_ended_says_what_is_left_to_do(new_run: Callable[[str], Run]) -> None:
+def test_a_run_that_is_done_can_be_started_again_on_both_sides(new_run: Callable[[str], Run]) -> None:
     run = new_run("run")
     run.undisturbed()
     device = run.zygote.start(

@@ -1,4 +1,4 @@
-"""A message that takes longer than the link ever stays up arrives all the same: what has arrived is not sent again."""
+"""A message that takes longer than the link ever stays up arrives: its pieces that have arrived are not sent again."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_secon
 
 @pytest.mark.slow
 @pytest.mark.timed
-def test_the_same_as_one_message_never_arrives() -> None:
+def test_the_same_bytes_as_one_zeromq_message_never_arrive() -> None:
     assert not whole_messages_arrive(5.0, 20.0)
 
 

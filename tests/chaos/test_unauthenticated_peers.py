@@ -40,11 +40,11 @@ def pace(run: Path, during: Callable[[], object]) -> float:
 
 def paces(hostile: HostilePeers, run: Path, trainer: Child) -> tuple[dict[str, list[float]], tuple[float, int]]:
     """The device's steps a second without and with an attack, and the trainer's resources after two windows."""
-    rates: dict[str, list[float]] = {"calm": [], "attacked": []}
+    rates: dict[str, list[float]] = {"undisturbed": [], "attacked": []}
     window_s = STEPS / pace(run, lambda: time.sleep(4))  # a slow machine is not attacked more densely
     warm = (0.0, 0)
     for window in range(WINDOWS):
-        rates["calm"].append(pace(run, lambda: time.sleep(window_s / 3)))
+        rates["undisturbed"].append(pace(run, lambda: time.sleep(window_s / 3)))
         attack = partial(hostile.attack, MESSAGES // WINDOWS, CONNECTIONS // WINDOWS, window_s)
         rates["attacked"].append(pace(run, attack))
         if window == 1:
@@ -85,12 +85,12 @@ def test_unauthenticated_peers_cost_a_device_little_and_the_trainer_nothing(
     assert device.wait(10) == 0, device.output()
     assert trainer.signal(15)
     assert trainer.wait(10) == 0, trainer.output()
-    ratio = statistics.median(rates["attacked"]) / statistics.median(rates["calm"])
+    ratio = statistics.median(rates["attacked"]) / statistics.median(rates["undisturbed"])
     log = trainer.output()
     with capsys.disabled():
         print(
             f"\n{hostile.messages} messages and {hostile.connections} connections: {ratio:.2f} of "
-            f"{statistics.median(rates['calm']):.0f} steps/s; RSS {warm[0]:.0f} -> {end[0]:.0f} MB, descriptors "
+            f"{statistics.median(rates['undisturbed']):.0f} steps/s; RSS {warm[0]:.0f} -> {end[0]:.0f} MB, descriptors "
             f"{warm[1]} -> {end[1]}; {log.count(chr(10))} lines of log"
         )
     assert hostile.messages >= 0.95 * MESSAGES
@@ -99,7 +99,7 @@ def test_unauthenticated_peers_cost_a_device_little_and_the_trainer_nothing(
     assert end[0] < warm[0] + 30
     assert end[1] <= warm[1] + 10
     assert "refused" in log
-    assert log.count("\n") < 2_000  # a flood of refusals is told as a count
+    assert log.count("\n") < 2_000  # a flood of refusals is logged as a count
     assert "link lost" not in device.output()
 
 

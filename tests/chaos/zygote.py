@@ -30,7 +30,7 @@ class Child:
         return self._zygote.codes.get(self.pid)
 
     def signal(self, number: int) -> bool:
-        """Whether it was still there to be told."""
+        """Send a signal; False if the process had ended."""
         with contextlib.suppress(ProcessLookupError):  # it has ended, and the forking process is about to say so
             if self.code is None:
                 os.kill(self.pid, number)
@@ -49,7 +49,7 @@ class Child:
 
 
 class Zygote:
-    """The process that forks; a context."""
+    """The process that forks; a context manager."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -81,7 +81,7 @@ class Zygote:
         return Child(self, self._answers.pop(), log)
 
     def listen(self, timeout_s: float) -> None:
-        """Take in what the forking process has told."""
+        """Read the forking process's reports."""
         assert self._process.stdout is not None
         while select.select([self._process.stdout], [], [], timeout_s)[0]:
             data = os.read(self._process.stdout.fileno(), 65536)

@@ -1,4 +1,4 @@
-"""What strangers may take from a trainer: a few lines of its log, a little memory, and nobody else's connection."""
+"""Bounds on what unauthenticated peers cost a trainer: lines of its log, memory, and never another connection."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from adc_edge.wire.messages import (
     Welcome,
     unpack_from_trainer,
 )
+from tests.serving import logged
 from tests.stub_device import Device
 
 MB = 1e6
@@ -94,7 +95,7 @@ def connect(server: Server) -> Iterator[Callable[..., Client]]:
 
 @pytest.fixture
 def log(server: Server) -> list[str]:
-    """What the trainer said."""
+    """The messages that the trainer logged."""
     lines: list[str] = server.lines  # type: ignore[attr-defined]
     return lines
 
@@ -115,56 +116,56 @@ def cut_lines(log: list[str]) -> list[str]:
 
 def test_the_first_refusals_of_a_kind_are_logged_and_the_rest_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Refusals, "WINDOW_S", 0.2)
-    said: list[str] = []
-    refusals = Refusals(said.append)
-    for number in range(1000):
-        refusals.say("order", f"order {number}")
-    refusals.say("nan", "nan 0")
-    refusals.sweep()
-    assert said == [*(f"order {number}" for number in range(refusals.BURST)), "nan 0"]
-    time.sleep(0.25)
-    refusals.sweep()
-    assert said[refusals.BURST + 1 :] == [f"and {1000 - refusals.BURST} more refusals (order) within 0 s"]
-    refusals.say("order", "order again")
-    assert said[-1] == "order again"
-    time.sleep(0.25)
-    refusals.sweep()
-    assert said[-1] == "order again"  # nothing was left out
+    refusals = Refusals()
+    with logged() as lines:
+        for number in range(1000):
+            refusals.warn("order", f"order {number}")
+        refusals.warn("nan", "nan 0")
+        refusals.sweep()
+        assert lines == [*(f"order {number}" for number in range(refusals.BURST)), "nan 0"]
+        time.sleep(0.25)
+        refusals.sweep()
+        assert lines[refusals.BURST + 1 :] == [f"and {1000 - refusals.BURST} more refusals (order) within 0 s"]
+        refusals.warn("order", "order again")
+        assert lines[-1] == "order again"
+        time.sleep(0.25)
+        refusals.sweep()
+        assert lines[-1] == "order again"  # nothing was left out
 
 
 def test_refusals_may_come_from_many_threads() -> None:
-    said: list[str] = []
-    refusals = Refusals(said.append)
+    refusals = Refusals()
 
     def flood() -> None:
         for _ in range(2000):
-            refusals.say("key", "no")
+            refusals.warn("key", "no")
 
     threads = [threading.Thread(target=flood) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert said == ["no"] * refusals.BURST
+    with logged() as lines:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert lines == ["no"] * refusals.BURST
 
 
-def test_a_stranger_who_makes_no_sense_is_cut_off_and_others_are_not(
+def test_a_peer_without_a_session_that_sends_nonsense_is_cut_off_and_others_are_not(
     connect: Callable[..., Client], log: list[str], eventually: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Refusals, "WINDOW_S", 3600.0)  # however slow the machine: all of it within one window
-    stranger, other = connect(), connect()
+    hostile, other = connect(), connect()
     for number in range(guard.STRIKES * 3):
-        stranger.throw(b"nonsense", b"%d" % number)
+        hostile.throw(b"nonsense", b"%d" % number)
         assert isinstance(other.ask(Ping(number, 0)), Pong)
-    eventually(lambda: stranger.cut_off)
+    eventually(lambda: hostile.cut_off)
     eventually(lambda: bool(cut_lines(log)))
-    assert cut_lines(log) == ["cut off a connection: nothing of what it sends makes sense"]
+    assert cut_lines(log) == ["cut off a connection: too many of its messages were refused"]
     assert sum("(corrupt)" in line for line in log) == Refusals.BURST
     assert isinstance(other.ask(Ping(1, 10)), Pong)
     assert not other.cut_off
 
 
-def test_a_stranger_may_be_wrong_a_few_times(connect: Callable[..., Client]) -> None:
+def test_a_peer_without_a_session_may_be_refused_a_few_times(connect: Callable[..., Client]) -> None:
     client = connect()
     for _ in range(guard.STRIKES - 1):
         client.throw(b"nonsense", b"")
@@ -188,7 +189,7 @@ def test_a_device_with_a_session_is_refused_by_name_as_often_as_it_takes(
     assert isinstance(client.ask(Ping(1, 10)), Pong)
 
 
-def test_whoever_says_hello_without_end_is_cut_off(
+def test_a_peer_that_says_hello_again_and_again_is_cut_off(
     connect: Callable[..., Client], bundle: Bundle, server: Server, log: list[str], eventually: Wait
 ) -> None:
     client, other = connect(SNDHWM=0), connect()
@@ -197,7 +198,7 @@ def test_whoever_says_hello_without_end_is_cut_off(
     eventually(lambda: client.cut_off)
     assert isinstance(other.ask(Ping(1, 10)), Pong)  # the trainer has handled what came before
     assert cut_lines(log) == ["cut off a connection: it says hello again and again"]
-    assert len(server.sessions.standings()) == guard.STRIKES - 1  # nothing of what was queued made one more
+    assert len(server.sessions.records()) == guard.STRIKES - 1  # nothing of what was queued made one more
 
 
 def test_a_peer_that_asks_and_never_reads_is_cut_off_before_its_answers_fill_the_memory(
@@ -316,7 +317,7 @@ def test_a_long_message_with_an_end_is_refused_and_its_frames_are_not_kept(
         bytes(range(256)),
     ],
 )
-def test_half_handshakes_old_ones_and_other_languages_do_not_disturb(
+def test_half_handshakes_old_ones_and_other_protocols_do_not_disturb_others(
     server: Server, connect: Callable[..., Client], opening: bytes
 ) -> None:
     other = connect()
@@ -368,7 +369,7 @@ def test_silent_connections_beyond_the_limit_go_and_a_device_at_work_stays(
     device.step(1)
     assert device.session.outages == 0
     assert len(gone) == 16
-    assert set(cut_lines(log)) == {"cut off a connection: more than 5 connections, and it says nothing"}
+    assert set(cut_lines(log)) == {"cut off a connection: more than 5 connections, and this one has sent nothing"}
     for end in ends:
         end.close()
     device.session.close()

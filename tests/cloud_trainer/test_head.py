@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, load_file
 
 from adc_edge.arrays import Float32
-from adc_edge.cloud_trainer.accumulated import Accumulated
+from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.cloud_trainer.head import HeadTraining, Learned
 from adc_edge.errors import ProtocolError
 from adc_edge.method.split import head_from_manifest
@@ -26,7 +26,7 @@ def batch(seed: int) -> tuple[Float32, Float32]:
 
 def learn(training: HeadTraining, seed: int, gradient: bool = True, planned_steps: int = 0) -> Learned:
     """A whole step in one piece."""
-    step = Accumulated(1)
+    step = StepAccumulator(1)
     learned = training.learn(*batch(seed), gradient, step)
     training.update(step, planned_steps)
     return learned
@@ -65,7 +65,7 @@ def test_micro_batches_give_the_step_of_their_mean_loss(bundle: Bundle, training
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        step = Accumulated(3)
+        step = StepAccumulator(3)
         learned = [training.learn(*batch(seed), True, step) for seed in range(first, first + 3)]
         training.update(step, 0)
         assert step.loss == pytest.approx(loss.item(), abs=1e-6)
@@ -78,13 +78,13 @@ def test_micro_batches_give_the_step_of_their_mean_loss(bundle: Bundle, training
     assert training.steps == 2
 
 
-def test_a_micro_batch_that_is_refused_leaves_what_came_before(training: HeadTraining) -> None:
-    step = Accumulated(2)
+def test_a_micro_batch_that_is_refused_leaves_the_sums_of_those_before(training: HeadTraining) -> None:
+    step = StepAccumulator(2)
     training.learn(*batch(0), True, step)
     before = [None if g is None else g.clone() for g in step.gradients]
     with pytest.raises(ProtocolError):
         training.learn(np.full((4, 7, 32), np.nan, np.float32), batch(0)[1], True, step)
-    assert step.done == 1
+    assert step.learned == 1
     for kept, now in zip(before, step.gradients, strict=True):
         assert kept is now is None or (kept is not None and now is not None and kept.equal(now))
 
@@ -114,12 +114,12 @@ def test_a_loss_that_is_not_finite_is_refused_and_leaves_the_head(training: Head
     activations, soft = batch(0)
     with torch.no_grad():
         training.head.vit.head.bias[0] = torch.inf
-    broken, step = training.safetensors(), Accumulated(1)
+    broken, step = training.safetensors(), StepAccumulator(1)
     with pytest.raises(ProtocolError) as caught:
         training.learn(activations, soft, gradient=True, step=step)
     assert caught.value.code == "nan"
     assert training.safetensors() == broken != before
-    assert (training.steps, step.done) == (0, 0)
+    assert (training.steps, step.learned) == (0, 0)
 
 
 def test_a_checkpoint_continues_bit_for_bit(bundle: Bundle, training: HeadTraining) -> None:
@@ -146,7 +146,7 @@ def test_a_compiled_head_learns_alike_and_takes_every_shape(bundle: Bundle, trai
         activations, soft = (part[:clusters] for part in batch(seed))
         found = []
         for each in (training, compiled):
-            step = Accumulated(1)
+            step = StepAccumulator(1)
             found.append(each.learn(activations, soft, True, step))
             each.update(step, 0)
         assert found[0].loss == pytest.approx(found[1].loss, abs=1e-5)

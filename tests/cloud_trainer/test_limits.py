@@ -9,4 +9,4 @@ from adc_edge.storage.bundle import Bundle
 def test_messages_are_limited_by_the_model(bundle: Bundle) -> None:
     spec, classes = bundle.manifest.trunk, bundle.manifest.classes
     expected = MessageLimits(spec.tokens, spec.prefix, spec.embed_dim, classes, max_images=7)
-    assert MessageLimits.of(bundle.manifest, 7) == expected
+    assert MessageLimits.from_manifest(bundle.manifest, 7) == expected

@@ -1,4 +1,4 @@
-"""Who stands where: a step is due once, answered again if asked, and whoever comes back is told apart."""
+"""Sessions of a trainer: each step is due once and answered again on request; connections and sessions are bounded."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def connect(
     way = way or route()
     peer = sessions.peer(way, 5, owner, inbox)
     session = sessions.find(said, owner)
-    session.greet(said)
+    session.resume(said)
     sessions.open(session, way)
     return session, peer
 
@@ -75,15 +75,15 @@ def answer(session: ServedSession, step: int, part: int | None = None) -> tuple[
 def train(session: ServedSession, *steps: int) -> None:
     for step in steps:
         assert session.due(JournalKey(step))
-        session.answered(*reply(step, session.id))
+        session.record_answer(*reply(step, session.id))
         session.write()
 
 
-def restarted(sessions: SessionRegistry, directory: Path, **standings: int) -> SessionRegistry:
-    """A new process on the same directory, with the standings of a checkpoint: of now, or older by session."""
-    kept = msgspec.json.decode(msgspec.json.encode(sessions.standings()), type=dict[int, SessionRecord])
-    for number, applied in standings.items():
-        kept[int(number[1:])].applied = applied
+def restarted(sessions: SessionRegistry, directory: Path, **applied: int) -> SessionRegistry:
+    """A new process on the same directory, with the sessions of a checkpoint: of now, or with fewer steps applied."""
+    kept = msgspec.json.decode(msgspec.json.encode(sessions.records()), type=dict[int, SessionRecord])
+    for number, steps in applied.items():
+        kept[int(number[1:])].applied = steps
     return SessionRegistry(directory, kept)
 
 
@@ -115,9 +115,7 @@ def test_each_step_is_due_once_and_every_one_before_it_is_answered_again_alike(s
     assert session.due(JournalKey(4))
 
 
-def test_answers_survive_the_trainer_and_so_does_where_everybody_stood(
-    sessions: SessionRegistry, tmp_path: Path
-) -> None:
+def test_answers_and_steps_applied_survive_the_trainer(sessions: SessionRegistry, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1, 2)
     session.keep(JournalKey(3, part=0), JUDGED)
@@ -125,7 +123,7 @@ def test_answers_survive_the_trainer_and_so_does_where_everybody_stood(
     connect(sessions, hello(2))
     sessions.sync()
     again = restarted(sessions, tmp_path)
-    assert {number: s.applied for number, s in again.standings().items()} == {1: 3, 2: 0}
+    assert {number: s.applied for number, s in again.records().items()} == {1: 3, 2: 0}
     session, _ = connect(again, hello(next_step=1))
     assert [answer(session, step) for step in range(3)] == [reply(step) for step in range(3)]
     assert answer(session, 3, part=0) == (JUDGED, b"")
@@ -188,7 +186,7 @@ def test_a_device_older_than_the_log_reaches_back_is_refused_and_one_within_it_i
     connect(again, hello(next_step=3))
 
 
-def test_a_gap_in_the_log_is_history_too(sessions: SessionRegistry, tmp_path: Path) -> None:
+def test_a_device_older_than_a_gap_in_the_log_is_refused(sessions: SessionRegistry, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, *range(4))
     (damaged,) = tmp_path.rglob("00000001-0")
@@ -203,7 +201,7 @@ def test_a_full_disk_loses_no_answer_that_the_device_still_waits_for(sessions: S
     train(session, 0, 1)
     with full_disk():
         for step in (2, 3):
-            session.answered(*reply(step))
+            session.record_answer(*reply(step))
             with pytest.raises(OSError, match=f"{step:08d}"):
                 session.write()
             assert not session.due(JournalKey(step))
@@ -220,7 +218,7 @@ def test_an_answer_is_there_as_soon_as_it_is_given_and_on_disk_once_written(
 ) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
-    session.answered(*reply(2))
+    session.record_answer(*reply(2))
     assert session.oldest() == 0  # what is in memory and what is on disk are one log
     assert [answer(session, step) for step in range(3)] == [reply(step) for step in range(3)]
     assert connect(sessions, hello(next_step=0))[0] is session
@@ -231,7 +229,9 @@ def test_an_answer_is_there_as_soon_as_it_is_given_and_on_disk_once_written(
         assert answer(again, 2) == kept
 
 
-def test_a_log_that_lies_there_of_an_unknown_session_is_not_believed(sessions: SessionRegistry, tmp_path: Path) -> None:
+def test_a_log_found_in_the_directory_of_an_unknown_session_is_ignored(
+    sessions: SessionRegistry, tmp_path: Path
+) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
     session.keep(JournalKey(2, part=0), JUDGED)
@@ -245,7 +245,7 @@ def test_a_log_that_lies_there_of_an_unknown_session_is_not_believed(sessions: S
 def test_the_newest_process_speaks_for_the_session_and_an_older_one_is_told_so(sessions: SessionRegistry) -> None:
     session, old = connect(sessions, hello(incarnation=1))
     same, new = connect(sessions, hello(incarnation=2), way=b"new")
-    assert (same, session.route) == (session, b"new")
+    assert same is session
     assert (old.session, new.session) == (None, session)
     assert refused(sessions, hello(incarnation=1)) == "superseded"
     assert new.session is session
@@ -265,11 +265,13 @@ def test_a_session_belongs_to_the_key_that_began_it(sessions: SessionRegistry, t
 
 def test_a_key_speaks_for_one_session_at_a_time(sessions: SessionRegistry) -> None:
     first, old = connect(sessions, hello(1, incarnation=1), "key")
-    _, stranger = connect(sessions, hello(9, incarnation=9), "another")
+    _, other = connect(sessions, hello(9, incarnation=9), "another")
     second, new = connect(sessions, hello(2, incarnation=2), "key")
     assert (old.session, new.session) == (None, second)
-    assert stranger.session is not None
-    assert refused(sessions, hello(1, incarnation=1), "key") == "superseded"  # it would go round for ever
+    assert other.session is not None
+    assert (
+        refused(sessions, hello(1, incarnation=1), "key") == "superseded"
+    )  # two processes would supersede each other for ever
     assert connect(sessions, hello(1, incarnation=3), "key")[0] is first  # a process started anew is meant
     assert new.session is None
     peers = [connect(sessions, hello(number, incarnation=number))[1] for number in (4, 5, 6)]  # no keys: no such rule
@@ -307,15 +309,15 @@ def test_sessions_are_bounded_and_those_that_have_learned_something_are_kept(
     train(learned, 0)
     fresh = [connect(sessions, hello(number)) for number in (2, 3)]
     connect(sessions, hello(4))
-    assert set(sessions.standings()) == {1, 3, 4}
+    assert set(sessions.records()) == {1, 3, 4}
     assert fresh[0][1].session is None
     for number in (3, 4):
         train(connect(sessions, hello(number, incarnation=2))[0], 0)
     assert refused(sessions, hello(5)) == "busy"
-    assert set(sessions.standings()) == {1, 3, 4}
-    learned.standing.finished = True
+    assert set(sessions.records()) == {1, 3, 4}
+    learned.set_finished(True)
     connect(sessions, hello(5))
-    assert set(sessions.standings()) == {3, 4, 5}
+    assert set(sessions.records()) == {3, 4, 5}
     assert not (tmp_path / f"{1:016x}").exists()
 
 
@@ -326,21 +328,21 @@ def test_one_key_may_begin_so_many_sessions_and_no_more(
     connect(sessions, hello(1), "other")
     for number in (2, 3, 4):
         connect(sessions, hello(number, incarnation=number), "key")
-    assert set(sessions.standings()) == {1, 3, 4}
+    assert set(sessions.records()) == {1, 3, 4}
 
 
 def test_a_device_that_is_done_is_counted_and_its_log_goes(sessions: SessionRegistry, tmp_path: Path) -> None:
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
     connect(sessions, hello(2, incarnation=2))
-    session.standing.finished = True
+    session.set_finished(True)
     sessions.close(session)
-    sessions.close(session)  # its goodbye may come twice
+    sessions.close(session)  # its Bye may come twice
     assert sessions.finished() == 1
     assert not (tmp_path / f"{1:016x}").exists()
     again = restarted(sessions, tmp_path)
     assert again.finished() == 1
-    session, _ = connect(again, hello(next_step=2))  # the acknowledgement was lost, and it says goodbye again
+    session, _ = connect(again, hello(next_step=2))  # the acknowledgement was lost, and it sends Bye again
     assert session.applied == 2
     assert again.finished() == 1
     train(session, 2)  # it goes on after all
@@ -351,7 +353,7 @@ def long_step(session: int = 1, transfer: int = 7) -> list[tuple[bytes, memoryvi
     return list(to_frames(Evaluate(session, 0, 0, transfer, 3 * CHUNK_BYTES, 1, "fp32"), bytes(3 * CHUNK_BYTES)))
 
 
-def test_what_has_arrived_of_a_message_stays_with_the_session_when_its_connection_changes(
+def test_a_message_in_progress_stays_with_the_session_when_its_connection_changes(
     sessions: SessionRegistry,
 ) -> None:
     frames = long_step()
@@ -366,7 +368,7 @@ def test_what_has_arrived_of_a_message_stays_with_the_session_when_its_connectio
     assert new.inbox.feed(*frames[2]) is not None
 
 
-def test_what_has_arrived_stays_even_while_nobody_is_connected(sessions: SessionRegistry) -> None:
+def test_a_message_in_progress_stays_while_the_device_is_not_connected(sessions: SessionRegistry) -> None:
     _, old = connect(sessions, hello(), way=b"old")
     old.inbox.feed(*long_step()[0])
     sessions.leave(b"old")
@@ -375,7 +377,7 @@ def test_what_has_arrived_stays_even_while_nobody_is_connected(sessions: Session
     assert connect(sessions, hello())[1].inbox.unfinished == (7, CHUNK_BYTES)
 
 
-def test_two_sessions_over_one_connection_do_not_share_what_has_arrived(sessions: SessionRegistry) -> None:
+def test_two_sessions_over_one_connection_do_not_share_a_message_in_progress(sessions: SessionRegistry) -> None:
     way = route()
     first, peer = connect(sessions, hello(1), way=way)
     peer.inbox.feed(*long_step(1)[0])
@@ -386,16 +388,16 @@ def test_two_sessions_over_one_connection_do_not_share_what_has_arrived(sessions
     assert first.inbox is not second.inbox
 
 
-def test_a_connection_that_was_cut_off_stays_known_speaks_for_nobody_and_holds_nothing(
+def test_a_connection_that_was_cut_off_stays_known_speaks_for_no_session_and_holds_nothing(
     sessions: SessionRegistry,
 ) -> None:
     session, peer = connect(sessions, hello(), way=b"cut")
-    stranger = sessions.peer(b"stranger", 6, "", inbox)
-    stranger.inbox.feed(*long_step(3)[0])
-    for way in (b"cut", b"stranger", b"never seen"):
+    other = sessions.peer(b"other", 6, "", inbox)
+    other.inbox.feed(*long_step(3)[0])
+    for way in (b"cut", b"other", b"never seen"):
         sessions.cut_off(way)
     assert sessions.held_bytes() == 0
-    assert peer.session is stranger.session is None
+    assert peer.session is other.session is None
     assert sessions.peer(b"cut", 5, "", inbox) is peer
     assert peer.cut_off
     _, again = connect(sessions, hello(incarnation=2), way=b"again")
@@ -406,12 +408,12 @@ def test_a_connection_that_was_cut_off_stays_known_speaks_for_nobody_and_holds_n
 def test_held_bytes_are_of_every_body_in_progress_and_each_counts_once(sessions: SessionRegistry) -> None:
     assert sessions.held_bytes() == 0
     _, device = connect(sessions, hello())
-    stranger = sessions.peer(b"stranger", 6, "", inbox)
+    other = sessions.peer(b"other", 6, "", inbox)
     device.inbox.feed(*long_step()[0])
     assert sessions.held_bytes() == 3 * CHUNK_BYTES
-    stranger.inbox.feed(*long_step(3)[0])
+    other.inbox.feed(*long_step(3)[0])
     assert sessions.held_bytes() == 6 * CHUNK_BYTES
-    sessions.leave(b"stranger")
+    sessions.leave(b"other")
     for frame in long_step()[1:]:
         device.inbox.feed(*frame)
     assert sessions.held_bytes() == 0
@@ -440,8 +442,8 @@ def test_a_device_that_keeps_nothing_is_answered_from_memory_and_costs_no_log(
         for part in range(2):
             given, body = reply(step)
             given = msgspec.structs.replace(given, micro_batch=part)
-            session.begin().done += 1
-            session.answered(given, body)
+            session.begin_step().learned += 1
+            session.record_answer(given, body)
             session.write()
             session.prune(None)
     assert session.applied == 3

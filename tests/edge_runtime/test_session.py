@@ -25,6 +25,7 @@ from adc_edge.wire.connection import LinkLost, Stopped
 from adc_edge.wire.framing import to_frames
 from adc_edge.wire.messages import SEAL_BYTES, VERSION, Hello, Ping, Pong, Refused, Step, unpack_from_trainer
 from adc_edge.wire.sockets import check_endpoint
+from tests.serving import logged
 from tests.stub_device import Device
 
 
@@ -216,20 +217,20 @@ def test_a_trainer_that_dies_and_returns_continues_where_the_device_stands(
     thread.join()
     server.close()
 
-    lines: list[str] = []
     again: list[Server] = []
     over.clear()
 
     def return_later() -> None:
         time.sleep(1.5)
         stood = {1: SessionRecord("test", "", 1)}
-        again.append(Server(bundle, training, endpoint, SessionRegistry(tmp_path, stood), say=lines.append))
+        again.append(Server(bundle, training, endpoint, SessionRegistry(tmp_path, stood)))
         again[0].serve(over.is_set)
 
     thread = threading.Thread(target=return_later)
     thread.start()
-    device.step(1)
-    device.settle()
+    with logged() as lines:
+        device.step(1)
+        device.settle()
     assert training.steps == 2
     assert device.session.outages == 1
     assert "link lost" in caplog.text

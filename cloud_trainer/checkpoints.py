@@ -1,0 +1,139 @@
+"""Checkpoints of a trainer: head, optimizer and the steps of every session, made when due and restored when needed."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+import msgspec
+
+from adc_edge.cloud_trainer.accumulator import StepAccumulator
+from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.registry import SessionRegistry
+from adc_edge.cloud_trainer.served_session import SessionRecord
+from adc_edge.errors import CheckpointError
+from adc_edge.storage.checkpoint import KEPT, Checkpoint
+from adc_edge.storage.journal import LIMIT_BYTES
+from adc_edge.storage.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
+
+
+class TrainerCheckpoints:
+    """Makes the checkpoints of one run, knows which steps they keep, and goes back to one.
+
+    Args:
+        training: the head and its optimizer.
+        sessions: the sessions of all devices.
+        run_dir: where the run is kept; None or a directory without a path: nothing is kept.
+        every: steps between two checkpoints; 0: the number of steps asks for none.
+    """
+
+    def __init__(
+        self, training: HeadTraining, sessions: SessionRegistry, run_dir: RunDir | None = None, every: int = 0
+    ) -> None:
+        self._training, self._sessions, self._every = training, sessions, every
+        self._run_dir = run_dir if run_dir is not None and run_dir.path is not None else None
+        # Steps and sessions of the checkpoints on disk; a damaged newest one would fall back on the older.
+        self._kept: deque[tuple[int, dict[int, SessionRecord]]] = deque(maxlen=KEPT)
+        self._unkept_bytes = 0  # of steps since the last checkpoint: devices keep them until the next
+
+    def durable(self, session: int) -> int | None:
+        """The steps of a session that no crash undoes: those of the older checkpoint; None: every crash undoes all."""
+        if self._run_dir is None:
+            return None
+        older = self._kept[0][1].get(session) if len(self._kept) == KEPT else None
+        return 0 if older is None else older.applied
+
+    def record_step(self, device: str, step: int, totals: StepAccumulator) -> None:
+        """Write the metrics of a step that was just applied, and a checkpoint if one is due."""
+        if self._run_dir is None:
+            return
+        self._run_dir.metric(
+            kind="step",
+            device=device,
+            step=step,
+            head_step=self._training.steps,
+            images=totals.images,
+            clusters=totals.clusters,
+            loss=totals.loss,
+            accuracy=totals.accuracy,
+            seconds_cloud=totals.seconds,
+            body_bytes_up=totals.bytes_up,
+            body_bytes_down=totals.bytes_down,
+        )
+        self._unkept_bytes += totals.bytes_up
+        due = self._every and self._training.steps % self._every == 0
+        if due or self._unkept_bytes > LIMIT_BYTES // KEPT:
+            try:
+                self.save()
+            except OSError as error:  # earlier checkpoints stay, and so do the devices' journals
+                logger.warning("no checkpoint at step %d: %s; going on", self._training.steps, error)
+
+    def save(self) -> None:
+        """Make a checkpoint of now, unless there is one; raises OSError, and earlier ones stay."""
+        if self._run_dir is None:
+            return
+        self._sessions.sync()
+        step = self._training.steps
+        records = msgspec.to_builtins(self._sessions.records(), str_keys=True)
+        kept = step, msgspec.convert(records, dict[int, SessionRecord], strict=False)
+        if self._kept and self._kept[-1] == kept:  # at the end, after the last device has closed its session
+            return
+        self._run_dir.checkpoint(step, self._training.arrays(), {"sessions": records})
+        if self._kept and self._kept[-1][0] == step:
+            self._kept.pop()  # overwritten: a checkpoint is named after its step
+        self._kept.append(kept)
+        self._unkept_bytes = 0
+
+    def resume(self) -> None:
+        """Restore the newest whole checkpoint; without one, start at step 0.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none can be used.
+        """
+        if self._run_dir is None:
+            return
+        checkpoint = self._run_dir.latest()
+        if checkpoint is None:  # steps of a process that was killed before its first checkpoint are done again
+            self._run_dir.rewind(0, lambda line: False)
+        else:
+            self._restore(self._run_dir, checkpoint)
+            logger.info("resuming %s at step %d", self._run_dir.path, checkpoint.step)
+
+    def go_back(self, session: int, step: int) -> bool:
+        """Restore a checkpoint in which ``session`` stood at ``step`` or before it; False if there is none.
+
+        False also if another device would lose steps.
+        """
+        others = any(s.id != session and not s.record.finished and s.applied for s in self._sessions)
+        until = self._training.steps
+        while self._run_dir is not None and not others:
+            try:
+                checkpoint = self._run_dir.latest(until)
+            except CheckpointError:
+                break
+            if checkpoint is None:
+                break
+            stood = checkpoint.meta["sessions"].get(str(session))
+            if stood is None or stood["applied"] <= step:
+                logger.warning(
+                    "the log of answers is damaged: going back to the checkpoint of step %d", checkpoint.step
+                )
+                self._restore(self._run_dir, checkpoint)
+                return True
+            until = checkpoint.step - 1
+        return False
+
+    def _restore(self, run_dir: RunDir, checkpoint: Checkpoint) -> None:
+        try:
+            records = msgspec.convert(checkpoint.meta["sessions"], dict[int, SessionRecord], strict=False)
+        except (KeyError, msgspec.ValidationError) as error:
+            raise CheckpointError(
+                f"{run_dir.path}: {error}", "a trainer's checkpoint", "use another --run, or --fresh"
+            ) from None
+        self._training.restore(checkpoint.arrays, checkpoint.step)
+        self._sessions.restore(records)
+        run_dir.rewind(checkpoint.step, lambda line: line.get("head_step", 0) <= checkpoint.step)
+        self._kept.clear()
+        self._kept.append((checkpoint.step, msgspec.convert(msgspec.to_builtins(records), dict[int, SessionRecord])))

@@ -1,0 +1,129 @@
+"""Order of effects without a socket: a reply first, then optimizer and files; a goodbye only once it is durable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adc_edge.cloud_trainer.answers import Answers, RequestContext
+from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
+from adc_edge.cloud_trainer.guard import Refusals
+from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.limits import MessageLimits
+from adc_edge.cloud_trainer.registry import SessionRegistry
+from adc_edge.codec.precision import encode
+from adc_edge.errors import ProtocolError
+from adc_edge.method.labels import label_triples
+from adc_edge.storage.bundle import Bundle
+from adc_edge.storage.run_dir import RunDir
+from adc_edge.wire.framing import Assembler
+from adc_edge.wire.messages import VERSION, Bye, ByeAck, Fetch, Gradient, Hello, Step, Welcome, unpack_from_device
+from tests.serving import logged
+
+
+class Trainer:
+    """The answers of a trainer to one device, session 1."""
+
+    def __init__(self, bundle: Bundle, training: HeadTraining, run_dir: RunDir) -> None:
+        self.bundle, self.training, self.sessions = bundle, training, SessionRegistry(run_dir.journal)
+        self.checkpoints = TrainerCheckpoints(training, self.sessions, run_dir)
+        limits = MessageLimits.from_manifest(bundle.manifest, 64)
+        self.answers = Answers(bundle, training, self.sessions, limits, self.checkpoints, Refusals())
+        peer = self.sessions.peer(b"route", 5, "", lambda: Assembler(unpack_from_device, lambda message: 0))
+        self.context = RequestContext(b"route", peer, "bbr", 20.0)
+
+    def hello(self) -> Welcome:
+        hello = Hello(VERSION, self.bundle.digest, 1, 1, "orin", 0, 0, 0)
+        (reply, _), after_send = self.answers.answer(self.context, hello, memoryview(b""))
+        assert isinstance(reply, Welcome)
+        assert after_send is None
+        return reply
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def trainer(bundle: Bundle, training: HeadTraining, run: Path) -> Iterator[Trainer]:
+    with closing(RunDir(run, {}, {})) as run_dir:
+        yield Trainer(bundle, training, run_dir)
+
+
+def step_message(bundle: Bundle, step: int) -> tuple[Step, memoryview]:
+    rng = np.random.default_rng(step)
+    activations = rng.standard_normal((4, 7, bundle.manifest.dim)).astype(np.float32)
+    triples = label_triples(np.arange(8) % 4, rng.integers(0, 10, 8), 10)
+    body = encode(activations, "fp32", triples.tobytes())
+    return Step(1, step, 0, step + 1, len(body), 8, 4, 7, len(triples), "fp32", "fp32"), memoryview(body)
+
+
+def test_the_optimizer_the_log_and_the_metrics_come_after_the_reply(trainer: Trainer, run: Path) -> None:
+    trainer.hello()
+    before = trainer.training.safetensors()
+    (reply, _), after_send = trainer.answers.answer(trainer.context, *step_message(trainer.bundle, 0))
+    assert isinstance(reply, Gradient)
+    assert reply.down_mbit_s == 20.0
+    log = run / "journal" / f"{1:016x}" / f"{0:08d}-0"
+    assert (trainer.training.steps, trainer.training.safetensors() == before, log.exists()) == (0, True, False)
+    assert (run / "metrics.jsonl").read_text() == ""
+    assert after_send is not None
+    after_send()
+    assert (trainer.training.steps, trainer.training.safetensors() == before, log.exists()) == (1, False, True)
+    assert json.loads((run / "metrics.jsonl").read_text())["head_step"] == 1
+
+
+def test_a_repeated_step_and_a_fetch_get_the_same_reply_and_leave_nothing_to_do(trainer: Trainer) -> None:
+    trainer.hello()
+    message, body = step_message(trainer.bundle, 0)
+    (first, gradient), after_send = trainer.answers.answer(trainer.context, message, body)
+    assert after_send is not None
+    after_send()
+    for again in (message, Fetch(1, 0, None, message.transfer)):
+        (reply, same), after_send = trainer.answers.answer(trainer.context, again, body)
+        assert (reply, bytes(same), after_send) == (first, bytes(gradient), None)
+    assert trainer.training.steps == 1
+
+
+def test_a_refused_step_changes_nothing(trainer: Trainer) -> None:
+    trainer.hello()
+    with pytest.raises(ProtocolError, match="step 3"):
+        trainer.answers.answer(trainer.context, *step_message(trainer.bundle, 3))
+    assert trainer.training.steps == 0
+    assert trainer.sessions.records()[1].applied == 0
+
+
+def test_the_end_of_a_session_is_acknowledged_once_a_checkpoint_knows_it(
+    trainer: Trainer, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer.hello()
+    bye = Bye(1), memoryview(b"")
+
+    def full(*_: object) -> None:
+        raise OSError("no room")
+
+    with monkeypatch.context() as disk, logged() as lines:
+        disk.setattr(RunDir, "checkpoint", full)
+        with pytest.raises(OSError, match="no room"):
+            trainer.answers.answer(trainer.context, *bye)
+        assert not trainer.sessions.records()[1].finished
+        assert (trainer.sessions.finished(), lines) == (0, [])
+    with logged() as lines:
+        for _ in range(2):  # the acknowledgement may be lost
+            (reply, _), _ = trainer.answers.answer(trainer.context, *bye)
+            assert isinstance(reply, ByeAck)
+    assert lines == ["device 'orin' is done after 0 steps"]
+    assert len(list(run.glob("checkpoint-*"))) == 1
+    assert trainer.sessions.finished() == 1
+
+
+def test_opening_a_session_logs_the_device_and_the_congestion_control(trainer: Trainer) -> None:
+    with logged() as lines:
+        trainer.hello()
+    assert lines == ["device 'orin' at step 0, sending by bbr"]
