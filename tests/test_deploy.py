@@ -78,7 +78,7 @@ def unit_environment() -> dict[str, str]:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """What the files make adc-edge do: where, and the words after its name."""
+    """The adc-edge commands in the deployment files: file, and the words after the name."""
     for image in IMAGES:
         assert json.loads(only(image, "ENTRYPOINT")) == ["adc-edge"]
         yield f"{image} CMD", json.loads(only(image, "CMD"))
@@ -270,7 +270,7 @@ def installs(image: str, **given: str) -> tuple[list[str], dict[str, str]]:
 
 
 def context(image: str, place: Path) -> Path:
-    """What the image copies, and nothing else."""
+    """The files that the image copies, and no others."""
     for each in instructions(image):
         if each.name == "COPY":
             *sources, target = each.text.split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +115,13 @@ def serve(chosen: ServeSettings) -> dict[str, Any]:
 def losses(run: Path) -> list[float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+def has_learned(run: Path) -> bool:
+    """Whether the last third of the steps has a lower mean loss than the first: single batches differ by more."""
+    values = losses(run)
+    third = len(values) // 3
+    return statistics.mean(values[-third:]) < statistics.mean(values[:third])
 
 
 def in_process(bundle: Bundle, steps: int, optimizer: OptimizerSettings, micro_batches: int = 1) -> list[float]:
@@ -226,7 +234,7 @@ def test_the_commands_train_report_and_merge_into_a_timm_checkpoint(
     report = json.loads(report_file.read_text())
     assert set(FIELDS) <= set(report)
     assert (report["steps"], report["images"], report["precision"]) == (150, 150 * 16, "fp16")
-    assert report["loss"] < report["loss_first"]
+    assert has_learned(device)
     assert report["evaluations"][0]["accuracy"] < report["accuracy"]
     assert report["bytes_total_up"] == pytest.approx(proxy.up, rel=0.005)
     assert report["bytes_total_down"] == pytest.approx(proxy.down, rel=0.005)
@@ -281,7 +289,7 @@ def test_the_device_waits_for_a_trainer_that_was_stopped_and_the_run_goes_on(
 def test_a_frozen_trunk_sends_and_receives_no_gradient_and_stays(bundle_dir: Path, tmp_path: Path, cloud: Any) -> None:
     with cloud(OptimizerSettings(lr=3e-3)) as endpoint:
         report = serve(settings(bundle_dir, endpoint, steps=60, trunk="frozen", run=tmp_path / "device"))
-    assert report["loss"] < report["loss_first"]
+    assert has_learned(tmp_path / "device")
     assert report["bytes_down"] < 0.2 * report["bytes_up"]
     assert (tmp_path / "device" / "trunk.safetensors").read_bytes() == (bundle_dir / "trunk.safetensors").read_bytes()
 

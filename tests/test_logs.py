@@ -1,4 +1,4 @@
-"""What a run says: plain lines with time and level, JSON for machines, rich lines on a terminal."""
+"""Messages of a run: plain lines with time and level, JSON for machines, rich lines on a terminal."""
 
 from __future__ import annotations
 

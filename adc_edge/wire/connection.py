@@ -32,7 +32,7 @@ class Stopped(Exception):
 
 
 class ClientKeys(NamedTuple):
-    """What a device needs for an encrypted connection: its own pair, and the trainer's public key that it pins."""
+    """Keys of a device for an encrypted connection: its own pair, and the trainer's public key that it pins."""
 
     own: KeyPair
     trainer: bytes

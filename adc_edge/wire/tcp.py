@@ -177,6 +177,7 @@ class SocketMeter:
         if self._fd is None or self.lost:
             return
         with contextlib.suppress(OSError), same_socket(self._fd) as connection:
+            self._release()  # the kernel counts the other side's FIN as a byte
             connection.shutdown(socket.SHUT_RDWR)
         deadline = time.monotonic() + timeout_ms / 1e3
         while not self.lost and (left_s := deadline - time.monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""What a board is and how it does, from files as they were seen on real ones."""
+"""Identity and state of a board, from files as they were seen on real ones."""
 
 from __future__ import annotations
 

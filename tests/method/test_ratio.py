@@ -1,4 +1,4 @@
-"""How much is sent: what was asked for, and the paper's rules."""
+"""The share that is sent: the requested one, and the paper's rules."""
 
 from __future__ import annotations
 

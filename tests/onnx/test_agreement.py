@@ -1,4 +1,4 @@
-"""How alike two engines' outputs are: choices as shares, numbers only where both chose alike."""
+"""Agreement of two engines' outputs: choices as shares, numbers only where both chose alike."""
 
 from __future__ import annotations
 

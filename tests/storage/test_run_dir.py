@@ -1,4 +1,4 @@
-"""What a run leaves behind, and when it may be taken up again."""
+"""Files of a run, and when it may be resumed."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def is_frozen(name: str, blocks: int) -> bool:
 
 
 def saved_mb(shim: Shim, forward: Callable[[], object]) -> float:
-    """What a forward keeps for its backward, parameters apart."""
+    """Megabytes that a forward pass keeps for its backward pass, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in shim.trunk.parameters()}
     kept: dict[int, int] = {}
 

@@ -71,7 +71,7 @@ def test_a_run_stays_with_the_precision_that_it_began_with(half: Bundle, tmp_pat
 
 
 def elsewhere(model: Path) -> Callable[..., Opened]:
-    """As if CUDA were here, and computed what another file says."""
+    """Simulate a CUDA provider that computes another graph."""
     return lambda path, provider, threads: Opened(
         open_session(str(model), "cpu", threads).session, "cuda", "for a test"
     )

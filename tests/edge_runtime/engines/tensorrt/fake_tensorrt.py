@@ -35,7 +35,7 @@ _MAGIC = b"fake plan "
 
 @dataclass
 class Faults:
-    """What goes wrong; names are those of weights."""
+    """Faults to simulate; names are those of weights."""
 
     parse: list[tuple[str, str, str]] = field(default_factory=list)  # operator, node, description
     build: str = ""  # an error: the builder returns None
@@ -132,7 +132,7 @@ class ILogger:
 
 
 class _Object:
-    """What is made with a logger."""
+    """An object that is made with a logger."""
 
     def __init__(self, logger: ILogger) -> None:
         if not getattr(logger, "_made", False):

@@ -61,7 +61,7 @@ class Use(NamedTuple):
 
 
 class Member(NamedTuple):
-    """Of a class or the module."""
+    """A member of a class or of the module."""
 
     callable: bool
     signatures: list[list[tuple[str, bool]]]  # overloads; parameters with whether they may be left out; []: unknown
@@ -119,7 +119,7 @@ def _arguments(call: ast.Call) -> tuple[int, tuple[str, ...]]:
 
 
 def _check_names(tree: ast.AST, where: str, module: str, objects: Mapping[str, str]) -> None:
-    """What a call of theirs gives must be called as the convention says, if anything is taken of it."""
+    """Hold the result of each call to the naming convention, where anything of it is used."""
     stray = set()
     for node in ast.walk(tree):
         if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
@@ -132,7 +132,7 @@ def _check_names(tree: ast.AST, where: str, module: str, objects: Mapping[str, s
 
 
 def wrong(use: Use, surface: Surface) -> str | None:
-    """What is wrong with a use of these bindings, or None."""
+    """The fault in a use of these bindings, or None."""
     owner, _, name = f"{use.owner}.{use.name}".strip(".").rpartition(".")
     if name in OURS.get(use.owner, ()):
         return None
@@ -215,7 +215,7 @@ def test_the_fake_has_all_that_is_used() -> None:
 
 
 def fake_surface() -> dict[str, dict[str, Member]]:
-    """What the fake defines, in the terms of the real one."""
+    """The definitions of the fake, in the terms of the real bindings."""
     names = {name: getattr(fake_tensorrt, name) for name in fake_tensorrt.PUBLIC} | {"__version__": ""}
     surface = {"": {name: _fake_member(value) for name, value in names.items()}}
     for name, value in names.items():
@@ -325,7 +325,7 @@ def dumped(directory: Path, module: str, libraries: Path | None = None) -> dict[
 
 
 def _signatures(doc: str) -> list[list[tuple[str, bool]]]:
-    """Of a docstring as pybind11 writes it (``f(self: T, a: int = 0) -> T``) or Cython (``f(a, size_t b)``)."""
+    """Signatures in a docstring of pybind11 (``f(self: T, a: int = 0) -> T``) or Cython (``f(a, size_t b)``)."""
     found = []
     for line in doc.splitlines():
         match = re.match(r"(?:\d+\. )?\w+\((.*)\)(?: -> .*)?$", line.strip())
