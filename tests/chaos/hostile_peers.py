@@ -73,10 +73,11 @@ class Attacker:
 
     def attack(self, messages: int, connections: int, seconds: float) -> Sent:
         start, sent, tried, made = time.monotonic(), 0, 0, 0
-        while (now := (time.monotonic() - start) / seconds) < 1 or tried < messages or made < connections:
-            while tried < min(messages, now * messages):
+        while (now := (time.monotonic() - start) / seconds) < 1 or sent < messages or made < connections:
+            while sent < min(messages, now * messages):
                 tried += 1
                 sent += self._message()
+                assert tried < 2 * messages + 100, f"{tried - sent} of {tried} messages could not be sent"
             while made < min(connections, now * connections):
                 made += 1
                 self._connection()

@@ -93,7 +93,7 @@ def test_unauthenticated_peers_cost_a_device_little_and_the_trainer_nothing(
             f"{statistics.median(rates['undisturbed']):.0f} steps/s; RSS {warm[0]:.0f} -> {end[0]:.0f} MB, descriptors "
             f"{warm[1]} -> {end[1]}; {log.count(chr(10))} lines of log"
         )
-    assert hostile.messages >= 0.95 * MESSAGES
+    assert hostile.messages == MESSAGES
     assert hostile.connections == CONNECTIONS
     assert ratio >= 0.8
     assert end[0] < warm[0] + 30
