@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adc_edge.options import bundle_option, engine_cache_option, ratio_options
+
+if TYPE_CHECKING:
+    from adc_edge.method.ratio import Ratio
 
 
 @click.command()
@@ -56,15 +59,13 @@ from adc_edge.options import bundle_option, engine_cache_option, ratio_options
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file for all results.")
 def bench(
     bundle: Path,
-    ratio: float | None,
-    batch_ratio: float | None,
-    token_ratio: float | None,
     batch_sizes: tuple[int, ...],
     rounds: int,
     seconds: float | None,
     engine_cache: Path | None,
     markdown_file: Path | None,
     json_file: Path | None,
+    ratio: Ratio | None = None,
     **chosen: Any,
 ) -> None:
     """Measure the engines of this device, each in a process of its own; exit 1 if one fails or computes wrongly."""
@@ -72,10 +73,8 @@ def bench(
 
     from adc_edge.edge_runtime.bench import report
     from adc_edge.edge_runtime.bench.cases import BenchSettings, measure_all
-    from adc_edge.method.ratio import Ratio
 
-    given = Ratio(ratio, batch_ratio, token_ratio)
-    settings = BenchSettings(bundle, None if given == Ratio() else given, rounds, seconds, engine_cache)
+    settings = BenchSettings(bundle, ratio, rounds, seconds, engine_cache)
     console = Console()
     with console.status("measuring") as status:
         done = measure_all(settings, batch_sizes, say=lambda text: status.update(f"measuring {text}"), **chosen)
