@@ -43,10 +43,6 @@ class Golden(NamedTuple):
     assignment: npt.NDArray[np.int64]  # [B]
     tokens: npt.NDArray[np.int64]  # [T, k]
 
-    def images(self, preprocessing: Preprocessing) -> Float32:
-        """Return the inputs of an engine, ``[B, C, H, W]``."""
-        return golden_images(self.pixels, preprocessing)
-
     @property
     def expected(self) -> CompressedBatch:
         """Return the outputs of the exporting machine."""
@@ -117,7 +113,7 @@ def read_golden(bundle: Bundle) -> Golden:
 def run_golden(bundle: Bundle, engine: Compressor, compute: Compute = "fp32") -> GoldenResult:
     """Run the pair through an engine that has been entered; raises BundleError as ``read_golden`` does."""
     golden = read_golden(bundle)
-    images = golden.images(bundle.manifest.preprocessing)
+    images = golden_images(golden.pixels, bundle.manifest.preprocessing)
     found = agreement(engine.compress(images, golden.seeds, golden.slots), golden.expected)
     return GoldenResult(found, GOLDEN_LIMITS[compute], compute)
 

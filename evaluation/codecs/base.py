@@ -18,10 +18,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from adc_edge.arrays import Int32, Int64
 from adc_edge.codec.precision import Precision, decode, encode
 from adc_edge.method.labels import label_triples, soft_labels
 from adc_edge.method.trunk import Trunk
@@ -32,7 +32,7 @@ class CodecBatch(NamedTuple):
     """A batch on the device, and the random generator that a method may use for it."""
 
     images: Tensor  # [B, 3, H, W]
-    labels: npt.NDArray[np.int64]  # [B]
+    labels: Int64  # [B]
     rng: np.random.Generator
 
 
@@ -91,12 +91,12 @@ class Codec(Protocol):
         """Test activations ``[B, N, D]`` after compression and decoding; None: the method does not compress at test."""
 
 
-def encode_with_labels(tensor: Tensor, labels: npt.NDArray[np.int32], precision: Precision) -> memoryview:
+def encode_with_labels(tensor: Tensor, labels: Int32, precision: Precision) -> memoryview:
     """Encode a body: ``tensor`` ``[..., W]`` in ``precision``, then label triples."""
     return encode(tensor.detach().float().cpu().numpy(), precision, labels.tobytes())
 
 
-def own_labels(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int32]:
+def own_labels(labels: Int64, classes: int) -> Int32:
     """Label triples of images that are not merged: each image is a cluster."""
     return label_triples(np.arange(len(labels)), labels, classes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import pandas as pd
@@ -181,14 +181,9 @@ def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
             best["share"],
             best["accuracy"],
             yerr=best["std"].fillna(0.0),
-            color=style.colour,
-            marker=style.marker,
-            markersize=6,
-            linestyle=_line(style),
-            linewidth=_width(group),
+            **_look(group),
             elinewidth=1,
             capsize=2,
-            zorder=4 if group == OURS else 3,
             label=group,
         )
 
@@ -208,13 +203,8 @@ def _draw_curves(axes: Axes, study: Study, runs: Sequence[Run], shown: dict[str,
         axes.plot(
             curve["bytes"],
             curve["accuracy"],
-            color=style.colour,
-            marker=style.marker,
-            markersize=4,
+            **_look(group, markersize=4),
             markevery=max(1, len(curve) // 8),
-            linestyle=_line(style),
-            linewidth=_width(group),
-            zorder=4 if group == OURS else 3,
             label=f"{group}: {setting}",
         )
     axes.axvline(budget * full_bytes(study, runs[0]), color=_GREY, linewidth=1, linestyle=":", zorder=1)
@@ -225,25 +215,21 @@ def _add_legend(picture: Figure, handles: list[Artist], **changes: Any) -> None:
 
 
 def _handle(group: str, label: str) -> Artist:
-    style = STYLES[group]
-    return Line2D(
-        [],
-        [],
-        color=style.colour,
-        marker=style.marker,
-        markersize=6,
-        linestyle=_line(style),
-        linewidth=_width(group),
-        label=label,
-    )
+    return Line2D([], [], **_look(group), label=label)
 
 
-def _line(style: Style) -> Literal["--", "-"]:
-    return "--" if style.dashed else "-"
-
-
-def _width(group: str) -> float:
-    return 2.4 if group == OURS else 1.4
+def _look(group: str, markersize: int = 6) -> dict[str, Any]:
+    """Properties of a group's line; adc-edge's is the thickest, in front of the others."""
+    colour, marker, dashed = STYLES[group]
+    width, order = (2.4, 4) if group == OURS else (1.4, 3)
+    return {
+        "color": colour,
+        "marker": marker,
+        "markersize": markersize,
+        "linestyle": "--" if dashed else "-",
+        "linewidth": width,
+        "zorder": order,
+    }
 
 
 def _flattening(uncompressed: Sequence[Run]) -> str:

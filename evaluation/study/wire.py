@@ -7,6 +7,7 @@ kernel's count of TCP bytes. Tests compare the two.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -39,64 +40,67 @@ class Wire(Protocol):
         """Carry a gradient's body to the device; return the body that arrives."""
 
 
-def step_message(header: Header, body: memoryview, codec: Codec, step: int) -> Step:
-    """The header that a device sends with a step's body."""
-    rows = header.shape[0]
-    return Step(
-        session=_SESSION,
-        step=step,
-        micro_batch=0,
-        transfer=step + 1,
-        body_bytes=len(body),
-        images=header.images,
-        clusters=rows,
-        kept=header.shape[1] if len(header.shape) == 3 else 1,
-        triples=header.triples,
-        precision=header.precision,
-        gradient=codec.gradient_precision,
-        durable=step,
-    )
+class _Messages:
+    """Puts bodies into the messages of the runtime, for ``_carry`` of a subclass to carry in one direction."""
+
+    def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
+        """See ``Wire.up``."""
+        message = Step(
+            **_place(step, body),
+            images=header.images,
+            clusters=header.shape[0],
+            kept=header.shape[1] if len(header.shape) == 3 else 1,
+            triples=header.triples,
+            precision=header.precision,
+            gradient=codec.gradient_precision,
+        )
+        return self._carry(message, body)
+
+    def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
+        """See ``Wire.down``."""
+        message = Gradient(
+            **_place(step, body),
+            precision=codec.gradient_precision,
+            loss=loss,
+            accuracy=0.5,
+            seconds_cloud=0.1,
+            down_mbit_s=20.1,
+        )
+        return self._carry(message, body)
+
+    def _carry(self, message: Step | Gradient, body: memoryview) -> memoryview:
+        raise NotImplementedError
 
 
-def gradient_message(body: memoryview, codec: Codec, step: int, loss: float) -> Gradient:
-    """The header that a trainer sends with a gradient's body."""
-    return Gradient(
-        session=_SESSION,
-        step=step,
-        micro_batch=0,
-        transfer=step + 1,
-        body_bytes=len(body),
-        precision=codec.gradient_precision,
-        loss=loss,
-        accuracy=0.5,
-        seconds_cloud=0.1,
-        down_mbit_s=20.1,
-        durable=step,
-    )
+def _place(step: int, body: memoryview) -> dict[str, Any]:
+    """The fields that a step's message and its gradient's share."""
+    return {
+        "session": _SESSION,
+        "step": step,
+        "micro_batch": 0,
+        "transfer": step + 1,
+        "body_bytes": len(body),
+        "durable": step,
+    }
 
 
-class Counted:
+class Counted(_Messages):
     """Adds up the bytes of each message's frames, and returns the bodies unchanged."""
 
     def __init__(self) -> None:
         self.bytes_up = 0
         self.bytes_down = 0
 
-    def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
-        """See ``Wire.up``."""
-        self.bytes_up += sum(
-            frame_bytes(*frames) for frames in to_frames(step_message(header, body, codec, step), body)
-        )
-        return body
-
-    def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
-        """See ``Wire.down``."""
-        message = gradient_message(body, codec, step, loss)
-        self.bytes_down += sum(frame_bytes(*frames) for frames in to_frames(message, body))
+    def _carry(self, message: Step | Gradient, body: memoryview) -> memoryview:
+        size = sum(frame_bytes(*frames) for frames in to_frames(message, body))
+        if isinstance(message, Step):
+            self.bytes_up += size
+        else:
+            self.bytes_down += size
         return body
 
 
-class Carried:
+class Carried(_Messages):
     """Sends messages between two ZeroMQ sockets on loopback, with the runtime's framing; a context manager.
 
     A thread sends while the caller's receives: one thread would wait for itself.
@@ -140,31 +144,15 @@ class Carried:
         """Bytes down by the kernel's count."""
         return self._meter.totals()[1] - self._before[1]
 
-    def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
-        """See ``Wire.up``."""
-        message = step_message(header, body, codec, step)
-        assembler = Assembler(unpack_from_device, lambda m: getattr(m, "body_bytes", 0))
-        return self._carry(self._device, self._trainer, list(to_frames(message, body)), assembler)
-
-    def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
-        """See ``Wire.down``."""
-        message = gradient_message(body, codec, step, loss)
-        assembler = Assembler(unpack_from_trainer, lambda m: getattr(m, "body_bytes", 0))
-        return self._carry(self._trainer, self._device, list(to_frames(message, body)), assembler)
-
-    def _carry(
-        self,
-        source: zmq.Socket[bytes],
-        sink: zmq.Socket[bytes],
-        frames: list[tuple[bytes, memoryview]],
-        assembler: Assembler[Any],
-    ) -> memoryview:
-        whole: memoryview | None = None
-        for frame, piece in self._exchange(source, sink, frames, len(frames)):
-            done = assembler.feed(frame, piece)
-            whole = None if done is None else done[1]
-        assert whole is not None, "the frames make one complete message"
-        return whole
+    def _carry(self, message: Step | Gradient, body: memoryview) -> memoryview:
+        rises = isinstance(message, Step)
+        ends = (self._device, self._trainer) if rises else (self._trainer, self._device)
+        unpack: Callable[[bytes], Any] = unpack_from_device if rises else unpack_from_trainer
+        assembler = Assembler(unpack, lambda m: getattr(m, "body_bytes", 0))
+        frames = list(to_frames(message, body))
+        done = [assembler.feed(*pair) for pair in self._exchange(*ends, frames, len(frames))][-1]
+        assert done is not None, "the frames make one complete message"
+        return done[1]
 
     @staticmethod
     def _exchange(
