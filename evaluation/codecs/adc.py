@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adc_edge.arrays import Int64
 from adc_edge.codec.precision import Precision
-from adc_edge.evaluation.codecs.base import CodecBatch, Dense, EncodedBatch, Header, encode_with_labels
+from adc_edge.evaluation.codecs.base import Codec, CodecBatch, EncodedBatch, Header, encode_with_labels
 from adc_edge.method import adc
 from adc_edge.method.compressed import drop_empty
 from adc_edge.method.labels import label_triples
@@ -24,7 +24,7 @@ def random_rows(rows: Tensor, clusters: int, rng: np.random.Generator) -> Int64:
     return rng.permutation(len(rows))[:clusters].astype(np.int64)
 
 
-class Adc(Dense):
+class Adc(Codec):
     """ADC at a ratio: T clusters of k tokens out of B images of N.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.codecs.adc import Adc, AdcBy, cls_token, mean_token
-from adc_edge.evaluation.codecs.base import Codec, Dense
+from adc_edge.evaluation.codecs.base import Codec
 from adc_edge.evaluation.codecs.bottleneck import BottleNetPlusPlus
 from adc_edge.evaluation.codecs.c3sl import C3sl
 from adc_edge.evaluation.codecs.sparse import TopK
@@ -18,7 +18,7 @@ def make_codec(setting: Setting, spec: TrunkSpec, classes: int, seed: int) -> Co
     travels = (setting.precision, setting.gradient_precision)
     ratio, method = setting.ratio, setting.method
     if ratio is None:
-        return Dense(classes, *travels)
+        return Codec(classes, *travels)
     if method in ("adc-cls", "adc-mean"):
         return AdcBy(spec, classes, ratio, *travels, cls_token if method == "adc-cls" else mean_token)
     if method == "adc":

@@ -20,8 +20,8 @@ from adc_edge.codec.precision import Precision, encode, encoded_bytes
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.evaluation.codecs.base import (
     Arrived,
+    Codec,
     CodecBatch,
-    Dense,
     EncodedBatch,
     Header,
     decode_tensor,
@@ -99,7 +99,7 @@ def _bad_places(received: str, expected: str) -> ProtocolError:
     return ProtocolError(received, expected, "use one version and one share on both sides", "size")
 
 
-class TopK(Dense):
+class TopK(Codec):
     """Sends each sample's K activations of largest magnitude; prefix tokens are not treated apart.
 
     RandTopK sends the top K - R, and R = round(outside * K) values drawn uniformly, without replacement, from outside

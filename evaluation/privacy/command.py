@@ -184,9 +184,7 @@ def _figure(leaks: Sequence[Leak], examples: Sequence[Examples]) -> Figure:
 
 def _scatter(axes: Axes, leaks: Sequence[Leak], field: str, label: str) -> None:
     """Draw a line for each group of settings, and a level line for the mean image."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    from adc_edge.evaluation.report.plots import STYLES
+    from adc_edge.evaluation.report.plots import STYLES, logarithmic
     from adc_edge.evaluation.report.views import group_of
 
     for group, style in STYLES.items():
@@ -196,8 +194,6 @@ def _scatter(axes: Axes, leaks: Sequence[Leak], field: str, label: str) -> None:
             axes.plot(*zip(*points, strict=True), color=style.colour, marker=style.marker, linestyle=line, label=group)
     known = getattr(leaks[0], f"{field}_mean_image")
     axes.axhline(known, color="#8a8a8a", linewidth=1, linestyle=":", zorder=1, label="mean training image")
-    axes.set(xlabel=_SHARE, ylabel=label, xscale="log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=10))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel=_SHARE, ylabel=label)
+    logarithmic(axes)
     axes.spines[["top", "right"]].set_visible(False)

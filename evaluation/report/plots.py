@@ -149,7 +149,9 @@ def _clean(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
 
 
-def _logarithmic(axes: Axes, formatter: Formatter) -> None:
+def logarithmic(axes: Axes, formatter: Formatter | None = None) -> None:
+    """Set a logarithmic x axis; without a formatter it shows shares in %."""
+    formatter = formatter or FuncFormatter(lambda value, _: f"{100 * value:.3g}")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=10))
     axes.xaxis.set_major_formatter(formatter)
@@ -160,7 +162,7 @@ def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
     """Draw a point for each setting, and a line through the best of each group."""
     _clean(axes)
     axes.set(xlabel=SHARE, ylabel=ACCURACY, title=f"After {study.epochs:g} epochs of every method")
-    _logarithmic(axes, FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
+    logarithmic(axes)
     axes.set_xlim(0.8 * steps["share"].min(), 1.2)
     for group, style in STYLES.items():
         settings = steps[steps["group"] == group]
@@ -193,7 +195,7 @@ def _draw_curves(axes: Axes, study: Study, runs: Sequence[Run], shown: dict[str,
     _clean(axes)
     title = f"Along a run: each group's best at {100 * budget:.3g} % (dotted)"
     axes.set(xlabel=BYTES, ylabel=ACCURACY, title=title)
-    _logarithmic(axes, EngFormatter(unit="B"))
+    logarithmic(axes, EngFormatter(unit="B"))
     for group, setting in shown.items():
         style = STYLES[group]
         curve = learning_curve([run for run in runs if run.setting == setting])

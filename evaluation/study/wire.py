@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import zmq
 
@@ -22,29 +22,25 @@ _SESSION = 2**62 + 1  # ids are random 63-bit numbers
 _TIMEOUT_MS = 60_000
 
 
-class Wire(Protocol):
-    """Carries bodies up and down, and counts the bytes of their messages."""
+class Wire:
+    """Carries bodies up and down in the runtime's messages, and counts the bytes of their frames."""
 
     @property
     def bytes_up(self) -> int:
         """Bytes from device to trainer so far, with framing."""
+        return self.totals()[0]
 
     @property
     def bytes_down(self) -> int:
         """Bytes from trainer to device so far, with framing."""
+        return self.totals()[1]
+
+    def totals(self) -> tuple[int, int]:
+        """Bytes up and down so far, with framing."""
+        raise NotImplementedError
 
     def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
         """Carry a step's body to the trainer; return the body that arrives."""
-
-    def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
-        """Carry a gradient's body to the device; return the body that arrives."""
-
-
-class _Messages:
-    """Puts bodies into the messages of the runtime, for ``_carry`` of a subclass to carry in one direction."""
-
-    def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
-        """See ``Wire.up``."""
         message = Step(
             **_place(step, body),
             images=header.images,
@@ -57,7 +53,7 @@ class _Messages:
         return self._carry(message, body)
 
     def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
-        """See ``Wire.down``."""
+        """Carry a gradient's body to the device; return the body that arrives."""
         message = Gradient(
             **_place(step, body),
             precision=codec.gradient_precision,
@@ -84,23 +80,26 @@ def _place(step: int, body: memoryview) -> dict[str, Any]:
     }
 
 
-class Counted(_Messages):
+class Counted(Wire):
     """Adds up the bytes of each message's frames, and returns the bodies unchanged."""
 
     def __init__(self) -> None:
-        self.bytes_up = 0
-        self.bytes_down = 0
+        self._up = self._down = 0
+
+    def totals(self) -> tuple[int, int]:
+        """The sums of the lengths so far."""
+        return self._up, self._down
 
     def _carry(self, message: Step | Gradient, body: memoryview) -> memoryview:
         size = sum(frame_bytes(*frames) for frames in to_frames(message, body))
         if isinstance(message, Step):
-            self.bytes_up += size
+            self._up += size
         else:
-            self.bytes_down += size
+            self._down += size
         return body
 
 
-class Carried(_Messages):
+class Carried(Wire):
     """Sends messages between two ZeroMQ sockets on loopback, with the runtime's framing; a context manager.
 
     A thread sends while the caller's receives: one thread would wait for itself.
@@ -134,15 +133,10 @@ class Carried(_Messages):
         self._device.close(0)
         self._context.term()
 
-    @property
-    def bytes_up(self) -> int:
-        """Bytes up by the kernel's count."""
-        return self._meter.totals()[0] - self._before[0]
-
-    @property
-    def bytes_down(self) -> int:
-        """Bytes down by the kernel's count."""
-        return self._meter.totals()[1] - self._before[1]
+    def totals(self) -> tuple[int, int]:
+        """Bytes up and down by the kernel's count."""
+        up, down = self._meter.totals()
+        return up - self._before[0], down - self._before[1]
 
     def _carry(self, message: Step | Gradient, body: memoryview) -> memoryview:
         rises = isinstance(message, Step)
