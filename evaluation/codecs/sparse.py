@@ -138,7 +138,7 @@ class TopK(Codec):
             raise SettingError(f"a share of {share}", f"at least {least:.2g}, one value a sample", "raise the share")
         if not 0.0 <= outside <= 1.0:
             raise SettingError(f"a share of {outside} from outside the top", "0 to 1", "for example 0.1, the paper's")
-        self.drawn = min(round(outside * self.kept), self.total - self.kept)
+        self.outside, self.drawn = outside, min(round(outside * self.kept), self.total - self.kept)
 
     def _sample_bytes(self, count: int) -> int:
         """Bytes of a sample in fp32, both directions, with ``count`` values kept."""
@@ -150,7 +150,7 @@ class TopK(Codec):
 
     def choose(self, flat: Tensor, rng: np.random.Generator) -> Tensor:
         """Places to send for each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending."""
-        if not self.drawn:
+        if not self.outside:
             return self.largest(flat)
         top = flat.detach().abs().topk(self.kept, dim=1).indices  # [B, K], the largest first
         others = torch.ones(flat.shape, dtype=torch.bool).scatter(1, top.cpu(), False).numpy()
