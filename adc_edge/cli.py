@@ -94,7 +94,7 @@ _EXTRAS = {
 }
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="adc-edge")
 def main() -> None:
     """Train a Vision Transformer across a slow link, with attention-based double compression."""

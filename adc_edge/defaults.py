@@ -8,25 +8,9 @@ from __future__ import annotations
 from typing import Literal
 
 Precision = Literal[
-    "fp32",
-    "fp16",
-    "bf16",
-    "int8",
-    "int4",
-    "int3",
-    "int2",
-    "pca4",
-    "pca3",
-    "pca2",
-    "pca1.5",
-    "pca1",
-    "pca0.75",
-    "pca0.5",
-    "pca0.375",
-    "pca0.25",
-    "pca0.125",
-    "pca0.0625",
-]
+    "fp32", "fp16", "bf16", "int8", "int4", "int3", "int2",
+    "pca4", "pca3", "pca2", "pca1.5", "pca1", "pca0.75", "pca0.5", "pca0.375", "pca0.25", "pca0.125", "pca0.0625",
+]  # fmt: skip
 Compute = Literal["fp32", "fp16", "int8"]  # what an engine computes in
 Provider = Literal["cpu", "cuda", "tensorrt", "xnnpack"]  # of ONNX Runtime
 EngineName = Literal["onnxruntime", "tensorrt", "torch"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import click
 
@@ -22,17 +23,14 @@ def choices(literal: Any, *more: str) -> click.Choice[str]:
 
 PRECISION = choices(defaults.Precision)
 COUNT = click.IntRange(min=0)
-_NUMBER = click.FloatRange(min=0)
+NUMBER = click.FloatRange(min=0)
+IMAGES = click.IntRange(min=2)  # of a batch
+PATH = click.Path(path_type=Path)
 _RATIO = click.FloatRange(0.0, 1.0, min_open=True)
-_PATH = click.Path(path_type=Path)
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options under headings (see ``heading``), and their defaults."""
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.context_settings.setdefault("show_default", True)
+    """A command whose help shows its options under headings (see ``heading``)."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section for each heading, in the order of the options."""
@@ -64,10 +62,20 @@ def _with(command: F, *options: Callable[[F], F]) -> F:
 
 
 def ratio_options(command: F) -> F:
-    """``--ratio`` or ``--batch-ratio`` with ``--token-ratio``."""
+    """``--ratio`` or ``--batch-ratio`` with ``--token-ratio``; the command gets a ``Ratio`` if one is given."""
+
+    @functools.wraps(command)
+    def with_ratio(
+        *arguments: Any, ratio: float | None, batch_ratio: float | None, token_ratio: float | None, **options: Any
+    ) -> Any:
+        from adc_edge.method.ratio import Ratio
+
+        chosen = Ratio(ratio, batch_ratio, token_ratio)
+        return command(*arguments, **options, **({} if chosen == Ratio() else {"ratio": chosen}))
+
     share = "ξ = (T/B)(k/N), the share of the activations that is sent; default: all, or as the bundle says."
     return _with(
-        command,
+        cast(F, with_ratio),
         click.option("--ratio", type=_RATIO, help=share),
         click.option("--batch-ratio", type=_RATIO, help="T/B, clusters for each image; needs --token-ratio."),
         click.option("--token-ratio", type=_RATIO, help="k/N, share of the tokens kept; needs --batch-ratio."),
@@ -76,7 +84,7 @@ def ratio_options(command: F) -> F:
 
 def bundle_option(command: F) -> F:
     """``--bundle DIR``."""
-    return click.option("--bundle", required=True, type=_PATH, metavar="DIR", help="Bundle made by `export`.")(command)
+    return click.option("--bundle", required=True, type=PATH, metavar="DIR", help="Bundle made by `export`.")(command)
 
 
 def engine_options(command: F) -> F:
@@ -94,7 +102,7 @@ def engine_options(command: F) -> F:
 def engine_cache_option(command: F) -> F:
     """``--engine-cache DIR``."""
     text = "Directory of TensorRT engines; default: engines/ in the bundle."
-    return click.option("--engine-cache", type=_PATH, metavar="DIR", help=text)(command)
+    return click.option("--engine-cache", type=PATH, metavar="DIR", help=text)(command)
 
 
 def data_option(**more: Any) -> Callable[[F], F]:
@@ -103,13 +111,41 @@ def data_option(**more: Any) -> Callable[[F], F]:
     return click.option("--data", metavar="SRC", help=f"Data set: {sources}", **more)
 
 
+def model_options(command: F) -> F:
+    """The model of a study: the arguments of timm's ``create_model``, and the cut."""
+    return _with(
+        command,
+        click.option("--model", default="deit_tiny_patch16_224", help="A timm VisionTransformer."),
+        weights_options,
+        click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels."),
+        model_arg_option,
+        click.option("--split", default=3, type=int, help="Last block on the device."),
+    )
+
+
+def weights_options(command: F) -> F:
+    """``--weights FILE`` and ``--pretrained``."""
+    return _with(
+        command,
+        click.option("--weights", type=PATH, help="Weights file (safetensors)."),
+        click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights."),
+    )
+
+
+def model_arg_option(command: F) -> F:
+    """``--model-arg K=V``, which ``parse_model_args`` reads."""
+    return click.option(
+        "--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable."
+    )(command)
+
+
 def key_options(command: F) -> F:
     """``--keys DIR`` or ``--insecure``, one of which any address but loopback needs."""
     keys = "Key directory (`adc-edge keys`): traffic is encrypted and both sides prove who they are."
     insecure = "Allow an address that is not loopback without keys, in the clear."
     return _with(
         command,
-        click.option("--keys", type=_PATH, metavar="DIR", help=keys),
+        click.option("--keys", type=PATH, metavar="DIR", help=keys),
         click.option("--insecure", is_flag=True, help=insecure),
     )
 
@@ -131,7 +167,7 @@ def run_options(command: F) -> F:
     pause = "Steps between checkpoints; 0: only at the end."
     return _with(
         command,
-        click.option("--run", type=_PATH, metavar="DIR", help="Directory to keep the run in, and to resume from."),
+        click.option("--run", type=PATH, metavar="DIR", help="Directory to keep the run in, and to resume from."),
         click.option("--fresh", is_flag=True, help="Forget the run that --run holds, and start over."),
         click.option("--checkpoint-every", default=every, type=COUNT, metavar="N", help=pause),
         click.option("--threads", default=0, type=COUNT, help="Threads of torch, engine and NumPy; 0: their choice."),
@@ -145,10 +181,10 @@ def optimizer_options(command: F) -> F:
     return _with(
         command,
         click.option("--optimizer", type=names, default="adamw", help="Optimizer of this half."),
-        click.option("--lr", type=_NUMBER, default=rate, help="Learning rate."),
-        click.option("--weight-decay", type=_NUMBER, default=0.0, help="Weight decay."),
+        click.option("--lr", type=NUMBER, default=rate, help="Learning rate."),
+        click.option("--weight-decay", type=NUMBER, default=0.0, help="Weight decay."),
         click.option("--momentum", type=click.FloatRange(0, 1), default=momentum, help="Momentum of sgd."),
-        click.option("--clip-norm", type=_NUMBER, default=0.0, help="Clip the norm of this half's gradient; 0: no."),
+        click.option("--clip-norm", type=NUMBER, default=0.0, help="Clip the norm of this half's gradient; 0: no."),
         click.option("--schedule", type=schedules, default="constant", help="Learning rate after the warm-up."),
         click.option("--warmup-steps", type=COUNT, default=0, help="Steps of a linear warm-up."),
         click.option("--schedule-steps", type=COUNT, default=0, help="Length of the cosine; 0: to the last step."),
@@ -156,17 +192,28 @@ def optimizer_options(command: F) -> F:
 
 
 def log_options(command: F) -> F:
-    """``-v``, ``-q`` and ``--log-json``: the arguments of `logs.configure`."""
+    """``-v``, ``-q`` and ``--log-json``; the command gets the console that its log messages go to."""
+
+    @functools.wraps(command)
+    def with_console(*arguments: Any, verbose: bool, quiet: bool, log_json: bool, **options: Any) -> Any:
+        from rich.console import Console
+
+        from adc_edge import logs
+
+        console = Console()
+        logs.configure(console, verbose - quiet, log_json)
+        return command(console, *arguments, **options)
+
     return _with(
-        command,
+        cast(F, with_console),
         click.option("--verbose", "-v", is_flag=True, help="Log details too."),
         click.option("--quiet", "-q", is_flag=True, help="Log warnings and errors only."),
         click.option("--log-json", is_flag=True, help="Log one JSON object a line."),
     )
 
 
-def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """``("depth=4", "qkv_bias=false")`` -> a dict; values are read as JSON where they are JSON."""
+def parse_model_args(pairs: tuple[str, ...], img_size: int | None) -> dict[str, Any]:
+    """``("depth=4", "qkv_bias=false")`` and the size -> a dict; values are read as JSON where they are JSON."""
     result: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -176,4 +223,4 @@ def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:
             result[key] = json.loads(text)
         except json.JSONDecodeError:
             result[key] = text
-    return result
+    return result if img_size is None else result | {"img_size": img_size}

@@ -21,7 +21,6 @@ from adc_edge.evaluation.codecs.base import (
     Arrived,
     Codec,
     CodecBatch,
-    Dense,
     EncodedBatch,
     Header,
     decode_tensor,
@@ -174,7 +173,7 @@ class Scheduled(Adc):
         return Ratio(xi=xi).shape(images, self.spec.tokens, self.spec.prefix)
 
 
-class Turned(Dense):
+class Turned(Codec):
     """Quantization of what an invertible change makes of activations and gradients.
 
     Args:
@@ -233,7 +232,7 @@ def rotated(rows: Tensor) -> Tensor:
     return (rows.reshape(len(rows), -1, 64) @ matrix).flatten(1)
 
 
-class StochasticGradients(Dense):
+class StochasticGradients(Codec):
     """Quantization with stochastic rounding of gradients, which has no bias."""
 
     def __init__(self, classes: int, precision: Precision, gradient_precision: Precision) -> None:
@@ -250,7 +249,7 @@ class StochasticGradients(Dense):
         return encode((np.clip(levels, -lowest, lowest - 1) * step).astype(np.float32), self.gradient_precision)
 
 
-class FedBackGradients(Dense):
+class FedBackGradients(Codec):
     """Quantization with error feedback: a gradient's error is added to the next in the same place of the batch."""
 
     lost = np.zeros(1, np.float32)
@@ -262,8 +261,8 @@ class FedBackGradients(Dense):
         return body
 
 
-def dense(kind: type[Dense]) -> MakeCodec:
-    """Use a subclass of ``Dense`` in its place."""
+def dense(kind: type[Codec]) -> MakeCodec:
+    """Use a subclass of ``Codec`` in its place."""
 
     def make(setting: Setting, spec: TrunkSpec, classes: int, seed: int) -> Codec:
         return kind(classes, setting.precision, setting.gradient_precision)

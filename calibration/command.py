@@ -3,55 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import bundle_option, data_option, key_options, log_options
+from adc_edge.options import COUNT, NUMBER, PATH, bundle_option, data_option, key_options, log_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @click.command()
 @click.option("--trainer", required=True, metavar="tcp://HOST:PORT", help="Address of `adc-edge trainer`.")
-@click.option(
-    "--seconds", default=5.0, show_default=True, type=click.FloatRange(min=0.5), help="Duration of the measurement."
-)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="JSON file for the result.")
-@click.option(
-    "--wait",
-    "wait_s",
-    default=10.0,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Seconds to wait for the trainer.",
-)
+@click.option("--seconds", default=5.0, type=click.FloatRange(min=0.5), help="Duration of the measurement.")
+@click.option("--json", "json_file", type=PATH, help="JSON file for the result.")
+@click.option("--wait", "wait_s", default=10.0, type=NUMBER, help="Seconds to wait for the trainer.")
 @key_options
 @log_options
 def link(
+    console: Console,
     trainer: str,
     seconds: float,
     json_file: Path | None,
     wait_s: float,
     keys: Path | None,
     insecure: bool,
-    verbose: bool,
-    quiet: bool,
-    log_json: bool,
 ) -> None:
     """Measure round trip and rates to a running trainer, over the trainer's own socket."""
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
-    from adc_edge import logs
     from adc_edge.calibration.link.measure import measure_link
     from adc_edge.files import write_atomic
     from adc_edge.wire.channel import Channel
     from adc_edge.wire.connection import ClientKeys
     from adc_edge.wire.sockets import check_endpoint
 
-    console = Console()
-    logs.configure(console, verbose - quiet, log_json)
     endpoint = check_endpoint(trainer, insecure, keys is not None)
     channel = Channel(endpoint, keys=None if keys is None else ClientKeys.load(keys))
     try:
@@ -72,12 +60,11 @@ def link(
 @click.command()
 @bundle_option
 @data_option(required=True)
-@click.option("--images", default=256, show_default=True, metavar="N", help="Training images to take the ranges from.")
+@click.option("--images", default=256, metavar="N", help="Training images to take the ranges from.")
 @click.option(
     "--method",
     type=click.Choice(["minmax", "percentile", "entropy"]),
     default="percentile",
-    show_default=True,
     help="Rule for the range of activations that INT8 covers.",
 )
 @click.option(
@@ -89,36 +76,21 @@ def link(
 @click.option(
     "--max-drop",
     default=1.0,
-    show_default=True,
-    type=click.FloatRange(min=0),
+    type=NUMBER,
     metavar="POINTS",
     help="Largest drop of top-1 on the test split; a larger one writes nothing.",
 )
-@click.option(
-    "--eval-images",
-    default=1000,
-    show_default=True,
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Test images to judge by; 0: all.",
-)
-@click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed for the choice of images."
-)
+@click.option("--eval-images", default=1000, type=COUNT, metavar="N", help="Test images to judge by; 0: all.")
+@click.option("--seed", default=0, type=COUNT, help="Random seed for the choice of images.")
 @log_options
-def calibrate(verbose: bool, quiet: bool, log_json: bool, **options: Any) -> None:
+def calibrate(console: Console, **options: Any) -> None:
     """Write the bundle's INT8 graph, for a device with a frozen trunk, and report its accuracy, size and speed.
 
     INT8 is forward only: its scales do not follow weights that learn.
     """
-    from rich.console import Console
-
-    from adc_edge import logs
     from adc_edge.calibration.int8.calibrate import CalibrationSettings, calibrate_bundle
     from adc_edge.calibration.int8.report import calibration_notes, calibration_tables
 
-    console = Console()
-    logs.configure(console, verbose - quiet, log_json)
     settings = CalibrationSettings(**options)
     report = calibrate_bundle(settings)
     for table in calibration_tables(report):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adc_edge import defaults
 from adc_edge.options import (
+    COUNT,
+    IMAGES,
     GroupedCommand,
     bundle_option,
     heading,
@@ -17,6 +19,9 @@ from adc_edge.options import (
     run_options,
 )
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 @click.command(cls=GroupedCommand)
 @heading("Bundle and link")
@@ -24,7 +29,6 @@ from adc_edge.options import (
 @click.option(
     "--bind",
     default=defaults.TRAINER_ENDPOINT,
-    show_default=True,
     metavar="tcp://HOST:PORT",
     help="Address to listen on; port * lets the system choose.",
 )
@@ -32,12 +36,11 @@ from adc_edge.options import (
 @heading("Run")
 @run_options
 @heading("Head")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option(
     "--amp",
     type=click.Choice(["auto", "off"]),
     default="auto",
-    show_default=True,
     help="bf16 autocast; auto: on CUDA devices that support it.",
 )
 @click.option(
@@ -45,38 +48,21 @@ from adc_edge.options import (
     "compiled",
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
-    show_default=True,
     help="Run the head through torch.compile; auto: on CUDA.",
 )
-@click.option(
-    "--max-images",
-    default=defaults.MAX_IMAGES,
-    show_default=True,
-    type=click.IntRange(min=2),
-    help="Largest number of images in one message.",
-)
+@click.option("--max-images", default=defaults.MAX_IMAGES, type=IMAGES, help="Largest number of images in one message.")
 @heading("Devices")
 @click.option(
-    "--devices",
-    default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="End once N devices are done; 0: serve until Ctrl-C.",
+    "--devices", default=0, type=COUNT, metavar="N", help="End once N devices are done; 0: serve until Ctrl-C."
 )
 @heading("Optimisation")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed for dropout.")
+@click.option("--seed", default=0, type=COUNT, help="Random seed for dropout.")
 @optimizer_options
 @heading("Logging")
 @log_options
-def trainer(verbose: bool, quiet: bool, log_json: bool, **options: Any) -> None:
+def trainer(console: Console, **options: Any) -> None:
     """Train the head for the devices that connect."""
-    from rich.console import Console
-
-    from adc_edge import logs
     from adc_edge.cloud_trainer.runner import Trainer, TrainerSettings
     from adc_edge.optimizer.settings import take_settings
 
-    console = Console()
-    logs.configure(console, verbose - quiet, log_json)
     Trainer(TrainerSettings(optimizer=take_settings(options), **options), console).run()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adc_edge import defaults
 from adc_edge.options import (
     COUNT,
+    IMAGES,
+    NUMBER,
+    PATH,
     PRECISION,
     GroupedCommand,
     bundle_option,
@@ -27,6 +29,9 @@ from adc_edge.options import (
     run_options,
 )
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _POSITIVE = click.IntRange(min=1)
 
 
@@ -38,7 +43,7 @@ _POSITIVE = click.IntRange(min=1)
 @data_option(default=defaults.DATA)
 @click.option("--steps", type=COUNT, help="Optimizer steps.")
 @click.option("--epochs", type=_POSITIVE, help="Passes over the data, instead of --steps; default: 1.")
-@click.option("--batch-size", type=click.IntRange(min=2), help="Images a step; default: the bundle's.")
+@click.option("--batch-size", type=IMAGES, help="Images a step; default: the bundle's.")
 @click.option(
     "--augment", default="none", metavar="LIST", help="Augmentations: flip, jitter, randaugment; comma-separated."
 )
@@ -111,7 +116,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @heading("Run")
 @run_options
-@click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="JSON file for the result.")
+@click.option("--report", type=PATH, metavar="FILE", help="JSON file for the result.")
 @heading("Link")
 @key_options
 @click.option(
@@ -132,14 +137,14 @@ _POSITIVE = click.IntRange(min=1)
     "--wait",
     "wait_s",
     default=defaults.WAIT_S,
-    type=click.FloatRange(min=0),
+    type=NUMBER,
     help="Seconds to try to reach the trainer at the start; inf: for ever.",
 )
 @click.option(
     "--outage",
     "outage_s",
     default=math.inf,
-    type=click.FloatRange(min=0),
+    type=NUMBER,
     help="Seconds to wait for a trainer that went away; inf: for ever.",
 )
 @click.option("--name", default="", show_default="the host's name", help="Label of this device in the trainer's log.")
@@ -151,36 +156,24 @@ _POSITIVE = click.IntRange(min=1)
 @heading("Logging")
 @log_options
 def serve(
-    ratio: float | None,
-    batch_ratio: float | None,
-    token_ratio: float | None,
+    console: Console,
     wait_s: float,
     outage_s: float,
     snr_up: float | None,
     snr_down: float | None,
     bit_errors: float,
-    verbose: bool,
-    quiet: bool,
-    log_json: bool,
     **rest: Any,
 ) -> None:
     """Train from this device: run trunk + ADC on its data, send activations, apply the gradients that come back."""
     import logging
 
-    from rich.console import Console
-
-    from adc_edge import logs
     from adc_edge.edge_runtime.display import report_table
     from adc_edge.edge_runtime.noise import NoiseSettings
     from adc_edge.edge_runtime.runner import Serve
     from adc_edge.edge_runtime.settings import ServeSettings
-    from adc_edge.method.ratio import Ratio
     from adc_edge.optimizer.settings import take_settings
 
-    console = Console()
-    logs.configure(console, verbose - quiet, log_json)
     settings = ServeSettings(
-        ratio=Ratio(ratio, batch_ratio, token_ratio),
         optimizer=take_settings(rest),
         noise=NoiseSettings(snr_up, snr_down, bit_errors),
         wait_s=None if math.isinf(wait_s) else wait_s,
@@ -188,7 +181,7 @@ def serve(
         **rest,
     )
     report = Serve(settings, console).run()
-    if not log_json:
+    if not click.get_current_context().params["log_json"]:
         console.print(report_table(report))
     if settings.run is not None:
         logging.getLogger(__name__).info("run kept in %s", settings.run)

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import GroupedCommand, data_option, heading, log_options, optimizer_options
+from adc_edge.options import (
+    COUNT,
+    IMAGES,
+    PATH,
+    F,
+    GroupedCommand,
+    data_option,
+    heading,
+    log_options,
+    model_options,
+    optimizer_options,
+)
 
-_DATA = click.Path(path_type=Path)
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def _listed(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _list_option(name: str, default: str, item: str, text: str) -> Callable[[F], F]:
+    """An option that takes a list, separated by commas."""
+    return click.option(
+        name, default=default, show_default=bool(default), callback=_listed, metavar=f"{item},…", help=text
+    )
 
 
 def _take_preset(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
@@ -26,31 +46,15 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 
 @click.command(cls=GroupedCommand)
 @heading("Data and methods")
-@data_option(default="digits", show_default=True, is_eager=True)
-@click.option(
+@data_option(default="digits", is_eager=True)
+@_list_option(
     "--methods",
-    default="",
-    show_default=False,
-    callback=_listed,
-    metavar="M,…",
-    help="Methods: none, adc, adc-batch, adc-tokens, topk, randtopk, c3sl, bottlenetpp, or a precision (int4).",
+    "",
+    "M",
+    "Methods: none, adc, adc-batch, adc-tokens, topk, randtopk, c3sl, bottlenetpp, or a precision (int4).",
 )
-@click.option(
-    "--ratios",
-    default="0.1",
-    show_default=True,
-    callback=_listed,
-    metavar="R,…",
-    help="Ratios for each method: 0.1, or T/B x k/N as 0.5x0.2.",
-)
-@click.option(
-    "--precisions",
-    default="fp32",
-    show_default=True,
-    callback=_listed,
-    metavar="P,…",
-    help="Precisions for each method: pca1, or up:down as pca0.5:pca1.",
-)
+@_list_option("--ratios", "0.1", "R", "Ratios for each method: 0.1, or T/B x k/N as 0.5x0.2.")
+@_list_option("--precisions", "fp32", "P", "Precisions for each method: pca1, or up:down as pca0.5:pca1.")
 @click.option(
     "--setting",
     "extra",
@@ -66,112 +70,68 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     expose_value=False,
     help="Other defaults. small: 15 minutes on two cores; paper: its grid, for cifar100:ROOT or food101:ROOT.",
 )
-@click.option(
-    "--seeds",
-    default="0,1,2",
-    show_default=True,
-    callback=_listed,
-    metavar="N,…",
-    help="Random seeds for each setting.",
-)
+@_list_option("--seeds", "0,1,2", "N", "Random seeds for each setting.")
 @click.option(
     "-o",
     "--output",
     required=True,
-    type=_DATA,
+    type=PATH,
     metavar="DIR",
     help="Directory for runs and results; finished runs in it are not repeated.",
 )
 @heading("Model")
-@click.option("--model", default="deit_tiny_patch16_224", show_default=True, help="A timm VisionTransformer.")
-@click.option("--weights", type=_DATA, help="Weights file (safetensors).")
-@click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights.")
-@click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels.")
-@click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
-@click.option("--split", default=3, show_default=True, type=int, help="Last block on the device.")
+@model_options
 @heading("Training")
-@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=2), help="Images in a step.")
-@click.option(
-    "--epochs",
-    default=8.0,
-    show_default=True,
-    type=float,
-    help="Epochs of every run, for the comparison at equal steps.",
-)
+@click.option("--batch-size", default=128, type=IMAGES, help="Images in a step.")
+@click.option("--epochs", default=8.0, type=float, help="Epochs of every run, for the comparison at equal steps.")
 @click.option(
     "--budget",
     type=float,
     metavar="SHARE",
     help="Share of an uncompressed run's bytes that each run goes on to spend, for the comparison at equal bytes.",
 )
-@click.option(
+@_list_option(
     "--budgets",
-    default="0.01,0.02,0.05,0.1",
-    show_default=True,
-    callback=_listed,
-    metavar="SHARE,…",
-    help="Shares of an uncompressed run's bytes at which the tables compare settings.",
+    "0.01,0.02,0.05,0.1",
+    "SHARE",
+    "Shares of an uncompressed run's bytes at which the tables compare settings.",
 )
 @click.option("--max-epochs", type=float, help="Maximum length of a run with --budget.")
 @click.option(
-    "--eval-every",
-    "evaluate_every",
-    default=1.0,
-    show_default=True,
-    type=float,
-    metavar="EPOCHS",
-    help="Epochs between evaluations.",
+    "--eval-every", "evaluate_every", default=1.0, type=float, metavar="EPOCHS", help="Epochs between evaluations."
 )
 @click.option(
-    "--train-images",
-    default=0,
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Train on a fixed random sample of N images; 0: all.",
+    "--train-images", default=0, type=COUNT, metavar="N", help="Train on a fixed random sample of N images; 0: all."
 )
 @click.option(
-    "--test-images",
-    default=0,
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Test on a fixed random sample of N images; 0: all.",
+    "--test-images", default=0, type=COUNT, metavar="N", help="Test on a fixed random sample of N images; 0: all."
 )
-@click.option(
-    "--augment", default="flip", show_default=True, help="Augmentation: none, or any of flip, jitter, randaugment."
-)
+@click.option("--augment", default="flip", help="Augmentation: none, or any of flip, jitter, randaugment.")
 @heading("Optimisation")
 @optimizer_options
 @heading("Machine")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Torch device."
-)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Torch device.")
 @click.option(
     "--compute",
     type=click.Choice(["fp32", "bf16"]),
     default="fp32",
-    show_default=True,
     help="Number format in which trunk and head compute.",
 )
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Runs at a time.")
+@click.option("--jobs", default=1, type=click.IntRange(min=1), help="Runs at a time.")
 @heading("Logging")
 @log_options
-def evaluate(output: Path, verbose: bool, quiet: bool, log_json: bool, **options: Any) -> None:
+def evaluate(console: Console, output: Path, **options: Any) -> None:
     """Train with ADC and with its rivals, and compare accuracy at equal bytes and at equal steps.
 
     Bytes are those of the real messages, both ways. Each run is stored when it ends, and is not repeated.
     """
-    from rich.console import Console
-
     from adc_edge.evaluation.report.output import write_all
     from adc_edge.evaluation.report.tables import study_tables
     from adc_edge.evaluation.study.runner import read_runs
     from adc_edge.evaluation.study.runner import run_study as run_all
     from adc_edge.evaluation.study.task import study_of
-    from adc_edge.logs import configure
     from adc_edge.optimizer.settings import take_settings
 
-    console = Console()
-    configure(console, verbose - quiet, log_json)
     settings, seeds, budgets, jobs = _take_lists(options)
     optimizer = take_settings(options)
     study = study_of(options | {"optimizer": optimizer})

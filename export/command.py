@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import PRECISION, log_options, parse_model_args, ratio_options
+from adc_edge.options import (
+    IMAGES,
+    PATH,
+    PRECISION,
+    log_options,
+    model_arg_option,
+    parse_model_args,
+    ratio_options,
+    weights_options,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @click.command()
 @click.option("--model", required=True, help="Name of a timm VisionTransformer, e.g. deit_tiny_patch16_224.")
 @click.option("--split", required=True, type=int, help="Last block of the trunk (1 to L-1).")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle directory to write.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Weights file (safetensors).")
-@click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights.")
+@click.option("-o", "--output", required=True, type=PATH, help="Bundle directory to write.")
+@weights_options
 @click.option(
     "--num-classes",
     type=click.IntRange(min=1),
     help="Number of classes; if the weights have another, the classifier starts anew.",
 )
 @click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels; position embeddings are resampled.")
-@click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
+@model_arg_option
 @ratio_options
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=2), help="Images per step.")
+@click.option("--batch-size", default=32, type=IMAGES, help="Images per step.")
 @click.option(
     "--precision",
     type=PRECISION,
@@ -37,40 +48,23 @@ from adc_edge.options import PRECISION, log_options, parse_model_args, ratio_opt
     is_flag=True,
     help="Add the graphs from which `serve --engine tensorrt` builds an engine on the device.",
 )
-@click.option("--seed", default=0, show_default=True, type=int, help="Random seed for weights that start anew.")
+@click.option("--seed", default=0, type=int, help="Random seed for weights that start anew.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @log_options
 def export(
-    model: str,
-    split: int,
+    console: Console,
     output: Path,
-    ratio: float | None,
-    batch_ratio: float | None,
-    token_ratio: float | None,
     img_size: int | None,
     num_classes: int | None,
     model_arg: tuple[str, ...],
-    verbose: bool,
-    quiet: bool,
-    log_json: bool,
     **rest: Any,
 ) -> None:
     """Split a ViT, export trunk + ADC to ONNX and write the bundle that `serve` and `trainer` load."""
-    from rich.console import Console
-
-    from adc_edge import logs
     from adc_edge.export.build import ExportSettings, export_bundle
     from adc_edge.export.report import parity_table
-    from adc_edge.method.ratio import Ratio
 
-    arguments = parse_model_args(model_arg) | ({} if img_size is None else {"img_size": img_size})
-    chosen = Ratio(ratio, batch_ratio, token_ratio)
-    if chosen != Ratio():
-        rest["ratio"] = chosen
-    console = Console()
-    logs.configure(console, verbose - quiet, log_json)
-    settings = ExportSettings(model, split, output, classes=num_classes, model_args=arguments, **rest)
-    rows = export_bundle(settings)
+    arguments = parse_model_args(model_arg, img_size)
+    rows = export_bundle(ExportSettings(output=output, classes=num_classes, model_args=arguments, **rest))
     console.print(parity_table(rows))
     console.print(f"wrote    {output}\n\nnext:")
     console.print(f"  adc-edge trainer --bundle {output}", markup=False, highlight=False, soft_wrap=True)
@@ -83,9 +77,9 @@ def export(
 
 
 @click.command()
-@click.option("--run-device", required=True, type=click.Path(path_type=Path), help="The device's --run directory.")
-@click.option("--run-trainer", required=True, type=click.Path(path_type=Path), help="The trainer's --run directory.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (safetensors).")
+@click.option("--run-device", required=True, type=PATH, help="The device's --run directory.")
+@click.option("--run-trainer", required=True, type=PATH, help="The trainer's --run directory.")
+@click.option("-o", "--output", required=True, type=PATH, help="File to write (safetensors).")
 def merge(run_device: Path, run_trainer: Path, output: Path) -> None:
     """Join the trained trunk and head into one ordinary timm checkpoint."""
     from adc_edge.export.merge import merge_runs

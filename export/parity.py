@@ -15,11 +15,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 import torch
 from torch import Tensor
 
+from adc_edge.arrays import Array, Float32, Int64
 from adc_edge.errors import ParityError
 from adc_edge.method import adc
 from adc_edge.method.compressed import CompressedBatch
@@ -82,12 +82,12 @@ class ParityRow(NamedTuple):
 class Found(NamedTuple):
     """All outputs of a graph."""
 
-    activations: npt.NDArray[np.float32]
-    assignment: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float32]
-    hidden: list[npt.NDArray[np.float32]]
+    activations: Float32
+    assignment: Int64
+    tokens: Int64
+    counts: Int64
+    scores: Float32
+    hidden: list[Float32]
 
 
 def check_parity(model: bytes, trunk: Trunk, compute: Compute = "fp32") -> list[ParityRow]:
@@ -151,7 +151,7 @@ def _compare(
     trunk: Trunk,
     case: ParityCase,
     compute: Compute,
-    weights: dict[str, npt.NDArray[np.generic]],
+    weights: dict[str, Array],
 ) -> ParityRow:
     pixels, init_rows = _inputs(trunk.spec, case, smooth=compute != "fp32")
     slots = torch.zeros(case.slots, dtype=torch.int64)
@@ -189,7 +189,7 @@ def _inputs(spec: TrunkSpec, case: ParityCase, smooth: bool) -> tuple[Tensor, Te
     return pixels, torch.randperm(case.images, generator=generator)[: case.clusters]
 
 
-def _relative(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
+def _relative(ours: Float32, theirs: Float32) -> float:
     largest = float(np.abs(theirs).max())
     difference = float(np.abs(ours - theirs).max()) / largest
     return difference if math.isfinite(difference) else math.inf

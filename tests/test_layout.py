@@ -14,7 +14,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("calibration", "cloud_trainer", "edge_runtime", "evaluation", "export")
-LIGHT = {"click", "json", "math", "pathlib", "typing", "__future__", "collections"}  # at a command module's head
+LIGHT = {
+    "click",
+    "functools",
+    "json",
+    "math",
+    "pathlib",
+    "typing",
+    "__future__",
+    "collections",
+}  # at a command module's head
 HEAVY = {"torch", "timm", "torchvision"}
 TORCH = {  # what a device with a frozen trunk does not import
     "adc_edge/method/adc.py",

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from adc_edge.arrays import Float32
+from adc_edge.arrays import Float32, Int64, UInt8
 from adc_edge.data.preprocessing import Preprocessing, normalise
 from adc_edge.errors import BundleError, EngineError
 from adc_edge.method.compressed import CompressedBatch, Compressor
@@ -36,16 +35,12 @@ _REMEDY = "do not train with this engine here; try --engine onnxruntime, and rep
 class Golden(NamedTuple):
     """Inputs, and the outputs of the exporting machine in fp32, without empty clusters."""
 
-    pixels: npt.NDArray[np.uint8]  # [B, H, W, C]
-    seeds: npt.NDArray[np.int64]  # [T], rows that start k-means, under the name of the ONNX input
+    pixels: UInt8  # [B, H, W, C]
+    seeds: Int64  # [T], rows that start k-means, under the name of the ONNX input
     slots: int
     activations: Float32  # [T, k, D]
-    assignment: npt.NDArray[np.int64]  # [B]
-    tokens: npt.NDArray[np.int64]  # [T, k]
-
-    def images(self, preprocessing: Preprocessing) -> Float32:
-        """Return the inputs of an engine, ``[B, C, H, W]``."""
-        return golden_images(self.pixels, preprocessing)
+    assignment: Int64  # [B]
+    tokens: Int64  # [T, k]
 
     @property
     def expected(self) -> CompressedBatch:
@@ -80,7 +75,7 @@ class GoldenResult(NamedTuple):
         )
 
 
-def golden_pixels(spec: TrunkSpec) -> npt.NDArray[np.uint8]:
+def golden_pixels(spec: TrunkSpec) -> UInt8:
     """Return images uint8 ``[B, H, W, C]``."""
     height, width = spec.image_size
     coarse = np.random.default_rng(0).integers(0, 256, (GOLDEN_IMAGES, 5, 5, spec.channels), np.uint8)
@@ -91,7 +86,7 @@ def golden_pixels(spec: TrunkSpec) -> npt.NDArray[np.uint8]:
     return np.stack([np.stack(plane) for plane in planes], axis=-1)
 
 
-def golden_images(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> Float32:
+def golden_images(pixels: UInt8, preprocessing: Preprocessing) -> Float32:
     """Return the images normalised, ``[B, C, H, W]``."""
     return np.stack([normalise(Image.fromarray(p[:, :, 0] if p.shape[2] == 1 else p), preprocessing) for p in pixels])
 
@@ -117,7 +112,7 @@ def read_golden(bundle: Bundle) -> Golden:
 def run_golden(bundle: Bundle, engine: Compressor, compute: Compute = "fp32") -> GoldenResult:
     """Run the pair through an engine that has been entered; raises BundleError as ``read_golden`` does."""
     golden = read_golden(bundle)
-    images = golden.images(bundle.manifest.preprocessing)
+    images = golden_images(golden.pixels, bundle.manifest.preprocessing)
     found = agreement(engine.compress(images, golden.seeds, golden.slots), golden.expected)
     return GoldenResult(found, GOLDEN_LIMITS[compute], compute)
 

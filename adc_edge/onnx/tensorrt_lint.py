@@ -7,14 +7,13 @@ is broken, not that an engine will build. A type that shape inference does not f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx.shape_inference
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from onnx.helper import get_attribute_value
 
+from adc_edge.arrays import Array
 from adc_edge.onnx.tensorrt_support import LINES, MAX_TOPK, SIGNATURES, Fault, fits, opset_window_of, summary
 
 __all__ = ["LINES", "Fault", "fits", "lint", "summary"]
@@ -55,7 +54,7 @@ class _Names:
         dtype = self.types.get(name, 0)
         return None if _LETTERS.get(dtype, "-") in letters else f"{name} is {TensorProto.DataType.Name(dtype)}"
 
-    def value(self, name: str) -> npt.NDArray[Any]:
+    def value(self, name: str) -> Array:
         """Return an initializer that is in the file; for anything else an empty array."""
         tensor = self.weights.get(name)
         if tensor is None or tensor.data_location == TensorProto.EXTERNAL:

@@ -96,7 +96,7 @@ def calibrate_bundle(settings: CalibrationSettings) -> CalibrationReport:
         sha256(bundle.path / CLIENT_INT8),
         settings.method,
         settings.images,
-        report.builtins(),
+        msgspec.to_builtins(report),
     )
     write_atomic(bundle.path / CALIBRATION, msgspec.json.format(msgspec.json.encode(calibration), indent=2))
     return report

@@ -7,13 +7,12 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-from adc_edge.arrays import Float32, Int64
+from adc_edge.arrays import Array, Float32, Int64
 from adc_edge.calibration.int8.graph import Linear
 from adc_edge.method.compressed import CompressedBatch, drop_empty
 from adc_edge.method.spec import TrunkSpec
@@ -34,7 +33,7 @@ class Client:
     def __init__(self, model: bytes, spec: TrunkSpec) -> None:
         self._session, self._spec = cpu_session(model), spec
 
-    def run(self, outputs: Sequence[str], images: Float32, init_rows: Int64, slots: int) -> list[npt.NDArray[Any]]:
+    def run(self, outputs: Sequence[str], images: Float32, init_rows: Int64, slots: int) -> list[Array]:
         """Return some outputs for ``[B, C, H, W]``, k-means rows ``[T]`` and S patch tokens to keep."""
         feeds = {"images": images, "seeds": init_rows, "slots": np.zeros(slots, np.int64)}
         return self._session.run(list(outputs), feeds)  # type: ignore[no-any-return]
@@ -43,7 +42,7 @@ class Client:
         """Return the compressed batch that a device would send."""
         return CompressedBatch(*drop_empty(*self.run(OUTPUTS, images, init_rows, slots)))
 
-    def alone(self, outputs: Sequence[str], image: Float32) -> tuple[Int64, list[npt.NDArray[Any]]]:
+    def alone(self, outputs: Sequence[str], image: Float32) -> tuple[Int64, list[Array]]:
         """Return the places by score ``[N]`` of all tokens of one image ``[C, H, W]``, and some outputs."""
         tokens, *values = self.run(["tokens", *outputs], image[None], np.zeros(1, np.int64), self._spec.patches)
         return np.argsort(tokens[0]), values

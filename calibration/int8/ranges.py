@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
-from adc_edge.arrays import Float32
+from adc_edge.arrays import Float32, Int64
 from adc_edge.errors import EngineError
 
 Method = Literal["minmax", "percentile", "entropy"]
@@ -74,7 +73,7 @@ class Histogram:
         return int(below) + 1
 
 
-def entropy_bins(counts: npt.NDArray[np.int64]) -> int:
+def entropy_bins(counts: Int64) -> int:
     """Return the number of bins to keep for which clipping and quantising changes the distribution least."""
     used = int(np.flatnonzero(counts)[-1]) + 1
     levels = STEPS + 1
@@ -84,7 +83,7 @@ def entropy_bins(counts: npt.NDArray[np.int64]) -> int:
     return min(candidates, key=lambda kept: _divergence(counts, kept, levels))
 
 
-def _divergence(counts: npt.NDArray[np.int64], kept: int, levels: int) -> float:
+def _divergence(counts: Int64, kept: int, levels: int) -> float:
     """Return the KL divergence between the first ``kept`` bins and the same quantised to ``levels`` levels."""
     inside = counts[:kept].astype(np.float64)
     reference = inside.copy()

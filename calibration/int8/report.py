@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 from rich.table import Table
@@ -77,10 +76,6 @@ class CalibrationReport(msgspec.Struct, frozen=True):
     int8_bytes: int
     quality: Quality
     versions: dict[str, str]
-
-    def builtins(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return msgspec.to_builtins(self)  # type: ignore[no-any-return]
 
 
 def calibration_tables(report: CalibrationReport) -> Iterator[Table]:

@@ -2,69 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import bundle_option, engine_cache_option, ratio_options
+from adc_edge import defaults
+from adc_edge.options import IMAGES, NUMBER, PATH, F, bundle_option, choices, engine_cache_option, ratio_options
+
+if TYPE_CHECKING:
+    from adc_edge.method.ratio import Ratio
+
+
+def _several(name: str, kind: click.ParamType[Any], text: str) -> Callable[[F], F]:
+    """An option that may be repeated, as ``--engine``; the command gets it as ``engines``."""
+    plural = name.removeprefix("--").replace("-", "_") + "s"
+    return click.option(name, plural, multiple=True, type=kind, help=text)
 
 
 @click.command()
 @bundle_option
-@click.option(
-    "--engine",
-    "engines",
-    multiple=True,
-    type=click.Choice(["onnxruntime", "tensorrt", "torch"]),
-    help="Engine to measure, repeatable; default: all that are possible here.",
+@_several(
+    "--engine", choices(defaults.EngineName), "Engine to measure, repeatable; default: all that are possible here."
 )
-@click.option(
-    "--provider",
-    "providers",
-    multiple=True,
-    type=click.Choice(["cpu", "cuda", "tensorrt", "xnnpack"]),
-    help="Execution provider of ONNX Runtime, repeatable.",
-)
-@click.option(
-    "--compute",
-    "computes",
-    multiple=True,
-    type=click.Choice(["fp32", "fp16", "int8"]),
-    help="Precision to compute in, repeatable.",
-)
-@click.option(
-    "--batch-size",
-    "batch_sizes",
-    multiple=True,
-    type=click.IntRange(min=2),
-    help="Images of a batch, repeatable; default: the bundle's.",
-)
+@_several("--provider", choices(defaults.Provider), "Execution provider of ONNX Runtime, repeatable.")
+@_several("--compute", choices(defaults.Compute), "Precision to compute in, repeatable.")
+@_several("--batch-size", IMAGES, "Images of a batch, repeatable; default: the bundle's.")
 @ratio_options
 @engine_cache_option
-@click.option(
-    "--rounds", default=20, show_default=True, type=click.IntRange(min=1), help="Batches measured in each case."
-)
+@click.option("--rounds", default=20, type=click.IntRange(min=1), help="Batches measured in each case.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=NUMBER,
     help="Least working time of each case; default: 3 where power is measured.",
 )
-@click.option(
-    "--markdown", "markdown_file", type=click.Path(path_type=Path), metavar="FILE", help="Markdown file for the table."
-)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file for all results.")
+@click.option("--markdown", "markdown_file", type=PATH, metavar="FILE", help="Markdown file for the table.")
+@click.option("--json", "json_file", type=PATH, metavar="FILE", help="JSON file for all results.")
 def bench(
     bundle: Path,
-    ratio: float | None,
-    batch_ratio: float | None,
-    token_ratio: float | None,
     batch_sizes: tuple[int, ...],
     rounds: int,
     seconds: float | None,
     engine_cache: Path | None,
     markdown_file: Path | None,
     json_file: Path | None,
+    ratio: Ratio | None = None,
     **chosen: Any,
 ) -> None:
     """Measure the engines of this device, each in a process of its own; exit 1 if one fails or computes wrongly."""
@@ -72,10 +55,8 @@ def bench(
 
     from adc_edge.edge_runtime.bench import report
     from adc_edge.edge_runtime.bench.cases import BenchSettings, measure_all
-    from adc_edge.method.ratio import Ratio
 
-    given = Ratio(ratio, batch_ratio, token_ratio)
-    settings = BenchSettings(bundle, None if given == Ratio() else given, rounds, seconds, engine_cache)
+    settings = BenchSettings(bundle, ratio, rounds, seconds, engine_cache)
     console = Console()
     with console.status("measuring") as status:
         done = measure_all(settings, batch_sizes, say=lambda text: status.update(f"measuring {text}"), **chosen)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from adc_edge.arrays import Float32, Int64, Weights
 from adc_edge.errors import SettingError
-from adc_edge.method.compressed import CompressedBatch, Compressor
+from adc_edge.method.compressed import CompressedBatch, Compressor, drop_empty
 from adc_edge.method.spec import TrunkSpec
+from adc_edge.storage.bundle import OUTPUTS
 
 
 class Engine(Compressor, Protocol):
@@ -35,6 +36,41 @@ class Engine(Compressor, Protocol):
 
     def refresh(self, weights: Weights) -> None:
         """Use these weights, by timm name, from the next call on."""
+
+
+class GraphEngine:
+    """The base of engines that run one of the bundle's graphs: it makes a batch of the graph's outputs.
+
+    Args:
+        spec: the trunk's architecture.
+        freeze_first: K blocks that do not learn; with K > 0 ``CompressedBatch.hidden`` holds what leaves block K.
+
+    Raises:
+        SettingError: K leaves no block to train.
+    """
+
+    keeps_graph = False
+
+    def __init__(self, spec: TrunkSpec, freeze_first: int) -> None:
+        check_freeze_first(spec, freeze_first)
+        self._spec = spec
+        self._hidden = [f"hidden_{freeze_first}"] if freeze_first else []
+
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
+        """Run the graph; raises SettingError on inputs that do not fit it."""
+        outputs = self._run(OUTPUTS + self._hidden, images, init_rows, slots)
+        sent = CompressedBatch(*drop_empty(*outputs[: len(OUTPUTS)]))
+        return sent._replace(hidden=outputs[-1]) if self._hidden else sent
+
+    def full_output(self, images: Float32) -> Float32:
+        """Return the trunk's output by the same graph, nothing merged or dropped."""
+        return reassemble_output(
+            lambda *inputs: CompressedBatch(*drop_empty(*self._run(OUTPUTS, *inputs))), images, self._spec.patches
+        )
+
+    def _run(self, outputs: list[str], images: Float32, init_rows: Int64, slots: int) -> list[Any]:
+        """Return these outputs of the graph."""
+        raise NotImplementedError
 
 
 def reassemble_output(

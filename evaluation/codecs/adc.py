@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adc_edge.arrays import Int64
 from adc_edge.codec.precision import Precision
-from adc_edge.evaluation.codecs.base import CodecBatch, Dense, EncodedBatch, Header, encode_with_labels
+from adc_edge.evaluation.codecs.base import Codec, CodecBatch, EncodedBatch, Header, encode_with_labels
 from adc_edge.method import adc
 from adc_edge.method.compressed import drop_empty
 from adc_edge.method.labels import label_triples
@@ -19,12 +19,12 @@ from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.trunk import AdcOutput, Trunk
 
 
-def random_rows(rows: Tensor, clusters: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def random_rows(rows: Tensor, clusters: int, rng: np.random.Generator) -> Int64:
     """Distinct random rows, from which ADC starts its k-means."""
     return rng.permutation(len(rows))[:clusters].astype(np.int64)
 
 
-class Adc(Dense):
+class Adc(Codec):
     """ADC at a ratio: T clusters of k tokens out of B images of N.
 
     Args:
@@ -67,7 +67,7 @@ class Adc(Dense):
 
 
 Feature = Callable[[Tensor, Tensor], Tensor]  # scores [B, N] and the trunk's output [B, N, D] -> rows [B, F]
-Start = Callable[[Tensor, int, np.random.Generator], npt.NDArray[np.int64]]  # those rows and T -> initial rows [T]
+Start = Callable[[Tensor, int, np.random.Generator], Int64]  # those rows and T -> initial rows [T]
 
 
 def cls_token(scores: Tensor, output: Tensor) -> Tensor:

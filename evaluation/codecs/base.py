@@ -15,13 +15,13 @@ Letters: B images, N tokens, D channels, C classes; R rows of k tokens each that
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from adc_edge.arrays import Int32, Int64
 from adc_edge.codec.precision import Precision, decode, encode
 from adc_edge.method.labels import label_triples, soft_labels
 from adc_edge.method.trunk import Trunk
@@ -32,7 +32,7 @@ class CodecBatch(NamedTuple):
     """A batch on the device, and the random generator that a method may use for it."""
 
     images: Tensor  # [B, 3, H, W]
-    labels: npt.NDArray[np.int64]  # [B]
+    labels: Int64  # [B]
     rng: np.random.Generator
 
 
@@ -63,40 +63,12 @@ class Arrived(NamedTuple):
     where: Any = None
 
 
-class Codec(Protocol):
-    """A method at one ratio and precision; ``device`` and ``trainer`` are modules that it adds to trunk and head."""
-
-    precision: Precision
-    gradient_precision: Precision
-    device: nn.Module | None
-    trainer: nn.Module | None
-    place: torch.device  # where the head computes
-
-    def ratio(self, images: int) -> float:
-        """Share of the B·N·D values that are sent up for a batch of ``images`` images."""
-
-    def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
-        """Run the trunk, and encode activations and labels."""
-
-    def extract(self, header: Header, body: memoryview) -> Arrived:
-        """Decode a body on the trainer."""
-
-    def compress_gradient(self, arrived: Arrived, gradient: Tensor) -> memoryview:
-        """Encode the gradient with respect to ``arrived.values`` on the trainer."""
-
-    def extract_gradient(self, sent: EncodedBatch, body: memoryview) -> Tensor:
-        """Decode the gradient with respect to ``sent.tensor`` on the device."""
-
-    def through(self, features: Tensor) -> Tensor | None:
-        """Test activations ``[B, N, D]`` after compression and decoding; None: the method does not compress at test."""
-
-
-def encode_with_labels(tensor: Tensor, labels: npt.NDArray[np.int32], precision: Precision) -> memoryview:
+def encode_with_labels(tensor: Tensor, labels: Int32, precision: Precision) -> memoryview:
     """Encode a body: ``tensor`` ``[..., W]`` in ``precision``, then label triples."""
     return encode(tensor.detach().float().cpu().numpy(), precision, labels.tobytes())
 
 
-def own_labels(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int32]:
+def own_labels(labels: Int64, classes: int) -> Int32:
     """Label triples of images that are not merged: each image is a cluster."""
     return label_triples(np.arange(len(labels)), labels, classes)
 
@@ -117,8 +89,11 @@ def decode_tensor(data: memoryview, shape: tuple[int, ...], precision: Precision
     return torch.from_numpy(decode(data, shape, precision))
 
 
-class Dense:
-    """Plain quantization and casts, and the base of methods that send one tensor up and its full gradient down.
+class Codec:
+    """Plain quantization and casts, and the base of every method at one ratio and precision.
+
+    A subclass changes what is sent up, or how the head's input is made of it; the full gradient of what was sent comes
+    back. ``device`` and ``trainer`` are modules that it adds to trunk and head; ``place`` is where the head computes.
 
     Args:
         classes: C, the number of classes.
@@ -134,11 +109,11 @@ class Dense:
         self.classes, self.precision, self.gradient_precision = classes, precision, gradient_precision
 
     def ratio(self, images: int) -> float:
-        """1: every value is sent."""
+        """Share of the B·N·D values that are sent up for a batch of ``images`` images; here all."""
         return 1.0
 
     def compress(self, trunk: Trunk, batch: CodecBatch) -> EncodedBatch:
-        """Encode the full activations ``[B, N, D]``."""
+        """Run the trunk, and encode activations and labels; here the full activations ``[B, N, D]``."""
         return self.pack(trunk(batch.images).float(), batch)
 
     def pack(self, tensor: Tensor, batch: CodecBatch) -> EncodedBatch:
@@ -148,7 +123,7 @@ class Dense:
         return EncodedBatch(header, encode_with_labels(tensor, labels, self.precision), tensor)
 
     def extract(self, header: Header, body: memoryview) -> Arrived:
-        """Decode the tensor, and let ``restore`` make the head's input of it."""
+        """Decode a body on the trainer, and let ``restore`` make the head's input of its tensor."""
         tensor, labels = split_body(header, body)
         values = decode_tensor(tensor, header.shape, header.precision).to(self.place).requires_grad_()
         features = self.restore(values, header.images)
@@ -160,13 +135,13 @@ class Dense:
         return values
 
     def compress_gradient(self, arrived: Arrived, gradient: Tensor) -> memoryview:
-        """Encode the full gradient."""
+        """Encode the gradient with respect to ``arrived.values`` on the trainer."""
         return encode(gradient.float().cpu().numpy(), self.gradient_precision)
 
     def extract_gradient(self, sent: EncodedBatch, body: memoryview) -> Tensor:
-        """Decode the full gradient."""
+        """Decode the gradient with respect to ``sent.tensor`` on the device."""
         return decode_tensor(body, tuple(sent.tensor.shape), self.gradient_precision).to(sent.tensor.device)
 
     def through(self, features: Tensor) -> Tensor | None:
-        """None: the test does not compress."""
+        """Test activations ``[B, N, D]`` after compression and decoding; None: the method does not compress at test."""
         return None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adc_edge.codec.precision import Precision
-from adc_edge.evaluation.codecs.base import CodecBatch, Dense, EncodedBatch
+from adc_edge.evaluation.codecs.base import Codec, CodecBatch, EncodedBatch
 from adc_edge.evaluation.codecs.sparse import check_share
 from adc_edge.method.trunk import Trunk
 
@@ -28,7 +28,7 @@ class _TokenNorm(nn.BatchNorm1d):
         return super().forward(x.flatten(0, 1)).view_as(x)  # [B*N, channels] -> [B, N, channels]
 
 
-class BottleNetPlusPlus(Dense):
+class BottleNetPlusPlus(Codec):
     """Sends tokens of W = max(1, round(share * D)) channels between 0 and 1 up, and their gradient down.
 
     The caller trains encoder and decoder with the loss of the task, and sets their modes; they start in training mode.

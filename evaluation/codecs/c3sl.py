@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from adc_edge.codec.precision import Precision
-from adc_edge.evaluation.codecs.base import CodecBatch, Dense, EncodedBatch
+from adc_edge.evaluation.codecs.base import Codec, CodecBatch, EncodedBatch
 from adc_edge.evaluation.codecs.sparse import check_share
 from adc_edge.method.trunk import Trunk
 
 
-class C3sl(Dense):
+class C3sl(Codec):
     """Sends R = round(1 / share) consecutive samples as one; the last group may be smaller.
 
     Args:

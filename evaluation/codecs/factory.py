@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.codecs.adc import Adc, AdcBy, cls_token, mean_token
-from adc_edge.evaluation.codecs.base import Codec, Dense
+from adc_edge.evaluation.codecs.base import Codec
 from adc_edge.evaluation.codecs.bottleneck import BottleNetPlusPlus
 from adc_edge.evaluation.codecs.c3sl import C3sl
-from adc_edge.evaluation.codecs.sparse import RandTopK, TopK
+from adc_edge.evaluation.codecs.sparse import TopK
 from adc_edge.evaluation.study.setting import Setting
 from adc_edge.method.ratio import Ratio
 from adc_edge.method.spec import TrunkSpec
@@ -18,7 +18,7 @@ def make_codec(setting: Setting, spec: TrunkSpec, classes: int, seed: int) -> Co
     travels = (setting.precision, setting.gradient_precision)
     ratio, method = setting.ratio, setting.method
     if ratio is None:
-        return Dense(classes, *travels)
+        return Codec(classes, *travels)
     if method in ("adc-cls", "adc-mean"):
         return AdcBy(spec, classes, ratio, *travels, cls_token if method == "adc-cls" else mean_token)
     if method == "adc":
@@ -34,4 +34,5 @@ def make_codec(setting: Setting, spec: TrunkSpec, classes: int, seed: int) -> Co
         return C3sl(classes, share, spec.tokens, spec.embed_dim, *travels, seed=seed)
     if method == "bottlenetpp":
         return BottleNetPlusPlus(classes, share, spec.embed_dim, *travels, seed=seed)
-    return (TopK if method == "topk" else RandTopK)(classes, share, spec.tokens, spec.embed_dim, *travels)
+    outside = 0.1 if method == "randtopk" else 0.0
+    return TopK(classes, share, spec.tokens, spec.embed_dim, *travels, outside)

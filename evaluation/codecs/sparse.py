@@ -1,4 +1,4 @@
-"""Top-K and RandTopK: each sample's largest activations are sent, and their gradients come back.
+"""Top-K and RandTopK (arXiv 2305.18469): each sample's largest activations are sent, and their gradients come back.
 
 A body holds the values ``[B, K]`` in their precision, then the places of these values in each sample's flattened
 ``[N*D]`` activations, then the labels. Places are in ascending order, as a bitmap or as packed numbers, whichever is
@@ -12,16 +12,16 @@ from __future__ import annotations
 from bisect import bisect_right
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adc_edge.arrays import Int64
 from adc_edge.codec.precision import Precision, encode, encoded_bytes
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.evaluation.codecs.base import (
     Arrived,
+    Codec,
     CodecBatch,
-    Dense,
     EncodedBatch,
     Header,
     decode_tensor,
@@ -30,8 +30,6 @@ from adc_edge.evaluation.codecs.base import (
     split_body,
 )
 from adc_edge.method.trunk import Trunk
-
-Places = npt.NDArray[np.int64]
 
 _FLOAT_BYTES = 4
 
@@ -61,7 +59,7 @@ def _is_bitmap(count: int, total: int) -> bool:
     return count * _place_bits(total) >= total
 
 
-def pack_places(places: Places, total: int) -> bytes:
+def pack_places(places: Int64, total: int) -> bytes:
     """Write ``places`` ``[B, K]``, ascending in ``[0, total)``, as ``B * place_bytes(K, total)`` bytes."""
     rows, count = places.shape
     if _is_bitmap(count, total):
@@ -74,7 +72,7 @@ def pack_places(places: Places, total: int) -> bytes:
     return np.packbits(bits, axis=1, bitorder="little").tobytes()
 
 
-def unpack_places(data: memoryview, rows: int, count: int, total: int) -> Places:
+def unpack_places(data: memoryview, rows: int, count: int, total: int) -> Int64:
     """Read places ``[rows, count]`` back.
 
     Raises:
@@ -91,7 +89,7 @@ def unpack_places(data: memoryview, rows: int, count: int, total: int) -> Places
         return np.nonzero(bits)[1].reshape(rows, count)
     width = _place_bits(total)
     bits = np.unpackbits(packed, axis=1, count=count * width, bitorder="little").reshape(rows, count, width)
-    places: Places = bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))  # [B, K]
+    places: Int64 = bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))  # [B, K]
     if places.max(initial=0) >= total or (np.diff(places, axis=1) <= 0).any():
         raise _bad_places("places out of range or out of order", f"ascending places below {total}")
     return places
@@ -101,8 +99,11 @@ def _bad_places(received: str, expected: str) -> ProtocolError:
     return ProtocolError(received, expected, "use one version and one share on both sides", "size")
 
 
-class TopK(Dense):
+class TopK(Codec):
     """Sends each sample's K activations of largest magnitude; prefix tokens are not treated apart.
+
+    RandTopK sends the top K - R, and R = round(outside * K) values drawn uniformly, without replacement, from outside
+    the top K. Only training is random: test activations are those of Top-K.
 
     Args:
         classes: C, the number of classes.
@@ -112,9 +113,10 @@ class TopK(Dense):
         dim: D, the channels.
         precision: precision of the activations; where it has scales (int8 and below), one a sample.
         gradient_precision: precision of the gradients.
+        outside: share of the K that is drawn from outside, RandTopK's alpha; 0: Top-K.
 
     Raises:
-        SettingError: a share outside (0, 1], or too small for a single value.
+        SettingError: a share outside (0, 1], or too small for a single value; ``outside`` is not in [0, 1].
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class TopK(Dense):
         dim: int,
         precision: Precision,
         gradient_precision: Precision,
+        outside: float = 0.0,
     ) -> None:
         super().__init__(classes, precision, gradient_precision)
         self.tokens, self.dim, self.total = tokens, dim, tokens * dim
@@ -133,6 +136,9 @@ class TopK(Dense):
         if not self.kept:
             least = self._sample_bytes(1) / (2 * _FLOAT_BYTES * self.total)
             raise SettingError(f"a share of {share}", f"at least {least:.2g}, one value a sample", "raise the share")
+        if not 0.0 <= outside <= 1.0:
+            raise SettingError(f"a share of {outside} from outside the top", "0 to 1", "for example 0.1, the paper's")
+        self.outside, self.drawn = outside, min(round(outside * self.kept), self.total - self.kept)
 
     def _sample_bytes(self, count: int) -> int:
         """Bytes of a sample in fp32, both directions, with ``count`` values kept."""
@@ -144,7 +150,13 @@ class TopK(Dense):
 
     def choose(self, flat: Tensor, rng: np.random.Generator) -> Tensor:
         """Places to send for each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending."""
-        return self.largest(flat)
+        if not self.outside:
+            return self.largest(flat)
+        top = flat.detach().abs().topk(self.kept, dim=1).indices  # [B, K], the largest first
+        others = torch.ones(flat.shape, dtype=torch.bool).scatter(1, top.cpu(), False).numpy()
+        drawn = [rng.choice(np.flatnonzero(row), self.drawn, replace=False, shuffle=False) for row in others]
+        places = torch.cat([top[:, : self.kept - self.drawn], torch.from_numpy(np.stack(drawn)).to(top.device)], dim=1)
+        return places.sort(dim=1).values
 
     def largest(self, flat: Tensor) -> Tensor:
         """Places of the K largest magnitudes of each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending."""
@@ -184,46 +196,3 @@ class TopK(Dense):
         flat = features.flatten(1)
         where = self.largest(flat)
         return self.spread(flat.gather(1, where), where)
-
-
-class RandTopK(TopK):
-    """Top-K in which a share of the places is drawn at random from outside the top (arXiv 2305.18469).
-
-    It sends each sample's top K - R, and R = round(outside * K) values drawn uniformly, without replacement, from
-    outside the top K. Only training is random: test activations are those of Top-K.
-
-    Args:
-        classes: C, the number of classes.
-        share: as for ``TopK``.
-        tokens: N, the tokens of an image.
-        dim: D, the channels.
-        precision: precision of the activations.
-        gradient_precision: precision of the gradients.
-        outside: share of the K that is drawn from outside, the paper's alpha.
-
-    Raises:
-        SettingError: as for ``TopK``, or ``outside`` is not in [0, 1].
-    """
-
-    def __init__(
-        self,
-        classes: int,
-        share: float,
-        tokens: int,
-        dim: int,
-        precision: Precision,
-        gradient_precision: Precision,
-        outside: float = 0.1,
-    ) -> None:
-        super().__init__(classes, share, tokens, dim, precision, gradient_precision)
-        if not 0.0 <= outside <= 1.0:
-            raise SettingError(f"a share of {outside} from outside the top", "0 to 1", "for example 0.1, the paper's")
-        self.drawn = min(round(outside * self.kept), self.total - self.kept)
-
-    def choose(self, flat: Tensor, rng: np.random.Generator) -> Tensor:
-        """Places to send for each sample of ``flat`` ``[B, n]``: int64 ``[B, K]``, ascending."""
-        top = flat.detach().abs().topk(self.kept, dim=1).indices  # [B, K], the largest first
-        others = torch.ones(flat.shape, dtype=torch.bool).scatter(1, top.cpu(), False).numpy()
-        drawn = [rng.choice(np.flatnonzero(row), self.drawn, replace=False, shuffle=False) for row in others]
-        places = torch.cat([top[:, : self.kept - self.drawn], torch.from_numpy(np.stack(drawn)).to(top.device)], dim=1)
-        return places.sort(dim=1).values

@@ -23,13 +23,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from skimage import metrics
 from torch import Tensor, nn
 
-from adc_edge.arrays import Float32
+from adc_edge.arrays import Float32, Float64, UInt8
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data import augment
 from adc_edge.data.loader import Batch, Loader
@@ -73,8 +72,8 @@ class Leak(msgspec.Struct, frozen=True):
 class Examples(NamedTuple):
     """The first images attacked and their reconstructions: ``[n, H, W, C]``."""
 
-    originals: npt.NDArray[np.uint8]
-    reconstructions: npt.NDArray[np.uint8]
+    originals: UInt8
+    reconstructions: UInt8
 
 
 class View(NamedTuple):
@@ -157,7 +156,7 @@ def look(codec: Codec, trunk: Trunk, batch: CodecBatch) -> View:
     return View(features, len(sent.body), rows, tokens)
 
 
-def score(originals: Float32, reconstructions: Float32) -> npt.NDArray[np.float64]:
+def score(originals: Float32, reconstructions: Float32) -> Float64:
     """PSNR in dB and SSIM, ``[n, 2]``, of images ``[n, H, W, C]`` in 0..1."""
     return np.array([_score(*pair) for pair in zip(originals, reconstructions, strict=True)], np.float64)
 
@@ -284,5 +283,5 @@ class _Attack:
         return mean.astype(np.float32), math.sqrt(max(1e-6, second / images / mean.size - np.square(mean).mean()))
 
 
-def _coarse(images: Float32) -> npt.NDArray[np.uint8]:
+def _coarse(images: Float32) -> UInt8:
     return np.rint(255 * images[:EXAMPLES]).astype(np.uint8)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import data_option, log_options
+from adc_edge.options import COUNT, IMAGES, PATH, data_option, log_options, model_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from adc_edge.evaluation.privacy.attack import Examples, Leak
     from adc_edge.evaluation.study.records import Study
 
-_DATA = click.Path(path_type=Path)
 _SETTINGS = ("none", "topk@0.5", "topk@0.1", "topk@0.02", "adc@0.5", "adc@0.25", "adc@0.1", "adc@0.02")
 _CAVEAT = "This measures one attack and is not a guarantee: another attack, or more data and time, may reveal more."
 _CAPTION = (
@@ -31,86 +30,57 @@ _SHARE = "bytes up (% of uncompressed)"
 
 
 @click.command()
-@data_option(default="digits", show_default=True)
+@data_option(default="digits")
 @click.option(
     "--setting",
     "texts",
     multiple=True,
     default=_SETTINGS,
-    show_default=True,
     metavar="METHOD[@RATIO][/UP]",
     help="Setting to attack, for example none, int4, topk@0.1 or adc@0.1; repeatable.",
 )
 @click.option(
-    "-o", "--output", required=True, type=_DATA, metavar="DIR", help="Directory for privacy.json, .csv and .png."
+    "-o", "--output", required=True, type=PATH, metavar="DIR", help="Directory for privacy.json, .csv and .png."
 )
-@click.option("--model", default="deit_tiny_patch16_224", show_default=True, help="A timm VisionTransformer.")
-@click.option("--weights", type=_DATA, help="Weights file (safetensors).")
-@click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights.")
-@click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels.")
-@click.option("--model-arg", multiple=True, metavar="K=V", help="Argument for timm.create_model; repeatable.")
-@click.option("--split", default=3, show_default=True, type=int, help="Last block on the device.")
-@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=2), help="Images in a step.")
+@model_options
+@click.option("--batch-size", default=128, type=IMAGES, help="Images in a step.")
 @click.option(
     "--train-images",
     default=0,
-    type=click.IntRange(min=0),
+    type=COUNT,
+    show_default=False,
     metavar="N",
     help="The attacker learns from a fixed random sample of N train images; 0: all.",
 )
 @click.option(
     "--test-images",
     default=0,
-    type=click.IntRange(min=0),
+    type=COUNT,
+    show_default=False,
     metavar="N",
     help="Attack a fixed random sample of N test images; 0: all.",
 )
 @click.option(
     "--epochs",
     default=20.0,
-    show_default=True,
     type=click.FloatRange(min=0, min_open=True),
     help="Epochs for which the attacker learns, for each setting.",
 )
-@click.option(
-    "--augment", default="flip", show_default=True, help="Augmentation of the attacker's images, as in `evaluate`."
-)
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Random seed for data order, augmentation and the attack.",
-)
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Torch device."
-)
+@click.option("--augment", default="flip", help="Augmentation of the attacker's images, as in `evaluate`.")
+@click.option("--seed", default=0, type=COUNT, help="Random seed for data order, augmentation and the attack.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Torch device.")
 @log_options
-def privacy(
-    texts: tuple[str, ...],
-    output: Path,
-    epochs: float,
-    seed: int,
-    verbose: bool,
-    quiet: bool,
-    log_json: bool,
-    **options: Any,
-) -> None:
+def privacy(console: Console, texts: tuple[str, ...], output: Path, epochs: float, seed: int, **options: Any) -> None:
     """Measure how well a curious trainer can reconstruct images from what a device sends before training.
 
     For each setting an inverter is trained on the train split, and PSNR and SSIM of its reconstructions are measured on
     the test split. This is one attack: a low score does not prove that nothing can be reconstructed.
     """
-    from rich.console import Console
-
     from adc_edge.evaluation.report.plots import png
     from adc_edge.evaluation.study.setting import parse_setting, unique
     from adc_edge.evaluation.study.task import study_of
     from adc_edge.files import write_atomic
-    from adc_edge.logs import configure
 
-    console = Console()
-    configure(console, verbose - quiet, log_json)
     settings, study = unique(parse_setting(text) for text in texts), study_of(options)
     leaks, examples = _attack(study, settings, seed, epochs, console)
     console.print(_table(leaks))
@@ -214,9 +184,7 @@ def _figure(leaks: Sequence[Leak], examples: Sequence[Examples]) -> Figure:
 
 def _scatter(axes: Axes, leaks: Sequence[Leak], field: str, label: str) -> None:
     """Draw a line for each group of settings, and a level line for the mean image."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    from adc_edge.evaluation.report.plots import STYLES
+    from adc_edge.evaluation.report.plots import STYLES, logarithmic
     from adc_edge.evaluation.report.views import group_of
 
     for group, style in STYLES.items():
@@ -226,8 +194,6 @@ def _scatter(axes: Axes, leaks: Sequence[Leak], field: str, label: str) -> None:
             axes.plot(*zip(*points, strict=True), color=style.colour, marker=style.marker, linestyle=line, label=group)
     known = getattr(leaks[0], f"{field}_mean_image")
     axes.axhline(known, color="#8a8a8a", linewidth=1, linestyle=":", zorder=1, label="mean training image")
-    axes.set(xlabel=_SHARE, ylabel=label, xscale="log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=10))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel=_SHARE, ylabel=label)
+    logarithmic(axes)
     axes.spines[["top", "right"]].set_visible(False)

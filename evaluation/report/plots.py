@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import pandas as pd
@@ -149,7 +149,9 @@ def _clean(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
 
 
-def _logarithmic(axes: Axes, formatter: Formatter) -> None:
+def logarithmic(axes: Axes, formatter: Formatter | None = None) -> None:
+    """Set a logarithmic x axis; without a formatter it shows shares in %."""
+    formatter = formatter or FuncFormatter(lambda value, _: f"{100 * value:.3g}")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=10))
     axes.xaxis.set_major_formatter(formatter)
@@ -160,7 +162,7 @@ def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
     """Draw a point for each setting, and a line through the best of each group."""
     _clean(axes)
     axes.set(xlabel=SHARE, ylabel=ACCURACY, title=f"After {study.epochs:g} epochs of every method")
-    _logarithmic(axes, FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
+    logarithmic(axes)
     axes.set_xlim(0.8 * steps["share"].min(), 1.2)
     for group, style in STYLES.items():
         settings = steps[steps["group"] == group]
@@ -181,14 +183,9 @@ def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
             best["share"],
             best["accuracy"],
             yerr=best["std"].fillna(0.0),
-            color=style.colour,
-            marker=style.marker,
-            markersize=6,
-            linestyle=_line(style),
-            linewidth=_width(group),
+            **_look(group),
             elinewidth=1,
             capsize=2,
-            zorder=4 if group == OURS else 3,
             label=group,
         )
 
@@ -198,7 +195,7 @@ def _draw_curves(axes: Axes, study: Study, runs: Sequence[Run], shown: dict[str,
     _clean(axes)
     title = f"Along a run: each group's best at {100 * budget:.3g} % (dotted)"
     axes.set(xlabel=BYTES, ylabel=ACCURACY, title=title)
-    _logarithmic(axes, EngFormatter(unit="B"))
+    logarithmic(axes, EngFormatter(unit="B"))
     for group, setting in shown.items():
         style = STYLES[group]
         curve = learning_curve([run for run in runs if run.setting == setting])
@@ -208,13 +205,8 @@ def _draw_curves(axes: Axes, study: Study, runs: Sequence[Run], shown: dict[str,
         axes.plot(
             curve["bytes"],
             curve["accuracy"],
-            color=style.colour,
-            marker=style.marker,
-            markersize=4,
+            **_look(group, markersize=4),
             markevery=max(1, len(curve) // 8),
-            linestyle=_line(style),
-            linewidth=_width(group),
-            zorder=4 if group == OURS else 3,
             label=f"{group}: {setting}",
         )
     axes.axvline(budget * full_bytes(study, runs[0]), color=_GREY, linewidth=1, linestyle=":", zorder=1)
@@ -225,25 +217,21 @@ def _add_legend(picture: Figure, handles: list[Artist], **changes: Any) -> None:
 
 
 def _handle(group: str, label: str) -> Artist:
-    style = STYLES[group]
-    return Line2D(
-        [],
-        [],
-        color=style.colour,
-        marker=style.marker,
-        markersize=6,
-        linestyle=_line(style),
-        linewidth=_width(group),
-        label=label,
-    )
+    return Line2D([], [], **_look(group), label=label)
 
 
-def _line(style: Style) -> Literal["--", "-"]:
-    return "--" if style.dashed else "-"
-
-
-def _width(group: str) -> float:
-    return 2.4 if group == OURS else 1.4
+def _look(group: str, markersize: int = 6) -> dict[str, Any]:
+    """Properties of a group's line; adc-edge's is the thickest, in front of the others."""
+    colour, marker, dashed = STYLES[group]
+    width, order = (2.4, 4) if group == OURS else (1.4, 3)
+    return {
+        "color": colour,
+        "marker": marker,
+        "markersize": markersize,
+        "linestyle": "--" if dashed else "-",
+        "linewidth": width,
+        "zorder": order,
+    }
 
 
 def _flattening(uncompressed: Sequence[Run]) -> str:

@@ -17,15 +17,13 @@ def study_of(options: dict[str, Any]) -> Study:
     Raises:
         SettingError: CUDA is requested but absent, or a model argument is not NAME=VALUE.
     """
-    size = options.pop("img_size")
-    arguments = parse_model_args(options.pop("model_arg")) | ({} if size is None else {"img_size": size})
     weights, device = options.pop("weights"), options.pop("device")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise SettingError("--device cuda, and torch finds no CUDA device", "a CUDA device", "use --device auto")
     return Study(
-        model_args=arguments,
+        model_args=parse_model_args(options.pop("model_arg"), options.pop("img_size")),
         weights=None if weights is None else str(weights),
         pretrained=options.pop("pretrained") and weights is None,
         device=device,

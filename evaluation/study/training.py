@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from adc_edge import machine
+from adc_edge.arrays import Int64
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data import augment
 from adc_edge.data.loader import Batch, Loader
@@ -59,7 +59,7 @@ def sampled(dataset: Dataset, study: Study) -> Dataset:
 class _Sampled:
     """Some images of a split."""
 
-    def __init__(self, split: Any, chosen: npt.NDArray[np.int64]) -> None:
+    def __init__(self, split: Any, chosen: Int64) -> None:
         self._split, self._chosen = split, chosen
         self.labels = split.labels[chosen]
 

@@ -7,8 +7,9 @@ kernel's count of TCP bytes. Tests compare the two.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import zmq
 
@@ -21,82 +22,84 @@ _SESSION = 2**62 + 1  # ids are random 63-bit numbers
 _TIMEOUT_MS = 60_000
 
 
-class Wire(Protocol):
-    """Carries bodies up and down, and counts the bytes of their messages."""
+class Wire:
+    """Carries bodies up and down in the runtime's messages, and counts the bytes of their frames."""
 
     @property
     def bytes_up(self) -> int:
         """Bytes from device to trainer so far, with framing."""
+        return self.totals()[0]
 
     @property
     def bytes_down(self) -> int:
         """Bytes from trainer to device so far, with framing."""
+        return self.totals()[1]
+
+    def totals(self) -> tuple[int, int]:
+        """Bytes up and down so far, with framing."""
+        raise NotImplementedError
 
     def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
         """Carry a step's body to the trainer; return the body that arrives."""
+        message = Step(
+            **_place(step, body),
+            images=header.images,
+            clusters=header.shape[0],
+            kept=header.shape[1] if len(header.shape) == 3 else 1,
+            triples=header.triples,
+            precision=header.precision,
+            gradient=codec.gradient_precision,
+        )
+        return self._carry(message, body)
 
     def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
         """Carry a gradient's body to the device; return the body that arrives."""
+        message = Gradient(
+            **_place(step, body),
+            precision=codec.gradient_precision,
+            loss=loss,
+            accuracy=0.5,
+            seconds_cloud=0.1,
+            down_mbit_s=20.1,
+        )
+        return self._carry(message, body)
+
+    def _carry(self, message: Step | Gradient, body: memoryview) -> memoryview:
+        raise NotImplementedError
 
 
-def step_message(header: Header, body: memoryview, codec: Codec, step: int) -> Step:
-    """The header that a device sends with a step's body."""
-    rows = header.shape[0]
-    return Step(
-        session=_SESSION,
-        step=step,
-        micro_batch=0,
-        transfer=step + 1,
-        body_bytes=len(body),
-        images=header.images,
-        clusters=rows,
-        kept=header.shape[1] if len(header.shape) == 3 else 1,
-        triples=header.triples,
-        precision=header.precision,
-        gradient=codec.gradient_precision,
-        durable=step,
-    )
+def _place(step: int, body: memoryview) -> dict[str, Any]:
+    """The fields that a step's message and its gradient's share."""
+    return {
+        "session": _SESSION,
+        "step": step,
+        "micro_batch": 0,
+        "transfer": step + 1,
+        "body_bytes": len(body),
+        "durable": step,
+    }
 
 
-def gradient_message(body: memoryview, codec: Codec, step: int, loss: float) -> Gradient:
-    """The header that a trainer sends with a gradient's body."""
-    return Gradient(
-        session=_SESSION,
-        step=step,
-        micro_batch=0,
-        transfer=step + 1,
-        body_bytes=len(body),
-        precision=codec.gradient_precision,
-        loss=loss,
-        accuracy=0.5,
-        seconds_cloud=0.1,
-        down_mbit_s=20.1,
-        durable=step,
-    )
-
-
-class Counted:
+class Counted(Wire):
     """Adds up the bytes of each message's frames, and returns the bodies unchanged."""
 
     def __init__(self) -> None:
-        self.bytes_up = 0
-        self.bytes_down = 0
+        self._up = self._down = 0
 
-    def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
-        """See ``Wire.up``."""
-        self.bytes_up += sum(
-            frame_bytes(*frames) for frames in to_frames(step_message(header, body, codec, step), body)
-        )
+    def totals(self) -> tuple[int, int]:
+        """The sums of the lengths so far."""
+        return self._up, self._down
+
+    def _carry(self, message: Step | Gradient, body: memoryview) -> memoryview:
+        size = sum(frame_bytes(*frames) for frames in to_frames(message, body))
+        if isinstance(message, Step):
+            self._up += size
+        else:
+            self._down += size
         return body
 
-    def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
-        """See ``Wire.down``."""
-        message = gradient_message(body, codec, step, loss)
-        self.bytes_down += sum(frame_bytes(*frames) for frames in to_frames(message, body))
-        return body
 
-
-class Carried:
+class Carried(Wire):
     """Sends messages between two ZeroMQ sockets on loopback, with the runtime's framing; a context manager.
 
     A thread sends while the caller's receives: one thread would wait for itself.
@@ -130,41 +133,20 @@ class Carried:
         self._device.close(0)
         self._context.term()
 
-    @property
-    def bytes_up(self) -> int:
-        """Bytes up by the kernel's count."""
-        return self._meter.totals()[0] - self._before[0]
+    def totals(self) -> tuple[int, int]:
+        """Bytes up and down by the kernel's count."""
+        up, down = self._meter.totals()
+        return up - self._before[0], down - self._before[1]
 
-    @property
-    def bytes_down(self) -> int:
-        """Bytes down by the kernel's count."""
-        return self._meter.totals()[1] - self._before[1]
-
-    def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
-        """See ``Wire.up``."""
-        message = step_message(header, body, codec, step)
-        assembler = Assembler(unpack_from_device, lambda m: getattr(m, "body_bytes", 0))
-        return self._carry(self._device, self._trainer, list(to_frames(message, body)), assembler)
-
-    def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
-        """See ``Wire.down``."""
-        message = gradient_message(body, codec, step, loss)
-        assembler = Assembler(unpack_from_trainer, lambda m: getattr(m, "body_bytes", 0))
-        return self._carry(self._trainer, self._device, list(to_frames(message, body)), assembler)
-
-    def _carry(
-        self,
-        source: zmq.Socket[bytes],
-        sink: zmq.Socket[bytes],
-        frames: list[tuple[bytes, memoryview]],
-        assembler: Assembler[Any],
-    ) -> memoryview:
-        whole: memoryview | None = None
-        for frame, piece in self._exchange(source, sink, frames, len(frames)):
-            done = assembler.feed(frame, piece)
-            whole = None if done is None else done[1]
-        assert whole is not None, "the frames make one complete message"
-        return whole
+    def _carry(self, message: Step | Gradient, body: memoryview) -> memoryview:
+        rises = isinstance(message, Step)
+        ends = (self._device, self._trainer) if rises else (self._trainer, self._device)
+        unpack: Callable[[bytes], Any] = unpack_from_device if rises else unpack_from_trainer
+        assembler = Assembler(unpack, lambda m: getattr(m, "body_bytes", 0))
+        frames = list(to_frames(message, body))
+        done = [assembler.feed(*pair) for pair in self._exchange(*ends, frames, len(frames))][-1]
+        assert done is not None, "the frames make one complete message"
+        return done[1]
 
     @staticmethod
     def _exchange(

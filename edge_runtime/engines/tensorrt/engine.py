@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from adc_edge.arrays import Array, Float32, Int64, Weights
-from adc_edge.edge_runtime.engines.base import check_freeze_first, check_input, reassemble_output
+from adc_edge.edge_runtime.engines.base import GraphEngine, check_input
 from adc_edge.edge_runtime.engines.tensorrt import cache
 from adc_edge.edge_runtime.engines.tensorrt.build import NotRefittable, Order, Profile, build
 from adc_edge.edge_runtime.engines.tensorrt.check import Check
@@ -30,7 +30,6 @@ from adc_edge.edge_runtime.engines.tensorrt.library import load_tensorrt, make_l
 from adc_edge.edge_runtime.engines.tensorrt.session import TensorRtSession
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import sha256
-from adc_edge.method.compressed import CompressedBatch, drop_empty
 from adc_edge.storage.bundle import CLIENT_BARE, ENGINES, OUTPUTS, TRUNK, Bundle, Compute
 
 _WEIGHTS_DTYPE = "fp16"  # of the graph without weights
@@ -44,7 +43,7 @@ _WORDS: dict[Way, str] = {
 }
 
 
-class TensorRtEngine:
+class TensorRtEngine(GraphEngine):
     """TensorRT on the current GPU.
 
     Args:
@@ -65,7 +64,6 @@ class TensorRtEngine:
     """
 
     name = "tensorrt"
-    keeps_graph = False
 
     def __init__(
         self,
@@ -78,8 +76,7 @@ class TensorRtEngine:
         directory: Path | None = None,
         workspace_bytes: int | None = None,
     ) -> None:
-        self._spec = bundle.manifest.trunk
-        check_freeze_first(self._spec, freeze_first)
+        super().__init__(bundle.manifest.trunk, freeze_first)
         self._usual = Profile(largest, *opt)
         self._usual.check(self._spec)
         if compute == "int8" and trains:
@@ -91,7 +88,6 @@ class TensorRtEngine:
         self._bundle, self._compute, self._trains = bundle, compute, trains
         self._directory = directory or bundle.path / ENGINES
         self._workspace_bytes = workspace_bytes
-        self._hidden = [f"hidden_{freeze_first}"] if freeze_first else []
         self._weights: Weights | None = None  # the bundle's, of a trunk that trains
         self._session: TensorRtSession | None = None
         self._stack = ExitStack()
@@ -117,18 +113,6 @@ class TensorRtEngine:
     ) -> None:
         """Free the engine and all of its memory."""
         self._stack.close()
-
-    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
-        """Run the engine; raises SettingError on inputs that do not fit it."""
-        outputs = self._run([*OUTPUTS, *self._hidden], images, init_rows, slots)
-        sent = CompressedBatch(*drop_empty(*outputs[: len(OUTPUTS)]))
-        return sent._replace(hidden=outputs[-1]) if self._hidden else sent
-
-    def full_output(self, images: Float32) -> Float32:
-        """Return the trunk's output by the same graph, nothing merged or dropped."""
-        return reassemble_output(
-            lambda *inputs: CompressedBatch(*drop_empty(*self._run(OUTPUTS, *inputs))), images, self._spec.patches
-        )
 
     def refresh(self, weights: Weights) -> None:
         """Compute with these weights from now on; float32, timm's names and layouts, all of them.

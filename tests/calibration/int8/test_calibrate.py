@@ -106,7 +106,7 @@ def test_the_pair_is_written_beside_an_untouched_bundle(
     assert bundle.digest == digest
     assert bundle.client("int8") == mine / CLIENT_INT8
     kept = msgspec.json.decode(after[CALIBRATION], type=Calibration)
-    assert (kept.method, kept.images, kept.report) == ("percentile", 16, report.builtins())
+    assert (kept.method, kept.images, kept.report) == ("percentile", 16, msgspec.to_builtins(report))
     assert json.loads(after[CALIBRATION])["report"]["quality"]["speed"]["int8_ms"] > 0
     assert any("16 images" in line for line in caplog.messages)
 

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from adc_edge.arrays import Int64
 from adc_edge.codec.precision import VALUE_PRECISIONS, Precision
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.evaluation.codecs.base import Codec, CodecBatch, EncodedBatch
-from adc_edge.evaluation.codecs.sparse import Places, RandTopK, TopK, pack_places, place_bytes, unpack_places
+from adc_edge.evaluation.codecs.sparse import TopK, pack_places, place_bytes, unpack_places
 from tests.method.test_trunk import SPEC, make_trunk
 
 CLASSES, TOKENS, DIM = 5, SPEC.tokens, SPEC.embed_dim
@@ -28,8 +29,8 @@ def top_k(share: float = 0.2, precision: Precision = "fp32") -> TopK:
     return TopK(CLASSES, share, TOKENS, DIM, precision, precision)
 
 
-def rand_top_k(share: float = 0.2, precision: Precision = "fp32", outside: float = 0.1) -> RandTopK:
-    return RandTopK(CLASSES, share, TOKENS, DIM, precision, precision, outside)
+def rand_top_k(share: float = 0.2, precision: Precision = "fp32", outside: float = 0.1) -> TopK:
+    return TopK(CLASSES, share, TOKENS, DIM, precision, precision, outside)
 
 
 def a_batch(images: int = 6, seed: int = 0) -> CodecBatch:
@@ -56,7 +57,7 @@ def step(codec: Codec, batch: CodecBatch) -> tuple[EncodedBatch, Tensor, memoryv
     return sent, arrived.features.detach(), down, [p.grad for p in trunk.parameters() if p.grad is not None]
 
 
-def largest_by_numpy(flat: Tensor, kept: int) -> Places:
+def largest_by_numpy(flat: Tensor, kept: int) -> Int64:
     return np.sort(np.argpartition(-np.abs(flat.detach().numpy()), kept - 1, axis=1)[:, :kept], axis=1)
 
 
@@ -78,7 +79,7 @@ def test_each_samples_largest_magnitudes_arrive_and_zeros_elsewhere(share: float
 
 
 @st.composite
-def places_of_a_batch(draw: st.DrawFn) -> tuple[Places, int]:
+def places_of_a_batch(draw: st.DrawFn) -> tuple[Int64, int]:
     total = draw(st.integers(1, 700))
     boundary = total // max(1, (total - 1).bit_length())  # where a bitmap becomes the smaller
     near = st.integers(max(1, boundary - 2), min(total, boundary + 2))
@@ -89,7 +90,7 @@ def places_of_a_batch(draw: st.DrawFn) -> tuple[Places, int]:
 
 @given(places_of_a_batch())
 @settings(deadline=None)
-def test_places_come_back_as_sent_in_the_smaller_of_a_bitmap_and_packed_numbers(drawn: tuple[Places, int]) -> None:
+def test_places_come_back_as_sent_in_the_smaller_of_a_bitmap_and_packed_numbers(drawn: tuple[Int64, int]) -> None:
     places, total = drawn
     rows, count = places.shape
     data = pack_places(places, total)
