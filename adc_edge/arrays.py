@@ -12,7 +12,6 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
 Labels = Int64  # [B], class of each image

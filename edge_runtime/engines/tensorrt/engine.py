@@ -55,7 +55,6 @@ class TensorRtEngine:
         trains: weights will be replaced; int8 has none to replace.
         freeze_first: K blocks that do not learn; with K > 0 ``CompressedBatch.hidden`` holds what leaves block K.
         directory: for built engines; None: ``engines/`` in the bundle.
-        workspace_bytes: scratch memory that a kernel may take; None: what the GPU has.
 
     Raises:
         SettingError: settings that do not fit each other; on entering, no TensorRT, an opset that it does not take, a
@@ -76,7 +75,6 @@ class TensorRtEngine:
         trains: bool = True,
         freeze_first: int = 0,
         directory: Path | None = None,
-        workspace_bytes: int | None = None,
     ) -> None:
         self._spec = bundle.manifest.trunk
         check_freeze_first(self._spec, freeze_first)
@@ -90,7 +88,6 @@ class TensorRtEngine:
             )
         self._bundle, self._compute, self._trains = bundle, compute, trains
         self._directory = directory or bundle.path / ENGINES
-        self._workspace_bytes = workspace_bytes
         self._hidden = [f"hidden_{freeze_first}"] if freeze_first else []
         self._weights: Weights | None = None  # the bundle's, of a trunk that trains
         self._session: TensorRtSession | None = None
@@ -200,11 +197,10 @@ class TensorRtEngine:
             self._usual.shapes(self._spec),
             (*OUTPUTS, *self._hidden),
             tuple(self._weights or ()) if way == "refit" else (),
-            self._workspace_bytes,
         )
 
     def _key(self, trt: Any, cuda: Cuda, order: Order, way: Way) -> cache.EngineKey:
-        build = {"way": way, "shapes": order.shapes, "outputs": order.outputs, "workspace": order.workspace_bytes}
+        build = {"way": way, "shapes": order.shapes, "outputs": order.outputs, "workspace": None}
         return cache.EngineKey(
             sha256(order.graph), trt.__version__, *cuda.device, msgspec.json.encode(build, order="sorted").decode()
         )
