@@ -35,9 +35,7 @@ from adc_edge.errors import ProtocolError
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _PCA_BITS = {precision: float(precision[3:]) for precision in PRECISIONS if precision.startswith("pca")}
-VALUE_PRECISIONS: tuple[Precision, ...] = tuple(
-    p for p in PRECISIONS if p not in _PCA_BITS
-)  # each value is coded by itself
+VALUE_PRECISIONS = tuple(p for p in PRECISIONS if p not in _PCA_BITS)  # each value is coded by itself
 
 _EXPONENT = np.dtype("<i4")
 _SCALE = np.dtype("<f2")

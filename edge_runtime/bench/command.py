@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from adc_edge.options import bundle_option, engine_cache_option, ratio_options
+from adc_edge import defaults
+from adc_edge.options import bundle_option, choices, engine_cache_option, ratio_options
 
 
 @click.command()
@@ -16,22 +17,18 @@ from adc_edge.options import bundle_option, engine_cache_option, ratio_options
     "--engine",
     "engines",
     multiple=True,
-    type=click.Choice(["onnxruntime", "tensorrt", "torch"]),
+    type=choices(defaults.EngineName),
     help="Engine to measure, repeatable; default: all that are possible here.",
 )
 @click.option(
     "--provider",
     "providers",
     multiple=True,
-    type=click.Choice(["cpu", "cuda", "tensorrt", "xnnpack"]),
+    type=choices(defaults.Provider),
     help="Execution provider of ONNX Runtime, repeatable.",
 )
 @click.option(
-    "--compute",
-    "computes",
-    multiple=True,
-    type=click.Choice(["fp32", "fp16", "int8"]),
-    help="Precision to compute in, repeatable.",
+    "--compute", "computes", multiple=True, type=choices(defaults.Compute), help="Precision to compute in, repeatable."
 )
 @click.option(
     "--batch-size",

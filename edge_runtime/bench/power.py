@@ -89,9 +89,8 @@ def total_mw(rails_mw: Mapping[str, int]) -> tuple[str, int] | None:
 class Tegrastats:
     """Runs `tegrastats` while it is entered, and keeps its samples; without `tegrastats` there are none."""
 
-    def __init__(self, interval_ms: int = _INTERVAL_MS) -> None:
+    def __init__(self) -> None:
         self._path = shutil.which("tegrastats")
-        self._interval_ms = interval_ms
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
         self._samples: list[PowerSample] = []
@@ -107,7 +106,7 @@ class Tegrastats:
             return self
         try:
             self._process = subprocess.Popen(
-                [self._path, "--interval", str(self._interval_ms)],
+                [self._path, "--interval", str(_INTERVAL_MS)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

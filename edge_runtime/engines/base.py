@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -11,8 +10,9 @@ import numpy.typing as npt
 
 from adc_edge.arrays import Float32, Int64, Weights
 from adc_edge.errors import SettingError
-from adc_edge.method.compressed import CompressedBatch, Compressor
+from adc_edge.method.compressed import CompressedBatch, Compressor, drop_empty
 from adc_edge.method.spec import TrunkSpec
+from adc_edge.storage.bundle import OUTPUTS
 
 
 class Engine(Compressor, Protocol):
@@ -37,17 +37,30 @@ class Engine(Compressor, Protocol):
         """Use these weights, by timm name, from the next call on."""
 
 
-def reassemble_output(
-    compress: Callable[[Float32, Int64, int], CompressedBatch], images: Float32, patches: int
-) -> Float32:
-    """Return the trunk's output by ADC itself: a cluster for each image, all tokens kept, put back in order."""
-    everyone = np.arange(len(images), dtype=np.int64)
-    sent = compress(images, everyone, patches)
-    if not np.array_equal(sent.assignment, everyone):  # images alike to the last bit of their attention
-        return np.concatenate([reassemble_output(compress, images[i : i + 1], patches) for i in everyone])
-    z = np.empty_like(sent.activations)
-    np.put_along_axis(z, sent.tokens[:, :, None], sent.activations, axis=1)
-    return z
+class GraphEngine:
+    """Compression and evaluation by one of the bundle's graphs, which a subclass runs."""
+
+    _spec: TrunkSpec
+    _hidden: list[str]  # name of the frozen blocks' output, if it is asked for
+
+    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
+        """Run the graph; raises SettingError on inputs that do not fit it."""
+        outputs = self._run([*OUTPUTS, *self._hidden], images, init_rows, slots)
+        sent = CompressedBatch(*drop_empty(*outputs[: len(OUTPUTS)]))
+        return sent._replace(hidden=outputs[-1]) if self._hidden else sent
+
+    def full_output(self, images: Float32) -> Float32:
+        """Return the trunk's output by ADC itself: a cluster for each image, all tokens kept, put back in order."""
+        everyone = np.arange(len(images), dtype=np.int64)
+        sent = CompressedBatch(*drop_empty(*self._run(OUTPUTS, images, everyone, self._spec.patches)))
+        if not np.array_equal(sent.assignment, everyone):  # images alike to the last bit of their attention
+            return np.concatenate([self.full_output(images[i : i + 1]) for i in everyone])
+        z = np.empty_like(sent.activations)
+        np.put_along_axis(z, sent.tokens[:, :, None], sent.activations, axis=1)
+        return z
+
+    def _run(self, outputs: list[str], images: Float32, init_rows: Int64, slots: int) -> list[Any]:
+        raise NotImplementedError
 
 
 def check_freeze_first(spec: TrunkSpec, blocks: int) -> None:

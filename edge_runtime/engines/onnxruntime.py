@@ -12,19 +12,18 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from adc_edge.arrays import Float32, Int64, Weights
-from adc_edge.edge_runtime.engines.base import check_freeze_first, check_input, reassemble_output
+from adc_edge.edge_runtime.engines.base import GraphEngine, check_freeze_first, check_input
 from adc_edge.edge_runtime.engines.providers import Provider, open_session
 from adc_edge.errors import SettingError
 from adc_edge.machine import SLOW_INT8, int8_saturates, processor_name
-from adc_edge.method.compressed import CompressedBatch, drop_empty
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.storage.bundle import CLIENT_INT8, OUTPUTS
+from adc_edge.storage.bundle import CLIENT_INT8
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _log = logging.getLogger(__name__)
 
 
-class OnnxEngine:
+class OnnxEngine(GraphEngine):
     """ONNX Runtime, on the CPU or another of its providers.
 
     Weights are fed with each run, as they lie in memory: no session is rebuilt and nothing is copied. A graph in fp16
@@ -82,18 +81,6 @@ class OnnxEngine:
     ) -> None:
         """Drop the session."""
         self._session = None
-
-    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
-        """Run the graph; raises SettingError on inputs that do not fit it."""
-        outputs = self._run(OUTPUTS + self._hidden, images, init_rows, slots)
-        sent = CompressedBatch(*drop_empty(*outputs[: len(OUTPUTS)]))
-        return sent._replace(hidden=outputs[-1]) if self._hidden else sent
-
-    def full_output(self, images: Float32) -> Float32:
-        """Return the trunk's output by the same graph, nothing merged or dropped."""
-        return reassemble_output(
-            lambda *inputs: CompressedBatch(*drop_empty(*self._run(OUTPUTS, *inputs))), images, self._spec.patches
-        )
 
     def refresh(self, weights: Weights) -> None:
         """Feed these weights from now on; float32, contiguous, timm's names and layouts.

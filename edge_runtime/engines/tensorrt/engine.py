@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from adc_edge.arrays import Array, Float32, Int64, Weights
-from adc_edge.edge_runtime.engines.base import check_freeze_first, check_input, reassemble_output
+from adc_edge.edge_runtime.engines.base import GraphEngine, check_freeze_first, check_input
 from adc_edge.edge_runtime.engines.tensorrt import cache
 from adc_edge.edge_runtime.engines.tensorrt.build import NotRefittable, Order, Profile, build
 from adc_edge.edge_runtime.engines.tensorrt.check import Check
@@ -30,7 +30,6 @@ from adc_edge.edge_runtime.engines.tensorrt.library import load_tensorrt, make_l
 from adc_edge.edge_runtime.engines.tensorrt.session import TensorRtSession
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import sha256
-from adc_edge.method.compressed import CompressedBatch, drop_empty
 from adc_edge.storage.bundle import CLIENT_BARE, ENGINES, OUTPUTS, TRUNK, Bundle, Compute
 
 _WEIGHTS_DTYPE = "fp16"  # of the graph without weights
@@ -44,7 +43,7 @@ _WORDS: dict[Way, str] = {
 }
 
 
-class TensorRtEngine:
+class TensorRtEngine(GraphEngine):
     """TensorRT on the current GPU.
 
     Args:
@@ -114,18 +113,6 @@ class TensorRtEngine:
     ) -> None:
         """Free the engine and all of its memory."""
         self._stack.close()
-
-    def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
-        """Run the engine; raises SettingError on inputs that do not fit it."""
-        outputs = self._run([*OUTPUTS, *self._hidden], images, init_rows, slots)
-        sent = CompressedBatch(*drop_empty(*outputs[: len(OUTPUTS)]))
-        return sent._replace(hidden=outputs[-1]) if self._hidden else sent
-
-    def full_output(self, images: Float32) -> Float32:
-        """Return the trunk's output by the same graph, nothing merged or dropped."""
-        return reassemble_output(
-            lambda *inputs: CompressedBatch(*drop_empty(*self._run(OUTPUTS, *inputs))), images, self._spec.patches
-        )
 
     def refresh(self, weights: Weights) -> None:
         """Compute with these weights from now on; float32, timm's names and layouts, all of them.

@@ -136,7 +136,7 @@ def test_a_real_process_is_read_and_stopped(tmp_path: Path, monkeypatch: pytest.
     fake(
         tmp_path,
         monkeypatch,
-        f"""[ "$1" = --interval ] && [ "$2" = 50 ] || exit 9
+        f"""[ "$1" = --interval ] && [ "$2" = 100 ] || exit 9
 echo $$ > '{tmp_path}/pid'
 printf 'VDD_IN 99999mW/99'
 printf '\\377\\376 garbage\\n\\n'
@@ -146,7 +146,7 @@ while :; do
 done
 """,
     )
-    with Tegrastats(interval_ms=50) as power:
+    with Tegrastats() as power:
         assert power.available
         power.watch(0.2)
         idle = power.watch(0.4)
