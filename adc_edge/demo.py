@@ -54,7 +54,7 @@ def _run(where: Path, serving: list[str]) -> int:
     """Export, then run trainer and device side by side. Return the exit code of the first one that fails."""
     bundle, trainer, log = where / "bundle", where / "trainer", where / "trainer.log"
     with _Process("export", *shlex.split(_EXPORT), "-o", str(bundle), "--force") as export:
-        code = export.wait()
+        code = export.process.wait()
     if code:
         return code
     endpoint = trainer / "endpoint"
@@ -67,7 +67,7 @@ def _run(where: Path, serving: list[str]) -> int:
             return 1
         connect = ["--bundle", str(bundle), "--trainer", endpoint.read_text(), "--data", "digits"]
         with _Process("serve", *connect, *serving, "--eval-every", str(_EVALUATE_EVERY), *learning) as edge:
-            return edge.wait()
+            return edge.process.wait()
 
 
 class _Process:
@@ -78,7 +78,7 @@ class _Process:
 
         click.secho("$ adc-edge " + shlex.join(arguments), dim=True)
         output = None if log is None else log.open("w")
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "adc_edge", *arguments],
             stdout=output,
             stderr=None if log is None else subprocess.STDOUT,
@@ -97,24 +97,20 @@ class _Process:
         try:
             if kind is None:
                 self._ends_within(2.0)
-            if self._process.poll() is None:
-                self._process.terminate()
+            if self.process.poll() is None:
+                self.process.terminate()
                 self._ends_within(_STOP_S)
         finally:
-            self._process.kill()
-            self._process.wait()
-
-    def wait(self) -> int:
-        """Wait for the end of the process. Return its exit code."""
-        return self._process.wait()
+            self.process.kill()
+            self.process.wait()
 
     def wait_for(self, path: Path, seconds: float) -> bool:
         """Wait until ``path`` exists. Return whether it appeared while the process was running."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self._process.poll() is None and not path.exists():
+        while time.monotonic() < deadline and self.process.poll() is None and not path.exists():
             time.sleep(0.05)
         return path.exists()
 
     def _ends_within(self, seconds: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
+            self.process.wait(seconds)

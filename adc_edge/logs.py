@@ -6,10 +6,11 @@ handler.
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 from datetime import datetime, timezone
 
-import msgspec
 from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
@@ -18,12 +19,12 @@ _PLAIN = "%(asctime)s %(levelname)-7s %(message)s"
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message."""
+    """One JSON object a line, in ASCII: time (UTC), level, logger, message."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         line = {"time": time, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-        return msgspec.json.encode(line).decode()
+        return json.dumps(line)
 
 
 def configure(console: Console, verbosity: int = 0, as_json: bool = False) -> None:
@@ -34,6 +35,8 @@ def configure(console: Console, verbosity: int = 0, as_json: bool = False) -> No
         verbosity: below 0 warnings and errors alone, 0 also what happens to a run, above 0 also details.
         as_json: JSON lines instead of text.
     """
+    if isinstance(console.file, io.TextIOWrapper):
+        console.file.reconfigure(errors="backslashreplace")  # characters that its encoding lacks raise no error
     logger = logging.getLogger("adc_edge")
     for old in logger.handlers[:]:
         logger.removeHandler(old)

@@ -38,7 +38,7 @@ def describe_machine(**more: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "processor": processor_name(),
         "cores": os.cpu_count(),
-        **{name: found for name in _PACKAGES if (found := _version(name))},
+        **{name: found for name in _PACKAGES if (found := installed_version(name))},
         **more,
     }
 
@@ -96,7 +96,8 @@ def _first_fields(cpuinfo: str | None) -> dict[str, str]:
     return fields
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of a distribution, or None if it is missing."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -223,13 +223,13 @@ class Answers:
 
     def _close_session(self, session: ServedSession) -> Reply:
         was_finished = session.record.finished
-        session.set_finished(True)
+        session.record.finished = True
         try:
             self._checkpoints.save()  # before the device is told, which then drops what it keeps
         except OSError:
-            session.set_finished(was_finished)
+            session.record.finished = was_finished
             raise
-        self._sessions.close(session)
+        session.forget()
         if not was_finished:
             logger.info("device %r is done after %d steps", session.record.device, session.applied)
         return ByeAck(session.id), b""

@@ -49,6 +49,7 @@ class TrainerCheckpoints:
         """Write the metrics of a step that was just applied, and a checkpoint if one is due."""
         if self._run_dir is None:
             return
+        known = self._run_dir.trouble
         self._run_dir.metric(
             kind="step",
             device=device,
@@ -62,6 +63,8 @@ class TrainerCheckpoints:
             body_bytes_up=totals.bytes_up,
             body_bytes_down=totals.bytes_down,
         )
+        if self._run_dir.trouble is not None and known is None:
+            logger.warning("no metrics of step %d: %s; going on", self._training.steps, self._run_dir.trouble)
         self._unkept_bytes += totals.bytes_up
         due = self._every and self._training.steps % self._every == 0
         if due or self._unkept_bytes > LIMIT_BYTES // KEPT:

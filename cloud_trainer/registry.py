@@ -42,14 +42,12 @@ class SessionRegistry:
 
     Args:
         directory: parent of the sessions' log directories.
-        kept: sessions of the checkpoint.
     """
 
-    def __init__(self, directory: Path, kept: Mapping[int, SessionRecord] | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._sessions: OrderedDict[int, ServedSession] = OrderedDict()
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
-        self.restore(kept or {})
 
     def restore(self, kept: Mapping[int, SessionRecord]) -> None:
         """Take the sessions of a checkpoint; every device must say hello again."""
@@ -101,10 +99,6 @@ class SessionRegistry:
         peer.join_session(session)
         self._sessions[session.id] = session
         self._sessions.move_to_end(session.id)
-
-    def close(self, session: ServedSession) -> None:
-        """Delete the log of a session whose device has closed it, once a checkpoint knows."""
-        session.forget()
 
     def leave(self, route: bytes) -> None:
         """Forget a connection that has ended."""

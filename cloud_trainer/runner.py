@@ -7,7 +7,7 @@ import resource
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import torch
@@ -105,7 +105,14 @@ class Trainer:
             "seed": settings.seed,
         }
         free = msgspec.to_builtins(settings, enc_hook=str)
-        return RunDir(settings.run, fixed, free, self._machine(), fresh=settings.fresh)
+        now = machine.describe_machine(
+            device=str(self.training.device),
+            bf16=self.training.bf16,
+            compiled=self.training.compiled,
+            threads=torch.get_num_threads(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )
+        return RunDir(settings.run, fixed, free, now, fresh=settings.fresh)
 
     def _log_start(self, endpoint: str, finished: int) -> None:
         manifest, training = self.bundle.manifest, self.training
@@ -140,15 +147,6 @@ class Trainer:
             raise BundleError(f"{HEAD}: {error}", "the weights of the manifest's head", "export it again") from None
         compiled = settings.compiled == "on" or (settings.compiled == "auto" and device == "cuda")
         return HeadTraining(head, settings.optimizer, device, bf16, settings.seed, compiled)
-
-    def _machine(self) -> dict[str, Any]:
-        return machine.describe_machine(
-            device=str(self.training.device),
-            bf16=self.training.bf16,
-            compiled=self.training.compiled,
-            threads=torch.get_num_threads(),
-            deterministic=torch.are_deterministic_algorithms_enabled(),
-        )
 
 
 def _raise_descriptor_limit() -> None:

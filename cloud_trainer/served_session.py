@@ -182,10 +182,6 @@ class ServedSession:
         if self._log is not None:
             self._log.sync()
 
-    def set_finished(self, finished: bool) -> None:
-        """Note whether the device has come to its end."""
-        self.record.finished = finished
-
     def forget(self) -> None:
         """Delete the log, and what is in memory of the step under way."""
         self._log = self.accumulator = self.inbox = None

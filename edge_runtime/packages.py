@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adc_edge.machine import installed_version
+
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
@@ -73,15 +75,7 @@ class Import:
     more: Any = None
 
 
-def installed(name: str) -> str | None:
-    """Return the version of a distribution, or None if it is missing."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def find(versions: Versions = installed) -> list[Package]:
+def find(versions: Versions = installed_version) -> list[Package]:
     """Return the packages of all groups, in the order of PACKAGE_GROUPS; without `packaging` that one alone."""
     try:
         wanted = {(group, each.name): each.specifier for group, each in _requirements()}

@@ -79,7 +79,10 @@ class Serve:
             shim = None if self._torchless else make_shim(self.bundle, settings)
             fixed = settings.fixed(self.bundle.digest, (self.precision, self.gradient_precision), self.shape)
             free = msgspec.to_builtins(settings, enc_hook=str)
-            run_dir = RunDir(settings.run, fixed, free, self._machine(), fresh=settings.fresh)
+            now = machine.describe_machine(
+                engine=settings.engine, provider=settings.provider, threads=settings.threads or os.cpu_count()
+            )
+            run_dir = RunDir(settings.run, fixed, free, now, fresh=settings.fresh)
             stack.callback(run_dir.close)
             run_dir.keep(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
             learning = shim if settings.trunk == "train" else None
@@ -175,13 +178,6 @@ class Serve:
         if name == "auto":  # ONNX Runtime until the choice is made, which the run keeps
             name = (run_dir.kept(ENGINE) or b"onnxruntime").decode()
         return make_engine(name, self.bundle, self.settings, self.shape, self.graph, shim)
-
-    def _machine(self) -> dict[str, Any]:
-        return machine.describe_machine(
-            engine=self.settings.engine,
-            provider=self.settings.provider,
-            threads=self.settings.threads or os.cpu_count(),
-        )
 
     def _finish(self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], total: int) -> dict[str, Any]:
         """Write weights and report, also of a run that was interrupted."""

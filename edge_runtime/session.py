@@ -203,7 +203,7 @@ class DeviceSession:
         if not isinstance(message, Step | Evaluate):
             self._send(message, body)
         elif recovery.is_answered(message, self._trainer):
-            self._send(recovery.fetch_answer(message, self.channel.unfinished))
+            self._send(recovery.fetch_answer(message, self.channel.inbox.unfinished))
         else:
             self._send_rest(message, body)
 
@@ -219,8 +219,8 @@ class DeviceSession:
         if not isinstance(welcome, Welcome):
             raise LinkLost(f"a {type(welcome).__name__} instead of a Welcome")
         if welcome.incarnation != self._incarnation:  # what another process sent may not be what this one sends
-            self.repeated[1] += self.channel.unfinished[1]
-            self.channel.drop_unfinished()
+            self.repeated[1] += self.channel.inbox.unfinished[1]
+            self.channel.inbox.drop()
             self._incarnation = welcome.incarnation
         self._held = (welcome.transfer, welcome.received_bytes)
         self._trainer, self._micro_batches = Position(welcome.applied, welcome.learned), hello.micro_batches

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import msgspec
 from rich.filesize import decimal
@@ -28,9 +27,6 @@ from adc_edge.storage.checkpoint import KEPT
 from adc_edge.storage.journal import LIMIT_BYTES
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.connection import Stopped
-
-if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
-    from adc_edge.edge_runtime.trunk.trainer import Shim
 
 logger = logging.getLogger(__name__)
 
@@ -155,14 +151,10 @@ class Training:
         logger.info(str(choice))
         self.run_dir.keep(ENGINE, choice.engine.encode())
         if choice.engine == "torch":
-            self._use_torch(loop.shim)
+            from adc_edge.edge_runtime.engines.torch import TorchEngine
 
-    def _use_torch(self, shim: Shim) -> None:
-        """Close the engine, and send the result of the shim's own forward from now on."""
-        from adc_edge.edge_runtime.engines.torch import TorchEngine
-
-        self.engines.close()
-        self.loop.use_engine(self.engines.enter_context(TorchEngine(shim)))
+            self.engines.close()
+            loop.use_engine(self.engines.enter_context(TorchEngine(loop.shim)))
 
     def _step(self) -> None:
         settings, state, loop, run_dir = self.settings, self.state, self.loop, self.run_dir

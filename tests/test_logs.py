@@ -62,3 +62,22 @@ def test_configuring_again_replaces_the_handler() -> None:
     said()
     said()
     assert len(logging.getLogger("adc_edge").handlers) == 1
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_characters_outside_the_encoding_are_escaped(terminal: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    logs.configure(Console(file=file, force_terminal=terminal, width=80))
+    logger.info("resuming %s", "runs/\xe9\udcff")
+    file.flush()
+    assert b"resuming runs/\\xe9\\udcff" in raw.getvalue()
+    assert "Logging error" not in capfd.readouterr().err
+
+
+def test_json_lines_are_ascii_whatever_they_say() -> None:
+    file = io.StringIO()
+    logs.configure(Console(file=file), as_json=True)
+    logger.info("resuming %s", "runs/\xe9\udcff")
+    assert file.getvalue().isascii()
+    assert json.loads(file.getvalue())["message"] == "resuming runs/\xe9\udcff"

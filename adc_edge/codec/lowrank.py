@@ -126,7 +126,8 @@ def _code(candidate: AllocationCandidate, rows: Float32, mean: Float32) -> tuple
     mean_codes = _vector_codes(mean[None], entry_widths[:1])
     rows = rows + (mean - allocation.lengths()[0] * _vectors(mean_codes, entry_widths[:1])[0])
     quantised = _quantise(allocation, vectors, rows)
-    quantised = _quantise(allocation, _refit(quantised), rows)  # a second pass saves some percent of the error
+    # A second pass saves some percent of the error: it takes the vectors that fit the rounded coordinates best.
+    quantised = _quantise(allocation, _solve(quantised.gram, quantised.products), rows)
     codes = np.concatenate((mean_codes, quantised.vector_codes))
     packed = _pack_codes(codes, np.repeat(entry_widths, rows.shape[1]))
     packed += _pack_codes(quantised.coordinate_codes, allocation.widths())
@@ -149,11 +150,6 @@ def _quantise(allocation: BitAllocation, vectors: Float32, rows: Float32) -> _Qu
         gram += coordinates.T @ coordinates
         products += coordinates.T @ rows[part]
     return _Quantised(codes, chosen, basis, gram, products)
-
-
-def _refit(quantised: _Quantised) -> Float32:
-    """The vectors that fit the rows best, given the coordinates as they were rounded: least squares."""
-    return _solve(quantised.gram, quantised.products)
 
 
 def _squared_error(allocation: BitAllocation, quantised: _Quantised, rows: Float32) -> float:

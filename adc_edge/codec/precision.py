@@ -30,26 +30,12 @@ import numpy as np
 from adc_edge.arrays import Float32, UInt8
 from adc_edge.codec import lowrank
 from adc_edge.codec.casts import from_bfloat, from_half, from_integers, to_bfloat, to_half, to_integers
-from adc_edge.defaults import Precision
+from adc_edge.defaults import Precision as Precision
 from adc_edge.errors import ProtocolError
-
-__all__ = [
-    "PRECISIONS",
-    "VALUE_PRECISIONS",
-    "Float32",
-    "Precision",
-    "decode",
-    "encode",
-    "encoded_bytes",
-    "integer_bits",
-    "pca_bits",
-]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _PCA_BITS = {precision: float(precision[3:]) for precision in PRECISIONS if precision.startswith("pca")}
-VALUE_PRECISIONS: tuple[Precision, ...] = tuple(
-    p for p in PRECISIONS if p not in _PCA_BITS
-)  # each value is coded by itself
+VALUE_PRECISIONS = tuple(p for p in PRECISIONS if p not in _PCA_BITS)  # each value is coded by itself
 
 _EXPONENT = np.dtype("<i4")
 _SCALE = np.dtype("<f2")

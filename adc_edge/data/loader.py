@@ -74,7 +74,8 @@ class Loader:
         """Return the batch of ``step``, and start to decode the next one."""
         ready = self._ahead[1] if self._ahead and self._ahead[0] == step else self._start(step)
         self._ahead = (step + 1, self._start(step + 1))
-        return self._collect(ready)
+        found = [future.result() for future in ready]
+        return Batch(np.stack([image for _, image in found]), self._split.labels[[index for index, _ in found]])
 
     def sample(self, limit: int) -> list[npt.NDArray[np.int64]]:
         """Return batches of indices of up to ``limit`` images (0: all), the same each time, in the split's order."""
@@ -118,10 +119,6 @@ class Loader:
             self._pool.submit(self._augmented, order, position, epoch)
             for position in range(first, first + self.batch_size)
         ]
-
-    def _collect(self, futures: list[Future[tuple[int, Float32]]]) -> Batch:
-        found = [future.result() for future in futures]
-        return Batch(np.stack([image for _, image in found]), self._split.labels[[index for index, _ in found]])
 
     def _augmented(self, order: npt.NDArray[np.int64], position: int, epoch: int) -> tuple[int, Float32]:
         for offset in range(len(order)):

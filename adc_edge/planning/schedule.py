@@ -44,9 +44,3 @@ def step_seconds(costs: Costs, rtt: float, micro_batches: int = 1, window: int =
             down = max(cloud, down) + costs.down
             arrivals.append(down + rtt / 2)
     return device
-
-
-def bound_seconds(costs: Costs, micro_batches: int = 1) -> float:
-    """Return the lower bound of a step's time: that of the busiest of device, link (each way) and cloud."""
-    device = costs.forward + costs.recompute + costs.backward
-    return micro_batches * max(device, costs.up, costs.cloud, costs.down)

@@ -70,7 +70,7 @@ class Channel:
         self._keys, self._stop = keys, stop
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._connection: Connection | None = None
-        self._inbox = Assembler(unpack_from_trainer, body_bytes, check_foreign_refusal)
+        self.inbox = Assembler(unpack_from_trainer, body_bytes, check_foreign_refusal)
         self._past = self._past_framed = (0, 0)
         self._unreadable = 0
 
@@ -131,7 +131,7 @@ class Channel:
         while True:
             frames = self._live().receive(deadline)
             try:
-                answer = self._inbox.feed(bytes(frames[0]), frames[1]) if len(frames) == 2 else None
+                answer = self.inbox.feed(bytes(frames[0]), frames[1]) if len(frames) == 2 else None
             except ProtocolError as error:
                 self._unreadable += error.code != "corrupt"
                 if self._unreadable >= _UNREADABLE:
@@ -148,20 +148,11 @@ class Channel:
                 raise RefusedError(refused.code, refused.received, refused.expected, refused.remedy)
             return answer
 
-    @property
-    def unfinished(self) -> tuple[int, int]:
-        """Transfer and received bytes of the answer in progress; 0, 0 if there is none."""
-        return self._inbox.unfinished
-
-    def drop_unfinished(self) -> None:
-        """Forget the answer in progress."""
-        self._inbox.drop()
-
     def totals(self) -> tuple[int, int]:
         """Bytes sent and received on all connections so far: by the kernel's count, or else the sum of the frames."""
         if not KERNEL_COUNTS:
             return self.framed()
-        return self._past if self._connection is None else _sum(self._past, self._connection.totals())
+        return self._past if self._connection is None else _sum(self._past, self._connection.meter.totals())
 
     def framed(self) -> tuple[int, int]:
         """Bytes of the frames sent and received on all connections so far."""
@@ -169,12 +160,12 @@ class Channel:
 
     def tcp(self) -> TcpInfo | None:
         """The kernel's figures for the live connection; None if there are none."""
-        return self._connection.tcp() if self._connection else None
+        return self._connection.meter.now() if self._connection else None
 
     @property
     def congestion(self) -> str | None:
         """Congestion control of the live connection; None where the system does not tell."""
-        return self._connection.congestion if self._connection else None
+        return self._connection.meter.congestion if self._connection else None
 
     def disconnect(self) -> None:
         """Drop the connection; ``open`` makes a new one."""
@@ -182,7 +173,7 @@ class Channel:
             return
         connection, self._connection = self._connection, None
         connection.close()
-        self._past = _sum(self._past, connection.totals())
+        self._past = _sum(self._past, connection.meter.totals())
         self._past_framed = _sum(self._past_framed, connection.framed)
 
     def close(self) -> None:

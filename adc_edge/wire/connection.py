@@ -16,7 +16,7 @@ import zmq
 from adc_edge.security.authenticator import secure_client
 from adc_edge.security.keystore import KeyPair, load_pair, trainer_key
 from adc_edge.wire.sockets import set_socket_options
-from adc_edge.wire.tcp import SocketMeter, TcpInfo, frame_bytes
+from adc_edge.wire.tcp import SocketMeter, frame_bytes
 
 CONNECT_MS = 3_000
 _END_MS = 1_000  # libzmq needs less than 1 ms, a busy machine some more
@@ -44,7 +44,7 @@ class ClientKeys(NamedTuple):
 
 
 class Connection:
-    """A DEALER socket and what the kernel knows of it.
+    """A DEALER socket, and in ``meter`` what the kernel knows of its connection.
 
     Args:
         context: of the socket.
@@ -71,7 +71,7 @@ class Connection:
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)  # a fresh socket per retry instead
         if keys is not None:
             secure_client(self._socket, keys.own, keys.trainer)
-        self._meter = SocketMeter(self._socket)
+        self.meter = SocketMeter(self._socket)
         self.framed = (0, 0)  # bytes of frames sent and received
         try:
             self._socket.connect(endpoint)
@@ -86,8 +86,8 @@ class Connection:
             self._watch()
             if time.monotonic() > deadline:
                 raise LinkLost("connection refused or no route")
-        if not self._meter.connected:
-            self._meter.poll()  # which sets the congestion control, before the first bulk
+        if not self.meter.connected:
+            self.meter.poll()  # which sets the congestion control, before the first bulk
 
     def send(self, header: bytes, piece: bytes | memoryview) -> None:
         """Send two frames; raises LinkLost, Stopped."""
@@ -108,43 +108,30 @@ class Connection:
         self.framed = (self.framed[0], self.framed[1] + frame_bytes(*frames))
         return frames
 
-    def totals(self) -> tuple[int, int]:
-        """Bytes sent and received as the kernel counts them."""
-        return self._meter.totals()
-
-    def tcp(self) -> TcpInfo | None:
-        """The connection as the kernel sees it."""
-        return self._meter.now()
-
-    @property
-    def congestion(self) -> str | None:
-        """The congestion control that it sends by; None where the system does not tell."""
-        return self._meter.congestion
-
     def close(self) -> None:
-        """Drop it at once; ``totals`` keeps its last value.
+        """Drop it at once; the meter keeps its last totals.
 
         The TCP connection ends first, and the socket is closed once libzmq has noticed. Otherwise libzmq 4.3.5 can
         abort the process: if the peer ends the connection just after the close, while a batch of bytes ends between
         the two frames of a message (session_base.cpp:233, libzmq#3442).
         """
-        self._meter.end_connection(_END_MS)
-        self._meter.close()
+        self.meter.end_connection(_END_MS)
+        self.meter.close()
         self._socket.close(0)
 
     def _watch(self) -> None:
         if self._stop():
             raise Stopped
-        self._meter.poll()
-        if self._meter.failure:
-            raise LinkLost(self._meter.failure)
-        if self._meter.lost:
+        self.meter.poll()
+        if self.meter.failure:
+            raise LinkLost(self.meter.failure)
+        if self.meter.lost:
             raise LinkLost(self._why_lost())
 
     def _why_lost(self) -> str:
-        if not self._meter.connected:
+        if not self.meter.connected:
             return "connection refused or no route"
-        if self._meter.handshaken:
+        if self.meter.handshaken:
             return "connection closed"
         if self._encrypted:
             return "it hung up during the handshake: its key is not the one in trainer.key, or keys on one side only"

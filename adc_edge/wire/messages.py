@@ -10,7 +10,7 @@ Letters: B images, T clusters, k kept tokens, D channels, L label triples.
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -46,7 +46,6 @@ RefusalCode = Literal[
     "order",
     "nan",
 ]
-REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from adc_edge.defaults import EngineName
 from adc_edge.edge_runtime import board
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.providers import NAMES, Provider, available
@@ -25,10 +26,8 @@ from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.onnx.golden import GOLDEN_IMAGES
 from adc_edge.storage.bundle import CLIENT_FP16, CLIENT_INT8, TRUNK, Bundle, Compute
 
-Backend = Literal["onnxruntime", "tensorrt", "torch"]
 Status = Literal["passed", "not validated", "exported but failed validation", "failed"]
 _CASE_TIMEOUT_S = 3600.0  # a board builds a TensorRT engine for many minutes
-_GPU_PROVIDERS: tuple[Provider, ...] = ("cuda",)  # measured by default where they are; others by name
 _ENV = {"OMP_WAIT_POLICY": "passive"}  # as `serve` has it (cli.py)
 _REQUEST, _RESULT = "request.json", "result.json"
 
@@ -36,7 +35,7 @@ _REQUEST, _RESULT = "request.json", "result.json"
 class BenchCase(msgspec.Struct, frozen=True):
     """One row: an engine, what it computes in, and how many images at once."""
 
-    engine: Backend
+    engine: EngineName
     compute: Compute
     batch_size: int
     provider: Provider = "cpu"  # of ONNX Runtime
@@ -155,19 +154,15 @@ def model_file(case: BenchCase, bundle: Bundle) -> Path:
 
 def find_cases(bundle: Bundle, batch_sizes: Sequence[int]) -> tuple[list[BenchCase], list[str]]:
     """Return every case that is possible here, and in words those that are not."""
-    here: list[tuple[Backend, Compute, Provider]] = []
-    absent: list[str] = []
-    for engine, compute, provider, why in _candidates(bundle):
-        if why:
-            absent.append(why)
-        else:
-            here.append((engine, compute, provider))
-    return [BenchCase(engine, compute, b, provider) for engine, compute, provider in here for b in batch_sizes], absent
+    found = list(_candidates(bundle))
+    here = [(engine, compute, provider) for engine, compute, provider, why_not in found if not why_not]
+    cases = [BenchCase(engine, compute, b, provider) for engine, compute, provider in here for b in batch_sizes]
+    return cases, [why_not for *_, why_not in found if why_not]
 
 
 def choose_cases(
     bundle: Bundle,
-    engines: Sequence[Backend],
+    engines: Sequence[EngineName],
     providers: Sequence[Provider],
     computes: Sequence[Compute],
     batch_sizes: Sequence[int],
@@ -189,19 +184,18 @@ def choose_cases(
     return list(dict.fromkeys(cases)), []
 
 
-def _candidates(bundle: Bundle) -> Iterator[tuple[Backend, Compute, Provider, str]]:
+def _candidates(bundle: Bundle) -> Iterator[tuple[EngineName, Compute, Provider, str]]:
     """(engine, compute, provider, why not; empty: it is possible)."""
     yield "onnxruntime", "fp32", "cpu", ""
     no_int8 = "onnxruntime int8: no client.int8.onnx in the bundle: adc-edge calibrate --bundle DIR --data SRC"
     yield "onnxruntime", "int8", "cpu", "" if (bundle.path / CLIENT_INT8).exists() else no_int8
     fp16 = CLIENT_FP16 in bundle.manifest.files
-    for provider in _GPU_PROVIDERS:
-        no_provider = f"onnxruntime {provider}: this onnxruntime has no {NAMES[provider]}: docs/boards.md"
-        no_fp16 = f"onnxruntime {provider} fp16: no {CLIENT_FP16} in the bundle: export it again with --fp16"
-        has = provider in available()
-        yield "onnxruntime", "fp32", provider, "" if has else no_provider
-        if has:
-            yield "onnxruntime", "fp16", provider, "" if fp16 else no_fp16
+    has = "cuda" in available()  # other providers are measured by name
+    no_cuda = f"onnxruntime cuda: this onnxruntime has no {NAMES['cuda']}: docs/boards.md"
+    yield "onnxruntime", "fp32", "cuda", "" if has else no_cuda
+    if has:
+        no_fp16 = f"onnxruntime cuda fp16: no {CLIENT_FP16} in the bundle: export it again with --fp16"
+        yield "onnxruntime", "fp16", "cuda", "" if fp16 else no_fp16
     yield "torch", "fp32", "cpu", _no_torch(bundle)
     no_tensorrt = "" if importlib.util.find_spec("tensorrt") else "tensorrt: not installed: docs/boards.md"
     yield "tensorrt", "fp32", "cpu", no_tensorrt
@@ -218,7 +212,7 @@ def _no_torch(bundle: Bundle) -> str:
 def measure_all(
     settings: BenchSettings,
     batch_sizes: Sequence[int] = (),
-    engines: Sequence[Backend] = (),
+    engines: Sequence[EngineName] = (),
     providers: Sequence[Provider] = (),
     computes: Sequence[Compute] = (),
     say: Callable[[str], object] = lambda text: None,

@@ -16,12 +16,9 @@ from typing import NamedTuple
 
 _INTERVAL_MS = 100
 _LEAST_SAMPLES = 3
-_ABSENT_C = -200.0  # a sensor whose part is switched off reads -256
 # "VDD_IN 6140/5510" (JetPack 4), "VDD_IN 4824mW/4824mW" (5, 6), "VDD_GPU_SOC 5139mW/5139mW/5139mW" (7): now, average,
 # largest. RAM and SWAP end in MB.
-_RAIL = re.compile(r"(?<!\S)([A-Z]\w*) (-?\d+)(?:mW)?/(-?\d+)(?:mW)?(?:/-?\d+mW)?(?!\S)")
-_TEMPERATURE = re.compile(r"(?<!\S)(\w+)@(-?\d+(?:\.\d+)?)C(?:/\S+)?(?!\S)")
-_GPU = re.compile(r"(?<!\S)GR3D_FREQ (\d+)%")
+_RAIL = re.compile(r"(?<!\S)([A-Z]\w*) (-?\d+)(?:mW)?/-?\d+(?:mW)?(?:/-?\d+mW)?(?!\S)")
 _RAM = re.compile(r"(?<!\S)RAM (\d+)/(\d+)MB")
 # What adds up to the module's input, by board. A rail that feeds another is not counted twice: AGX Orin's VIN_SYS_5V0
 # feeds VDDQ_VDD2_1V8AO. Rails that are not known give no total.
@@ -38,9 +35,6 @@ class Reading(NamedTuple):
     """The values of one line; a value that it lacks is empty or None."""
 
     rails_mw: dict[str, int]  # at this moment
-    average_mw: dict[str, int]  # since tegrastats was started
-    temperatures_c: dict[str, float]
-    gpu_percent: int | None
     ram_mb: int | None
 
 
@@ -79,19 +73,9 @@ class NotMeasured(Exception):
 
 def parse_tegrastats(line: str) -> Reading:
     """Read a line of tegrastats; what is garbled in it is left out."""
-    rails = [(name, int(now), int(mean)) for name, now, mean in _RAIL.findall(line) if name != "NC"]
-    gpu, ram = _GPU.search(line), _RAM.search(line)
-    return Reading(
-        {name: now for name, now, _ in rails},
-        {name: mean for name, _, mean in rails},
-        {
-            name: float(value)
-            for name, value in _TEMPERATURE.findall(line)
-            if float(value) > _ABSENT_C and name != "PMIC"  # which reads 100 or 50 where nobody measures it
-        },
-        int(gpu[1]) if gpu else None,
-        int(ram[1]) if ram else None,
-    )
+    rails_mw = {name: int(now) for name, now in _RAIL.findall(line) if name != "NC"}
+    ram = _RAM.search(line)
+    return Reading(rails_mw, int(ram[1]) if ram else None)
 
 
 def total_mw(rails_mw: Mapping[str, int]) -> tuple[str, int] | None:
@@ -105,9 +89,8 @@ def total_mw(rails_mw: Mapping[str, int]) -> tuple[str, int] | None:
 class Tegrastats:
     """Runs `tegrastats` while it is entered, and keeps its samples; without `tegrastats` there are none."""
 
-    def __init__(self, interval_ms: int = _INTERVAL_MS) -> None:
+    def __init__(self) -> None:
         self._path = shutil.which("tegrastats")
-        self._interval_ms = interval_ms
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
         self._samples: list[PowerSample] = []
@@ -123,7 +106,7 @@ class Tegrastats:
             return self
         try:
             self._process = subprocess.Popen(
-                [self._path, "--interval", str(self._interval_ms)],
+                [self._path, "--interval", str(_INTERVAL_MS)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from adc_edge import machine
-from adc_edge.edge_runtime import board, packages
+from adc_edge.edge_runtime import board
 from adc_edge.edge_runtime.bench.cases import Bench, BenchResult
 from adc_edge.machine import SLOW_INT8
 from adc_edge.markdown import markdown_table
@@ -197,7 +197,7 @@ def _name(row: BenchResult) -> str:
 def _versions() -> str:
     found = machine.describe_machine()
     names = ("adc-edge", "python", "onnxruntime", "numpy", "torch")
-    tensorrt = packages.installed("tensorrt")
+    tensorrt = machine.installed_version("tensorrt")
     here = [f"{name} {found[name]}" for name in names if name in found]
     return ", ".join([*here, *([f"tensorrt {tensorrt}"] if tensorrt else [])])
 

@@ -15,6 +15,7 @@ from adc_edge.edge_runtime import board, packages
 from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow
 from adc_edge.edge_runtime.packages import DEVICE, Package, Versions
 from adc_edge.errors import SettingError
+from adc_edge.machine import installed_version
 
 _BOARDS = "docs/boards.md"
 _TRUNK = "trunk.safetensors"  # bundle.TRUNK, whose module may not import here
@@ -26,7 +27,7 @@ def examine(
     bundle: Path | None = None,
     trainer: str | None = None,
     root: Path = board.ROOT,
-    versions: Versions = packages.installed,
+    versions: Versions = installed_version,
     golden: bool = True,
 ) -> DoctorReport:
     """Examine packages, board, bundle and trainer.

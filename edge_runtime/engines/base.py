@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -63,27 +62,18 @@ class GraphEngine:
         return sent._replace(hidden=outputs[-1]) if self._hidden else sent
 
     def full_output(self, images: Float32) -> Float32:
-        """Return the trunk's output by the same graph, nothing merged or dropped."""
-        return reassemble_output(
-            lambda *inputs: CompressedBatch(*drop_empty(*self._run(OUTPUTS, *inputs))), images, self._spec.patches
-        )
+        """Return the trunk's output by ADC itself: a cluster for each image, all tokens kept, put back in order."""
+        everyone = np.arange(len(images), dtype=np.int64)
+        sent = CompressedBatch(*drop_empty(*self._run(OUTPUTS, images, everyone, self._spec.patches)))
+        if not np.array_equal(sent.assignment, everyone):  # images alike to the last bit of their attention
+            return np.concatenate([self.full_output(images[i : i + 1]) for i in everyone])
+        z = np.empty_like(sent.activations)
+        np.put_along_axis(z, sent.tokens[:, :, None], sent.activations, axis=1)
+        return z
 
     def _run(self, outputs: list[str], images: Float32, init_rows: Int64, slots: int) -> list[Any]:
         """Return these outputs of the graph."""
         raise NotImplementedError
-
-
-def reassemble_output(
-    compress: Callable[[Float32, Int64, int], CompressedBatch], images: Float32, patches: int
-) -> Float32:
-    """Return the trunk's output by ADC itself: a cluster for each image, all tokens kept, put back in order."""
-    everyone = np.arange(len(images), dtype=np.int64)
-    sent = compress(images, everyone, patches)
-    if not np.array_equal(sent.assignment, everyone):  # images alike to the last bit of their attention
-        return np.concatenate([reassemble_output(compress, images[i : i + 1], patches) for i in everyone])
-    z = np.empty_like(sent.activations)
-    np.put_along_axis(z, sent.tokens[:, :, None], sent.activations, axis=1)
-    return z
 
 
 def check_freeze_first(spec: TrunkSpec, blocks: int) -> None:

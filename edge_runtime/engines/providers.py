@@ -21,7 +21,6 @@ NAMES: dict[Provider, str] = {
     "tensorrt": "TensorrtExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
 }
-_AUTO: tuple[Provider, ...] = ("cuda", "cpu")  # TensorRT builds for minutes and XNNPACK takes few of our ops: by name
 _GET: dict[Provider, str] = {
     "cuda": "install an onnxruntime-gpu that fits the board's CUDA (docs/boards.md)",
     "tensorrt": "install an onnxruntime-gpu that was built with TensorRT (docs/boards.md), or use --engine tensorrt",
@@ -56,16 +55,13 @@ def open_session(path: str, provider: Provider | Literal["auto"] = "cpu", thread
     """
     if provider != "auto":
         return Opened(_open(path, provider, threads), provider, "as asked for")
-    why = []
-    for candidate in _AUTO[:-1]:
-        if candidate not in available():
-            why.append(f"no {candidate.upper()} in this ONNX Runtime")
-            continue
+    why = "no CUDA in this ONNX Runtime"
+    if "cuda" in available():  # never TensorRT, which builds for minutes, nor XNNPACK, which takes few of our operators
         try:
-            return Opened(_open(path, candidate, threads), candidate, "it is here")
+            return Opened(_open(path, "cuda", threads), "cuda", "it is here")
         except SettingError as error:
-            why.append(error.received)
-    return Opened(_open(path, "cpu", threads), "cpu", "; ".join(why))
+            why = error.received
+    return Opened(_open(path, "cpu", threads), "cpu", why)
 
 
 def _open(path: str, provider: Provider, threads: int) -> ort.InferenceSession:

@@ -124,6 +124,23 @@ def test_a_checkpoint_that_cannot_be_written_is_logged_and_leaves_the_durable_st
         assert trainer.checkpoints.durable(1) == 4
 
 
+def test_metrics_that_cannot_be_written_are_logged_once(training: HeadTraining, run: Path) -> None:
+    with state(training, run, every=0) as trainer:
+        trainer.step(1)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((run / "metrics.jsonl").stat().st_size, limits[1]))
+        try:
+            with logged() as lines:
+                trainer.step(1)
+                trainer.step(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        trainer.step(1)
+    assert lines == ["no metrics of step 2: [Errno 27] File too large; going on"]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line]
+    assert [line["step"] for line in metrics] == [0, 3]
+
+
 def test_going_back_takes_a_checkpoint_that_is_not_ahead_of_the_device(training: HeadTraining, run: Path) -> None:
     with state(training, run) as trainer:
         for _ in range(5):

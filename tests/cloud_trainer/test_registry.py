@@ -84,7 +84,9 @@ def restarted(sessions: SessionRegistry, directory: Path, **applied: int) -> Ses
     kept = msgspec.json.decode(msgspec.json.encode(sessions.records()), type=dict[int, SessionRecord])
     for number, steps in applied.items():
         kept[int(number[1:])].applied = steps
-    return SessionRegistry(directory, kept)
+    again = SessionRegistry(directory)
+    again.restore(kept)
+    return again
 
 
 @contextmanager
@@ -315,7 +317,7 @@ def test_sessions_are_bounded_and_those_that_have_learned_something_are_kept(
         train(connect(sessions, hello(number, incarnation=2))[0], 0)
     assert refused(sessions, hello(5)) == "busy"
     assert set(sessions.records()) == {1, 3, 4}
-    learned.set_finished(True)
+    learned.record.finished = True
     connect(sessions, hello(5))
     assert set(sessions.records()) == {3, 4, 5}
     assert not (tmp_path / f"{1:016x}").exists()
@@ -335,9 +337,9 @@ def test_a_device_that_is_done_is_counted_and_its_log_goes(sessions: SessionRegi
     session, _ = connect(sessions, hello())
     train(session, 0, 1)
     connect(sessions, hello(2, incarnation=2))
-    session.set_finished(True)
-    sessions.close(session)
-    sessions.close(session)  # its Bye may come twice
+    session.record.finished = True
+    session.forget()
+    session.forget()  # its Bye may come twice
     assert sessions.finished() == 1
     assert not (tmp_path / f"{1:016x}").exists()
     again = restarted(sessions, tmp_path)

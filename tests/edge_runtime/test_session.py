@@ -222,8 +222,9 @@ def test_a_trainer_that_dies_and_returns_continues_where_the_device_stands(
 
     def return_later() -> None:
         time.sleep(1.5)
-        stood = {1: SessionRecord("test", "", 1)}
-        again.append(Server(bundle, training, endpoint, SessionRegistry(tmp_path, stood)))
+        sessions = SessionRegistry(tmp_path)
+        sessions.restore({1: SessionRecord("test", "", 1)})
+        again.append(Server(bundle, training, endpoint, sessions))
         again[0].serve(over.is_set)
 
     thread = threading.Thread(target=return_later)

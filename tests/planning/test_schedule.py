@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adc_edge.planning.schedule import Costs, bound_seconds, step_seconds
+from adc_edge.planning.schedule import Costs, step_seconds
 
 SECONDS = st.floats(0.0, 10.0)
 COSTS = st.builds(Costs, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS)
@@ -53,6 +53,12 @@ def by_events(costs: Costs, rtt: float, micro_batches: int) -> float:
 @settings(max_examples=200)
 def test_it_equals_a_simulation_by_events(costs: Costs, rtt: float, micro_batches: int) -> None:
     assert step_seconds(costs, rtt, micro_batches) == pytest.approx(by_events(costs, rtt, micro_batches))
+
+
+def bound_seconds(costs: Costs, micro_batches: int = 1) -> float:
+    """The lower bound of a step's time: that of the busiest of device, link (each way) and cloud."""
+    device = costs.forward + costs.recompute + costs.backward
+    return micro_batches * max(device, costs.up, costs.cloud, costs.down)
 
 
 @given(COSTS, SECONDS, st.integers(1, 12), st.integers(1, 12))

@@ -153,14 +153,14 @@ def test_a_number_that_is_no_descriptor_is_no_error(fd: int) -> None:
 def test_a_device_sets_the_control_before_it_sends_anything(another: str, server: Server) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     connection = Connection(context, server.endpoint, None, lambda: False)
-    assert connection.congestion is None
+    assert connection.meter.congestion is None
     connection.writable()
-    assert connection.congestion == another
-    assert connection._meter._fd is not None
-    with tcp.same_socket(connection._meter._fd) as end:
+    assert connection.meter.congestion == another
+    assert connection.meter._fd is not None
+    with tcp.same_socket(connection.meter._fd) as end:
         assert control(end) == another
     connection.close()
-    assert connection.congestion == another  # the last connection's
+    assert connection.meter.congestion == another  # the last connection's
     context.term()
 
 
@@ -181,8 +181,8 @@ def test_both_ends_of_a_real_link_send_by_bbr(bundle: Bundle, training: HeadTrai
                 device.session.open(30)
             device.step(0)
             assert device.session.channel._connection is not None
-            assert device.session.channel._connection.congestion == "bbr"
-            ends = [device.session.channel._connection._meter._fd, *server._guard._connections]
+            assert device.session.channel._connection.meter.congestion == "bbr"
+            ends = [device.session.channel._connection.meter._fd, *server._guard._connections]
             assert len(ends) == 2
             for fd in ends:
                 assert fd is not None

@@ -49,7 +49,6 @@ class Order(NamedTuple):
     shapes: dict[str, tuple[TensorShape, TensorShape, TensorShape]]  # of the inputs whose shape is dynamic
     outputs: tuple[str, ...]  # the graph's others are left out
     refittable: tuple[str, ...] = ()  # weights by name
-    workspace_bytes: int | None = None  # scratch memory that a kernel may take; None: what the GPU has
 
 
 class Built(NamedTuple):
@@ -138,8 +137,6 @@ def _keep_outputs(network: Any, order: Order) -> None:
 def _config(trt: Any, builder: Any, order: Order) -> Any:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default; in TF32 the scores of a batch cluster otherwise
-    if order.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.workspace_bytes)
     profile = builder.create_optimization_profile()
     for name, (smallest, usual, largest) in order.shapes.items():
         profile.set_shape(name, smallest, usual, largest)

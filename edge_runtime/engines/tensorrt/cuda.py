@@ -64,13 +64,9 @@ class Cuda:
         self.device = Device(name.decode().partition("\0")[0], f"{properties.major}.{properties.minor}")
         # Not the default stream: TensorRT would synchronise the whole device around each of its calls there.
         self._stream = self._call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
+        self.stream = int(self._stream)  # its handle
         self._buffers: list[Buffer] = []
         self._held: list[Array] = []
-
-    @property
-    def stream(self) -> int:
-        """The stream's handle."""
-        return int(self._stream)
 
     def buffer(self, nbytes: int = 0) -> Buffer:
         """A buffer, freed by ``close`` at the latest."""

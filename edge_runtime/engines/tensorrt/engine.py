@@ -54,7 +54,6 @@ class TensorRtEngine(GraphEngine):
         trains: weights will be replaced; int8 has none to replace.
         freeze_first: K blocks that do not learn; with K > 0 ``CompressedBatch.hidden`` holds what leaves block K.
         directory: for built engines; None: ``engines/`` in the bundle.
-        workspace_bytes: scratch memory that a kernel may take; None: what the GPU has.
 
     Raises:
         SettingError: settings that do not fit each other; on entering, no TensorRT, an opset that it does not take, a
@@ -74,7 +73,6 @@ class TensorRtEngine(GraphEngine):
         trains: bool = True,
         freeze_first: int = 0,
         directory: Path | None = None,
-        workspace_bytes: int | None = None,
     ) -> None:
         super().__init__(bundle.manifest.trunk, freeze_first)
         self._usual = Profile(largest, *opt)
@@ -87,7 +85,6 @@ class TensorRtEngine(GraphEngine):
             )
         self._bundle, self._compute, self._trains = bundle, compute, trains
         self._directory = directory or bundle.path / ENGINES
-        self._workspace_bytes = workspace_bytes
         self._weights: Weights | None = None  # the bundle's, of a trunk that trains
         self._session: TensorRtSession | None = None
         self._stack = ExitStack()
@@ -184,11 +181,10 @@ class TensorRtEngine(GraphEngine):
             self._usual.shapes(self._spec),
             (*OUTPUTS, *self._hidden),
             tuple(self._weights or ()) if way == "refit" else (),
-            self._workspace_bytes,
         )
 
     def _key(self, trt: Any, cuda: Cuda, order: Order, way: Way) -> cache.EngineKey:
-        build = {"way": way, "shapes": order.shapes, "outputs": order.outputs, "workspace": order.workspace_bytes}
+        build = {"way": way, "shapes": order.shapes, "outputs": order.outputs, "workspace": None}
         return cache.EngineKey(
             sha256(order.graph), trt.__version__, *cuda.device, msgspec.json.encode(build, order="sorted").decode()
         )

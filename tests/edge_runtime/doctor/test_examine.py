@@ -23,6 +23,7 @@ from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow, health_
 from adc_edge.edge_runtime.packages import Import, Package
 from adc_edge.errors import SettingError
 from adc_edge.files import sha256
+from adc_edge.machine import installed_version
 from adc_edge.storage.bundle import CALIBRATION, CLIENT, CLIENT_INT8, GOLDEN, HEAD, MANIFEST, TRUNK
 from tests.edge_runtime.made_up_board import ORIN, RASPBERRY_PI, put
 from tests.wrong_graph import spoil
@@ -41,7 +42,7 @@ JETPACK_6: dict[str, str | None] = {  # with the wheels of its maker
 
 def versions(changes: dict[str, str | None]) -> packages.Versions:
     """This machine's, but for the changes."""
-    return lambda name: changes[name] if name in changes else packages.installed(name) or "99"
+    return lambda name: changes[name] if name in changes else installed_version(name) or "99"
 
 
 @pytest.fixture
