@@ -64,6 +64,13 @@ def test_configuring_again_replaces_the_handler() -> None:
     assert len(logging.getLogger("adc_edge").handlers) == 1
 
 
+@pytest.fixture
+def not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep half characters out of pytest's own report, which it could not send to another process."""
+    monkeypatch.setattr(logging.getLogger("adc_edge"), "propagate", False)
+
+
+@pytest.mark.usefixtures("not_captured")
 @pytest.mark.parametrize("terminal", [False, True])
 def test_characters_outside_the_encoding_are_escaped(terminal: bool, capfd: pytest.CaptureFixture[str]) -> None:
     raw = io.BytesIO()
@@ -75,6 +82,7 @@ def test_characters_outside_the_encoding_are_escaped(terminal: bool, capfd: pyte
     assert "Logging error" not in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("not_captured")
 def test_json_lines_are_ascii_whatever_they_say() -> None:
     file = io.StringIO()
     logs.configure(Console(file=file), as_json=True)
