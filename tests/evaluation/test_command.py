@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,28 @@ def test_ctrl_c_ends_the_runs_that_go_on_in_other_processes(tmp_path: Path, comm
     assert code == 130, text
     assert "finished runs are kept" in text
     eventually(lambda: not any(map(alive, children)))
+
+
+EARLY = """
+import os, signal, sys
+from adc_edge.evaluation.study import runner
+unblock = signal.pthread_sigmask
+def interrupted(how, signals):
+    if how == signal.SIG_UNBLOCK:
+        os.kill(os.getpid(), signal.SIGINT)
+    return unblock(how, signals)
+signal.pthread_sigmask = interrupted
+from adc_edge.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_runs_that_have_just_begun(tmp_path: Path) -> None:
+    asked = ["evaluate", *TASK, "--epochs", "400", "--jobs", "2", "--seeds", "0", "-o", tmp_path / "out"]
+    words = [sys.executable, "-c", EARLY, *map(str, asked)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 130, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
