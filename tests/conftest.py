@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,9 @@ from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.security.keystore import make_keys
 from adc_edge.storage.bundle import HEAD, Bundle
 from tests.serving import logged, serving
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = {"patch_size": 4, "img_size": 16, "embed_dim": 32, "num_heads": 2, "depth": 4}  # 17 tokens of 32 channels

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky import get_reusable_executor
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -129,7 +128,7 @@ def _side_by_side(jobs: int, study: Study, tasks: list[_Task], progress: Callabl
         reader = threading.Thread(target=_forward, args=(shares, progress), daemon=True)
         reader.start()
         work = (delayed(_work)(study, task, threads, shares) for task in tasks)
-        with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads), _killed_on_error(jobs):
+        with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
             with _interrupt_blocked():
                 outcomes = Parallel(return_as="generator_unordered", batch_size=1)(work)
             yield from outcomes
@@ -150,16 +149,6 @@ def _interrupt_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-@contextlib.contextmanager
-def _killed_on_error(jobs: int) -> Iterator[None]:
-    """Kill the workers on an exception. joblib does so only once its generator runs; else the exit waits for them."""
-    try:
-        yield
-    except BaseException:
-        get_reusable_executor(max_workers=jobs, reuse=True).shutdown(kill_workers=True)
-        raise
 
 
 def _work(study: Study, task: _Task, threads: int, shares: Any) -> _Outcome:
