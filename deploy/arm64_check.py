@@ -149,7 +149,9 @@ def prove(out: Path, train: bool, setup_seconds: int) -> str:
     if train:
         rows += check_size([out / "torch"], "PyTorch for `--trunk train`, on top", None)
     rows.append(("set-up; export, keys and data on the host", "", f"{setup_seconds} + {exported:.0f} s"))
-    return "\n".join(["", "| on ARM64 | found | time |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+    from adc_edge.markdown import markdown_table
+
+    return "\n" + markdown_table(("on ARM64", "found", "time"), rows)
 
 
 Rows = list[tuple[str, str, str]]  # check, result, time
