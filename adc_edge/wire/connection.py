@@ -19,6 +19,7 @@ from adc_edge.wire.sockets import set_socket_options
 from adc_edge.wire.tcp import SocketMeter, frame_bytes
 
 CONNECT_MS = 3_000
+_NEVER_MS = 24 * 3_600_000
 _END_MS = 1_000  # libzmq needs less than 1 ms, a busy machine some more
 _TICK_MS = 100  # how soon a signal or a dead link is noticed while waiting
 
@@ -67,8 +68,9 @@ class Connection:
         self._socket = context.socket(zmq.DEALER)
         set_socket_options(self._socket, endpoint)
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)  # a fresh socket per retry instead
+        # A fresh socket per retry instead. With IMMEDIATE, or RECONNECT_IVL -1, libzmq drops what it has received but
+        # not yet handed over when the connection ends: a trainer's last answer, for example.
+        self._socket.setsockopt(zmq.RECONNECT_IVL, _NEVER_MS)
         if keys is not None:
             secure_client(self._socket, keys.own, keys.trainer)
         self.meter = SocketMeter(self._socket)
@@ -82,26 +84,30 @@ class Connection:
     def writable(self) -> None:
         """Wait until something can be sent; raises LinkLost, Stopped."""
         deadline = time.monotonic() + CONNECT_MS / 1e3
-        while not self._socket.poll(_TICK_MS, zmq.POLLOUT):
-            self._watch()
+        self.meter.poll()
+        while not self.meter.handshaken:
+            self._check_alive()
             if time.monotonic() > deadline:
                 raise LinkLost("connection refused or no route")
-        if not self.meter.connected:
-            self.meter.poll()  # which sets the congestion control, before the first bulk
+            self.meter.poll(_TICK_MS)
+        self._check_alive()
 
     def send(self, header: bytes, piece: bytes | memoryview) -> None:
         """Send two frames; raises LinkLost, Stopped."""
         self.writable()
-        try:
-            self._socket.send_multipart([header, piece], zmq.NOBLOCK, copy=False)  # of a body that stays as it is
-        except zmq.Again:  # without a high-water mark: cut since, and a send that blocks would wait for ever
-            raise LinkLost("connection closed") from None
+        self._socket.send_multipart([header, piece], zmq.NOBLOCK, copy=False)  # of a body that stays as it is
         self.framed = (self.framed[0] + frame_bytes(header, piece), self.framed[1])
 
     def receive(self, deadline: float | None) -> list[memoryview]:
-        """The next frames; raises LinkLost, also when ``deadline`` (of the monotonic clock) has passed, and Stopped."""
+        """The next frames; raises LinkLost, also when ``deadline`` (of the monotonic clock) has passed, and Stopped.
+
+        What came before the connection ended is still received.
+        """
         while not self._socket.poll(_TICK_MS, zmq.POLLIN):
-            self._watch()
+            self.meter.poll()
+            if self.meter.lost and self._socket.poll(0, zmq.POLLIN):
+                break
+            self._check_alive()
             if deadline is not None and time.monotonic() > deadline:
                 raise LinkLost("no answer in time")
         frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
@@ -119,10 +125,9 @@ class Connection:
         self.meter.close()
         self._socket.close(0)
 
-    def _watch(self) -> None:
+    def _check_alive(self) -> None:
         if self._stop():
             raise Stopped
-        self.meter.poll()
         if self.meter.failure:
             raise LinkLost(self.meter.failure)
         if self.meter.lost:

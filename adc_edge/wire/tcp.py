@@ -141,9 +141,10 @@ class SocketMeter:
         self.failure: str | None = None  # reason of a failed handshake
         self.congestion: str | None = None  # congestion control of the last connection; None: not known
 
-    def poll(self) -> None:
-        """Process the connection events since the last call. Never waits."""
-        while not self._closed and self._monitor.poll(0):
+    def poll(self, wait_ms: int = 0) -> None:
+        """Process the connection events since the last call; without any, wait for one for ``wait_ms`` at most."""
+        while not self._closed and self._monitor.poll(wait_ms):
+            wait_ms = 0
             event = recv_monitor_message(self._monitor)
             kind = zmq.Event(event["event"])
             if kind == zmq.Event.CONNECTED:
@@ -181,8 +182,7 @@ class SocketMeter:
             connection.shutdown(socket.SHUT_RDWR)
         deadline = time.monotonic() + timeout_ms / 1e3
         while not self.lost and (left_s := deadline - time.monotonic()) > 0:
-            self._monitor.poll(max(1, int(1e3 * left_s)))
-            self.poll()
+            self.poll(max(1, int(1e3 * left_s)))
 
     def close(self) -> None:
         """Stop counting. ``totals`` keeps its last value."""
