@@ -18,19 +18,8 @@ from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.framing import Assembler, chunk_bytes, to_frames
-from adc_edge.wire.messages import (
-    Evaluate,
-    FromDevice,
-    FromTrainer,
-    Hello,
-    Ping,
-    Pong,
-    Refused,
-    Step,
-    check_foreign,
-    pack_header,
-    unpack_from_device,
-)
+from adc_edge.wire.headers import check_foreign, pack_header, unpack_from_device
+from adc_edge.wire.messages import Evaluate, FromDevice, FromTrainer, Hello, Ping, Pong, Refused, Step
 from adc_edge.wire.sockets import set_socket_options
 from adc_edge.wire.tcp import prefer_bbr, tcp_info
 

@@ -24,6 +24,7 @@ from adc_edge.storage.position import Position
 from adc_edge.wire.channel import Answer, Channel, pong_bytes
 from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped
 from adc_edge.wire.framing import chunk_bytes, to_frames
+from adc_edge.wire.headers import unpack_from_device
 from adc_edge.wire.messages import (
     CHUNK_BYTES,
     Absent,
@@ -36,7 +37,6 @@ from adc_edge.wire.messages import (
     Ping,
     Step,
     Welcome,
-    unpack_from_device,
 )
 from adc_edge.wire.tcp import frame_bytes
 

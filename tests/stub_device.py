@@ -12,7 +12,8 @@ from adc_edge.method.labels import label_triples
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.connection import ClientKeys
-from adc_edge.wire.messages import VERSION, Gradient, Hello, Step, pack_header
+from adc_edge.wire.headers import pack_header
+from adc_edge.wire.messages import VERSION, Gradient, Hello, Step
 
 NUMBERS = itertools.count()
 

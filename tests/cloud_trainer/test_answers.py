@@ -22,7 +22,8 @@ from adc_edge.method.labels import label_triples
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.framing import Assembler
-from adc_edge.wire.messages import VERSION, Bye, ByeAck, Fetch, Gradient, Hello, Step, Welcome, unpack_from_device
+from adc_edge.wire.headers import unpack_from_device
+from adc_edge.wire.messages import VERSION, Bye, ByeAck, Fetch, Gradient, Hello, Step, Welcome
 from tests.serving import logged
 
 

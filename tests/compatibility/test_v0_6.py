@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from adc_edge.arrays import Float32
 from adc_edge.storage.bundle import HEAD, TRUNK, Bundle
 from adc_edge.wire import messages
-from adc_edge.wire.messages import pack_header, unpack_from_device, unpack_from_trainer
+from adc_edge.wire.headers import pack_header, unpack_from_device, unpack_from_trainer
 
 HERE = Path(__file__).parent / "v0_6"
 HEADERS = json.loads((HERE / "headers.json").read_text())

@@ -16,6 +16,13 @@ from adc_edge.cloud_trainer.limits import MessageLimits
 from adc_edge.errors import ProtocolError, RefusedError
 from adc_edge.wire import messages as protocol
 from adc_edge.wire.framing import Assembler, sealed, to_frames
+from adc_edge.wire.headers import (
+    check_foreign,
+    check_foreign_refusal,
+    pack_header,
+    unpack_from_device,
+    unpack_from_trainer,
+)
 from adc_edge.wire.messages import (
     HEADER_BYTES,
     SEAL_BYTES,
@@ -29,11 +36,6 @@ from adc_edge.wire.messages import (
     Refused,
     Step,
     Welcome,
-    check_foreign,
-    check_foreign_refusal,
-    pack_header,
-    unpack_from_device,
-    unpack_from_trainer,
 )
 
 LIMITS = MessageLimits(tokens=17, prefix=1, dim=32, classes=10, max_images=64)
