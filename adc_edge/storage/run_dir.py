@@ -5,6 +5,7 @@ metrics.jsonl      one JSON object for each step or evaluation
 manifest.json      copy of the bundle's; a trainer also writes the address on which it listens to `endpoint`
 checkpoint-*.safetensors
 journal/           sent messages, which may have to be sent again
+classes.json       class names of the head, in the order of its outputs; on a device also its images of each class
 lock               held while a process uses the directory
 trunk.safetensors or head.safetensors, once the run has ended
 """
@@ -33,12 +34,14 @@ SETTINGS = "settings.json"
 METRICS = "metrics.jsonl"
 JOURNAL = "journal"
 LOCK = "lock"
+CLASSES = "classes.json"
 _OURS = (
     SETTINGS,
     METRICS,
     "manifest.json",
     "endpoint",
     "engine",
+    CLASSES,
     "checkpoint-*.safetensors",
     "trunk.safetensors",
     "head.safetensors",

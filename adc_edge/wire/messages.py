@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from adc_edge.codec.precision import Precision
 
@@ -21,6 +22,7 @@ HEADER_BYTES = 4096
 SEAL_BYTES = 8  # XXH3 hash of header and piece, stored after the header
 TRIPLE_BYTES = 12  # cluster, class, count: three little-endian int32
 LABEL_BYTES = 4  # one little-endian int32
+NAMES_BYTES = 4 * CHUNK_BYTES  # of all class names: ImageNet-21k's WordNet ids fit
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -63,6 +65,7 @@ class Hello(Message, frozen=True):
     oldest: Count  # the journal holds the messages from this step on
     steps: Count = 0  # planned steps of the run, 0 if unknown; the head's learning-rate schedule may need them
     micro_batches: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # micro-batches a step
+    class_names: bool | UnsetType = UNSET  # whether it tells its class names if it is asked; 0.6 does not
 
 
 class Step(Message, frozen=True):
@@ -124,6 +127,18 @@ class Bye(Message, frozen=True):
     session: Id
 
 
+class ClassNames(Message, frozen=True):
+    """Class names, a MessagePack array of strings in the body, sent if a Welcome asked for them.
+
+    The device sends those of its data; the trainer answers with those of its head, in the order of the outputs.
+    """
+
+    session: Id
+    transfer: Id
+    body_bytes: Annotated[int, msgspec.Meta(ge=1, le=NAMES_BYTES)]
+    positions: bool = False  # the data have no names: these are the labels' numbers
+
+
 class Chunk(Message, frozen=True):
     """Sent by either side: the next piece of the body of message ``transfer``, from ``offset`` on."""
 
@@ -144,6 +159,7 @@ class Welcome(Message, frozen=True):
     transfer: Id  # number of the unfinished message that the trainer holds, 0 if there is none
     received_bytes: Count  # of that message's body
     trainer: Text  # version of the trainer, for logs
+    class_names: bool | UnsetType = UNSET  # whether the device is to tell its class names first; 0.6 does not ask
 
 
 class Refused(Message, frozen=True):
@@ -205,5 +221,5 @@ class ByeAck(Message, frozen=True):
     session: Id
 
 
-FromDevice = Hello | Step | Evaluate | Fetch | Ping | Bye | Chunk
-FromTrainer = Welcome | Refused | Gradient | Evaluated | Absent | Pong | ByeAck | Chunk
+FromDevice = Hello | Step | Evaluate | Fetch | Ping | Bye | ClassNames | Chunk
+FromTrainer = Welcome | Refused | Gradient | Evaluated | Absent | Pong | ByeAck | ClassNames | Chunk
