@@ -10,17 +10,10 @@ import msgspec
 from adc_edge.data.classes import append_classes, check_positions, composed_names, short_list
 from adc_edge.errors import CheckpointError, DataError, ProtocolError
 from adc_edge.storage.bundle import Manifest
-from adc_edge.storage.run_dir import CLASSES, RunDir
+from adc_edge.storage.run_dir import CLASSES, LearnedClasses, RunDir
 from adc_edge.wire.class_names import pack_names
 
 logger = logging.getLogger(__name__)
-
-
-class LearnedClasses(msgspec.Struct, frozen=True):
-    """classes.json of a trainer's run: ``head[i]`` is the class of output ``i``."""
-
-    head: list[str]
-    positions: bool = False  # learned from data without names: these are the labels' numbers
 
 
 class HeadClasses:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from adc_edge.arrays import Int64
-from adc_edge.data.sources import Dataset
+from adc_edge.data.sources import Dataset, check_labels
 from adc_edge.errors import DataError
 
 _SHOWN = 5
@@ -85,16 +85,24 @@ def map_classes(names: Sequence[str], head: Sequence[str], counts: Sequence[int]
     return np.array([outputs.get(name, -1) for name in names], np.int64)
 
 
-def map_dataset(dataset: Dataset, head: Sequence[str]) -> Int64:
-    """Return the output of the head for each label of a data source, int64 ``[C]``.
+def label_for_head(dataset: Dataset, head: Sequence[str], outputs: int) -> None:
+    """Replace each label of a data source by the head's output for its class, once.
+
+    Args:
+        dataset: the data source.
+        head: class names of the head; if it has none, labels are positions and stay as they are.
+        outputs: number of the head's outputs.
 
     Raises:
         DataError: the head lacks a class of the source, a label has no class, or the source has no names.
     """
+    if not head:
+        check_labels(dataset, outputs)
+        return
     if not dataset.named:
         check_positions(dataset.classes, head)
-    counts = class_counts(dataset)
-    return map_classes(composed_names(dataset.classes, "data"), head, [train + test for train, test in counts])
+    counts = [train + test for train, test in class_counts(dataset)]
+    relabel(dataset, map_classes(composed_names(dataset.classes, "the data"), head, counts))
 
 
 def check_positions(names: Sequence[str], head: Sequence[str]) -> None:

@@ -49,6 +49,13 @@ _OURS = (
 _CUT_OFF = tuple(f".{name}.*" for name in _OURS)  # write_atomic's temporary files, left by a kill
 
 
+class LearnedClasses(msgspec.Struct, frozen=True):
+    """classes.json of a trainer's run: ``head[i]`` is the class of output ``i``."""
+
+    head: list[str]
+    positions: bool = False  # learned from data without names: these are the labels' numbers
+
+
 class _Settings(msgspec.Struct):
     fixed: dict[str, Any]
     machine: dict[str, Any] = {}
