@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from adc_edge.data.classes import short_list, show_name
 
-_WIDTH = 52  # what time and level leave of 80 columns
+_WIDTH = 62  # what time and level leave of a terminal of 80 columns
 
 Images = tuple[int, int]  # number of training and of test images
 
