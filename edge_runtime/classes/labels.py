@@ -71,14 +71,23 @@ class DeviceClasses:
                 ) from None
             self._known = self._kept.head
         elif step:  # a run of 0.6: its labels were positions in this list
-            self._known = self.told()
+            self._known = self._own()
 
     def told(self) -> list[str]:
-        """Return the names to tell a trainer: those that this run knows, then the data's others.
+        """Return the names to tell a trainer: those that this run knows, then the data's others that have images.
+
+        A trained head without names is told every class: their number must be its own.
 
         Raises:
             DataError: the head has not enough outputs, or labels without names meet a head with names.
         """
+        if self.positions or (self._manifest.classifier_kept and not self._known):
+            return self._own()
+        with_images = [name for name, images in self._images.items() if sum(images)]
+        return append_classes(self._known, with_images, self._manifest.classes)
+
+    def _own(self) -> list[str]:
+        """Return every class of the data at its position, unless this run knows another list: as in 0.6."""
         if self.positions:
             check_positions(self._names, self._known)
         return append_classes(self._known, self._names, self._manifest.classes)
@@ -107,7 +116,7 @@ class DeviceClasses:
             logger.warning(
                 "this trainer keeps no class names (it is older than 0.7): labels are positions in this device's list"
             )
-        self.take(self._known if self._complete else self.told())
+        self.take(self._known if self._complete else self._own())
 
     def _outputs(self, head: Sequence[str]) -> Int64:
         if self.positions:

@@ -21,8 +21,8 @@ from adc_edge.errors import DataError
 
 
 def dataset(names: list[str], train: list[int], test: list[int], named: bool = True) -> Dataset:
-    splits = (ArraySplit(np.zeros((len(y), 4, 4), np.uint8), np.array(y, np.int64)) for y in (train, test))
-    return Dataset(*splits, names, named)
+    first, second = (ArraySplit(np.zeros((len(y), 4, 4), np.uint8), np.array(y, np.int64)) for y in (train, test))
+    return Dataset(first, second, names, named)
 
 
 def test_each_label_becomes_the_heads_output_of_its_class() -> None:

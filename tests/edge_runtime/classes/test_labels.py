@@ -25,8 +25,8 @@ from tests.stub_device import Device
 
 def dataset(images: dict[str, tuple[int, int]], named: bool = True) -> Dataset:
     labels = ([label for label, counts in enumerate(images.values()) for _ in range(counts[i])] for i in (0, 1))
-    splits = (ArraySplit(np.zeros((len(y), 4, 4), np.uint8), np.array(y, np.int64)) for y in labels)
-    return Dataset(*splits, list(images), named)
+    train, test = (ArraySplit(np.zeros((len(y), 4, 4), np.uint8), np.array(y, np.int64)) for y in labels)
+    return Dataset(train, test, list(images), named)
 
 
 def manifest(bundle: Bundle, **fields: Any) -> Manifest:
@@ -133,6 +133,13 @@ def test_a_trainer_of_0_6_gets_positions_and_a_class_added_later_still_comes_las
     second.resume(run_dir, 5)
     second.take_own()
     assert data.train.labels.tolist() == [2, 0, 1]
+
+
+def test_a_class_without_images_takes_no_output_of_a_head_that_others_need(bundle: Bundle) -> None:
+    images = {"ant": (0, 0), "cat": (1, 1)}
+    assert DeviceClasses(dataset(images), bundle.manifest).told() == ["cat"]
+    trained = manifest(bundle, classes=2, classifier_kept=True)
+    assert DeviceClasses(dataset(images), trained).told() == ["ant", "cat"]
 
 
 def test_a_damaged_file_of_classes_is_refused(bundle: Bundle, run_dir: RunDir) -> None:
