@@ -25,6 +25,7 @@ from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import HEAD, MANIFEST, Bundle
+from adc_edge.storage.halves import label_weights
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.sockets import check_endpoint
 
@@ -92,7 +93,8 @@ class Trainer:
                 server.serve(lambda: self.stop() or 0 < settings.devices <= sessions.finished())
             finally:
                 checkpoints.save()
-                run_dir.keep(HEAD, self.training.safetensors())
+                learned = {session.id: session.applied for session in sessions}
+                run_dir.keep(HEAD, label_weights(self.training.safetensors(), learned, self.training.steps))
         kept = f"; run kept in {settings.run}" if settings.run else ""
         logger.info("stopped after %d steps%s", self.training.steps, kept)
 

@@ -30,6 +30,7 @@ from adc_edge.files import write_atomic
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
+from adc_edge.storage.halves import label_weights
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.connection import ClientKeys
 from adc_edge.wire.messages import VERSION, Hello
@@ -181,12 +182,11 @@ class Serve:
 
     def _finish(self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], total: int) -> dict[str, Any]:
         """Write weights and report, also of a run that was interrupted."""
-        source = self.bundle.path / TRUNK
-        if shim is not None:
-            run_dir.keep(TRUNK, shim.safetensors())
-        elif source.is_file():
-            run_dir.keep(TRUNK, source.read_bytes())
-        frozen = self.settings.trunk == "frozen"
+        source, frozen = self.bundle.path / TRUNK, self.settings.trunk == "frozen"
+        if shim is not None or source.is_file():
+            weights = source.read_bytes() if shim is None else shim.safetensors()
+            step = self.state.step
+            run_dir.keep(TRUNK, label_weights(weights, {self.state.session: step}, step, frozen))
         report = self.state.tally.report(
             self.shape,
             self.manifest.dim,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adc_edge.options import (
+    COUNT,
     IMAGES,
     PATH,
     PRECISION,
@@ -80,12 +81,15 @@ def export(
 @click.option("--run-device", required=True, type=PATH, help="The device's --run directory.")
 @click.option("--run-trainer", required=True, type=PATH, help="The trainer's --run directory.")
 @click.option("-o", "--output", required=True, type=PATH, help="File to write (safetensors).")
-def merge(run_device: Path, run_trainer: Path, output: Path) -> None:
+@click.option("--step", type=COUNT, help="Merge the halves of this step of the device; default: the newest of both.")
+def merge(run_device: Path, run_trainer: Path, output: Path, step: int | None) -> None:
     """Join the trained trunk and head into one ordinary timm checkpoint."""
     from adc_edge.export.merge import merge_runs
 
-    manifest = merge_runs(run_device, run_trainer, output)
+    manifest, step, others = merge_runs(run_device, run_trainer, output, step)
+    if others:
+        click.echo(f"the head has also learned {others} steps of other sessions")
     arguments = "".join(f", {key}={value!r}" for key, value in manifest.model_args.items())
-    click.echo(f"wrote {output}\n\nnext:")
+    click.echo(f"wrote {output}: step {step} of the device\n\nnext:")
     click.echo(f"  vit = timm.create_model({manifest.model!r}, num_classes={manifest.classes}{arguments})")
     click.echo(f"  vit.load_state_dict(safetensors.torch.load_file({str(output)!r}), strict=True)")
