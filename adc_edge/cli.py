@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 
 import click
 
 from adc_edge import __version__
 from adc_edge.errors import AdcEdgeError
+from adc_edge.signals import INTERRUPTED
 
 # By default OpenMP's threads spin while they wait. That slows down everything that shares the cores: the engine, the
 # decoding, a trainer on the same machine. torch reads the variable when it loads, so it is set before.
@@ -56,8 +58,13 @@ class _LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __main__
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("stopped by Ctrl-C", err=True)
+            ctx.exit(INTERRUPTED)
         except AdcEdgeError as error:
             raise _Failure(error) from error
         except OSError as error:

@@ -15,6 +15,8 @@ from types import TracebackType
 
 import click
 
+from adc_edge.signals import INTERRUPTED
+
 # A small ViT for digits enlarged to 24 px: 37 tokens of 96 channels, split in the middle.
 _EXPORT = (
     "--model vit_tiny_patch16_224 --model-arg patch_size=4 --img-size 24 --model-arg embed_dim=96 "
@@ -46,7 +48,7 @@ def demo(report: Path | None, steps: int, keep: Path | None) -> None:
         try:
             code = _run(where, ["--steps", str(steps), *told, *kept])
         except KeyboardInterrupt:
-            code = 130
+            code = INTERRUPTED
     raise SystemExit(code)
 
 

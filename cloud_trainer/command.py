@@ -64,5 +64,9 @@ def trainer(console: Console, **options: Any) -> None:
     """Train the head for the devices that connect."""
     from adc_edge.cloud_trainer.runner import Trainer, TrainerSettings
     from adc_edge.optimizer.settings import take_settings
+    from adc_edge.signals import INTERRUPTED, StopFlag
 
-    Trainer(TrainerSettings(optimizer=take_settings(options), **options), console).run()
+    stop = StopFlag()
+    complete = Trainer(TrainerSettings(optimizer=take_settings(options), **options), console, stop).run()
+    if stop.by_ctrl_c and not complete:
+        raise SystemExit(INTERRUPTED)

@@ -69,8 +69,8 @@ class Trainer:
         self.bundle = Bundle.load(settings.bundle, need=(HEAD,))
         self.training = self._training()
 
-    def run(self) -> None:
-        """Serve devices until Ctrl-C, or until ``devices`` of them are done."""
+    def run(self) -> bool:
+        """Serve devices until Ctrl-C, or until ``devices`` of them are done; False if some of these are not."""
         settings = self.settings
         _raise_descriptor_limit()
         with ExitStack() as stack:
@@ -95,8 +95,11 @@ class Trainer:
                 checkpoints.save()
                 learned = {session.id: session.applied for session in sessions}
                 run_dir.keep(HEAD, label_weights(self.training.safetensors(), learned, self.training.steps))
+        complete = sessions.finished() >= settings.devices
         kept = f"; run kept in {settings.run}" if settings.run else ""
-        logger.info("stopped after %d steps%s", self.training.steps, kept)
+        go_on = "" if complete or not kept else "; type the same command to go on"
+        logger.info("stopped after %d steps%s%s", self.training.steps, kept, go_on)
+        return complete
 
     def _run_dir(self) -> RunDir:
         settings = self.settings

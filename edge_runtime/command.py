@@ -172,6 +172,7 @@ def serve(
     from adc_edge.edge_runtime.runner import Serve
     from adc_edge.edge_runtime.settings import ServeSettings
     from adc_edge.optimizer.settings import take_settings
+    from adc_edge.signals import INTERRUPTED, StopFlag
 
     settings = ServeSettings(
         optimizer=take_settings(rest),
@@ -180,8 +181,14 @@ def serve(
         outage_s=None if math.isinf(outage_s) else outage_s,
         **rest,
     )
-    report = Serve(settings, console).run()
+    stop, logger = StopFlag(), logging.getLogger(__name__)
+    report = Serve(settings, console, stop).run()
     if not click.get_current_context().params["log_json"]:
         console.print(report_table(report))
     if settings.run is not None:
-        logging.getLogger(__name__).info("run kept in %s", settings.run)
+        go_on = "" if report["complete"] else "; type the same command to go on"
+        logger.info("run kept in %s%s", settings.run, go_on)
+    elif not report["complete"]:
+        logger.info("without --run nothing of this run is kept")
+    if stop.by_ctrl_c and not report["complete"]:
+        raise SystemExit(INTERRUPTED)

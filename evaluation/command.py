@@ -138,8 +138,8 @@ def evaluate(console: Console, output: Path, **options: Any) -> None:
     try:
         failures = run_all(study, settings, seeds, output, jobs, console)
     except KeyboardInterrupt:
-        click.echo("stopped: finished runs are kept; the same command makes the others", err=True)
-        raise SystemExit(130) from None
+        click.echo("finished runs are kept; the same command makes the others", err=True)
+        raise
     _, runs = read_runs(output)
     if runs:
         for table in study_tables(study, runs, budgets):

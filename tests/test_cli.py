@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,24 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "Usage:" in result.stdout
+
+
+@pytest.mark.parametrize("module", ["click", "rich", "torch"])
+def test_an_early_ctrl_c_shows_no_traceback(tmp_path: Path, module: str) -> None:
+    """The signal comes while ``module`` has just been imported."""
+    arguments = ["export", "--model", "vit_tiny_patch16_224", "--split", "2", "-o", str(tmp_path / "bundle")]
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "adc_edge", *arguments], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rpartition("|")[2].strip() == module:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode in (130, -signal.SIGINT)  # shells show both as 130
+    assert "Traceback" not in rest
+    assert not (tmp_path / "bundle").exists()
 
 
 def cpu_seconds(*arguments: str) -> float:
