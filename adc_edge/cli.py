@@ -70,10 +70,11 @@ class _LazyGroup(click.Group):
         except OSError as error:
             if error.errno not in _FILE_TROUBLE:
                 raise
+            resumes = "; a run resumes from its last checkpoint" if ctx.invoked_subcommand in _RUNS else ""
             raise click.ClickException(
                 f"{error.filename or 'writing a file'}: {error.strerror}\n"
                 "  expected: free space, and permission to write there\n"
-                "  remedy:   free space or choose another directory; a run resumes from its last checkpoint"
+                f"  remedy:   free space or choose another directory{resumes}"
             ) from error
         except ImportError as error:
             extra = _EXTRAS.get((error.name or "").partition(".")[0])
@@ -84,8 +85,10 @@ class _LazyGroup(click.Group):
             ) from error
 
 
+_RUNS = ("serve", "trainer")  # commands that keep a run
 _FILE_TROUBLE = {
-    getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EISDIR EEXIST".split()
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOENT ENOTDIR EISDIR EEXIST ELOOP ENAMETOOLONG".split()
 }
 _EXTRAS = {
     "torch": "train",

@@ -16,6 +16,21 @@ from adc_edge.errors import SettingError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _OutputPath(click.Path):
+    """A path to write to. It is checked while the command line is read, before the work and before heavy imports."""
+
+    def __init__(self, *, directory: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self._directory = directory
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        import os
+
+        from adc_edge.files import check_output
+
+        return check_output(Path(os.fsdecode(super().convert(value, param, ctx))), directory=self._directory)
+
+
 def choices(literal: Any, *more: str) -> click.Choice[str]:
     """The values of a Literal, and ``more``."""
     return click.Choice([*get_args(literal), *more])
@@ -26,6 +41,7 @@ COUNT = click.IntRange(min=0)
 NUMBER = click.FloatRange(min=0)
 IMAGES = click.IntRange(min=2)  # of a batch
 PATH = click.Path(path_type=Path)
+OUTPUT_FILE, OUTPUT_DIRECTORY = _OutputPath(), _OutputPath(directory=True)
 _RATIO = click.FloatRange(0.0, 1.0, min_open=True)
 
 
@@ -102,7 +118,7 @@ def engine_options(command: F) -> F:
 def engine_cache_option(command: F) -> F:
     """``--engine-cache DIR``."""
     text = "Directory of TensorRT engines; default: engines/ in the bundle."
-    return click.option("--engine-cache", type=PATH, metavar="DIR", help=text)(command)
+    return click.option("--engine-cache", type=OUTPUT_DIRECTORY, metavar="DIR", help=text)(command)
 
 
 def data_option(**more: Any) -> Callable[[F], F]:
@@ -167,7 +183,9 @@ def run_options(command: F) -> F:
     pause = "Steps between checkpoints; 0: only at the end."
     return _with(
         command,
-        click.option("--run", type=PATH, metavar="DIR", help="Directory to keep the run in, and to resume from."),
+        click.option(
+            "--run", type=OUTPUT_DIRECTORY, metavar="DIR", help="Directory to keep the run in, and to resume from."
+        ),
         click.option("--fresh", is_flag=True, help="Forget the run that --run holds, and start over."),
         click.option("--checkpoint-every", default=every, type=COUNT, metavar="N", help=pause),
         click.option("--threads", default=0, type=COUNT, help="Threads of torch, engine and NumPy; 0: their choice."),

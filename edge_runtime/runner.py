@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -26,7 +25,6 @@ from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.state import RunState
 from adc_edge.edge_runtime.training import Training
 from adc_edge.edge_runtime.trunk.refresher import Refresher
-from adc_edge.files import write_atomic
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
@@ -181,13 +179,13 @@ class Serve:
         return make_engine(name, self.bundle, self.settings, self.shape, self.graph, shim)
 
     def _finish(self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], total: int) -> dict[str, Any]:
-        """Write weights and report, also of a run that was interrupted."""
+        """Write the weights and return the report, also of a run that was interrupted."""
         source, frozen = self.bundle.path / TRUNK, self.settings.trunk == "frozen"
         if shim is not None or source.is_file():
             weights = source.read_bytes() if shim is None else shim.safetensors()
             step = self.state.step
             run_dir.keep(TRUNK, label_weights(weights, {self.state.session: step}, step, frozen))
-        report = self.state.tally.report(
+        return self.state.tally.report(
             self.shape,
             self.manifest.dim,
             frozen,
@@ -197,6 +195,3 @@ class Serve:
             complete=self.state.step >= total,
             **more,
         )
-        if self.settings.report is not None:
-            write_atomic(self.settings.report, json.dumps(report, indent=2).encode() + b"\n")
-        return report

@@ -11,7 +11,7 @@ import click
 from adc_edge.options import (
     COUNT,
     IMAGES,
-    PATH,
+    OUTPUT_DIRECTORY,
     F,
     GroupedCommand,
     data_option,
@@ -75,7 +75,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     "-o",
     "--output",
     required=True,
-    type=PATH,
+    type=OUTPUT_DIRECTORY,
     metavar="DIR",
     help="Directory for runs and results; finished runs in it are not repeated.",
 )

@@ -10,6 +10,8 @@ import click
 from adc_edge.options import (
     COUNT,
     IMAGES,
+    OUTPUT_DIRECTORY,
+    OUTPUT_FILE,
     PATH,
     PRECISION,
     log_options,
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--model", required=True, help="Name of a timm VisionTransformer, e.g. deit_tiny_patch16_224.")
 @click.option("--split", required=True, type=int, help="Last block of the trunk (1 to L-1).")
-@click.option("-o", "--output", required=True, type=PATH, help="Bundle directory to write.")
+@click.option("-o", "--output", required=True, type=OUTPUT_DIRECTORY, help="Bundle directory to write.")
 @weights_options
 @click.option(
     "--num-classes",
@@ -80,7 +82,7 @@ def export(
 @click.command()
 @click.option("--run-device", required=True, type=PATH, help="The device's --run directory.")
 @click.option("--run-trainer", required=True, type=PATH, help="The trainer's --run directory.")
-@click.option("-o", "--output", required=True, type=PATH, help="File to write (safetensors).")
+@click.option("-o", "--output", required=True, type=OUTPUT_FILE, help="File to write (safetensors).")
 @click.option("--step", type=COUNT, help="Merge the halves of this step of the device; default: the newest of both.")
 def merge(run_device: Path, run_trainer: Path, output: Path, step: int | None) -> None:
     """Join the trained trunk and head into one ordinary timm checkpoint."""

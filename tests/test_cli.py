@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -51,6 +52,39 @@ def test_an_early_ctrl_c_shows_no_traceback(tmp_path: Path, module: str) -> None
     assert process.returncode in (130, -signal.SIGINT)  # shells show both as 130
     assert "Traceback" not in rest
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "serve --bundle b --trainer tcp://127.0.0.1:1 --report {no}/report.json",
+        "serve --bundle b --trainer tcp://127.0.0.1:1 --run {no}",
+        "trainer --bundle b --run {no}/run",
+        "export --model vit_tiny_patch16_224 --split 2 -o {no}",
+        "merge --run-device a --run-trainer b -o {no}/model.safetensors",
+        "evaluate --data digits -o {no}",
+        "privacy --data digits -o {no}",
+        "bench --bundle b --json {no}/bench.json",
+        "bench --bundle b --markdown {no}/bench.md",
+        "link --trainer tcp://127.0.0.1:1 --json {no}/link.json",
+        "doctor --json {no}/doctor.json",
+        "demo --report {no}/report.json",
+        "demo --keep {no}",
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_any_work(tmp_path: Path, arguments: str) -> None:
+    no = tmp_path / "file"
+    no.touch()
+    code = (
+        f"import sys; from adc_edge.cli import main\n"
+        f"try: main({arguments.format(no=no).split()!r})\n"
+        "except SystemExit as end: assert end.code == 2, end.code\n"
+        "assert not {'torch', 'timm', 'onnx', 'onnxruntime', 'zmq'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "not a directory" in result.stderr
+    assert "remedy:" in result.stderr
 
 
 def cpu_seconds(*arguments: str) -> float:
@@ -162,16 +196,16 @@ def test_a_full_disk_ends_the_run_with_one_clear_error_and_leaves_no_torn_file(
     }
 
 
-def test_a_report_that_cannot_be_written_is_one_clear_error(bundle_dir: Path, tmp_path: Path, server: Server) -> None:
-    (tmp_path / "file").write_text("")
-    place = tmp_path / "file" / "report.json"
-    options = ["--trainer", server.endpoint, "--steps", "1", "--eval-images", "16", "--report", str(place)]
-    result = subprocess.run(
-        [sys.executable, "-m", "adc_edge", "serve", "--bundle", str(bundle_dir), *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 1
-    assert str(tmp_path / "file") in result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_report_that_fails_at_the_end_leaves_the_result_on_the_screen(
+    bundle_dir: Path, tmp_path: Path, server: Server, command: Any, eventually: Any
+) -> None:
+    run, place = tmp_path / "run", tmp_path / "reports"
+    options = ["--steps", "3", "--eval-images", "16", "--run", run, "--report", place / "report.json"]
+    with command("serve", "--bundle", bundle_dir, "--trainer", server.endpoint, *options) as serving:
+        eventually((run / "settings.json").exists)
+        place.touch()  # where a directory was to be made
+        code, output = serving.finish()
+    assert code == 1
+    assert "What the run did and what it cost" in output
+    assert f"{place}" in output
+    assert "Traceback" not in output

@@ -126,7 +126,9 @@ class RunDir:
             ) from None
         self.changes = _changes(old.machine, now["machine"]) if old.machine else []
         changed = _changes(old.fixed, now["fixed"])
-        if changed:
+        if changed and not _has_begun(path.parent):
+            _clear(path.parent)
+        elif changed:
             raise CheckpointError(
                 f"{path.parent} holds another run: {'; '.join(changed)}",
                 "the settings it was started with",
@@ -201,6 +203,12 @@ class RunDir:
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k)]
+
+
+def _has_begun(path: Path) -> bool:
+    """Return whether the run in ``path`` has done a step. One that has not, as after a wrong option, is no loss."""
+    metrics = path / METRICS
+    return any(checkpoint_steps(path)) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _clear(path: Path) -> None:
