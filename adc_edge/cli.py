@@ -77,8 +77,8 @@ class _LazyGroup(click.Group):
                 f"  remedy:   free space or choose another directory{resumes}"
             ) from error
         except ImportError as error:
-            extra = _EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None:
+            extra = _EXTRAS.get(ctx.invoked_subcommand or "")
+            if extra is None or (error.name or "").partition(".")[0] not in _OPTIONAL:
                 raise
             raise click.ClickException(
                 f"this command needs {error.name}, which is not installed\n  remedy:   pip install 'adc-edge[{extra}]'"
@@ -90,17 +90,27 @@ _FILE_TROUBLE = {
     getattr(errno, name)
     for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOENT ENOTDIR EISDIR EEXIST ELOOP ENAMETOOLONG".split()
 }
-_EXTRAS = {
-    "torch": "train",
-    "timm": "host",
-    "onnx": "export",
-    "onnxscript": "export",
-    "torchvision": "host",
-    "pandas": "eval",
-    "matplotlib": "eval",
-    "jinja2": "eval",
-    "joblib": "eval",
-    "skimage": "eval",
+_OPTIONAL = {
+    "torch",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "torchvision",
+    "pandas",
+    "matplotlib",
+    "jinja2",
+    "joblib",
+    "skimage",
+}
+_EXTRAS = {  # what each command needs in addition
+    "bench": "train",
+    "calibrate": "export",
+    "evaluate": "eval",
+    "export": "export",
+    "merge": "host",
+    "privacy": "eval",
+    "serve": "train",
+    "trainer": "cloud",
 }
 
 
