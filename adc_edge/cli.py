@@ -10,6 +10,7 @@ import signal
 import click
 
 from adc_edge import __version__
+from adc_edge.config import add_config_options
 from adc_edge.errors import AdcEdgeError
 from adc_edge.signals import INTERRUPTED
 
@@ -55,7 +56,7 @@ class _LazyGroup(click.Group):
             return None
         command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
-        return command
+        return add_config_options(command)
 
     def invoke(self, ctx: click.Context) -> object:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __main__

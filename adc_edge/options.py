@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast, get_args
 import click
 
 from adc_edge import defaults
+from adc_edge.config import resume_run
 from adc_edge.errors import SettingError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -185,6 +186,15 @@ def run_options(command: F) -> F:
         command,
         click.option(
             "--run", type=OUTPUT_DIRECTORY, metavar="DIR", help="Directory to keep the run in, and to resume from."
+        ),
+        click.option(
+            "--resume",
+            type=PATH,
+            metavar="DIR",
+            is_eager=True,
+            expose_value=False,
+            callback=resume_run,
+            help="Go on with the run in DIR, with the options it was begun with; others may be typed.",
         ),
         click.option("--fresh", is_flag=True, help="Forget the run that --run holds, and start over."),
         click.option("--checkpoint-every", default=every, type=COUNT, metavar="N", help=pause),

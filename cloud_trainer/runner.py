@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -56,10 +56,16 @@ class TrainerSettings(msgspec.Struct, frozen=True):
 
 
 class Trainer:
-    """One run of the trainer."""
+    """One run of the trainer; ``options`` are kept for ``--resume``."""
 
-    def __init__(self, settings: TrainerSettings, console: Console, stop: Callable[[], bool] | None = None) -> None:
-        self.settings, self.console = settings, console
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        console: Console,
+        stop: Callable[[], bool] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings, self.console, self.options = settings, console, options
         self.stop = stop or StopFlag()
         check_endpoint(settings.bind.replace("*", "0"), settings.insecure, settings.keys is not None)
         self.access = None if settings.keys is None else Access(settings.keys)
@@ -117,7 +123,7 @@ class Trainer:
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
-        return RunDir(settings.run, fixed, free, now, fresh=settings.fresh)
+        return RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh)
 
     def _log_start(self, endpoint: str, finished: int) -> None:
         manifest, training = self.bundle.manifest, self.training

@@ -168,6 +168,7 @@ def serve(
     import json
     import logging
 
+    from adc_edge.config import chosen_options
     from adc_edge.edge_runtime.display import report_table
     from adc_edge.edge_runtime.noise import NoiseSettings
     from adc_edge.edge_runtime.runner import Serve
@@ -184,7 +185,7 @@ def serve(
         **rest,
     )
     stop, logger = StopFlag(), logging.getLogger(__name__)
-    report = Serve(settings, console, stop).run()
+    report = Serve(settings, console, stop, chosen_options(click.get_current_context())).run()
     if not click.get_current_context().params["log_json"]:
         console.print(report_table(report))
     if settings.report is not None:  # after the table: if this fails, the result is on the screen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +41,17 @@ logger = logging.getLogger(__name__)
 
 
 class Serve:
-    """One run of a device; ``console`` shows its progress."""
+    """One run of a device; ``console`` shows its progress, and ``options`` are kept for ``--resume``."""
 
-    def __init__(self, settings: ServeSettings, console: Console, stop: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        console: Console,
+        stop: Callable[[], bool] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.settings = settings
-        self.console = console
+        self.console, self.options = console, options
         self.stop = stop or StopFlag()
         check_endpoint(settings.trainer, settings.insecure, settings.keys is not None)
         self.keys = None if settings.keys is None else ClientKeys.load(settings.keys)
@@ -81,7 +87,7 @@ class Serve:
             now = machine.describe_machine(
                 engine=settings.engine, provider=settings.provider, threads=settings.threads or os.cpu_count()
             )
-            run_dir = RunDir(settings.run, fixed, free, now, fresh=settings.fresh)
+            run_dir = RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh)
             stack.callback(run_dir.close)
             run_dir.keep(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
             learning = shim if settings.trunk == "train" else None

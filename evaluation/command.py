@@ -41,7 +41,8 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     from adc_edge.evaluation.study.presets import preset
 
     if name is not None:
-        context.default_map = preset(name, context.params.get("data", ""))
+        mine = preset(name, context.params.get("data", ""))
+        context.default_map = {**mine, **(context.default_map or {})}
 
 
 @click.command(cls=GroupedCommand)

@@ -57,7 +57,7 @@ def test_a_run_that_has_done_no_step_is_no_obstacle_to_another(tmp_path: Path) -
     ("changes", "named"),
     [
         ({"seed": 8}, "seed was 7, is 8"),
-        ({"optimizer": {"lr": 0.01}}, "optimizer was {'lr': 0.001}, is {'lr': 0.01}"),
+        ({"optimizer": {"lr": 0.01}}, "optimizer lr was 0.001, is 0.01"),
         ({"shape": (4, 8)}, "shape was [4, 9], is [4, 8]"),
         ({"precision": "fp16"}, "precision was None, is 'fp16'"),
         ({"seed": 8, "bundle": "99"}, "bundle was '1234', is '99'; seed was 7, is 8"),
