@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 
 import click
 
 from adc_edge import __version__
+from adc_edge.config import add_config_options
 from adc_edge.errors import AdcEdgeError
+from adc_edge.signals import INTERRUPTED
 
 # By default OpenMP's threads spin while they wait. That slows down everything that shares the cores: the engine, the
 # decoding, a trainer on the same machine. torch reads the variable when it loads, so it is set before.
@@ -53,44 +56,62 @@ class _LazyGroup(click.Group):
             return None
         command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
-        return command
+        return add_config_options(command)
 
     def invoke(self, ctx: click.Context) -> object:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __main__
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("stopped by Ctrl-C", err=True)
+            ctx.exit(INTERRUPTED)
         except AdcEdgeError as error:
             raise _Failure(error) from error
         except OSError as error:
             if error.errno not in _FILE_TROUBLE:
                 raise
+            resumes = "; a run resumes from its last checkpoint" if ctx.invoked_subcommand in _RUNS else ""
             raise click.ClickException(
                 f"{error.filename or 'writing a file'}: {error.strerror}\n"
                 "  expected: free space, and permission to write there\n"
-                "  remedy:   free space or choose another directory; a run resumes from its last checkpoint"
+                f"  remedy:   free space or choose another directory{resumes}"
             ) from error
         except ImportError as error:
-            extra = _EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None:
+            extra = _EXTRAS.get(ctx.invoked_subcommand or "")
+            if extra is None or (error.name or "").partition(".")[0] not in _OPTIONAL:
                 raise
             raise click.ClickException(
                 f"this command needs {error.name}, which is not installed\n  remedy:   pip install 'adc-edge[{extra}]'"
             ) from error
 
 
+_RUNS = ("serve", "trainer")  # commands that keep a run
 _FILE_TROUBLE = {
-    getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EISDIR EEXIST".split()
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOENT ENOTDIR EISDIR EEXIST ELOOP ENAMETOOLONG".split()
 }
-_EXTRAS = {
-    "torch": "train",
-    "timm": "host",
-    "onnx": "export",
-    "onnxscript": "export",
-    "torchvision": "host",
-    "pandas": "eval",
-    "matplotlib": "eval",
-    "jinja2": "eval",
-    "joblib": "eval",
-    "skimage": "eval",
+_OPTIONAL = {
+    "torch",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "torchvision",
+    "pandas",
+    "matplotlib",
+    "jinja2",
+    "joblib",
+    "skimage",
+}
+_EXTRAS = {  # what each command needs in addition
+    "bench": "train",
+    "calibrate": "export",
+    "evaluate": "eval",
+    "export": "export",
+    "merge": "host",
+    "privacy": "eval",
+    "serve": "train",
+    "trainer": "cloud",
 }
 
 

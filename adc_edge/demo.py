@@ -15,6 +15,9 @@ from types import TracebackType
 
 import click
 
+from adc_edge.options import OUTPUT_DIRECTORY, OUTPUT_FILE
+from adc_edge.signals import INTERRUPTED
+
 # A small ViT for digits enlarged to 24 px: 37 tokens of 96 channels, split in the middle.
 _EXPORT = (
     "--model vit_tiny_patch16_224 --model-arg patch_size=4 --img-size 24 --model-arg embed_dim=96 "
@@ -29,9 +32,9 @@ _STOP_S = 10.0
 
 
 @click.command()
-@click.option("--report", type=click.Path(path_type=Path), help="Write the results to this JSON file.")
+@click.option("--report", type=OUTPUT_FILE, help="Write the results to this JSON file.")
 @click.option("--steps", default=_STEPS, show_default=True, type=click.IntRange(min=1), help="Number of steps.")
-@click.option("--keep", type=click.Path(path_type=Path), help="Keep the bundle and the runs in this directory.")
+@click.option("--keep", type=OUTPUT_DIRECTORY, help="Keep the bundle and the runs in this directory.")
 def demo(report: Path | None, steps: int, keep: Path | None) -> None:
     """Export a small ViT, train it on digits over loopback, and show its accuracy and the bytes sent."""
     import tempfile
@@ -46,7 +49,7 @@ def demo(report: Path | None, steps: int, keep: Path | None) -> None:
         try:
             code = _run(where, ["--steps", str(steps), *told, *kept])
         except KeyboardInterrupt:
-            code = 130
+            code = INTERRUPTED
     raise SystemExit(code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -9,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from adc_edge.errors import SettingError
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -63,3 +66,37 @@ def sha256(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def check_output(path: Path, *, directory: bool = False) -> Path:
+    """Return ``path`` if a file, or a ``directory``, can be written there. Nothing is created.
+
+    Raises:
+        SettingError: it cannot, in words that name the obstacle.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path)
+        obstacle = _obstacle(path, directory)
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a null byte
+        obstacle = getattr(error, "strerror", None) or str(error)
+    if obstacle is not None:
+        wanted = "a directory that is there or can be made" if directory else "a file that can be written"
+        raise SettingError(f"{path}: {obstacle}", wanted, "choose another path, or change its permissions")
+    return path
+
+
+def _obstacle(path: Path, directory: bool) -> str | None:
+    if directory and path.exists() and not path.is_dir():
+        return "it is a file, not a directory"
+    if not directory and path.is_dir():
+        return "it is a directory, not a file"
+    if not directory and path.exists() and not path.is_file():
+        return "it is a device or a pipe, which cannot be replaced by a file"
+    place = path.absolute() if directory else path.absolute().parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is a file, not a directory"
+    writable = os.access(place, os.W_OK | os.X_OK)
+    return None if writable else f"{place} may not be written"

@@ -11,9 +11,25 @@ from typing import Any, TypeVar, cast, get_args
 import click
 
 from adc_edge import defaults
+from adc_edge.config import resume_run
 from adc_edge.errors import SettingError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _OutputPath(click.Path):
+    """A path to write to. It is checked while the command line is read, before the work and before heavy imports."""
+
+    def __init__(self, *, directory: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self._directory = directory
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        import os
+
+        from adc_edge.files import check_output
+
+        return check_output(Path(os.fsdecode(super().convert(value, param, ctx))), directory=self._directory)
 
 
 def choices(literal: Any, *more: str) -> click.Choice[str]:
@@ -26,6 +42,7 @@ COUNT = click.IntRange(min=0)
 NUMBER = click.FloatRange(min=0)
 IMAGES = click.IntRange(min=2)  # of a batch
 PATH = click.Path(path_type=Path)
+OUTPUT_FILE, OUTPUT_DIRECTORY = _OutputPath(), _OutputPath(directory=True)
 _RATIO = click.FloatRange(0.0, 1.0, min_open=True)
 
 
@@ -102,7 +119,7 @@ def engine_options(command: F) -> F:
 def engine_cache_option(command: F) -> F:
     """``--engine-cache DIR``."""
     text = "Directory of TensorRT engines; default: engines/ in the bundle."
-    return click.option("--engine-cache", type=PATH, metavar="DIR", help=text)(command)
+    return click.option("--engine-cache", type=OUTPUT_DIRECTORY, metavar="DIR", help=text)(command)
 
 
 def data_option(**more: Any) -> Callable[[F], F]:
@@ -167,7 +184,18 @@ def run_options(command: F) -> F:
     pause = "Steps between checkpoints; 0: only at the end."
     return _with(
         command,
-        click.option("--run", type=PATH, metavar="DIR", help="Directory to keep the run in, and to resume from."),
+        click.option(
+            "--run", type=OUTPUT_DIRECTORY, metavar="DIR", help="Directory to keep the run in, and to resume from."
+        ),
+        click.option(
+            "--resume",
+            type=PATH,
+            metavar="DIR",
+            is_eager=True,
+            expose_value=False,
+            callback=resume_run,
+            help="Go on with the run in DIR, with the options it was begun with; others may be typed.",
+        ),
         click.option("--fresh", is_flag=True, help="Forget the run that --run holds, and start over."),
         click.option("--checkpoint-every", default=every, type=COUNT, metavar="N", help=pause),
         click.option("--threads", default=0, type=COUNT, help="Threads of torch, engine and NumPy; 0: their choice."),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+INTERRUPTED = 130  # exit code of a command that Ctrl-C ended before its work was done, as of shells
+
 
 class StopFlag:
     """A flag that the first SIGINT or SIGTERM sets. The second one ends the process at once.
@@ -13,7 +15,7 @@ class StopFlag:
     """
 
     def __init__(self) -> None:
-        self.stopped = False
+        self.stopped = self.by_ctrl_c = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
@@ -25,4 +27,4 @@ class StopFlag:
         if self.stopped:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.stopped = True
+        self.stopped, self.by_ctrl_c = True, number == signal.SIGINT

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import COUNT, NUMBER, PATH, bundle_option, data_option, key_options, log_options
+from adc_edge.options import COUNT, NUMBER, OUTPUT_FILE, bundle_option, data_option, key_options, log_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--trainer", required=True, metavar="tcp://HOST:PORT", help="Address of `adc-edge trainer`.")
 @click.option("--seconds", default=5.0, type=click.FloatRange(min=0.5), help="Duration of the measurement.")
-@click.option("--json", "json_file", type=PATH, help="JSON file for the result.")
+@click.option("--json", "json_file", type=OUTPUT_FILE, help="JSON file for the result.")
 @click.option("--wait", "wait_s", default=10.0, type=NUMBER, help="Seconds to wait for the trainer.")
 @key_options
 @log_options

@@ -63,6 +63,12 @@ if TYPE_CHECKING:
 def trainer(console: Console, **options: Any) -> None:
     """Train the head for the devices that connect."""
     from adc_edge.cloud_trainer.runner import Trainer, TrainerSettings
+    from adc_edge.config import chosen_options
     from adc_edge.optimizer.settings import take_settings
+    from adc_edge.signals import INTERRUPTED, StopFlag
 
-    Trainer(TrainerSettings(optimizer=take_settings(options), **options), console).run()
+    stop = StopFlag()
+    kept = chosen_options(click.get_current_context())
+    complete = Trainer(TrainerSettings(optimizer=take_settings(options), **options), console, stop, kept).run()
+    if stop.by_ctrl_c and not complete:
+        raise SystemExit(INTERRUPTED)

@@ -21,8 +21,9 @@ from adc_edge.errors import ProtocolError
 from adc_edge.method.split import Head
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.optimizer.torch_optimizer import Optimizer
+from adc_edge.storage.halves import HEAD_PREFIX
 
-_HEAD, _OPTIMIZER = "head.", "optimizer."
+_OPTIMIZER = "optimizer."
 
 
 class Learned(NamedTuple):
@@ -132,12 +133,14 @@ class HeadTraining:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Weights and optimizer state, for a checkpoint."""
-        weights = {_HEAD + name: p.detach().cpu().numpy() for name, p in self.head.vit.state_dict().items()}
+        weights = {HEAD_PREFIX + name: p.detach().cpu().numpy() for name, p in self.head.vit.state_dict().items()}
         return weights | {_OPTIMIZER + name: value for name, value in self.optimizer.arrays().items()}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]], steps: int) -> None:
         """Restore weights and optimizer state that ``arrays`` gave after ``steps`` steps."""
-        weights = {n[len(_HEAD) :]: torch.from_numpy(np.array(v)) for n, v in arrays.items() if n.startswith(_HEAD)}
+        weights = {
+            n[len(HEAD_PREFIX) :]: torch.from_numpy(np.array(v)) for n, v in arrays.items() if n.startswith(HEAD_PREFIX)
+        }
         self.head.vit.load_state_dict(weights)
         self.optimizer.restore({n[len(_OPTIMIZER) :]: v for n, v in arrays.items() if n.startswith(_OPTIMIZER)})
         self.steps = steps

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -27,6 +27,7 @@ from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import HEAD, MANIFEST, Bundle
+from adc_edge.storage.halves import label_weights
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.sockets import check_endpoint
 
@@ -57,10 +58,16 @@ class TrainerSettings(msgspec.Struct, frozen=True):
 
 
 class Trainer:
-    """One run of the trainer."""
+    """One run of the trainer; ``options`` are kept for ``--resume``."""
 
-    def __init__(self, settings: TrainerSettings, console: Console, stop: Callable[[], bool] | None = None) -> None:
-        self.settings, self.console = settings, console
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        console: Console,
+        stop: Callable[[], bool] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings, self.console, self.options = settings, console, options
         self.stop = stop or StopFlag()
         check_endpoint(settings.bind.replace("*", "0"), settings.insecure, settings.keys is not None)
         self.access = None if settings.keys is None else Access(settings.keys)
@@ -70,8 +77,8 @@ class Trainer:
         self.bundle = Bundle.load(settings.bundle, need=(HEAD,))
         self.training = self._training()
 
-    def run(self) -> None:
-        """Serve devices until Ctrl-C, or until ``devices`` of them are done."""
+    def run(self) -> bool:
+        """Serve devices until Ctrl-C, or until ``devices`` of them are done; False if some of these are not."""
         settings = self.settings
         _raise_descriptor_limit()
         with ExitStack() as stack:
@@ -102,9 +109,13 @@ class Trainer:
                 server.serve(lambda: self.stop() or 0 < settings.devices <= sessions.finished())
             finally:
                 checkpoints.save()
-                run_dir.keep(HEAD, self.training.safetensors())
+                learned = {session.id: session.applied for session in sessions}
+                run_dir.keep(HEAD, label_weights(self.training.safetensors(), learned, self.training.steps))
+        complete = sessions.finished() >= settings.devices
         kept = f"; run kept in {settings.run}" if settings.run else ""
-        logger.info("stopped after %d steps%s", self.training.steps, kept)
+        go_on = "" if complete or not kept else "; type the same command to go on"
+        logger.info("stopped after %d steps%s%s", self.training.steps, kept, go_on)
+        return complete
 
     def _run_dir(self) -> RunDir:
         settings = self.settings
@@ -122,7 +133,7 @@ class Trainer:
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
-        return RunDir(settings.run, fixed, free, now, fresh=settings.fresh)
+        return RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh)
 
     def _log_start(self, endpoint: str, finished: int, names: list[str]) -> None:
         manifest, training = self.bundle.manifest, self.training

@@ -12,7 +12,7 @@ from adc_edge.options import (
     COUNT,
     IMAGES,
     NUMBER,
-    PATH,
+    OUTPUT_FILE,
     PRECISION,
     GroupedCommand,
     bundle_option,
@@ -116,7 +116,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @heading("Run")
 @run_options
-@click.option("--report", type=PATH, metavar="FILE", help="JSON file for the result.")
+@click.option("--report", type=OUTPUT_FILE, metavar="FILE", help="JSON file for the result.")
 @heading("Link")
 @key_options
 @click.option(
@@ -165,13 +165,17 @@ def serve(
     **rest: Any,
 ) -> None:
     """Train from this device: run trunk + ADC on its data, send activations, apply the gradients that come back."""
+    import json
     import logging
 
+    from adc_edge.config import chosen_options
     from adc_edge.edge_runtime.display import report_table
     from adc_edge.edge_runtime.noise import NoiseSettings
     from adc_edge.edge_runtime.runner import Serve
     from adc_edge.edge_runtime.settings import ServeSettings
+    from adc_edge.files import write_atomic
     from adc_edge.optimizer.settings import take_settings
+    from adc_edge.signals import INTERRUPTED, StopFlag
 
     settings = ServeSettings(
         optimizer=take_settings(rest),
@@ -180,8 +184,16 @@ def serve(
         outage_s=None if math.isinf(outage_s) else outage_s,
         **rest,
     )
-    report = Serve(settings, console).run()
+    stop, logger = StopFlag(), logging.getLogger(__name__)
+    report = Serve(settings, console, stop, chosen_options(click.get_current_context())).run()
     if not click.get_current_context().params["log_json"]:
         console.print(report_table(report))
+    if settings.report is not None:  # after the table: if this fails, the result is on the screen
+        write_atomic(settings.report, json.dumps(report, indent=2).encode() + b"\n")
     if settings.run is not None:
-        logging.getLogger(__name__).info("run kept in %s", settings.run)
+        go_on = "" if report["complete"] else "; type the same command to go on"
+        logger.info("run kept in %s%s", settings.run, go_on)
+    elif not report["complete"]:
+        logger.info("without --run nothing of this run is kept")
+    if stop.by_ctrl_c and not report["complete"]:
+        raise SystemExit(INTERRUPTED)

@@ -123,7 +123,7 @@ class DeviceLoop:
                 self.shim.update(step, settings.planned_steps)
                 if self.refresher.due(step):
                     self.refresher.now()
-        up, down = self._bytes()
+        up, down = self.new_bytes()
         return watch.record(step, up, down)
 
     def _begin(self, step: int, micro_batch: int, batch: Batch, durable: int | None, watch: Stopwatch) -> _InFlight:
@@ -176,13 +176,19 @@ class DeviceLoop:
         if self.session.in_flight:
             images, correct, loss = self._evaluated(images, correct, loss)
         share = (correct / images, loss / images) if images else (float("nan"), float("nan"))
-        return Evaluation(step, images, *share), *self._bytes()
+        return Evaluation(step, images, *share), *self.new_bytes()
 
     def _evaluated(self, images: int, correct: int, loss: float) -> tuple[int, int, float]:
         answer, _ = self.session.result(self.settings.outage_s)
         if not isinstance(answer, Evaluated):
             raise _unexpected(answer, "the evaluation's answer")
         return images + answer.images, correct + answer.correct, loss + answer.loss_sum
+
+    def new_bytes(self) -> tuple[int, int]:
+        """Bytes sent and received since the last step, evaluation or call of this."""
+        before, self._totals = self._totals, self.session.channel.totals()
+        up, down = np.subtract(self._totals, before)
+        return int(up), int(down)
 
     def use_engine(self, engine: Engine) -> None:
         """Compute with another engine from now on; the caller has entered it and exits the one before."""
@@ -262,11 +268,6 @@ class DeviceLoop:
         every = self.settings.drift_every
         stale = self.refresher.every > 1 and self.refresher.due(step)  # the last step with old weights drifts most
         return self.shim.drift(sent) if stale or (every and step % every == 0) else None
-
-    def _bytes(self) -> tuple[int, int]:
-        before, self._totals = self._totals, self.session.channel.totals()
-        up, down = np.subtract(self._totals, before)
-        return int(up), int(down)
 
 
 def _unexpected(answer: object, expected: str) -> ProtocolError:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +26,10 @@ from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.state import RunState
 from adc_edge.edge_runtime.training import Training
 from adc_edge.edge_runtime.trunk.refresher import Refresher
-from adc_edge.files import write_atomic
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
+from adc_edge.storage.halves import label_weights
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.connection import ClientKeys
 from adc_edge.wire.messages import VERSION, Hello
@@ -43,11 +42,17 @@ logger = logging.getLogger(__name__)
 
 
 class Serve:
-    """One run of a device; ``console`` shows its progress."""
+    """One run of a device; ``console`` shows its progress, and ``options`` are kept for ``--resume``."""
 
-    def __init__(self, settings: ServeSettings, console: Console, stop: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        console: Console,
+        stop: Callable[[], bool] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.settings = settings
-        self.console = console
+        self.console, self.options = console, options
         self.stop = stop or StopFlag()
         check_endpoint(settings.trainer, settings.insecure, settings.keys is not None)
         self.keys = None if settings.keys is None else ClientKeys.load(settings.keys)
@@ -83,7 +88,7 @@ class Serve:
             now = machine.describe_machine(
                 engine=settings.engine, provider=settings.provider, threads=settings.threads or os.cpu_count()
             )
-            run_dir = RunDir(settings.run, fixed, free, now, fresh=settings.fresh)
+            run_dir = RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh)
             stack.callback(run_dir.close)
             run_dir.keep(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
             learning = shim if settings.trunk == "train" else None
@@ -184,14 +189,13 @@ class Serve:
         return make_engine(name, self.bundle, self.settings, self.shape, self.graph, shim)
 
     def _finish(self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], total: int) -> dict[str, Any]:
-        """Write weights and report, also of a run that was interrupted."""
-        source = self.bundle.path / TRUNK
-        if shim is not None:
-            run_dir.keep(TRUNK, shim.safetensors())
-        elif source.is_file():
-            run_dir.keep(TRUNK, source.read_bytes())
-        frozen = self.settings.trunk == "frozen"
-        report = self.state.tally.report(
+        """Write the weights and return the report, also of a run that was interrupted."""
+        source, frozen = self.bundle.path / TRUNK, self.settings.trunk == "frozen"
+        if shim is not None or source.is_file():
+            weights = source.read_bytes() if shim is None else shim.safetensors()
+            step = self.state.step
+            run_dir.keep(TRUNK, label_weights(weights, {self.state.session: step}, step, frozen))
+        return self.state.tally.report(
             self.shape,
             self.manifest.dim,
             frozen,
@@ -201,6 +205,3 @@ class Serve:
             complete=self.state.step >= total,
             **more,
         )
-        if self.settings.report is not None:
-            write_atomic(self.settings.report, json.dumps(report, indent=2).encode() + b"\n")
-        return report

@@ -90,6 +90,11 @@ class Tally(msgspec.Struct):
         if record.drift is not None:
             self.drift = max(record.drift, self.drift or 0.0)
 
+    def drop(self, bytes_up: int, bytes_down: int) -> None:
+        """Count the bytes of a step that was given up, and of the connection that it needed."""
+        self.bytes_up += bytes_up
+        self.bytes_down += bytes_down
+
     def repeat(self, lost: Iterable[Mapping[str, Any]]) -> None:
         """Count steps and evaluations that were lost with a killed process, whose bytes were sent."""
         for line in lost:

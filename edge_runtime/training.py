@@ -64,6 +64,7 @@ class Training:
         self.state, self.run_dir = state, run_dir
         self.test, self.display, self.total, self.stop = test, display, total, stop
         self._unkept_bytes = 0  # gradients since the last checkpoint, which the trainer keeps until the next
+        self._in_step = False
         self._trouble: OSError | None = None  # why the last checkpoint failed
 
     def run(self) -> None:
@@ -95,7 +96,10 @@ class Training:
                 except Behind as behind:
                     self._go_back(behind)
         except Stopped:
-            logger.info("stopped while waiting for the trainer; the step in flight is dropped")
+            up, down = self.loop.new_bytes()
+            state.tally.drop(up, down)
+            dropped = "; the step in flight is dropped" if self._in_step else ""
+            logger.info("stopped while waiting for the trainer%s", dropped)
         finally:
             state.save()
 
@@ -158,7 +162,9 @@ class Training:
 
     def _step(self) -> None:
         settings, state, loop, run_dir = self.settings, self.state, self.loop, self.run_dir
+        self._in_step = True
         record = loop.step(state.step, state.durable)
+        self._in_step = False
         state.tally.add(record, loop.loader.batch_size)
         self._tally_link()
         run_dir.metric(kind="step", **msgspec.to_builtins(record))

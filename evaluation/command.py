@@ -11,7 +11,7 @@ import click
 from adc_edge.options import (
     COUNT,
     IMAGES,
-    PATH,
+    OUTPUT_DIRECTORY,
     F,
     GroupedCommand,
     data_option,
@@ -41,7 +41,8 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     from adc_edge.evaluation.study.presets import preset
 
     if name is not None:
-        context.default_map = preset(name, context.params.get("data", ""))
+        mine = preset(name, context.params.get("data", ""))
+        context.default_map = {**mine, **(context.default_map or {})}
 
 
 @click.command(cls=GroupedCommand)
@@ -75,7 +76,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     "-o",
     "--output",
     required=True,
-    type=PATH,
+    type=OUTPUT_DIRECTORY,
     metavar="DIR",
     help="Directory for runs and results; finished runs in it are not repeated.",
 )
@@ -138,8 +139,8 @@ def evaluate(console: Console, output: Path, **options: Any) -> None:
     try:
         failures = run_all(study, settings, seeds, output, jobs, console)
     except KeyboardInterrupt:
-        click.echo("stopped: finished runs are kept; the same command makes the others", err=True)
-        raise SystemExit(130) from None
+        click.echo("finished runs are kept; the same command makes the others", err=True)
+        raise
     _, runs = read_runs(output)
     if runs:
         for table in study_tables(study, runs, budgets):

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adc_edge.options import (
+    COUNT,
     IMAGES,
+    OUTPUT_DIRECTORY,
+    OUTPUT_FILE,
     PATH,
     PRECISION,
     log_options,
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--model", required=True, help="Name of a timm VisionTransformer, e.g. deit_tiny_patch16_224.")
 @click.option("--split", required=True, type=int, help="Last block of the trunk (1 to L-1).")
-@click.option("-o", "--output", required=True, type=PATH, help="Bundle directory to write.")
+@click.option("-o", "--output", required=True, type=OUTPUT_DIRECTORY, help="Bundle directory to write.")
 @weights_options
 @click.option(
     "--num-classes",
@@ -86,16 +89,19 @@ def export(
 @click.command()
 @click.option("--run-device", required=True, type=PATH, help="The device's --run directory.")
 @click.option("--run-trainer", required=True, type=PATH, help="The trainer's --run directory.")
-@click.option("-o", "--output", required=True, type=PATH, help="File to write (safetensors).")
-def merge(run_device: Path, run_trainer: Path, output: Path) -> None:
+@click.option("-o", "--output", required=True, type=OUTPUT_FILE, help="File to write (safetensors).")
+@click.option("--step", type=COUNT, help="Merge the halves of this step of the device; default: the newest of both.")
+def merge(run_device: Path, run_trainer: Path, output: Path, step: int | None) -> None:
     """Join the trained trunk and head into one ordinary timm checkpoint."""
     from adc_edge.data.classes import short_list
     from adc_edge.export.classes import CLASS_NAMES
     from adc_edge.export.merge import merge_runs
 
-    manifest, names = merge_runs(run_device, run_trainer, output)
+    manifest, step, others, names = merge_runs(run_device, run_trainer, output, step)
     arguments = "".join(f", {key}={value!r}" for key, value in manifest.model_args.items())
-    click.echo(f"wrote {output}")
+    click.echo(f"wrote {output}: step {step} of the device")
+    if others:
+        click.echo(f"the head has also learned {others} steps of other sessions")
     if names:
         click.echo(f"its first outputs are {short_list(names)}; all of them: its metadata `{CLASS_NAMES}`")
     click.echo("\nnext:")

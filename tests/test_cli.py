@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -32,6 +34,57 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "Usage:" in result.stdout
+
+
+@pytest.mark.parametrize("module", ["click", "rich", "torch"])
+def test_an_early_ctrl_c_shows_no_traceback(tmp_path: Path, module: str) -> None:
+    """The signal comes while ``module`` has just been imported."""
+    arguments = ["export", "--model", "vit_tiny_patch16_224", "--split", "2", "-o", str(tmp_path / "bundle")]
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "adc_edge", *arguments], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rpartition("|")[2].strip() == module:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode in (130, -signal.SIGINT)  # shells show both as 130
+    assert "Traceback" not in rest
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "serve --bundle b --trainer tcp://127.0.0.1:1 --report {no}/report.json",
+        "serve --bundle b --trainer tcp://127.0.0.1:1 --run {no}",
+        "trainer --bundle b --run {no}/run",
+        "export --model vit_tiny_patch16_224 --split 2 -o {no}",
+        "merge --run-device a --run-trainer b -o {no}/model.safetensors",
+        "evaluate --data digits -o {no}",
+        "privacy --data digits -o {no}",
+        "bench --bundle b --json {no}/bench.json",
+        "bench --bundle b --markdown {no}/bench.md",
+        "link --trainer tcp://127.0.0.1:1 --json {no}/link.json",
+        "doctor --json {no}/doctor.json",
+        "demo --report {no}/report.json",
+        "demo --keep {no}",
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_any_work(tmp_path: Path, arguments: str) -> None:
+    no = tmp_path / "file"
+    no.touch()
+    code = (
+        f"import sys; from adc_edge.cli import main\n"
+        f"try: main({arguments.format(no=no).split()!r})\n"
+        "except SystemExit as end: assert end.code == 2, end.code\n"
+        "assert not {'torch', 'timm', 'onnx', 'onnxruntime', 'zmq'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "not a directory" in result.stderr
+    assert "remedy:" in result.stderr
 
 
 def cpu_seconds(*arguments: str) -> float:
@@ -100,7 +153,7 @@ def test_labels_outside_the_classes_are_refused_with_the_class_count_to_export(
         "serve", "--bundle", bundle_dir, "--trainer", "tcp://127.0.0.1:1", "--data", f"npz:{tmp_path}/d.npz"
     )
     assert code == 2
-    assert "labels from 0 to 11" in output
+    assert "12 new classes" in output
     assert "--num-classes 12" in output
 
 
@@ -143,16 +196,16 @@ def test_a_full_disk_ends_the_run_with_one_clear_error_and_leaves_no_torn_file(
     }
 
 
-def test_a_report_that_cannot_be_written_is_one_clear_error(bundle_dir: Path, tmp_path: Path, server: Server) -> None:
-    (tmp_path / "file").write_text("")
-    place = tmp_path / "file" / "report.json"
-    options = ["--trainer", server.endpoint, "--steps", "1", "--eval-images", "16", "--report", str(place)]
-    result = subprocess.run(
-        [sys.executable, "-m", "adc_edge", "serve", "--bundle", str(bundle_dir), *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 1
-    assert str(tmp_path / "file") in result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_report_that_fails_at_the_end_leaves_the_result_on_the_screen(
+    bundle_dir: Path, tmp_path: Path, server: Server, command: Any, eventually: Any
+) -> None:
+    run, place = tmp_path / "run", tmp_path / "reports"
+    options = ["--steps", "3", "--eval-images", "16", "--run", run, "--report", place / "report.json"]
+    with command("serve", "--bundle", bundle_dir, "--trainer", server.endpoint, *options) as serving:
+        eventually((run / "settings.json").exists)
+        place.touch()  # where a directory was to be made
+        code, output = serving.finish()
+    assert code == 1
+    assert "What the run did and what it cost" in output
+    assert f"{place}" in output
+    assert "Traceback" not in output

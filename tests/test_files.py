@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from adc_edge.files import new_directory, sha256, write_atomic
+from adc_edge.errors import SettingError
+from adc_edge.files import check_output, new_directory, sha256, write_atomic
 
 
 @contextmanager
@@ -117,3 +119,44 @@ def test_sha256_is_that_of_the_whole_file(tmp_path: Path, size: int) -> None:
     content = bytes(range(256)) * (size // 256 + 1)
     (tmp_path / "file").write_bytes(content[:size])
     assert sha256(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "directory", "words"),
+    [
+        ("folder", False, "it is a directory, not a file"),
+        ("file", True, "it is a file, not a directory"),
+        ("file/below", False, "file is a file, not a directory"),
+        ("file/below/it", True, "file is a file, not a directory"),
+        ("pipe", False, "a device or a pipe"),
+        ("x" * 300, False, "File name too long"),
+        ("nul\0l", False, "null byte"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_by_name(
+    tmp_path: Path, name: str, directory: bool, words: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingError, match=words):
+        check_output(tmp_path / name, directory=directory)
+
+
+def test_an_output_that_can_be_written_is_taken_and_nothing_is_created(tmp_path: Path) -> None:
+    (tmp_path / "old").touch()
+    for path, directory in ((tmp_path / "old", False), (tmp_path / "a" / "b", False), (tmp_path / "c" / "d", True)):
+        assert check_output(path, directory=directory) == path
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_permission_to_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(SettingError, match="may not be written"):
+        check_output(tmp_path / "file")
+
+
+def test_a_read_only_file_system_is_refused() -> None:
+    with pytest.raises(SettingError, match="may not be written"):
+        check_output(Path("/proc/self/file"))

@@ -43,6 +43,7 @@ def test_the_options_of_serve_stand_under_headings_with_the_most_used_first() ->
         "Link",
         "Studies",
         "Logging",
+        "Configuration",
         "Help",
     ]
     assert found["Bundle and trainer"] == ["--bundle", "--trainer"]

@@ -105,7 +105,9 @@ class Bundle(msgspec.Struct, frozen=True):
         name = CLIENT if compute == "fp32" else CLIENT_FP16
         if compute == "fp16" and name not in self.manifest.files:
             raise BundleError(
-                f"{self.path} has no {name}", "a bundle with a graph in fp16", "export it again with --fp16"
+                f"{self.path} has no {name}",
+                "a bundle with a graph in fp16",
+                "export it again with --tensorrt for --engine tensorrt, with --fp16 for ONNX Runtime",
             )
         return self.file(name)
 

@@ -28,12 +28,17 @@ class Checkpoint(NamedTuple):
     meta: dict[str, Any]
 
 
+def checkpoint_name(step: int) -> str:
+    """Return the file name of the checkpoint before ``step``."""
+    return f"checkpoint-{step:08d}.safetensors"
+
+
 def save_checkpoint(directory: Path, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> Path:
     """Write ``checkpoint-STEP.safetensors`` and delete all but the newest two."""
     whole = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     text = json.dumps(meta, sort_keys=True)
     header = {"step": str(step), "meta": text, "sha256": _digest(step, whole, text)}
-    path = directory / f"checkpoint-{step:08d}.safetensors"
+    path = directory / checkpoint_name(step)
     write_atomic(path, save(whole, metadata=header))
     for old in _all(directory)[:-KEPT]:
         old.unlink()

@@ -68,6 +68,7 @@ class RunDir:
         path: the directory, created if absent.
         fixed: settings that a resumed run must share (bundle, seed, …).
         free: settings that may differ from one start to the next, for the record.
+        options: options of the command line by name, with which the same run can be started again.
         machine: versions, threads and the like, on which the numbers may depend, for the record.
         fresh: delete the run that is there.
 
@@ -83,6 +84,7 @@ class RunDir:
         free: Mapping[str, Any],
         machine: Mapping[str, Any] | None = None,
         *,
+        options: Mapping[str, Any] | None = None,
         fresh: bool = False,
     ) -> None:
         self.path = path
@@ -98,7 +100,8 @@ class RunDir:
             try:
                 if fresh:
                     _clear(path)
-                now = json.loads(msgspec.json.encode({"fixed": fixed, "free": free, "machine": machine or {}}))
+                known = {"fixed": fixed, "free": free, "machine": machine or {}}
+                now = json.loads(msgspec.json.encode(known | ({} if options is None else {"options": options})))
                 self._match(path / SETTINGS, now)
                 write_atomic(path / SETTINGS, msgspec.json.format(msgspec.json.encode(now)))
                 _remove(path, _CUT_OFF)
@@ -136,7 +139,9 @@ class RunDir:
             ) from None
         self.changes = _changes(old.machine, now["machine"]) if old.machine else []
         changed = _changes(old.fixed, now["fixed"])
-        if changed:
+        if changed and not _has_begun(path.parent):
+            _clear(path.parent)
+        elif changed:
             raise CheckpointError(
                 f"{path.parent} holds another run: {'; '.join(changed)}",
                 "the settings it was started with",
@@ -209,8 +214,22 @@ class RunDir:
             os.close(self._lock)
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k)]
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> list[str]:
+    """Return what differs, one entry for each value: of a mapping only the values that do."""
+    changes = []
+    for key in {**old, **new}:
+        before, now, name = old.get(key), new.get(key), f"{within}{key}"
+        if isinstance(before, dict) and isinstance(now, dict):
+            changes += _changes(before, now, f"{name} ")
+        elif before != now:
+            changes.append(f"{name} was {before!r}, is {now!r}")
+    return changes
+
+
+def _has_begun(path: Path) -> bool:
+    """Return whether the run in ``path`` has done a step. One that has not, as after a wrong option, is no loss."""
+    metrics = path / METRICS
+    return any(checkpoint_steps(path)) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _clear(path: Path) -> None:

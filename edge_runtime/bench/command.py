@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adc_edge import defaults
-from adc_edge.options import IMAGES, NUMBER, PATH, F, bundle_option, choices, engine_cache_option, ratio_options
+from adc_edge.options import IMAGES, NUMBER, OUTPUT_FILE, F, bundle_option, choices, engine_cache_option, ratio_options
 
 if TYPE_CHECKING:
     from adc_edge.method.ratio import Ratio
@@ -37,8 +37,8 @@ def _several(name: str, kind: click.ParamType[Any], text: str) -> Callable[[F], 
     type=NUMBER,
     help="Least working time of each case; default: 3 where power is measured.",
 )
-@click.option("--markdown", "markdown_file", type=PATH, metavar="FILE", help="Markdown file for the table.")
-@click.option("--json", "json_file", type=PATH, metavar="FILE", help="JSON file for all results.")
+@click.option("--markdown", "markdown_file", type=OUTPUT_FILE, metavar="FILE", help="Markdown file for the table.")
+@click.option("--json", "json_file", type=OUTPUT_FILE, metavar="FILE", help="JSON file for all results.")
 def bench(
     bundle: Path,
     batch_sizes: tuple[int, ...],

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
+from adc_edge.options import OUTPUT_FILE, PATH
+
 
 @click.command()
-@click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to check as well.")
+@click.option("--bundle", type=PATH, metavar="DIR", help="Bundle to check as well.")
 @click.option("--trainer", metavar="tcp://HOST:PORT", help="Trainer to connect to.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file for the whole report."
-)
+@click.option("--json", "json_file", type=OUTPUT_FILE, metavar="FILE", help="JSON file for the whole report.")
 @click.option(
     "--health",
     is_flag=True,

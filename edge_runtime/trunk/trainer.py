@@ -20,8 +20,9 @@ from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.trunk import Trunk
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.optimizer.torch_optimizer import Optimizer
+from adc_edge.storage.halves import TRUNK_PREFIX
 
-_TRUNK, _OPTIMIZER = "trunk.", "optimizer."
+_OPTIMIZER = "optimizer."
 
 
 class Shim:
@@ -105,13 +106,13 @@ class Shim:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Weights and optimizer state, for a checkpoint."""
         assert self._optimizer is not None
-        state = {_TRUNK + name: value for name, value in self.weights().items()}
+        state = {TRUNK_PREFIX + name: value for name, value in self.weights().items()}
         return state | {_OPTIMIZER + name: value for name, value in self._optimizer.arrays().items()}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Restore the arrays of a checkpoint."""
         assert self._optimizer is not None
-        self.trunk.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in _under(_TRUNK, arrays).items()})
+        self.trunk.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in _under(TRUNK_PREFIX, arrays).items()})
         self._optimizer.restore(_under(_OPTIMIZER, arrays))
 
     def safetensors(self) -> bytes:

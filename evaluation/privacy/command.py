@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import COUNT, IMAGES, PATH, data_option, log_options, model_options
+from adc_edge.options import COUNT, IMAGES, OUTPUT_DIRECTORY, data_option, log_options, model_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,12 @@ _SHARE = "bytes up (% of uncompressed)"
     help="Setting to attack, for example none, int4, topk@0.1 or adc@0.1; repeatable.",
 )
 @click.option(
-    "-o", "--output", required=True, type=PATH, metavar="DIR", help="Directory for privacy.json, .csv and .png."
+    "-o",
+    "--output",
+    required=True,
+    type=OUTPUT_DIRECTORY,
+    metavar="DIR",
+    help="Directory for privacy.json, .csv and .png.",
 )
 @model_options
 @click.option("--batch-size", default=128, type=IMAGES, help="Images in a step.")

@@ -80,8 +80,9 @@ def run_study(
     Raises:
         SettingError: the directory holds another study.
     """
+    begun = any((directory / _RUNS).glob("*.json"))  # a study without a run, as after a wrong option, is no loss
     plan = _merge(
-        _read_plan(directory),
+        _read_plan(directory) if begun else None,
         StudyPlan(STUDY_FORMAT, study.check(), tuple(map(str, settings)), tuple(seeds)),
         directory,
     )

@@ -19,7 +19,7 @@ from adc_edge.storage.bundle import Bundle
     [
         ("--compute int8", ["int8 with a trunk that trains", "forward only", "--trunk frozen"]),
         ("--compute int8 --trunk frozen", ["no calibration.json", "adc-edge calibrate"]),
-        ("--compute fp16", ["no client.fp16.onnx", "export it again with --fp16"]),
+        ("--compute fp16", ["no client.fp16.onnx", "--fp16 for ONNX Runtime"]),
         ("--compute fp16 --engine torch", ["fp16 with --engine torch", "--engine onnxruntime or tensorrt"]),
         ("--compute int8 --trunk frozen --engine auto", ["int8 with --engine auto"]),
         ("--engine tensorrt", ["no client.fp16.onnx", "--fp16"]),

@@ -23,6 +23,7 @@ from adc_edge.export.classes import (
 from adc_edge.export.merge import merge_runs
 from adc_edge.method.split import create_vit
 from adc_edge.storage.bundle import MANIFEST, Bundle, parse_manifest
+from adc_edge.storage.halves import label_weights
 from adc_edge.storage.run_dir import CLASSES
 
 TINY = {"patch_size": 8, "img_size": 16, "embed_dim": 16, "num_heads": 2, "depth": 2}
@@ -115,10 +116,11 @@ def test_a_merged_checkpoint_carries_the_names_that_its_trainer_has_learned(bund
 
     for side, file in (("device", "trunk"), ("trainer", "head")):
         (tmp_path / side).mkdir()
-        for name in (MANIFEST, f"{file}.safetensors"):
-            (tmp_path / side / name).write_bytes((bundle.path / name).read_bytes())
+        (tmp_path / side / MANIFEST).write_bytes((bundle.path / MANIFEST).read_bytes())
+        weights = (bundle.path / f"{file}.safetensors").read_bytes()
+        (tmp_path / side / f"{file}.safetensors").write_bytes(label_weights(weights, {7: 3}, 3))
     merged = tmp_path / "merged.safetensors"
-    assert merge_runs(tmp_path / "device", tmp_path / "trainer", merged)[1] == []
+    assert merge_runs(tmp_path / "device", tmp_path / "trainer", merged).class_names == []
     (tmp_path / "trainer" / CLASSES).write_bytes(msgspec.json.encode({"head": ["yak", "cat"]}))
     merge_runs(tmp_path / "device", tmp_path / "trainer", merged)
     with safe_open(merged, framework="numpy") as opened:
@@ -128,4 +130,4 @@ def test_a_merged_checkpoint_carries_the_names_that_its_trainer_has_learned(bund
     assert keeps_classifier(vit, merged, False)
     assert names_of_weights(vit, merged) == ["yak", "cat"]
     (tmp_path / "trainer" / CLASSES).write_bytes(msgspec.json.encode({"head": ["0", "1"], "positions": True}))
-    assert merge_runs(tmp_path / "device", tmp_path / "trainer", merged)[1] == []
+    assert merge_runs(tmp_path / "device", tmp_path / "trainer", merged).class_names == []

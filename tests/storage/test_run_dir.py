@@ -37,11 +37,27 @@ def test_a_run_is_resumed_with_the_same_fixed_settings_and_any_free_ones(tmp_pat
     assert json.loads((tmp_path / "settings.json").read_text())["free"] == {"trainer": "tcp://b:2"}
 
 
+def begin(path: Path) -> None:
+    """A run that has done its first step."""
+    with closing(RunDir(path, FIXED, {})) as run:
+        run.metric(kind="step", step=0)
+
+
+def test_a_run_that_has_done_no_step_is_no_obstacle_to_another(tmp_path: Path) -> None:
+    with closing(RunDir(tmp_path, FIXED, {})) as run:
+        run.checkpoint(0, STATE, {"session": 1})  # of a process that never reached its trainer
+    with closing(RunDir(tmp_path, {**FIXED, "seed": 8}, {})) as run:
+        assert run.latest() is None
+        run.checkpoint(5, STATE, {})
+    with pytest.raises(CheckpointError, match="seed was 8, is 7"):
+        RunDir(tmp_path, FIXED, {})
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"seed": 8}, "seed was 7, is 8"),
-        ({"optimizer": {"lr": 0.01}}, "optimizer was {'lr': 0.001}, is {'lr': 0.01}"),
+        ({"optimizer": {"lr": 0.01}}, "optimizer lr was 0.001, is 0.01"),
         ({"shape": (4, 8)}, "shape was [4, 9], is [4, 8]"),
         ({"precision": "fp16"}, "precision was None, is 'fp16'"),
         ({"seed": 8, "bundle": "99"}, "bundle was '1234', is '99'; seed was 7, is 8"),
@@ -50,7 +66,7 @@ def test_a_run_is_resumed_with_the_same_fixed_settings_and_any_free_ones(tmp_pat
 def test_a_run_with_other_fixed_settings_is_refused_naming_what_changed(
     tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
-    RunDir(tmp_path, FIXED, {}).close()
+    begin(tmp_path)
     before = (tmp_path / "settings.json").read_bytes()
     with pytest.raises(CheckpointError, match="use those, or another --run directory") as caught:
         RunDir(tmp_path, {**FIXED, **changes}, {})
@@ -60,7 +76,7 @@ def test_a_run_with_other_fixed_settings_is_refused_naming_what_changed(
 
 
 def test_a_setting_that_is_gone_is_named_too(tmp_path: Path) -> None:
-    RunDir(tmp_path, FIXED, {}).close()
+    begin(tmp_path)
     with pytest.raises(CheckpointError, match="seed was 7, is None"):
         RunDir(tmp_path, {name: value for name, value in FIXED.items() if name != "seed"}, {})
 
@@ -187,8 +203,7 @@ def test_fresh_forgets_the_run_and_nothing_but_the_run(tmp_path: Path) -> None:
         assert (tmp_path / "metrics.jsonl").read_bytes() == b""
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"settings.json", "metrics.jsonl", "lock", *theirs}
-    with pytest.raises(CheckpointError, match="seed was 8, is 7"):
-        RunDir(tmp_path, FIXED, {})
+    RunDir(tmp_path, FIXED, {}).close()
     RunDir(tmp_path / "empty", FIXED, {}, fresh=True).close()
 
 

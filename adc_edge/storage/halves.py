@@ -1,0 +1,95 @@
+"""The two halves of a model in run directories, and the steps of which sessions each state of them has learned.
+
+A half belongs to a step of a session: only a trunk and a head of the same session and step have learned together. Final
+weights say so in their metadata, and checkpoints in theirs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, load_file, save
+
+from adc_edge.errors import CheckpointError
+from adc_edge.storage.bundle import HEAD, TRUNK
+from adc_edge.storage.checkpoint import checkpoint_name, checkpoint_steps, load_checkpoint
+
+TRUNK_PREFIX, HEAD_PREFIX = "trunk.", "head."  # of weights in checkpoints
+_LEARNED = "learned"  # key of the label in a file's metadata
+
+
+class HalfState(NamedTuple):
+    """One state of a half on disk.
+
+    Attributes:
+        path: file of its weights: final weights or a checkpoint.
+        learned: steps of each session.
+        steps: all steps that the half has learned, also of sessions that are not known any more.
+        frozen: the trunk is the same at every step.
+    """
+
+    path: Path
+    learned: Mapping[int, int]
+    steps: int
+    frozen: bool = False
+
+    def weights(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the weights by timm name.
+
+        Raises:
+            CheckpointError: the file is damaged or gone.
+        """
+        if self.path.name in (TRUNK, HEAD):
+            try:
+                return load_file(self.path)
+            except (OSError, SafetensorError) as error:
+                remedy = "type the commands of the run again: they write it once more"
+                raise CheckpointError(f"{self.path}: {error}", "the weights of a run", remedy) from None
+        arrays = load_checkpoint(self.path).arrays
+        prefixes = (TRUNK_PREFIX, HEAD_PREFIX)
+        return {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(prefixes)}
+
+
+def label_weights(data: bytes, learned: Mapping[int, int], steps: int, frozen: bool = False) -> bytes:
+    """Return the content of a safetensors file with the steps that it has learned in its metadata."""
+    label = {"sessions": {str(session): step for session, step in sorted(learned.items())}, "steps": steps}
+    return save(load(data), metadata={_LEARNED: json.dumps({**label, "frozen": frozen})})
+
+
+def trunk_states(run: Path) -> list[HalfState]:
+    """Return the states of the trunk in a device's run directory, with the most steps last."""
+    return _states(run, TRUNK, lambda step, meta: {int(meta["session"]): step})
+
+
+def head_states(run: Path) -> list[HalfState]:
+    """Return the states of the head in a trainer's run directory, with the most steps last."""
+    return _states(run, HEAD, lambda step, meta: {int(s): int(r["applied"]) for s, r in meta["sessions"].items()})
+
+
+def _states(run: Path, final: str, learned: Callable[[int, dict[str, Any]], dict[int, int]]) -> list[HalfState]:
+    found = [_labelled(run / final)]
+    for step in checkpoint_steps(run):
+        path = run / checkpoint_name(step)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                meta, frozen = json.loads(file.metadata()["meta"]), final == TRUNK and not file.keys()
+            found.append(HalfState(run / final if frozen else path, learned(step, meta), step, frozen))
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+            continue  # torn, or deleted by a process that is at work
+    return sorted((state for state in found if state is not None), key=lambda state: state.steps)
+
+
+def _labelled(path: Path) -> HalfState | None:
+    """Return the state in final weights; None if there are none, or they say nothing, as those of version 0.6."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            label = json.loads((file.metadata() or {})[_LEARNED])
+        sessions = {int(session): int(step) for session, step in label["sessions"].items()}
+        return HalfState(path, sessions, int(label["steps"]), bool(label["frozen"]))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,215 @@
+"""`merge` joins a trunk and a head that have learned together, or refuses; it never makes another model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import timm
+from safetensors.numpy import load_file, save
+from safetensors.torch import load_file as load_tensors
+
+from adc_edge.errors import CheckpointError
+from adc_edge.export.merge import merge_runs
+from adc_edge.storage.bundle import HEAD, MANIFEST, TRUNK, Bundle
+from adc_edge.storage.checkpoint import checkpoint_name, save_checkpoint
+from adc_edge.storage.halves import HEAD_PREFIX, TRUNK_PREFIX, label_weights
+
+OURS, THEIRS = 7, 8  # sessions
+
+
+class Halves:
+    """The run directories of a device and of its trainer; weights tell the step that they are of."""
+
+    def __init__(self, bundle: Bundle, where: Path) -> None:
+        self.bundle, self.device, self.trainer = bundle, where / "device", where / "trainer"
+        self._output = where / "model.safetensors"
+        for run in (self.device, self.trainer):
+            run.mkdir()
+            shutil.copy(bundle.path / MANIFEST, run)
+
+    def _at(self, half: str, mark: float) -> dict[str, npt.NDArray[Any]]:
+        return {name: np.full_like(value, mark) for name, value in load_file(self.bundle.path / half).items()}
+
+    def trunk_checkpoint(self, step: int, session: int = OURS, frozen: bool = False) -> None:
+        arrays = {} if frozen else {TRUNK_PREFIX + name: value for name, value in self._at(TRUNK, step).items()}
+        save_checkpoint(self.device, step, arrays, {"session": session, "tally": {}})
+
+    def trunk_end(self, step: int, session: int = OURS) -> None:
+        self.trunk_checkpoint(step, session)
+        (self.device / TRUNK).write_bytes(label_weights(save(self._at(TRUNK, step)), {session: step}, step))
+
+    def head_checkpoint(self, learned: Mapping[int, int]) -> None:
+        total = sum(learned.values())
+        records = {str(s): {"device": "orin", "owner": "", "applied": n, "finished": False} for s, n in learned.items()}
+        arrays = {HEAD_PREFIX + name: value for name, value in self._at(HEAD, total).items()}
+        save_checkpoint(self.trainer, total, arrays, {"sessions": records})
+
+    def head_end(self, learned: Mapping[int, int]) -> None:
+        self.head_checkpoint(learned)
+        total = sum(learned.values())
+        (self.trainer / HEAD).write_bytes(label_weights(save(self._at(HEAD, total)), learned, total))
+
+    def merge(self, step: int | None = None) -> tuple[float, float]:
+        """The marks of the two halves that were merged: the trunk's step, and all steps of the head."""
+        merge_runs(self.device, self.trainer, self._output, step)
+        state = load_tensors(self._output)
+        manifest = self.bundle.manifest
+        vit = timm.create_model(manifest.model, num_classes=manifest.classes, **manifest.model_args)
+        vit.load_state_dict(state, strict=True)
+        assert all(
+            bool((state[name] == state["cls_token"][0, 0, 0]).all()) for name in load_file(self.bundle.path / TRUNK)
+        )
+        return float(state["cls_token"].mean()), float(state["head.weight"].mean())
+
+    def refusal(self, step: int | None = None) -> str:
+        with pytest.raises(CheckpointError) as error:
+            merge_runs(self.device, self.trainer, self._output, step)
+        assert not self._output.exists()
+        return str(error.value)
+
+
+@pytest.fixture
+def halves(bundle: Bundle, tmp_path: Path) -> Halves:
+    return Halves(bundle, tmp_path)
+
+
+def test_two_runs_that_came_to_their_end(halves: Halves) -> None:
+    halves.trunk_end(60)
+    halves.head_end({OURS: 60})
+    assert halves.merge() == (60, 60)
+
+
+def test_a_trainer_that_was_stopped_resumed_and_is_still_running_gives_its_newest_head(halves: Halves) -> None:
+    halves.head_end({OURS: 24})
+    halves.trunk_end(60)
+    halves.head_checkpoint({OURS: 60})  # of the device's end; head.safetensors is still of step 24
+    assert halves.merge() == (60, 60)
+
+
+def test_a_running_trainer_that_has_kept_less_than_the_device_is_refused(halves: Halves) -> None:
+    halves.head_end({OURS: 20})
+    halves.trunk_checkpoint(20)
+    halves.trunk_end(34)
+    refusal = halves.refusal()
+    assert "trunk stands at step 34, the trainer's head at step 20" in refusal
+    assert "type --step 20" in refusal
+    assert halves.merge(step=20) == (20, 20)
+
+
+def test_step_24_does_not_join_step_25(halves: Halves) -> None:
+    halves.trunk_end(24)
+    halves.head_end({OURS: 25})
+    refusal = halves.refusal()
+    assert "step 24" in refusal
+    assert "step 25" in refusal
+    assert "--step" not in refusal  # no step is kept by both
+
+
+def test_two_killed_processes_are_merged_at_the_step_that_both_have_kept(halves: Halves) -> None:
+    for step in (10, 20):
+        halves.trunk_checkpoint(step)
+        halves.head_checkpoint({OURS: step})
+    assert halves.merge() == (20, 20)
+    assert halves.merge(step=10) == (10, 10)
+
+
+def test_a_step_that_is_not_kept_is_refused_with_those_that_are(halves: Halves) -> None:
+    for step in (10, 20):
+        halves.trunk_checkpoint(step)
+        halves.head_checkpoint({OURS: step})
+    assert "the trunk is kept at step 10, 20, the head at step 10, 20" in halves.refusal(step=15)
+
+
+def test_a_killed_trainer_and_a_device_that_ended_are_refused_or_merged_at_a_common_step(halves: Halves) -> None:
+    for step in (40, 50):
+        halves.trunk_checkpoint(step)
+        halves.head_checkpoint({OURS: step})
+    halves.trunk_end(52)
+    assert "type --step 50" in halves.refusal()
+    assert halves.merge(step=50) == (50, 50)
+
+
+def test_a_trunk_and_a_head_that_never_trained_together_are_refused(halves: Halves) -> None:
+    halves.trunk_end(60)
+    halves.head_end({THEIRS: 60})
+    assert "has never trained with this trunk" in halves.refusal()
+    assert "has never trained with this trunk" in halves.refusal(step=60)
+
+
+def test_a_head_that_other_devices_went_on_to_train_is_merged_as_it_is_now(halves: Halves) -> None:
+    halves.trunk_end(60)
+    halves.head_checkpoint({OURS: 60, THEIRS: 10})
+    halves.head_end({OURS: 60, THEIRS: 40})
+    assert halves.merge() == (60, 100)
+    assert merge_runs(halves.device, halves.trainer, halves.device / "again").other_steps == 40
+
+
+def test_a_head_that_learned_on_after_the_end_is_newer_than_its_final_weights(halves: Halves) -> None:
+    halves.trunk_end(60)
+    halves.head_end({OURS: 60})
+    halves.head_checkpoint({OURS: 60, THEIRS: 30})
+    assert halves.merge() == (60, 90)
+
+
+def test_final_weights_alone_are_enough(halves: Halves) -> None:
+    halves.trunk_end(60)
+    halves.head_end({OURS: 60})
+    (halves.device / checkpoint_name(60)).unlink()
+    (halves.trainer / checkpoint_name(60)).unlink()
+    assert halves.merge() == (60, 60)
+
+
+def test_final_weights_of_version_0_6_say_nothing_and_the_checkpoints_decide(halves: Halves) -> None:
+    halves.trunk_checkpoint(60)
+    halves.head_checkpoint({OURS: 60})
+    for run, half in ((halves.device, TRUNK), (halves.trainer, HEAD)):
+        (run / half).write_bytes(save(halves._at(half, 1)))
+    assert halves.merge() == (60, 60)
+
+
+def test_a_torn_newest_checkpoint_is_passed_over(halves: Halves) -> None:
+    for step in (10, 20):
+        halves.trunk_checkpoint(step)
+        halves.head_checkpoint({OURS: step})
+    torn = halves.trainer / checkpoint_name(20)
+    torn.write_bytes(torn.read_bytes()[:100])
+    assert "type --step 10" in halves.refusal()
+    assert halves.merge(step=10) == (10, 10)
+
+
+def test_a_frozen_trunk_fits_every_step_of_its_session(halves: Halves) -> None:
+    halves.trunk_checkpoint(24, frozen=True)
+    (halves.device / TRUNK).write_bytes(label_weights(save(halves._at(TRUNK, 0)), {OURS: 24}, 24, frozen=True))
+    halves.head_end({OURS: 25})
+    assert halves.merge() == (0, 25)
+    halves.head_end({THEIRS: 26})
+    (halves.trainer / checkpoint_name(25)).unlink()
+    (halves.device.parent / "model.safetensors").unlink()
+    assert "has never trained with this trunk" in halves.refusal()
+
+
+@pytest.mark.parametrize("side", ["device", "trainer"])
+def test_a_run_without_weights_is_refused(halves: Halves, side: str) -> None:
+    halves.trunk_end(60) if side == "trainer" else halves.head_end({OURS: 60})
+    assert "keeps no trained weights" in halves.refusal()
+
+
+def test_runs_of_different_bundles_are_refused(halves: Halves) -> None:
+    halves.trunk_end(60)
+    halves.head_end({OURS: 60})
+    manifest = halves.trainer / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"batch_size": 16', '"batch_size": 8'))
+    assert "runs of different bundles" in halves.refusal()
+
+
+def test_the_two_runs_in_the_wrong_order_are_refused(halves: Halves) -> None:
+    halves.trunk_end(60)
+    halves.head_end({OURS: 60})
+    halves.device, halves.trainer = halves.trainer, halves.device
+    assert "keeps no trained weights" in halves.refusal()
