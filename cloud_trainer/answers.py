@@ -139,10 +139,13 @@ class Answers:
                 raise
             session = self._sessions.find(hello, peer.owner)
             session.resume(hello)
+        begins_on = 0 if session.applied else self._training.steps
         self._sessions.open(session, context.route)
         by = "" if context.congestion is None else f", sending by {context.congestion}"
         difference = _difference(session.applied, hello)
         logger.info("device %r at step %d%s%s", hello.device, hello.next_step, by, difference)
+        if begins_on:
+            logger.info("device %r begins on a head with %d steps of other sessions", hello.device, begins_on)
         return Welcome(
             session=session.id,
             applied=session.applied,
@@ -154,6 +157,7 @@ class Answers:
             received_bytes=peer.inbox.unfinished[1],
             trainer=__version__,
             class_names=self._classes.asked_for or UNSET,
+            other_steps=begins_on or UNSET,
         )
 
     def _name_classes(self, session: ServedSession, message: ClassNames, body: memoryview) -> Reply:

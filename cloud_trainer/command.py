@@ -55,6 +55,11 @@ if TYPE_CHECKING:
 @click.option(
     "--devices", default=0, type=COUNT, metavar="N", help="End once N devices are done; 0: serve until Ctrl-C."
 )
+@click.option(
+    "--one-session",
+    is_flag=True,
+    help="Refuse a second session, so that options tried one after another each begin on a new head.",
+)
 @heading("Optimisation")
 @click.option("--seed", default=0, type=COUNT, help="Random seed for dropout.")
 @optimizer_options

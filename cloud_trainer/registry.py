@@ -42,10 +42,11 @@ class SessionRegistry:
 
     Args:
         directory: parent of the sessions' log directories.
+        one_session: refuse every session after the first, so that a head learns from one alone.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, one_session: bool = False) -> None:
+        self._directory, self._one_session = directory, one_session
         self._sessions: OrderedDict[int, ServedSession] = OrderedDict()
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
 
@@ -71,10 +72,18 @@ class SessionRegistry:
         """The session that a Hello names, a new one if it is unknown.
 
         Raises:
-            ProtocolError: ``identity``: it belongs to another key; ``busy``: there is no room for a new one.
+            ProtocolError: ``identity``: it belongs to another key; ``busy``: there is no room for a new one;
+                ``history``: there is another one, and only one is served.
         """
         session = self._sessions.get(hello.session)
         if session is None:
+            if self._one_session and self._sessions:
+                raise ProtocolError(
+                    "a second session, and this trainer serves one alone (--one-session)",
+                    "the session that its head began with",
+                    "start the trainer with --fresh or another --run, so that this one begins on a new head",
+                    "history",
+                )
             self._make_room(owner)
             session = self._new(hello.session, SessionRecord(hello.device, owner, 0))
             session.forget()  # a log in its directory belongs to no run that this session continues

@@ -52,6 +52,7 @@ class TrainerSettings(msgspec.Struct, frozen=True):
     compiled: Literal["auto", "on", "off"] = "auto"
     max_images: int = defaults.MAX_IMAGES
     devices: int = 0
+    one_session: bool = False
     seed: int = 0
     threads: int = 0
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -85,7 +86,7 @@ class Trainer:
             run_dir = stack.enter_context(closing(self._run_dir()))
             for change in run_dir.changes:
                 logger.warning("%s since this run was last at work: the last bits may differ", change)
-            sessions = SessionRegistry(run_dir.journal)
+            sessions = SessionRegistry(run_dir.journal, settings.one_session)
             checkpoints = TrainerCheckpoints(self.training, sessions, run_dir, settings.checkpoint_every)
             checkpoints.resume()
             classes = HeadClasses(self.bundle.manifest, run_dir)

@@ -231,6 +231,11 @@ class DeviceSession:
         if self._classes is not None and self._told != welcome.incarnation:
             agree_on_classes(self.channel, welcome, self._classes, WELCOME_MS)
             self._told = welcome.incarnation
+        if welcome.other_steps:
+            logger.info(
+                "this head has %d steps of other sessions already; to compare options use trainer --one-session",
+                welcome.other_steps,
+            )
         self._held = (welcome.transfer, welcome.received_bytes)
         self._trainer, self._micro_batches = Position(welcome.applied, welcome.learned), hello.micro_batches
         self._note_durable(welcome.durable)

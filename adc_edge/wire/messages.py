@@ -160,6 +160,7 @@ class Welcome(Message, frozen=True):
     received_bytes: Count  # of that message's body
     trainer: Text  # version of the trainer, for logs
     class_names: bool | UnsetType = UNSET  # whether the device is to tell its class names first; 0.6 does not ask
+    other_steps: Count | UnsetType = UNSET  # steps of other sessions in the head that a new session begins on
 
 
 class Refused(Message, frozen=True):

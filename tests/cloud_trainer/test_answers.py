@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import UNSET
 
 from adc_edge.cloud_trainer.answers import Answers, RequestContext
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
@@ -31,8 +32,8 @@ from tests.serving import logged
 class Trainer:
     """The answers of a trainer to one device, session 1."""
 
-    def __init__(self, bundle: Bundle, training: HeadTraining, run_dir: RunDir) -> None:
-        self.bundle, self.training, self.sessions = bundle, training, SessionRegistry(run_dir.journal)
+    def __init__(self, bundle: Bundle, training: HeadTraining, run_dir: RunDir, one_session: bool = False) -> None:
+        self.bundle, self.training, self.sessions = bundle, training, SessionRegistry(run_dir.journal, one_session)
         self.checkpoints = TrainerCheckpoints(training, self.sessions, run_dir)
         limits = MessageLimits.from_manifest(bundle.manifest, 64)
         self.answers = Answers(
@@ -41,8 +42,8 @@ class Trainer:
         peer = self.sessions.peer(b"route", 5, "", lambda: Assembler(unpack_from_device, lambda message: 0))
         self.context = RequestContext(b"route", peer, "bbr", 20.0)
 
-    def hello(self) -> Welcome:
-        hello = Hello(VERSION, self.bundle.digest, 1, 1, "orin", 0, 0, 0, class_names=True)
+    def hello(self, session: int = 1) -> Welcome:
+        hello = Hello(VERSION, self.bundle.digest, session, 1, "orin", 0, 0, 0, class_names=True)
         (reply, _), after_send = self.answers.answer(self.context, hello, memoryview(b""))
         assert isinstance(reply, Welcome)
         assert after_send is None
@@ -131,3 +132,21 @@ def test_opening_a_session_logs_the_device_and_the_congestion_control(trainer: T
     with logged() as lines:
         trainer.hello()
     assert lines == ["device 'orin' at step 0, sending by bbr"]
+
+
+def test_a_device_is_told_the_steps_of_others_that_its_head_begins_with(trainer: Trainer) -> None:
+    assert trainer.hello().other_steps is UNSET
+    trainer.training.steps = 72
+    assert trainer.hello(session=2).other_steps == 72
+
+
+def test_a_trainer_of_one_session_refuses_a_second_one_and_keeps_the_first(
+    bundle: Bundle, training: HeadTraining, run: Path
+) -> None:
+    with closing(RunDir(run, {}, {})) as run_dir:
+        trainer = Trainer(bundle, training, run_dir, one_session=True)
+        trainer.hello()
+        with pytest.raises(ProtocolError, match="a second session") as refusal:
+            trainer.hello(session=2)
+        assert "--fresh or another --run" in refusal.value.remedy
+        assert trainer.hello().session == 1
