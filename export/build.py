@@ -22,7 +22,7 @@ from adc_edge.export.graph import OPSET, client_graph, without_weights
 from adc_edge.export.parity import ParityRow, check_parity
 from adc_edge.files import new_directory, sha256
 from adc_edge.method.ratio import Ratio
-from adc_edge.method.split import create_vit, split_vit
+from adc_edge.method.split import load_vit, split_vit
 from adc_edge.method.split import preprocessing as preprocessing_of
 from adc_edge.method.trunk import Trunk
 from adc_edge.onnx.golden import GOLDEN_CLUSTERS, Golden, golden_images, golden_pixels
@@ -59,6 +59,7 @@ class ExportSettings(msgspec.Struct, frozen=True):
     gradient_precision: Precision | None = None
     weights: Path | None = None
     pretrained: bool = False
+    allow_missing: tuple[str, ...] = ()
     classes: int | None = None
     model_args: Mapping[str, Any] = msgspec.field(default_factory=dict)
     seed: int = 0
@@ -85,7 +86,10 @@ def export_bundle(settings: ExportSettings) -> list[ParityRow]:
     _check_output(settings.output, settings.force)
     settings.ratio.check()
     torch.manual_seed(settings.seed)  # for weights that no file gives: a new classifier, or all of them
-    vit = create_vit(settings.model, settings.model_args, settings.classes, settings.weights, settings.pretrained)
+    origin = settings.weights, settings.pretrained, settings.allow_missing
+    vit, loaded = load_vit(settings.model, settings.model_args, settings.classes, *origin)
+    if loaded is not None:
+        loaded.log()
     trunk, head = split_vit(vit, settings.split)
     settings.ratio.shape(settings.batch_size, trunk.spec.tokens, trunk.spec.prefix)
     logger.info("cut      %s after block %d of %d", settings.model, settings.split, len(vit.blocks))

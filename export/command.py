@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--num-classes",
     type=click.IntRange(min=1),
-    help="Number of classes; if the weights have another, the classifier starts anew.",
+    help="Number of classes; default: the weights' own. If they have another, the classifier starts anew.",
 )
 @click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels; position embeddings are resampled.")
 @model_arg_option
