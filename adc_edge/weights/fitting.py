@@ -108,7 +108,7 @@ def fit_weights(vit: Any, model: str, weights: NamedWeights, allow_missing: Sequ
         *changes,
         *_type_words(shared),
         *_names_word("not used", weights.tensors.keys() - tensors.keys()),
-        *_names_word("allowed", allowed & faults.keys()),
+        *_names_word("--allow-missing", allowed & faults.keys()),
     ]
     return LoadedWeights(weights.name, len(load), len(own), tuple(words), unmatched, weights.metadata)
 

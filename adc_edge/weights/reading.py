@@ -97,15 +97,21 @@ def _read_archive(path: Path) -> Any:
         names = zipfile.ZipFile(path).namelist()
     except (zipfile.BadZipFile, OSError) as error:
         raise ModelError(f"--weights {path} is damaged: {error}", "a whole PyTorch file", _AGAIN) from None
-    if not any(name.endswith("data.pkl") for name in names):
-        kind = "NumPy (JAX)" if names and all(name.endswith(".npy") for name in names) else "another kind"
-        raise ModelError(f"--weights {path} is an archive of {kind}", _FILES, "convert it with timm, and save it")
+    inside = {name.rpartition("/")[2] for name in names}
+    if "data.pkl" not in inside or "constants.pkl" in inside:
+        kinds = {
+            "a TorchScript program": "constants.pkl" in inside,
+            "a NumPy archive": names and names[0].endswith(".npy"),
+        }
+        kind = next((kind for kind, found in kinds.items() if found), "an archive of another kind")
+        raise ModelError(f"--weights {path} is {kind}", _FILES, "save the state_dict of the model")
     return _read_pickle(path)
 
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # a path would be read by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's, zip's and torch's own errors
         if "weights_only" not in str(error) and "Weights only" not in str(error):
             text = str(error).partition("\n")[0] or type(error).__name__

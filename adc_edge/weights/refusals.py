@@ -28,7 +28,9 @@ def refuse_other_architecture(own: Mapping[str, Tensor], model: str, names: list
     if any(name in own for name in names if name.startswith("blocks.")):
         return
     prefixes = [
-        found[1] for name in names if (found := re.match(r"(.+?\.)blocks\.\d", name)) and name[found.end(1) :] in own
+        found[1]
+        for name in names
+        if (found := re.match(r"([^\d]+?\.)blocks\.\d", name)) and name[found.end(1) :] in own
     ]
     what = f"no block of {model} is among its {len(names)} tensors ({listed(names, 3)})"
     raise ModelError(
@@ -55,7 +57,9 @@ def refuse_infinite(shared: Mapping[str, Parts], file: str) -> None:
     wrong = [part.name for parts in shared.values() for part in parts if not part.value.float().isfinite().all()]
     if wrong:
         raise ModelError(
-            f"{file} has NaN or infinite values in {listed(wrong)}", "finite numbers", "take an earlier checkpoint"
+            f"{file} has NaN or infinite values in {listed(wrong)}",
+            "finite numbers in float32",
+            "take an earlier checkpoint",
         )
 
 
@@ -76,7 +80,10 @@ def misfit(
         elif kind == "not used":
             names = [part.name for name in names for part in tensors[name]]
         reasons += [f"{len(names)} {kind}: {listed(names)}"] if names else []
-    hints = [text for name, in_model, text in _HINTS if faults.get(name) == ("missing" if in_model else "not used")]
+    blocks = _blocks(tensors)
+    deeper = blocks == set(range(len(blocks))) != _blocks(own)
+    hints = [f"the file has another depth: --model-arg depth={len(blocks)}"] if deeper else []
+    hints += [text for name, in_model, text in _HINTS if faults.get(name) == ("missing" if in_model else "not used")]
     return ModelError(
         f"{file} does not fit {model}: {'; '.join(reasons)}",
         f"each of the model's {len(own)} tensors, and no other",
@@ -87,13 +94,20 @@ def misfit(
 
 
 def _other_sizes(values: Mapping[str, Tensor], tensors: Iterable[str], own: Mapping[str, Tensor]) -> list[str]:
-    depth, own_depth = _depth(tensors), _depth(own)
+    depth, own_depth = len(_blocks(tensors)), len(_blocks(own))
     reasons = [f"another depth: {depth} blocks, the model has {own_depth}"] if depth != own_depth else []
+    more, fewer = _inside_blocks(tensors) - _inside_blocks(own), _inside_blocks(own) - _inside_blocks(tensors)
+    texts = [f"{verb} {listed(sorted(names))}" for verb, names in (("have", more), ("lack", fewer)) if names]
+    reasons += [f"another architecture: its blocks {' and '.join(texts)}"] if texts else []
     norms = [n for n in values if n.endswith(".norm1.weight") and values[n].shape != own[n].shape]
     if norms:
         reasons.append(f"another width: {len(values[norms[0]])}, the model has {len(own[norms[0]])}")
     return reasons
 
 
-def _depth(names: Iterable[str]) -> int:
-    return len({found[1] for name in names if (found := re.match(r"blocks\.(\d+)\.", name))})
+def _blocks(names: Iterable[str]) -> set[int]:
+    return {int(found[1]) for name in names if (found := re.match(r"blocks\.(\d+)\.", name))}
+
+
+def _inside_blocks(names: Iterable[str]) -> set[str]:
+    return {name.split(".", 2)[2] for name in names if re.match(r"blocks\.\d+\.", name)}
