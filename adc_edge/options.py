@@ -141,11 +141,13 @@ def model_options(command: F) -> F:
 
 
 def weights_options(command: F) -> F:
-    """``--weights FILE`` and ``--pretrained``."""
+    """``--weights FILE``, ``--pretrained`` and ``--allow-missing PATTERN``."""
+    text = "Accept tensors of this name (*, ? and [] as in file names) that weights or model lack; repeatable."
     return _with(
         command,
-        click.option("--weights", type=PATH, help="Weights file (safetensors)."),
+        click.option("--weights", type=PATH, help="Weights file (safetensors, or PyTorch's without code in it)."),
         click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights."),
+        click.option("--allow-missing", multiple=True, metavar="PATTERN", help=text),
     )
 
 

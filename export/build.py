@@ -18,12 +18,12 @@ from adc_edge import __version__
 from adc_edge.codec.precision import Precision
 from adc_edge.data.preprocessing import Preprocessing
 from adc_edge.errors import ModelError, SettingError
-from adc_edge.export.classes import check_number, keeps_classifier, names_of_weights, read_class_names
+from adc_edge.export.classes import check_number, names_of_weights, read_class_names
 from adc_edge.export.graph import OPSET, client_graph, without_weights
 from adc_edge.export.parity import ParityRow, check_parity
 from adc_edge.files import new_directory, sha256
 from adc_edge.method.ratio import Ratio
-from adc_edge.method.split import create_vit, split_vit
+from adc_edge.method.split import load_vit, split_vit
 from adc_edge.method.split import preprocessing as preprocessing_of
 from adc_edge.method.trunk import Trunk
 from adc_edge.onnx.golden import GOLDEN_CLUSTERS, Golden, golden_images, golden_pixels
@@ -60,6 +60,7 @@ class ExportSettings(msgspec.Struct, frozen=True):
     gradient_precision: Precision | None = None
     weights: Path | None = None
     pretrained: bool = False
+    allow_missing: tuple[str, ...] = ()
     classes: int | None = None
     class_names: str | None = None  # a file or a data source
     model_args: Mapping[str, Any] = msgspec.field(default_factory=dict)
@@ -89,10 +90,12 @@ def export_bundle(settings: ExportSettings) -> list[ParityRow]:
     settings.ratio.check()
     torch.manual_seed(settings.seed)  # for weights that no file gives: a new classifier, or all of them
     names = [] if settings.class_names is None else read_class_names(settings.class_names)
-    classes = check_number(names, settings.classes)
-    vit = create_vit(settings.model, settings.model_args, classes, settings.weights, settings.pretrained)
-    kept = keeps_classifier(vit, settings.weights, settings.pretrained)
-    names = names or (names_of_weights(vit, settings.weights) if kept else [])
+    origin = settings.weights, settings.pretrained, settings.allow_missing
+    vit, loaded = load_vit(settings.model, settings.model_args, check_number(names, settings.classes), *origin)
+    if loaded is not None:
+        loaded.log()
+    names = names or names_of_weights(vit, loaded)
+    kept = loaded is not None and loaded.head_kept
     trunk, head = split_vit(vit, settings.split)
     settings.ratio.shape(settings.batch_size, trunk.spec.tokens, trunk.spec.prefix)
     logger.info("cut      %s after block %d of %d", settings.model, settings.split, len(vit.blocks))

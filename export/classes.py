@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models.vision_transformer import VisionTransformer
 
 from adc_edge.data.classes import composed_names, short_list
 from adc_edge.data.sources import load_dataset
 from adc_edge.errors import DataError, SettingError
+from adc_edge.weights.fitting import LoadedWeights
 
 CLASS_NAMES = "class_names"  # in a weights file's metadata: a JSON list, written by `merge`
 _LAYOUT = "a text file of one name a line, a JSON list of names, or a data source with class directories"
@@ -51,29 +52,19 @@ def check_number(names: list[str], classes: int | None) -> int | None:
     return len(names) or classes
 
 
-def keeps_classifier(vit: VisionTransformer, weights: Path | None, pretrained: bool) -> bool:
-    """Return whether a model's classifier is the one of its weights, and not initialised anew."""
-    if weights is not None and weights.suffix == ".safetensors":
-        try:
-            with safe_open(weights, framework="pt") as file:
-                return bool((file.get_tensor("head.weight") == vit.head.weight).all())
-        except (OSError, SafetensorError, RuntimeError, AttributeError):  # other names or sizes, or no classifier
-            return False
-    return (pretrained or weights is not None) and vit.num_classes == vit.pretrained_cfg.get("num_classes")
-
-
-def names_of_weights(vit: VisionTransformer, weights: Path | None) -> list[str]:
+def names_of_weights(vit: VisionTransformer, loaded: LoadedWeights | None) -> list[str]:
     """Return the class names of a classifier that was kept, if the file or timm knows them for certain; else none."""
-    names = [] if weights is None else _names_of_metadata(weights)
-    if names:
-        logger.info("classes  from %s: %s", weights, short_list(names))
+    if loaded is None or not loaded.head_kept:
+        return []
+    if names := _names_of_metadata(loaded.metadata):
+        logger.info("classes   from %s: %s", loaded.name, short_list(names))
         return names if len(names) <= vit.num_classes else []
     config = vit.pretrained_cfg
     if vit.num_classes == config.get("num_classes") and "in1k" in (config.get("tag") or ""):
         subset = infer_imagenet_subset(dict(config))
         if subset == "imagenet-1k":
             names = list(ImageNetInfo(subset).label_names())
-            logger.info("classes  ImageNet-1k's WordNet ids, as the weights have them: %s", short_list(names, 2))
+            logger.info("classes   ImageNet-1k's WordNet ids, as the weights have them: %s", short_list(names, 2))
     return names
 
 
@@ -91,10 +82,9 @@ def _names_of_file(path: Path) -> list[str]:
     return names
 
 
-def _names_of_metadata(weights: Path) -> list[str]:
+def _names_of_metadata(metadata: Mapping[str, str]) -> list[str]:
     try:
-        with safe_open(weights, framework="numpy") as file:
-            names = json.loads((file.metadata() or {}).get(CLASS_NAMES, "[]"))
-    except (OSError, SafetensorError, ValueError):  # a file of another kind, or another tool's metadata
+        names = json.loads(metadata.get(CLASS_NAMES, "[]"))
+    except ValueError:  # another tool's metadata
         return []
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []

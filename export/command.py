@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--num-classes",
     type=click.IntRange(min=1),
-    help="Number of classes; if the weights have another, the classifier starts anew.",
+    help="Number of classes; default: the weights' own. If they have another, the classifier starts anew.",
 )
 @click.option(
     "--classes",

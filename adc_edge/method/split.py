@@ -1,5 +1,6 @@
-"""A timm VisionTransformer cut into Trunk and Head (host only; no other core module imports timm).
+"""A timm VisionTransformer cut into Trunk and Head (host only).
 
+Beside this module only `weights/adapting.py` imports timm in the core.
 The trunk is rebuilt from its spec and its weights are loaded strictly by name. A part that the trunk cannot express
 shows as a name or a number that differs, and is refused. The head is timm's model without its first blocks.
 """
@@ -7,7 +8,8 @@ shows as a name or a number that differs, and is refused. The head is timm's mod
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,10 +22,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from adc_edge.data.preprocessing import Interpolation, Preprocessing
-from adc_edge.errors import ModelError
+from adc_edge.errors import ModelError, SettingError
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.trunk import Trunk
 from adc_edge.storage.bundle import Manifest
+from adc_edge.weights.fitting import LoadedWeights, fit_weights, read_weights, weights_of
 
 _TOLERANCE = 1e-4
 _SUPPORTED = "a timm VisionTransformer with a CLS token (DeiT, ViT, distilled, DINOv2 with registers)"
@@ -57,21 +60,62 @@ def create_vit(
     classes: int | None,
     weights: Path | None = None,
     pretrained: bool = False,
+    allow_missing: Sequence[str] = (),
 ) -> VisionTransformer:
-    """Create a timm model, with weights from a file or timm's hub; a classifier of another size is initialised anew.
+    """Create a timm model as ``load_vit`` does, and return it alone."""
+    return load_vit(model, model_args, classes, weights, pretrained, allow_missing)[0]
+
+
+def load_vit(
+    model: str,
+    model_args: Mapping[str, Any],
+    classes: int | None,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    allow_missing: Sequence[str] = (),
+) -> tuple[VisionTransformer, LoadedWeights | None]:
+    """Create a timm model, with weights from a file or from timm's hub; return the record of what was loaded too.
+
+    Args:
+        model: its name in timm.
+        model_args: arguments of ``timm.create_model``.
+        classes: C of the classifier; None takes the weights' own, or without weights timm's.
+        weights: a weights file; it goes before ``pretrained``.
+        pretrained: whether timm's weights are downloaded.
+        allow_missing: patterns of tensors that may be missing or unused, as in ``fit_weights``.
 
     Raises:
-        ModelError: timm cannot make the model with these arguments and weights, or it is no VisionTransformer.
+        ModelError: timm cannot make the model with these arguments, it is no VisionTransformer, or the weights do not
+            fit it.
+        SettingError: ``allow_missing`` without weights.
     """
-    extra = dict(model_args)
-    if classes is not None:
-        extra["num_classes"] = classes
+    arguments = {name: value for name, value in model_args.items() if name != "num_classes"}
+    classes = model_args.get("num_classes") if classes is None else classes
     if weights is not None:
-        if not weights.is_file():
-            raise ModelError(f"--weights {weights} is no file", "a safetensors file", "check the path")
-        extra["pretrained_cfg_overlay"] = {"file": str(weights)}
+        source = read_weights(weights)
+    elif pretrained:
+        source = weights_of(_timm_vit(model, arguments, None, True), f"timm's hub for {model}")
+    elif allow_missing:
+        raise SettingError("--allow-missing without weights", "weights that may lack tensors", "add --weights FILE")
+    else:
+        return _timm_vit(model, arguments, classes), None
+    vit = _timm_vit(model, arguments, source.classes if classes is None else classes)
+    loaded = fit_weights(vit, model, source, allow_missing)
+    if classes is None and source.classes is None and not any(fnmatchcase("head.weight", p) for p in allow_missing):
+        raise ModelError(
+            f"{source.name} has no classifier of {model}", "the number of classes of a new one", "add --num-classes N"
+        )
+    return vit, loaded
+
+
+def _timm_vit(
+    model: str, arguments: Mapping[str, Any], classes: int | None, pretrained: bool = False
+) -> VisionTransformer:
+    if "checkpoint_path" in arguments:
+        raise ModelError("--model-arg checkpoint_path", "weights given with --weights", "use --weights FILE")
+    extra = dict(arguments) if classes is None else {**arguments, "num_classes": classes}
     try:
-        vit = timm.create_model(model, pretrained=pretrained or weights is not None, **extra)
+        vit = timm.create_model(model, pretrained=pretrained, **extra)
     except Exception as error:  # timm raises whatever it met: RuntimeError, TypeError, KeyError, OSError, hub errors
         raise ModelError(
             f"timm cannot make {model!r}: {type(error).__name__}: {error}",
@@ -89,7 +133,8 @@ def split_vit(vit: VisionTransformer, split: int) -> tuple[Trunk, Head]:
     """Cut a model after block ``split``; each half owns a copy of its weights.
 
     Raises:
-        ModelError: the model has no CLS token, ``split`` is outside 1..L-1, or the trunk cannot express a part.
+        ModelError: the model has no CLS token, ``split`` is outside 1..L-1, no image fits the model, or the trunk
+            cannot express a part.
     """
     depth = len(vit.blocks)
     if not vit.has_class_token:
@@ -98,6 +143,7 @@ def split_vit(vit: VisionTransformer, split: int) -> tuple[Trunk, Head]:
         )
     if not 1 <= split <= depth - 1:
         raise ModelError(f"--split {split}", f"1 to {depth - 1} for a model of {depth} blocks", "choose one of those")
+    _refuse_images(vit)
     trunk = Trunk(trunk_spec(vit, split))
     wanted = trunk.state_dict().keys()
     mine = {name: value for name, value in vit.state_dict().items() if _in_trunk(name, split)}
@@ -107,6 +153,21 @@ def split_vit(vit: VisionTransformer, split: int) -> tuple[Trunk, Head]:
     trunk.eval()
     _check_equal(vit, trunk, split)
     return trunk, Head(vit, split)
+
+
+def _refuse_images(vit: VisionTransformer) -> None:
+    """Refuse an image size with rows that no patch covers, and channels that no data source has."""
+    channels = vit.patch_embed.proj.in_channels
+    if channels not in (1, 3):
+        raise ModelError(f"in_chans={channels}", "1 (grey) or 3 (RGB), which images have", "use --model-arg in_chans=3")
+    for size, patch in zip(vit.patch_embed.img_size, vit.patch_embed.patch_size, strict=True):
+        if size % patch:
+            sizes = [n for n in (size // patch * patch, (size // patch + 1) * patch) if n]
+            raise ModelError(
+                f"an image size of {size} with patches of {patch}: the last {size % patch} rows would be dropped",
+                f"a multiple of {patch}: {' or '.join(map(str, sizes))}",
+                f"use --img-size {sizes[-1]}",
+            )
 
 
 def head_from_manifest(manifest: Manifest) -> Head:

@@ -108,8 +108,10 @@ def _attack(
 
     from adc_edge.data.sources import load_dataset
     from adc_edge.evaluation.privacy.attack import invert
+    from adc_edge.evaluation.study.training import check_model
 
     dataset, found = load_dataset(study.data), []
+    check_model(study, len(dataset.classes))
     with Progress(console=console) as progress:
         whole = progress.add_task("", total=float(len(settings)))
         for done, setting in enumerate(settings):

@@ -24,6 +24,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str = "deit_tiny_patch16_224"
     weights: str | None = None
     pretrained: bool = False
+    allow_missing: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET  # left out of study.json when not given
     model_args: dict[str, Any] = {}
     split: int = 3
     batch_size: int = 128

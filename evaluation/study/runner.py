@@ -23,7 +23,7 @@ from adc_edge.data.sources import Dataset, load_dataset
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
 from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.setting import Setting, parse_setting
-from adc_edge.evaluation.study.training import train
+from adc_edge.evaluation.study.training import check_model, train
 from adc_edge.files import write_atomic
 
 _logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class _Task(NamedTuple):
 
 
 _Outcome = tuple[_Task, "Run | AdcEdgeError"]
+_RunTasks = Callable[[Study, list[_Task], Callable[[float], None]], Iterator[_Outcome]]
 
 
 class Failure(NamedTuple):
@@ -79,6 +80,8 @@ def run_study(
 
     Raises:
         SettingError: the directory holds another study.
+        DataError: the data set cannot be read.
+        ModelError: the model or its weights cannot be used.
     """
     begun = any((directory / _RUNS).glob("*.json"))  # a study without a run, as after a wrong option, is no loss
     plan = _merge(
@@ -86,16 +89,23 @@ def run_study(
         StudyPlan(STUDY_FORMAT, study.check(), tuple(map(str, settings)), tuple(seeds)),
         directory,
     )
-    write_atomic(directory / _PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
     # Seeds in the outer loop: every setting runs once before any runs twice.
     tasks = [_Task(setting, seed) for seed in seeds for setting in settings]
     missing = [task for task in tasks if not (directory / _RUNS / run_name(*task)).exists()]
+    dataset = load_dataset(study.data) if missing else None
+    if dataset is not None:
+        check_model(study, len(dataset.classes))
+    write_atomic(directory / _PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
     if done := len(tasks) - len(missing):
         _logger.info("%d of %d runs are there already", done, len(tasks))
-    return _run_all(study, missing, directory, max(1, min(jobs, len(missing))), console) if missing else []
+    if dataset is None:
+        return []
+    jobs = min(jobs, len(missing))
+    run = partial(_one_by_one, dataset) if jobs <= 1 else partial(_side_by_side, jobs)
+    return _run_all(study, missing, directory, run, console)
 
 
-def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, console: Console) -> list[Failure]:
+def _run_all(study: Study, tasks: list[_Task], directory: Path, run: _RunTasks, console: Console) -> list[Failure]:
     failures: list[Failure] = []
     with _display(console) as display:
         whole = display.add_task("all runs", total=float(len(tasks)))
@@ -103,7 +113,7 @@ def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, conso
         def advance(share: float) -> None:
             display.advance(whole, share)
 
-        for task, outcome in (_one_by_one if jobs == 1 else partial(_side_by_side, jobs))(study, tasks, advance):
+        for task, outcome in run(study, tasks, advance):
             if isinstance(outcome, AdcEdgeError):
                 failures.append(Failure(str(task), outcome))
                 _logger.warning("%s: %s", task, outcome)
@@ -114,8 +124,9 @@ def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, conso
     return failures
 
 
-def _one_by_one(study: Study, tasks: list[_Task], progress: Callable[[float], None]) -> Iterator[_Outcome]:
-    dataset = load_dataset(study.data)
+def _one_by_one(
+    dataset: Dataset, study: Study, tasks: list[_Task], progress: Callable[[float], None]
+) -> Iterator[_Outcome]:
     for task in tasks:
         yield _outcome(study, task, progress, dataset)
 
@@ -205,7 +216,8 @@ def _merge(old: StudyPlan | None, new: StudyPlan, directory: Path) -> StudyPlan:
         return new
     if old.study != new.study:
         mine, theirs = (msgspec.to_builtins(plan.study) for plan in (new, old))
-        differing = [f"{key} {theirs[key]!r} there, {mine[key]!r} here" for key in mine if mine[key] != theirs[key]]
+        pairs = {key: (theirs.get(key), mine.get(key)) for key in theirs | mine}
+        differing = [f"{key} {there!r} there, {here!r} here" for key, (there, here) in pairs.items() if there != here]
         raise SettingError(
             f"{directory} holds another study: {'; '.join(differing)}", "the same study", "choose another -o"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import torch
 
 from adc_edge.errors import SettingError
@@ -26,6 +27,7 @@ def study_of(options: dict[str, Any]) -> Study:
         model_args=parse_model_args(options.pop("model_arg"), options.pop("img_size")),
         weights=None if weights is None else str(weights),
         pretrained=options.pop("pretrained") and weights is None,
+        allow_missing=options.pop("allow_missing") or msgspec.UNSET,
         device=device,
         **options,
     )

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from adc_edge.evaluation.study.records import Point, Run, Study
 from adc_edge.evaluation.study.setting import Setting
 from adc_edge.evaluation.study.wire import Counted, Wire
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.method.split import Head, create_vit, preprocessing, split_vit
+from adc_edge.method.split import Head, create_vit, load_vit, preprocessing, split_vit
 from adc_edge.method.trunk import Trunk
 from adc_edge.optimizer.torch_optimizer import Optimizer
 from adc_edge.wire.messages import TRIPLE_BYTES
@@ -165,8 +166,7 @@ def make_split_model(
 ) -> tuple[SplitModel, Preprocessing]:
     """Make the split model of a setting from the study's weights, and the preprocessing of its images."""
     torch.manual_seed(seed)  # for a new classifier
-    weights = None if study.weights is None else Path(study.weights)
-    vit = create_vit(study.model, study.model_args, classes, weights, study.pretrained)
+    vit = create_vit(study.model, study.model_args, classes, *_origin(study))
     trunk, head = split_vit(vit, study.split)
     place = torch.device(study.device)
     codec = make(setting, trunk.spec, classes, seed)
@@ -175,6 +175,24 @@ def make_split_model(
     halves = [nn.ModuleList(m for m in side if m is not None).to(place) for side in sides]
     optimizers = Optimizer(halves[0], study.optimizer), Optimizer(halves[1], study.optimizer)
     return SplitModel(trunk, head, codec, optimizers, place), preprocessing(vit)
+
+
+def check_model(study: Study, classes: int) -> None:
+    """Make the study's model and log what it loaded, so that one that does not fit is refused before the first run.
+
+    Raises:
+        ModelError: the model or its weights cannot be used.
+    """
+    vit, loaded = load_vit(study.model, study.model_args, classes, *_origin(study))
+    if loaded is not None:
+        loaded.log()
+    split_vit(vit, study.split)
+
+
+def _origin(study: Study) -> tuple[Path | None, bool, tuple[str, ...]]:
+    """Return where the weights are from, and the tensors that they may lack."""
+    weights = None if study.weights is None else Path(study.weights)
+    return weights, study.pretrained, () if study.allow_missing is msgspec.UNSET else study.allow_missing
 
 
 def _step(parts: SplitModel, study: Study, loader: Loader, step: int, wire: Wire) -> float:

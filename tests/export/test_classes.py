@@ -9,19 +9,18 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from adc_edge.errors import BundleError, DataError, SettingError
 from adc_edge.export.build import ExportSettings, export_bundle
 from adc_edge.export.classes import (
     CLASS_NAMES,
     check_number,
-    keeps_classifier,
     names_of_weights,
     read_class_names,
 )
 from adc_edge.export.merge import merge_runs
-from adc_edge.method.split import create_vit
+from adc_edge.method.split import create_vit, load_vit
 from adc_edge.storage.bundle import MANIFEST, Bundle, parse_manifest
 from adc_edge.storage.halves import label_weights
 from adc_edge.storage.run_dir import CLASSES
@@ -102,13 +101,12 @@ def test_a_number_of_classes_that_differs_from_the_names_is_refused() -> None:
 def test_imagenets_names_are_filled_in_for_a_kept_classifier_of_imagenet_only(tmp_path: Path) -> None:
     path = tmp_path / "imagenet.safetensors"
     save_file(create_vit(MODEL, TINY, None).state_dict(), path)
-    kept, anew = create_vit(MODEL, TINY, None, path), create_vit(MODEL, TINY, 10, path)
-    assert keeps_classifier(kept, path, False)
-    assert not keeps_classifier(anew, path, False)
-    names = names_of_weights(kept, path)
+    assert names_of_weights(*load_vit(MODEL, TINY, 10, path)) == []
+    kept, loaded = load_vit(MODEL, TINY, None, path)
+    names = names_of_weights(kept, loaded)
     assert (len(names), names[0], names[-1]) == (1000, "n01440764", "n15075141")
     kept.pretrained_cfg = {**kept.pretrained_cfg, "tag": "mine"}
-    assert names_of_weights(kept, path) == []
+    assert names_of_weights(kept, loaded) == []
 
 
 def test_a_merged_checkpoint_carries_the_names_that_its_trainer_has_learned(bundle: Bundle, tmp_path: Path) -> None:
@@ -125,9 +123,6 @@ def test_a_merged_checkpoint_carries_the_names_that_its_trainer_has_learned(bund
     merge_runs(tmp_path / "device", tmp_path / "trainer", merged)
     with safe_open(merged, framework="numpy") as opened:
         assert json.loads(opened.metadata()[CLASS_NAMES]) == ["yak", "cat"]
-    vit = create_vit(MODEL, bundle.manifest.model_args, 10)
-    vit.load_state_dict(load_file(merged))
-    assert keeps_classifier(vit, merged, False)
-    assert names_of_weights(vit, merged) == ["yak", "cat"]
+    assert names_of_weights(*load_vit(MODEL, bundle.manifest.model_args, 10, merged)) == ["yak", "cat"]
     (tmp_path / "trainer" / CLASSES).write_bytes(msgspec.json.encode({"head": ["0", "1"], "positions": True}))
     assert merge_runs(tmp_path / "device", tmp_path / "trainer", merged).class_names == []

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adc_edge.errors import ModelError
@@ -110,24 +108,18 @@ def test_a_model_that_adc_cannot_work_on_is_refused_with_the_reason(
         create_and_cut()
 
 
-def test_weights_come_from_a_file_and_another_class_count_starts_a_new_classifier(tmp_path: Path) -> None:
-    vit = make("vit_tiny_patch16_224", SMALL)
-    file = tmp_path / "weights.safetensors"
-    save_file({name: value.half() for name, value in vit.state_dict().items()}, file)
-    again = create_vit("vit_tiny_patch16_224", SMALL, 3, file)
-    torch.testing.assert_close(again.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight, rtol=1e-3, atol=1e-4)
-    assert again.head.weight.shape[0] == 3
-
-
-def test_position_embeddings_are_resampled_to_another_image_size(tmp_path: Path) -> None:
-    file = tmp_path / "weights.safetensors"
-    save_file(make("vit_tiny_patch16_224", SMALL).state_dict(), file)
-    assert create_vit("vit_tiny_patch16_224", {**SMALL, "img_size": 64}, 7, file).pos_embed.shape[1] == 65
-
-
-def test_missing_or_foreign_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no file"):
-        create_vit("vit_tiny_patch16_224", SMALL, 7, tmp_path / "absent.safetensors")
-    (tmp_path / "garbage.safetensors").write_bytes(b"not weights")
-    with pytest.raises(ModelError, match="cannot make"):
-        create_vit("vit_tiny_patch16_224", SMALL, 7, tmp_path / "garbage.safetensors")
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ({"img_size": 30}, "image size of 30 with patches of 8.*24 or 32"),
+        ({"img_size": 4}, "image size of 4 with patches of 8.*multiple of 8: 8"),
+        ({"img_size": (32, 30)}, "image size of 30"),
+        ({"in_chans": 4}, "in_chans=4.*1 .grey. or 3"),
+        ({"checkpoint_path": "x.pth"}, "checkpoint_path.*--weights"),
+    ],
+)
+def test_an_image_that_no_patch_or_source_fits_is_refused_with_what_is_possible(
+    arguments: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ModelError, match=f"(?s){what}"):
+        split_vit(create_vit("vit_tiny_patch16_224", {**SMALL, **arguments}, 7), 2)
