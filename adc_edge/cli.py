@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+from typing import Any
 
 import click
 
-from adc_edge import __version__
+from adc_edge import __version__, terminal
 from adc_edge.errors import AdcEdgeError
 
 # By default OpenMP's threads spin while they wait. That slows down everything that shares the cores: the engine, the
@@ -45,6 +46,10 @@ class _Failure(click.ClickException):
 
 
 class _LazyGroup(click.Group):
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        terminal.prepare()  # also for click's own messages
+        return super().main(*arguments, **options)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -61,13 +66,9 @@ class _LazyGroup(click.Group):
         except AdcEdgeError as error:
             raise _Failure(error) from error
         except OSError as error:
-            if error.errno not in _FILE_TROUBLE:
+            if (text := _file_trouble(error)) is None:
                 raise
-            raise click.ClickException(
-                f"{error.filename or 'writing a file'}: {error.strerror}\n"
-                "  expected: free space, and permission to write there\n"
-                "  remedy:   free space or choose another directory; a run resumes from its last checkpoint"
-            ) from error
+            raise click.ClickException(text) from error
         except ImportError as error:
             extra = _EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
@@ -77,9 +78,27 @@ class _LazyGroup(click.Group):
             ) from error
 
 
-_FILE_TROUBLE = {
-    getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EISDIR EEXIST".split()
-}
+def _file_trouble(error: OSError) -> str | None:
+    """Return the text for a file that cannot be read or written; None if the error is of another kind."""
+    from adc_edge.files import no_temporary_directory
+
+    if "usable temporary directory" in str(error):  # of a library
+        return str(no_temporary_directory(error))
+    if error.errno not in _FILE_TROUBLE:
+        return None
+    expected, remedy = _NAMES if error.errno in _NAME_TROUBLE else _SPACE
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+    return f"{name or 'writing a file'}: {error.strerror}\n  expected: {expected}\n  remedy:   {remedy}"
+
+
+_NAME_TROUBLE = {getattr(errno, name) for name in "ENAMETOOLONG ELOOP ENOENT ENOTDIR EISDIR EEXIST EINVAL".split()}
+_SPACE_TROUBLE = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO EBUSY ENXIO ETXTBSY ESTALE"
+_FILE_TROUBLE = {getattr(errno, name) for name in _SPACE_TROUBLE.split()} | _NAME_TROUBLE
+_SPACE = (
+    "free space, and permission to write there",
+    "free space or choose another directory; a run resumes from its last checkpoint",
+)
+_NAMES = ("a name that can be opened or made there", "check the path: each part but the last must be a directory")
 _EXTRAS = {
     "torch": "train",
     "timm": "host",

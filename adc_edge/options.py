@@ -196,11 +196,9 @@ def log_options(command: F) -> F:
 
     @functools.wraps(command)
     def with_console(*arguments: Any, verbose: bool, quiet: bool, log_json: bool, **options: Any) -> Any:
-        from rich.console import Console
-
         from adc_edge import logs
 
-        console = Console()
+        console = logs.AnyConsole()
         logs.configure(console, verbose - quiet, log_json)
         return command(console, *arguments, **options)
 

@@ -31,6 +31,7 @@ from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
 from adc_edge.storage.run_dir import RunDir
+from adc_edge.terminal import readable
 from adc_edge.wire.connection import ClientKeys
 from adc_edge.wire.messages import VERSION, Hello
 from adc_edge.wire.sockets import check_endpoint
@@ -165,7 +166,7 @@ class Serve:
             bundle=self.bundle.digest,
             session=state.session,
             incarnation=state.incarnation,
-            device=name[:64],
+            device=readable(name)[:64],
             next_step=state.step,
             durable=state.durable,
             oldest=state.oldest,

@@ -24,7 +24,7 @@ from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
 from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.setting import Setting, parse_setting
 from adc_edge.evaluation.study.training import train
-from adc_edge.files import write_atomic
+from adc_edge.files import json_bytes, write_atomic
 
 _logger = logging.getLogger(__name__)
 
@@ -82,10 +82,10 @@ def run_study(
     """
     plan = _merge(
         _read_plan(directory),
-        StudyPlan(STUDY_FORMAT, study.check(), tuple(map(str, settings)), tuple(seeds)),
+        _as_read(StudyPlan(STUDY_FORMAT, study.check(), tuple(map(str, settings)), tuple(seeds))),
         directory,
     )
-    write_atomic(directory / _PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
+    write_atomic(directory / _PLAN, json_bytes(plan))
     # Seeds in the outer loop: every setting runs once before any runs twice.
     tasks = [_Task(setting, seed) for seed in seeds for setting in settings]
     missing = [task for task in tasks if not (directory / _RUNS / run_name(*task)).exists()]
@@ -214,6 +214,11 @@ def _merge(old: StudyPlan | None, new: StudyPlan, directory: Path) -> StudyPlan:
         tuple(dict.fromkeys(old.settings + new.settings)),
         tuple(dict.fromkeys(old.seeds + new.seeds)),
     )
+
+
+def _as_read(plan: StudyPlan) -> StudyPlan:
+    """The plan as it is read from its file, where names of files have other characters if they are not UTF-8."""
+    return msgspec.json.decode(json_bytes(plan), type=StudyPlan)
 
 
 def _read_plan(directory: Path) -> StudyPlan | None:
