@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from adc_edge import defaults, machine
 from adc_edge.cloud_trainer.access import Access
@@ -142,7 +142,7 @@ class Trainer:
         bf16 = device == "cuda" and settings.amp == "auto" and torch.cuda.is_bf16_supported()
         head = head_from_manifest(self.bundle.manifest)
         try:
-            head.vit.load_state_dict(load_file(self.bundle.path / HEAD), strict=True)
+            head.vit.load_state_dict(load((self.bundle.path / HEAD).read_bytes()), strict=True)
         except RuntimeError as error:
             raise BundleError(f"{HEAD}: {error}", "the weights of the manifest's head", "export it again") from None
         compiled = settings.compiled == "on" or (settings.compiled == "auto" and device == "cuda")

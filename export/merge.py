@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from adc_edge.errors import CheckpointError
 from adc_edge.files import write_atomic
@@ -30,7 +30,7 @@ def merge_runs(device: Path, trainer: Path, output: Path) -> Manifest:
             "name the two runs of one training",
         )
     try:
-        state = load_file(device / TRUNK) | load_file(trainer / HEAD)
+        state = load((device / TRUNK).read_bytes()) | load((trainer / HEAD).read_bytes())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"weights are missing: {error}", _TRAINED, "end both runs (Ctrl-C is enough)") from None
     manifest = manifests[0]
