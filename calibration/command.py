@@ -40,8 +40,9 @@ def link(
     from adc_edge.wire.connection import ClientKeys
     from adc_edge.wire.sockets import check_endpoint
 
-    endpoint = check_endpoint(trainer, insecure, keys is not None)
-    channel = Channel(endpoint, keys=None if keys is None else ClientKeys.load(keys))
+    endpoint = check_endpoint(trainer, insecure, keys is not None, connecting=True)
+    pinned = None if keys is None else ClientKeys.load(keys)
+    channel = Channel(endpoint, keys=pinned, loopback_alone=pinned is None and not insecure)
     try:
         channel.open(wait_s)
         result = measure_link(channel, seconds)

@@ -60,7 +60,7 @@ class Trainer:
     def __init__(self, settings: TrainerSettings, console: Console, stop: Callable[[], bool] | None = None) -> None:
         self.settings, self.console = settings, console
         self.stop = stop or StopFlag()
-        check_endpoint(settings.bind.replace("*", "0"), settings.insecure, settings.keys is not None)
+        check_endpoint(settings.bind, settings.insecure, settings.keys is not None)
         self.access = None if settings.keys is None else Access(settings.keys)
         if settings.threads:
             torch.set_num_threads(settings.threads)

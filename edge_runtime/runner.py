@@ -49,7 +49,7 @@ class Serve:
         self.settings = settings
         self.console = console
         self.stop = stop or StopFlag()
-        check_endpoint(settings.trainer, settings.insecure, settings.keys is not None)
+        check_endpoint(settings.trainer, settings.insecure, settings.keys is not None, connecting=True)
         self.keys = None if settings.keys is None else ClientKeys.load(settings.keys)
         settings.noise.check()
         settings.check_compute()
@@ -134,6 +134,7 @@ class Serve:
             self.manifest.dim,
             keys=self.keys,
             stop=self.stop,
+            loopback_alone=self.keys is None and not self.settings.insecure,
             on_outage=display.outage,
         )
 
