@@ -21,6 +21,7 @@ _ANSWER_S = 1.0
 _NAME = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?")
 _ZONE = re.compile(r"[\w.-]+")
 _NO_ROUTE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EADDRNOTAVAIL}
+_VERSION_ENDS = 12
 _MECHANISM = slice(12, 32)  # in the greeting of ZMTP 3
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 
@@ -230,19 +231,21 @@ def _why_not(error: OSError, place: Address, timeout_s: float) -> str:
 
 def _who(connection: socket.socket, place: Address) -> Finding:
     """Greet as a ZeroMQ socket without keys, and read who answers."""
-    data = _exchange(connection, _GREETING)
+    data = _exchange(connection, _GREETING[:_VERSION_ENDS], len(_GREETING))
     if data == b"":
-        data = _exchange(connection, b"\r\n\r\n")  # a server for text waits for the end of a line
+        data = _exchange(connection, b"\r\n\r\n", 1)  # a server for text waits for the end of a line
     if data is None:
         return Finding(f"{place} accepts connections and closes them: no trainer is behind it now", silent=True)
     if not data:
         return Finding(f"{place} accepts connections and says nothing", silent=True)
     if data[0] != 0xFF:
         return Finding(f"{_server(data)} answers at {place}, and that is not adc-edge", foreign=True)
-    kind = _socket_type(data)
+    mechanism = data[_MECHANISM].rstrip(b"\0").decode("ascii", "replace")
+    # A socket with keys hangs up when it reads that there are none here, so that is sent last.
+    ready = _exchange(connection, _GREETING[_VERSION_ENDS:], 1) if mechanism == "NULL" else None
+    kind = _socket_type(data + (ready or b""))
     if kind not in ("", "ROUTER"):
         return Finding(f"a ZeroMQ socket of kind {kind} answers at {place}, and that is not adc-edge", foreign=True)
-    mechanism = data[_MECHANISM].rstrip(b"\0").decode("ascii", "replace")
     return Finding(f"a ZeroMQ socket answers at {place}", mechanism=mechanism)
 
 
@@ -259,12 +262,15 @@ def _socket_type(data: bytes) -> str:
     return value[4 : 4 + int.from_bytes(value[:4], "big")].decode("ascii", "replace")
 
 
-def _exchange(connection: socket.socket, data: bytes) -> bytes | None:
-    """Send, and return what comes within a moment; None if the other side closes before anything comes."""
+def _exchange(connection: socket.socket, data: bytes, least: int) -> bytes | None:
+    """Send, and return what comes within a moment; None if the other side closes before anything comes.
+
+    ZeroMQ's greeting, which begins with 0xFF, is read to its end: ``least`` bytes.
+    """
     deadline, received = time.monotonic() + _ANSWER_S, b""
     try:
         connection.sendall(data)
-        while (left_s := deadline - time.monotonic()) > 0 and not _enough(received):
+        while (left_s := deadline - time.monotonic()) > 0 and received[:1] in (b"", b"\xff") and len(received) < least:
             connection.settimeout(left_s)
             if not (piece := connection.recv(1024)):
                 return received or None
@@ -274,9 +280,3 @@ def _exchange(connection: socket.socket, data: bytes) -> bytes | None:
     except OSError:
         return received or None
     return received
-
-
-def _enough(received: bytes) -> bool:
-    if received[:1] == b"\xff":  # ZeroMQ: without keys the kind of socket follows the greeting
-        return bool(_socket_type(received)) or received[_MECHANISM].startswith((b"CURVE", b"PLAIN"))
-    return bool(received)

@@ -83,6 +83,7 @@ class Connection:
             secure_client(self._socket, keys.own, keys.trainer)
         self.meter = SocketMeter(self._socket)
         self.framed = (0, 0)  # bytes of frames sent and received
+        self._deadline = time.monotonic() + CONNECT_MS / 1e3
         try:
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -146,6 +147,8 @@ class Connection:
     def _lost(self) -> LinkLost:
         if self.meter.handshaken:
             return LinkLost("connection closed")
+        if not self.meter.connected and time.monotonic() > self._deadline - _TICK_MS / 1e3:
+            return self._silent()
         found = examine_address(self._address, _PROBE_S)
         if found.foreign:
             return NotATrainer(found.text)
