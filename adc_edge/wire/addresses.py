@@ -47,7 +47,7 @@ class Address(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What answers at an address.
+    """The peer that answers at an address.
 
     ``foreign``: it is not adc-edge, so trying again does not help; ``silent``: it takes connections and sends nothing.
     """
