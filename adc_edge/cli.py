@@ -6,10 +6,11 @@ import errno
 import importlib
 import os
 import signal
+from typing import Any
 
 import click
 
-from adc_edge import __version__
+from adc_edge import __version__, terminal
 from adc_edge.config import add_config_options
 from adc_edge.errors import AdcEdgeError
 from adc_edge.signals import INTERRUPTED
@@ -48,6 +49,10 @@ class _Failure(click.ClickException):
 
 
 class _LazyGroup(click.Group):
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        terminal.prepare()  # also for click's own messages
+        return super().main(*arguments, **options)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -69,14 +74,9 @@ class _LazyGroup(click.Group):
         except AdcEdgeError as error:
             raise _Failure(error) from error
         except OSError as error:
-            if error.errno not in _FILE_TROUBLE:
+            if (text := _file_trouble(error, ctx.invoked_subcommand in _RUNS)) is None:
                 raise
-            resumes = "; a run resumes from its last checkpoint" if ctx.invoked_subcommand in _RUNS else ""
-            raise click.ClickException(
-                f"{error.filename or 'writing a file'}: {error.strerror}\n"
-                "  expected: free space, and permission to write there\n"
-                f"  remedy:   free space or choose another directory{resumes}"
-            ) from error
+            raise click.ClickException(text) from error
         except ImportError as error:
             extra = _EXTRAS.get(ctx.invoked_subcommand or "")
             if extra is None or (error.name or "").partition(".")[0] not in _OPTIONAL:
@@ -87,10 +87,30 @@ class _LazyGroup(click.Group):
 
 
 _RUNS = ("serve", "trainer")  # commands that keep a run
-_FILE_TROUBLE = {
-    getattr(errno, name)
-    for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOENT ENOTDIR EISDIR EEXIST ELOOP ENAMETOOLONG".split()
-}
+
+
+def _file_trouble(error: OSError, keeps_run: bool) -> str | None:
+    """Return the text for a file that cannot be read or written; None if the error is of another kind."""
+    from adc_edge.files import no_temporary_directory
+
+    if "usable temporary directory" in str(error):  # of a library
+        return str(no_temporary_directory(error))
+    if error.errno not in _FILE_TROUBLE:
+        return None
+    expected, remedy = _NAMES if error.errno in _NAME_TROUBLE else _SPACE
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+    resumes = "; a run resumes from its last checkpoint" if keeps_run and remedy is _SPACE[1] else ""
+    return f"{name or 'writing a file'}: {error.strerror}\n  expected: {expected}\n  remedy:   {remedy}{resumes}"
+
+
+_NAME_TROUBLE = {getattr(errno, name) for name in "ENAMETOOLONG ELOOP ENOENT ENOTDIR EISDIR EEXIST EINVAL".split()}
+_SPACE_TROUBLE = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO EBUSY ENXIO ETXTBSY ESTALE"
+_FILE_TROUBLE = {getattr(errno, name) for name in _SPACE_TROUBLE.split()} | _NAME_TROUBLE
+_SPACE = (
+    "free space, and permission to write there",
+    "free space or choose another directory",
+)
+_NAMES = ("a name that can be opened or made there", "check the path: each part but the last must be a directory")
 _OPTIONAL = {
     "torch",
     "timm",

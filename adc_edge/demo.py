@@ -37,12 +37,12 @@ _STOP_S = 10.0
 @click.option("--keep", type=OUTPUT_DIRECTORY, help="Keep the bundle and the runs in this directory.")
 def demo(report: Path | None, steps: int, keep: Path | None) -> None:
     """Export a small ViT, train it on digits over loopback, and show its accuracy and the bytes sent."""
-    import tempfile
+    from adc_edge.files import temporary_directory
 
     for number in (signal.SIGINT, signal.SIGTERM):  # also in a script's background job, which ignores Ctrl-C
         signal.signal(number, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
-        where = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adc-edge-demo-")))
+        where = keep or Path(stack.enter_context(temporary_directory("adc-edge-demo-")))
         where.mkdir(parents=True, exist_ok=True)
         told = [] if report is None else ["--report", str(report)]
         kept = [] if keep is None else ["--run", str(keep / "device")]
@@ -66,7 +66,7 @@ def _run(where: Path, serving: list[str]) -> int:
     listen = ["--bundle", str(bundle), "--bind", "tcp://127.0.0.1:*", "--run", str(trainer), "--devices", "1"]
     with _Process("trainer", *listen, *learning, log=log) as cloud:
         if not cloud.wait_for(endpoint, _READY_S):
-            click.echo(log.read_text(), err=True)
+            click.echo(log.read_text(encoding="utf-8", errors="replace"), err=True)
             return 1
         connect = ["--bundle", str(bundle), "--trainer", endpoint.read_text(), "--data", "digits"]
         with _Process("serve", *connect, *serving, "--eval-every", str(_EVALUATE_EVERY), *learning) as edge:
@@ -80,7 +80,7 @@ class _Process:
         import sys
 
         click.secho("$ adc-edge " + shlex.join(arguments), dim=True)
-        output = None if log is None else log.open("w")
+        output = None if log is None else log.open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "adc_edge", *arguments],
             stdout=output,

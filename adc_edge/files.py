@@ -1,4 +1,7 @@
-"""Atomic writes: a file is written under a temporary name, flushed to the disk, then renamed to its final name."""
+"""Atomic writes: a file is written under a temporary name, flushed to the disk, then renamed to its final name.
+
+Temporary directories, and JSON of values that may hold names of files in any bytes.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from adc_edge.errors import SettingError
+from adc_edge.terminal import readable
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -48,6 +53,41 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_directory(path.parent)
+
+
+def temporary_directory(prefix: str = "adc-edge-") -> tempfile.TemporaryDirectory[str]:
+    """Return a new temporary directory; raises SettingError where the system has no place for one."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=prefix)
+    except OSError as error:
+        raise no_temporary_directory(error) from None
+
+
+def no_temporary_directory(error: OSError) -> SettingError:
+    """Return the error for a system without a directory for temporary files."""
+    return SettingError(
+        f"no temporary directory: {error.strerror}",
+        "a directory that can be written, for temporary files",
+        "type TMPDIR=DIR before the command, DIR being such a directory; "
+        "`serve` and `trainer` do without it if --run DIR is given",
+    )
+
+
+def json_bytes(value: Any, indent: int = 2) -> bytes:
+    """Return ``value`` as readable JSON. Bytes of file names that are not UTF-8 become ``\\xff``."""
+    import msgspec  # `doctor` runs where it is missing
+
+    plain = msgspec.to_builtins(value, enc_hook=str, str_keys=True)
+    return msgspec.json.format(msgspec.json.encode(readable_values(plain)), indent=indent) + b"\n"
+
+
+def readable_values(value: Any) -> Any:
+    """Return plain values of JSON with every text as ``readable`` makes it."""
+    if isinstance(value, str):
+        return readable(value)
+    if isinstance(value, dict):
+        return {readable_values(key): readable_values(item) for key, item in value.items()}
+    return [readable_values(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def sync_directory(path: Path) -> None:

@@ -124,7 +124,10 @@ def engine_cache_option(command: F) -> F:
 
 def data_option(**more: Any) -> Callable[[F], F]:
     """``--data SRC``; ``more`` goes to click, as required=True or a default."""
-    sources = "digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT or food101:ROOT."
+    sources = (
+        "digits, folder:PATH, npz:PATH, csv:FILE, cifar10:ROOT, cifar100:ROOT, food101:ROOT, or MODULE:FACTORY, "
+        "a Python function of yours."
+    )
     return click.option("--data", metavar="SRC", help=f"Data set: {sources}", **more)
 
 
@@ -226,11 +229,9 @@ def log_options(command: F) -> F:
 
     @functools.wraps(command)
     def with_console(*arguments: Any, verbose: bool, quiet: bool, log_json: bool, **options: Any) -> Any:
-        from rich.console import Console
-
         from adc_edge import logs
 
-        console = Console()
+        console = logs.AnyConsole()
         logs.configure(console, verbose - quiet, log_json)
         return command(console, *arguments, **options)
 

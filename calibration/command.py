@@ -10,7 +10,7 @@ import click
 from adc_edge.options import COUNT, NUMBER, OUTPUT_FILE, bundle_option, data_option, key_options, log_options
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from adc_edge.logs import AnyConsole
 
 
 @click.command()
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @key_options
 @log_options
 def link(
-    console: Console,
+    console: AnyConsole,
     trainer: str,
     seconds: float,
     json_file: Path | None,
@@ -40,8 +40,9 @@ def link(
     from adc_edge.wire.connection import ClientKeys
     from adc_edge.wire.sockets import check_endpoint
 
-    endpoint = check_endpoint(trainer, insecure, keys is not None)
-    channel = Channel(endpoint, keys=None if keys is None else ClientKeys.load(keys))
+    endpoint = check_endpoint(trainer, insecure, keys is not None, connecting=True)
+    pinned = None if keys is None else ClientKeys.load(keys)
+    channel = Channel(endpoint, keys=pinned, loopback_alone=pinned is None and not insecure)
     try:
         channel.open(wait_s)
         result = measure_link(channel, seconds)
@@ -83,7 +84,7 @@ def link(
 @click.option("--eval-images", default=1000, type=COUNT, metavar="N", help="Test images to judge by; 0: all.")
 @click.option("--seed", default=0, type=COUNT, help="Random seed for the choice of images.")
 @log_options
-def calibrate(console: Console, **options: Any) -> None:
+def calibrate(console: AnyConsole, **options: Any) -> None:
     """Write the bundle's INT8 graph, for a device with a frozen trunk, and report its accuracy, size and speed.
 
     INT8 is forward only: its scales do not follow weights that learn.
@@ -96,12 +97,9 @@ def calibrate(console: Console, **options: Any) -> None:
     for table in calibration_tables(report):
         console.print(table)
     for note in calibration_notes(report):
-        console.print(f"note     {note}")
-    console.print(f"wrote    {settings.bundle}: client.int8.onnx, calibration.json\n\nnext:")
-    console.print(
+        console.print(f"note     {note}", markup=False)
+    console.say(f"wrote    {settings.bundle}: client.int8.onnx, calibration.json\n\nnext:")
+    console.say(
         f"  adc-edge serve --bundle {settings.bundle} --trainer tcp://127.0.0.1:5700 --data {settings.data} "
-        "--trunk frozen --compute int8",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        "--trunk frozen --compute int8"
     )

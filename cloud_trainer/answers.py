@@ -118,7 +118,9 @@ class Answers:
             return self._name_classes(session, message, body), None
         if isinstance(message, Bye):
             return self._close_session(session), None
-        raise ProtocolError(f"a {type(message).__name__}", "a request", "use one version")
+        raise ProtocolError(
+            f"a {type(message).__name__}", "a request", "install the same version of adc-edge on both sides"
+        )
 
     def _open_session(self, context: RequestContext, hello: Hello) -> Welcome:
         ours, peer = self._bundle, context.peer
@@ -223,7 +225,12 @@ class Answers:
             return reply, body
         body = b"" if empty else body
         if offset and offset >= len(body):
-            raise ProtocolError(f"an answer from {offset} on", f"less than {len(body)}", "use one version", "order")
+            raise ProtocolError(
+                f"an answer from {offset} on",
+                f"less than {len(body)}",
+                "install the same version of adc-edge on both sides",
+                "order",
+            )
         durable = self._checkpoints.durable(session.id)
         return msgspec.structs.replace(
             reply, transfer=transfer, offset=offset, body_bytes=len(body), durable=durable

@@ -56,5 +56,10 @@ class MessageLimits(msgspec.Struct, frozen=True):
     @staticmethod
     def _exactly(value: int, expected: int) -> int:
         if value != expected:
-            raise ProtocolError(f"a body of {value} bytes", f"{expected} for its shapes", "use one version", "size")
+            raise ProtocolError(
+                f"a body of {value} bytes",
+                f"{expected} for its shapes",
+                "install the same version of adc-edge on both sides",
+                "size",
+            )
         return expected

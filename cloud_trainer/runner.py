@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from adc_edge import defaults, machine
 from adc_edge.cloud_trainer.access import Access
@@ -70,7 +70,7 @@ class Trainer:
     ) -> None:
         self.settings, self.console, self.options = settings, console, options
         self.stop = stop or StopFlag()
-        check_endpoint(settings.bind.replace("*", "0"), settings.insecure, settings.keys is not None)
+        check_endpoint(settings.bind, settings.insecure, settings.keys is not None)
         self.access = None if settings.keys is None else Access(settings.keys)
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -166,7 +166,7 @@ class Trainer:
         bf16 = device == "cuda" and settings.amp == "auto" and torch.cuda.is_bf16_supported()
         head = head_from_manifest(self.bundle.manifest)
         try:
-            head.vit.load_state_dict(load_file(self.bundle.path / HEAD), strict=True)
+            head.vit.load_state_dict(load((self.bundle.path / HEAD).read_bytes()), strict=True)
         except RuntimeError as error:
             raise BundleError(f"{HEAD}: {error}", "the weights of the manifest's head", "export it again") from None
         compiled = settings.compiled == "on" or (settings.compiled == "auto" and device == "cuda")

@@ -16,8 +16,9 @@ from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
 from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
-from adc_edge.errors import ProtocolError, SettingError
+from adc_edge.errors import ProtocolError
 from adc_edge.storage.bundle import Bundle
+from adc_edge.wire.addresses import Address, listening_addresses, listening_error, parse_address
 from adc_edge.wire.framing import Assembler, chunk_bytes, to_frames
 from adc_edge.wire.headers import check_foreign, pack_header, unpack_from_device
 from adc_edge.wire.messages import ClassNames, Evaluate, FromDevice, FromTrainer, Hello, Ping, Pong, Refused, Step
@@ -76,11 +77,6 @@ class Server:
         self._guard = Guard(self._context, self._socket, self._refusals, self._limits.largest_bytes())
         try:
             self._listen(bind)
-        except zmq.ZMQError as error:
-            self.close()
-            raise SettingError(
-                f"cannot listen on {bind}: {error.strerror}", "a free address", "choose another"
-            ) from None
         except BaseException:
             self.close()
             raise
@@ -106,15 +102,27 @@ class Server:
         self._context.term()
 
     def _listen(self, bind: str) -> None:
-        set_socket_options(self._socket, bind)
+        addresses = listening_addresses(parse_address(bind, listening=True))
+        set_socket_options(self._socket, addresses[0].endpoint)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if self._access is not None:
             self._access.secure(self._context, self._socket, self._refusals)
-        self._socket.bind(bind)
-        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.endpoint = self._bind(addresses[0])
+        port = parse_address(self.endpoint).port
+        for address in addresses[1:]:  # of a name
+            self._bind(address._replace(port=port))
         if self._access is not None:
             self._access.self_test(self.endpoint)
         self._guard.log_silent_ends()
+
+    def _bind(self, address: Address) -> str:
+        """Listen on a numeric address, and return it with its port."""
+        self._socket.setsockopt(zmq.IPV6, int(":" in address.host))
+        try:
+            self._socket.bind(address.endpoint)
+        except zmq.ZMQError as error:
+            raise listening_error(address, error.errno or 0, error.strerror) from None
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def _receive(self) -> None:
         route, *frames = self._frames()
@@ -133,7 +141,11 @@ class Server:
             if self._access is not None:
                 self._access.check(owner)
             if len(frames) != 2:
-                raise ProtocolError(f"{len(frames)} frames", "a header and a piece", "use one version")
+                raise ProtocolError(
+                    f"{len(frames)} frames",
+                    "a header and a piece",
+                    "install the same version of adc-edge on both sides",
+                )
             self._speaker = peer
             whole = peer.inbox.feed(frames[0].bytes, last.buffer)
             if whole is None:

@@ -271,4 +271,6 @@ class DeviceLoop:
 
 
 def _unexpected(answer: object, expected: str) -> ProtocolError:
-    return ProtocolError(f"a {type(answer).__name__}", expected, "use one version on both sides", "order")
+    return ProtocolError(
+        f"a {type(answer).__name__}", expected, "install the same version of adc-edge on both sides", "order"
+    )

@@ -31,6 +31,7 @@ from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
 from adc_edge.storage.halves import label_weights
 from adc_edge.storage.run_dir import RunDir
+from adc_edge.terminal import readable
 from adc_edge.wire.connection import ClientKeys
 from adc_edge.wire.messages import VERSION, Hello
 from adc_edge.wire.sockets import check_endpoint
@@ -54,7 +55,7 @@ class Serve:
         self.settings = settings
         self.console, self.options = console, options
         self.stop = stop or StopFlag()
-        check_endpoint(settings.trainer, settings.insecure, settings.keys is not None)
+        check_endpoint(settings.trainer, settings.insecure, settings.keys is not None, connecting=True)
         self.keys = None if settings.keys is None else ClientKeys.load(settings.keys)
         settings.noise.check()
         settings.check_compute()
@@ -140,6 +141,7 @@ class Serve:
             self.manifest.dim,
             keys=self.keys,
             stop=self.stop,
+            loopback_alone=self.keys is None and not self.settings.insecure,
             on_outage=display.outage,
             classes=self.classes,
         )
@@ -173,7 +175,7 @@ class Serve:
             bundle=self.bundle.digest,
             session=state.session,
             incarnation=state.incarnation,
-            device=name[:64],
+            device=readable(name)[:64],
             next_step=state.step,
             durable=state.durable,
             oldest=state.oldest,

@@ -61,6 +61,7 @@ class DeviceSession:
         dim: channels of an activation, which together with a request give its gradient's size.
         keys: keys for an encrypted connection.
         stop: asked while waiting; True raises Stopped.
+        loopback_alone: connect to no other address, whatever the name resolves to: there are no keys.
         on_outage: told True when the link is lost and False when the trainer is back.
         classes: the classes of the data; None: labels are the head's already.
     """
@@ -74,10 +75,13 @@ class DeviceSession:
         *,
         keys: ClientKeys | None = None,
         stop: Callable[[], bool] = lambda: False,
+        loopback_alone: bool = False,
         on_outage: Callable[[bool], None] = lambda lost: None,
         classes: DeviceClasses | None = None,
     ) -> None:
-        self.channel = Channel(endpoint, keys=keys, stop=stop, body_bytes=self._body_bytes)
+        self.channel = Channel(
+            endpoint, keys=keys, stop=stop, loopback_alone=loopback_alone, body_bytes=self._body_bytes
+        )
         self._hello, self._journal, self._dim, self._on_outage = hello, journal, dim, on_outage
         self._pending: deque[tuple[Message, Body]] = deque()
         self._sent: dict[int, int] = {}  # bytes that have left already, for each message in flight
@@ -282,7 +286,10 @@ class DeviceSession:
         expected = self._gradient_bytes(message)
         if message.body_bytes not in (0, expected):  # 0: the answer to a replay
             raise ProtocolError(
-                f"a gradient of {message.body_bytes} bytes", f"{expected} bytes", "use one version", "size"
+                f"a gradient of {message.body_bytes} bytes",
+                f"{expected} bytes",
+                "install the same version of adc-edge on both sides",
+                "size",
             )
         return message.body_bytes
 

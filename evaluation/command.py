@@ -22,7 +22,7 @@ from adc_edge.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from adc_edge.logs import AnyConsole
 
 
 def _listed(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
@@ -121,7 +121,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 @click.option("--jobs", default=1, type=click.IntRange(min=1), help="Runs at a time.")
 @heading("Logging")
 @log_options
-def evaluate(console: Console, output: Path, **options: Any) -> None:
+def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     """Train with ADC and with its rivals, and compare accuracy at equal bytes and at equal steps.
 
     Bytes are those of the real messages, both ways. Each run is stored when it ends, and is not repeated.
@@ -143,10 +143,10 @@ def evaluate(console: Console, output: Path, **options: Any) -> None:
         raise
     _, runs = read_runs(output)
     if runs:
-        for table in study_tables(study, runs, budgets):
+        for table in study_tables(study, runs, budgets, console.width):
             console.print(table)
         written = write_all(study, runs, budgets, output)
-        console.print(f"wrote    {output}: {', '.join(path.name for path in written)}", soft_wrap=True)
+        console.say(f"wrote    {output}: {', '.join(path.name for path in written)}")
     if failures:
         raise failures[0].error
 

@@ -22,7 +22,7 @@ from adc_edge.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from adc_edge.logs import AnyConsole
 
 
 @click.command()
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @log_options
 def export(
-    console: Console,
+    console: AnyConsole,
     output: Path,
     img_size: int | None,
     num_classes: int | None,
@@ -76,14 +76,9 @@ def export(
     arguments = parse_model_args(model_arg, img_size)
     rows = export_bundle(ExportSettings(output=output, classes=num_classes, model_args=arguments, **rest))
     console.print(parity_table(rows))
-    console.print(f"wrote    {output}\n\nnext:")
-    console.print(f"  adc-edge trainer --bundle {output}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"  adc-edge serve --bundle {output} --trainer tcp://127.0.0.1:5700 --data digits --epochs 1",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.say(f"wrote    {output}\n\nnext:")
+    console.say(f"  adc-edge trainer --bundle {output}")
+    console.say(f"  adc-edge serve --bundle {output} --trainer tcp://127.0.0.1:5700 --data digits --epochs 1")
 
 
 @click.command()

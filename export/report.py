@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from adc_edge.export.parity import PARITY_LIMITS, ParityRow
 
-_COLUMNS = ("stage", "B", "T", "k", "scores", "hidden", "clusters", "assigned", "tokens", "activations", "")
+_COLUMNS = ("stage", "B", "T", "k", "scores", "hidden", "activations", "clusters", "assigned", "tokens", "ok")
 
 
 def parity_table(rows: Sequence[ParityRow]) -> Table:
-    """Return a table with one row per case: its sizes, and the differences of scores, states, choices, activations."""
+    """Return a table with one row per case: its sizes, the differences of values, and the agreement of choices."""
     limits = ", ".join(f"{PARITY_LIMITS[c].difference:.0e} in {c}" for c in dict.fromkeys(row.compute for row in rows))
     table = Table(
         title="ONNX Runtime against PyTorch",
-        caption=f"Differences (of scores, hidden states, activations): at most {limits} of the largest value. "
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+        caption=f"scores, hidden, activations: differences, at most {limits} of the largest value. "
         "clusters: against PyTorch on the graph's own scores. assigned, tokens: against PyTorch, end to end.",
+        caption_justify="left",
     )
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     for row in rows:
-        mark = "[green]✓[/]" if row.passed else "[red]✗[/]"
-        counts = (str(row.images), str(row.clusters), str(row.kept))
-        stage = row.stage if row.compute == "fp32" else f"{row.stage}, {row.compute}"
-        table.add_row(
-            stage,
-            *counts,
-            f"{row.scores:.0e}",
-            f"{row.hidden:.0e}",
-            "exact" if row.clustering else "[red]differ[/]",
-            f"{row.assignment:.1%}",
-            f"{row.tokens:.1%}",
-            f"{row.difference:.0e}",
-            mark,
-        )
+        table.add_row(*_cells(row), style="" if row.passed else "red")
     return table
+
+
+def _cells(row: ParityRow) -> Iterator[str]:
+    yield row.stage if row.compute == "fp32" else f"{row.stage} {row.compute}"
+    yield from map(str, (row.images, row.clusters, row.kept))
+    yield from (f"{value:.0e}" for value in (row.scores, row.hidden, row.difference))
+    yield "exact" if row.clustering else "differ"
+    yield from (f"{share:.1%}" for share in (row.assignment, row.tokens))
+    yield "yes" if row.passed else "no"

@@ -78,7 +78,7 @@ def test_characters_outside_the_encoding_are_escaped(terminal: bool, capfd: pyte
     logs.configure(Console(file=file, force_terminal=terminal, width=80))
     logger.info("resuming %s", "runs/\xe9\udcff")
     file.flush()
-    assert b"resuming runs/\\xe9\\udcff" in raw.getvalue()
+    assert b"resuming runs/\\xe9\\xff" in raw.getvalue()
     assert "Logging error" not in capfd.readouterr().err
 
 

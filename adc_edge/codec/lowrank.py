@@ -240,4 +240,6 @@ def _unpack_codes(data: memoryview, at: int, widths: UInt8) -> tuple[UInt8, int]
 
 
 def _broken(what: str) -> ProtocolError:
-    return ProtocolError(what, "a tensor as it was encoded", "use one version", "size")
+    return ProtocolError(
+        what, "a tensor as it was encoded", "install the same version of adc-edge on both sides", "size"
+    )

@@ -120,7 +120,7 @@ def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
         raise ProtocolError(
             f"{view.nbytes} bytes for a {precision} tensor {list(shape)}",
             f"{expected} bytes",
-            "use one version",
+            "install the same version of adc-edge on both sides",
             "size",
         )
     if precision == "fp32":

@@ -7,6 +7,7 @@ PATH/CLASS/*.jpg                 a tenth of the files is held out
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def list_folder(where: str) -> tuple[FileSplit, FileSplit, list[str]]:
         )
     # A hash of the name decides, so that adding files never moves one from test to train.
     names = [path.relative_to(root).as_posix() for path in everything.paths]
-    held = np.array([hashlib.sha256(name.encode()).digest()[0] < 26 for name in names])
+    held = np.array([hashlib.sha256(os.fsencode(name)).digest()[0] < 26 for name in names])
     return _subset(everything, np.flatnonzero(~held)), _subset(everything, np.flatnonzero(held)), classes
 
 

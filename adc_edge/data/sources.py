@@ -2,14 +2,15 @@
 
 digits          scikit-learn's 8×8 digits, 1 437 train + 360 test
 folder:PATH     image files in class directories (`listing.py`)
-npz:PATH        x_train, y_train, x_test, y_test (uint8 images [n, H, W] or [n, H, W, C])
+npz:PATH        arrays (`npz.py`): x_train, y_train, x_test, y_test
+csv:FILE        a table of image files and their labels (`csv_listing.py`)
 cifar10:ROOT, cifar100:ROOT, food101:ROOT    in torchvision's layout
+MODULE:FACTORY  your own Python function (`user_module.py`), for example mypackage.flowers:make
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +22,10 @@ from adc_edge.arrays import Labels
 from adc_edge.data.listing import list_folder
 from adc_edge.errors import DataError
 
-SOURCES = "digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT or food101:ROOT"
+SOURCES = (
+    "digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT or food101:ROOT; csv:FILE; MODULE:FACTORY for a Python "
+    "function of yours"
+)
 
 
 class Split(Protocol):
@@ -74,26 +78,37 @@ def load_dataset(source: str) -> Dataset:
         DataError: the source is unknown, absent, empty, or in another layout than it must have.
     """
     kind, _, where = source.partition(":")
-    loader = _LOADERS.get(kind)
-    if loader is None or (kind != "digits" and not where):
-        raise DataError(f"data source {source!r}", SOURCES, "for example --data folder:/data/flowers")
-    dataset = loader(where)
+    dataset = _loader(source, kind, where)(where)
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         if len(split.labels) == 0:
             raise DataError(f"{source}: the {name} split is empty", "at least one image", f"put images under {where}")
     return dataset
 
 
+def _loader(source: str, kind: str, where: str) -> Callable[[str], Dataset]:
+    if kind in _LOADERS and (where or kind == "digits"):
+        return _LOADERS[kind]
+    if kind not in _LOADERS and all(name.isidentifier() for name in (*kind.split("."), *where.split("."))):
+        from adc_edge.data.user_module import load_module
+
+        return functools.partial(load_module, kind)
+    raise DataError(f"data source {source!r}", SOURCES, "for example --data folder:/data/flowers")
+
+
 def check_labels(dataset: Dataset, classes: int) -> None:
     """Raise DataError unless every label is a class of the bundle."""
     highest = int(max(dataset.train.labels.max(), dataset.test.labels.max()))
     lowest = int(min(dataset.train.labels.min(), dataset.test.labels.min()))
-    if lowest < 0 or highest >= classes:
-        raise DataError(
-            f"labels from {lowest} to {highest}",
-            f"labels from 0 to {classes - 1}, the bundle's {classes} classes",
-            f"export the bundle with --num-classes {highest + 1}, or mend the labels",
-        )
+    if lowest < 0:
+        remedy = "images without a label often have -1: leave them out, in NumPy x, y = x[y >= 0], y[y >= 0]"
+    elif highest < classes:
+        return
+    elif lowest == 1 and highest == classes:
+        remedy = f"count labels from 0, in NumPy y = y - 1, or export the bundle with --num-classes {highest + 1}"
+    else:
+        remedy = f"export the bundle with --num-classes {highest + 1}, or mend the labels"
+    expected = f"labels from 0 to {classes - 1}, the bundle's {classes} classes"
+    raise DataError(f"labels from {lowest} to {highest}", expected, remedy)
 
 
 def _digits(_: str) -> Dataset:
@@ -109,32 +124,15 @@ def _digits(_: str) -> Dataset:
 
 
 def _npz(where: str) -> Dataset:
-    keys = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        with open(where, "rb") as raw:
-            if not zipfile.is_zipfile(raw):
-                raise ValueError("no .npz archive")
-            raw.seek(0)
-            with np.load(raw, allow_pickle=False) as file:
-                x_train, y_train, x_test, y_test = (file[key] for key in keys)
-                names = [str(name) for name in file["classes"]] if "classes" in file else None
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-        raise DataError(
-            f"npz:{where}: {error}", f"an .npz with {', '.join(keys)}", "write it with numpy.savez"
-        ) from None
-    for name, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
-        pictures = images.dtype == np.uint8 and images.ndim >= 3 and images.shape[3:] in ((), (1,), (3,), (4,))
-        if not pictures or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-            raise DataError(
-                f"npz:{where}: x_{name} is {images.dtype} {list(images.shape)}, "
-                f"y_{name} {labels.dtype} {list(labels.shape)}",
-                "uint8 images [n, H, W] or [n, H, W, C], C 1, 3 or 4, and one integer label each",
-                "convert the arrays before saving",
-            )
-    y_train, y_test = y_train.astype(np.int64), y_test.astype(np.int64)
-    top = max(y_train.max(initial=-1), y_test.max(initial=-1))
-    train, test = ArraySplit(x_train, y_train), ArraySplit(x_test, y_test)
-    return Dataset(train, test, names or [str(n) for n in range(top + 1)], named=bool(names))
+    from adc_edge.data.npz import NpzReader
+
+    return NpzReader(where).load()
+
+
+def _csv(where: str) -> Dataset:
+    from adc_edge.data.csv_listing import list_csv
+
+    return list_csv(where)
 
 
 def _torchvision(kind: str, labels: str) -> Callable[[str], Dataset]:
@@ -174,6 +172,7 @@ _LOADERS: dict[str, Callable[[str], Dataset]] = {
     "digits": _digits,
     "folder": lambda where: Dataset(*list_folder(where)),
     "npz": _npz,
+    "csv": _csv,
     "cifar10": _torchvision("CIFAR10", "targets"),
     "cifar100": _torchvision("CIFAR100", "targets"),
     "food101": _torchvision("Food101", "_labels"),

@@ -52,7 +52,7 @@ def soft_labels(data: Any, clusters: int, classes: int, images: int) -> Float32:
         raise ProtocolError(
             f"label counts that add up to {int(count.sum())}",
             f"{clusters} clusters of {images} images",
-            "use one version",
+            "install the same version of adc-edge on both sides",
             "labels",
         )
     members = np.bincount(cluster * classes + label, weights=count, minlength=clusters * classes)

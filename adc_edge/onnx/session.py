@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnxruntime as ort
 
 from adc_edge.machine import int8_saturates, x86_flags
@@ -27,4 +29,14 @@ def session_options(threads: int = 0) -> ort.SessionOptions:
 
 def cpu_session(model: bytes | str) -> ort.InferenceSession:
     """Return a session on the CPU for a serialised graph or its path."""
-    return ort.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+    source = model if isinstance(model, bytes) else graph_source(model)
+    return ort.InferenceSession(source, session_options(), providers=["CPUExecutionProvider"])
+
+
+def graph_source(path: str) -> bytes | str:
+    """Return what ONNX Runtime opens for the file at ``path``: its content if the name is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return Path(path).read_bytes()
+    return path

@@ -90,7 +90,7 @@ def self_test(endpoint: str, server_public: bytes, authenticator: Authenticator 
 def _probe(endpoint: str, pair: KeyPair | None, server_public: bytes) -> int:
     """Attempt one handshake. Return the event that ended it, 0 if none came."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "127.0.0.1"}.get(host, host)  # [::] takes both families
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.IPV6, int("[" in host))
         socket.setsockopt(zmq.RECONNECT_IVL, -1)

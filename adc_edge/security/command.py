@@ -93,13 +93,15 @@ def revoke_device(name: str, directory: Path) -> None:
 @_keys_option
 def show(directory: Path) -> None:
     """Show the keys of this machine and its peers."""
-    from rich.console import Console
     from rich.table import Table
 
     from adc_edge.errors import SettingError
+    from adc_edge.logs import AnyConsole
     from adc_edge.security.keystore import Devices, load_pair, read_keys, trainer_key
 
-    table = Table("what", "name", "fingerprint", "state", "since")
+    table = Table(padding=(0, 0, 0, 1))
+    for name in ("what", "name", "fingerprint", "state", "since"):
+        table.add_column(name, no_wrap=name != "name", overflow="fold")
     secret, pinned = directory / "secret.key", directory / "trainer.key"
     troubles = []
     if not secret.exists():
@@ -123,10 +125,10 @@ def show(directory: Path) -> None:
             else:
                 _add_row(table, "device", file, key, "revoked" if devices.name(key) is None else "allowed", file.stem)
     troubles += devices.faults.values()
-    console = Console(markup=False, highlight=False)
+    console = AnyConsole(markup=False, highlight=False)
     console.print(table)
     for trouble in troubles:
-        console.print(trouble, soft_wrap=True)
+        console.say(trouble)
 
 
 def _add_row(table: Table, what: str, file: Path, key: bytes | None, state: str, name: str = "") -> None:

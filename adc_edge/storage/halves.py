@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load, load_file, save
+from safetensors.numpy import load, save
 
 from adc_edge.errors import CheckpointError
 from adc_edge.storage.bundle import HEAD, TRUNK
@@ -46,7 +46,7 @@ class HalfState(NamedTuple):
         """
         if self.path.name in (TRUNK, HEAD):
             try:
-                return load_file(self.path)
+                return load(self.path.read_bytes())
             except (OSError, SafetensorError) as error:
                 remedy = "type the commands of the run again: they write it once more"
                 raise CheckpointError(f"{self.path}: {error}", "the weights of a run", remedy) from None

@@ -18,7 +18,6 @@ import fcntl
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import msgspec
 
 from adc_edge.arrays import Arrays
 from adc_edge.errors import CheckpointError, SettingError
-from adc_edge.files import write_atomic
+from adc_edge.files import json_bytes, temporary_directory, write_atomic
 from adc_edge.storage.checkpoint import Checkpoint, checkpoint_steps, drop_newer, latest_checkpoint, save_checkpoint
 
 SETTINGS = "settings.json"
@@ -90,7 +89,7 @@ class RunDir:
         self.path = path
         self.changes: list[str] = []  # in ``machine`` since the run's last start
         self.trouble: OSError | None = None  # why the last metric could not be written
-        self._temporary = tempfile.TemporaryDirectory(prefix="adc-edge-") if path is None else None
+        self._temporary = temporary_directory() if path is None else None
         self.journal = Path(self._temporary.name) if self._temporary else Path(str(path)) / JOURNAL
         if path is None:
             return
@@ -101,9 +100,9 @@ class RunDir:
                 if fresh:
                     _clear(path)
                 known = {"fixed": fixed, "free": free, "machine": machine or {}}
-                now = json.loads(msgspec.json.encode(known | ({} if options is None else {"options": options})))
+                now = json.loads(json_bytes(known if options is None else known | {"options": options}))
                 self._match(path / SETTINGS, now)
-                write_atomic(path / SETTINGS, msgspec.json.format(msgspec.json.encode(now)))
+                write_atomic(path / SETTINGS, json_bytes(now))
                 _remove(path, _CUT_OFF)
                 self._metrics = os.open(path / METRICS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
                 self._steps = checkpoint_steps(path)  # asked for at every step

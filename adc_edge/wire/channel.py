@@ -20,13 +20,15 @@ from tenacity import (
 
 from adc_edge.arrays import Body
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
-from adc_edge.wire.connection import ClientKeys, Connection, LinkLost, Stopped
+from adc_edge.wire.addresses import Address, NameUnknown, loops, parse_address, resolve
+from adc_edge.wire.connection import ClientKeys, Connection, LinkLost, NotATrainer, Stopped
 from adc_edge.wire.framing import Assembler, to_frames
 from adc_edge.wire.headers import check_foreign_refusal, unpack_from_trainer
 from adc_edge.wire.messages import CHUNK_BYTES, FromTrainer, Message, Pong, Refused, Welcome
 from adc_edge.wire.tcp import KERNEL_COUNTS, TcpInfo
 
 _LOG_EVERY_S = 30.0
+_FOREIGN = 3
 _UNREADABLE = 3  # unreadable answers in a row after which the two sides are taken to speak different protocols
 _TRY_AGAIN = {"unknown-device", "corrupt", "busy"}  # refusals that a new connection may resolve
 
@@ -47,6 +49,7 @@ class Channel:
         endpoint: ``tcp://HOST:PORT``.
         keys: keys for an encrypted connection.
         stop: asked while waiting; True raises Stopped.
+        loopback_alone: connect to no other address, whatever the name resolves to: there are no keys.
         body_bytes: body size that an answer must have, or ProtocolError; asked before the body is allocated.
     """
 
@@ -56,10 +59,13 @@ class Channel:
         *,
         keys: ClientKeys | None = None,
         stop: Callable[[], bool] = lambda: False,
+        loopback_alone: bool = False,
         body_bytes: Callable[[FromTrainer], int] = pong_bytes,
     ) -> None:
         self.endpoint = endpoint
+        self._address, self._loopback_alone = parse_address(endpoint), loopback_alone
         self._keys, self._stop = keys, stop
+        self._foreign: int | None = 0  # times in a row that something else answered; None once a trainer did
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._connection: Connection | None = None
         self.inbox = Assembler(unpack_from_trainer, body_bytes, check_foreign_refusal)
@@ -79,13 +85,12 @@ class Channel:
             RefusedError: the trainer refused.
             Stopped: ``stop`` returned True.
         """
-        start, logged = time.monotonic(), -math.inf
+        start, told = time.monotonic(), dict[str, float]()
 
         def log_now_and_then(state: RetryCallState) -> None:
-            nonlocal logged
-            if time.monotonic() - logged > _LOG_EVERY_S:
-                logged = time.monotonic()
-                why = state.outcome.exception() if state.outcome else ""
+            why = str(state.outcome.exception()) if state.outcome else ""
+            if time.monotonic() - told.get(why, -math.inf) > _LOG_EVERY_S:
+                told[why] = time.monotonic()
                 logger.info("waiting for the trainer at %s (%s)", self.endpoint, why)
 
         try:
@@ -97,9 +102,7 @@ class Channel:
                 before_sleep=log_now_and_then,
             ):
                 with attempt:
-                    self.disconnect()
-                    self._connection = Connection(self._context, self.endpoint, self._keys, self._stop)
-                    (open_session or self._connection.writable)()
+                    self._connect(open_session)
         except RetryError as error:
             cause = error.last_attempt.exception()
             raise LinkError(
@@ -107,6 +110,47 @@ class Channel:
                 "a running `adc-edge trainer` bound to that address",
                 "check address, firewall and keys, or let it keep trying with --wait inf",
             ) from None
+
+    def _connect(self, open_session: Callable[[], None] | None) -> None:
+        """Try the addresses of the host in turn. A name is looked up each time: it may move while a device runs."""
+        reasons: list[LinkLost] = []
+        for address in self._targets():
+            self.disconnect()
+            self._connection = connection = Connection(self._context, address.endpoint, self._keys, self._stop)
+            try:
+                (open_session or connection.writable)()
+                self._foreign = None
+                return
+            except LinkLost as lost:
+                if connection.meter.handshaken and not isinstance(lost, NotATrainer):
+                    raise
+                reasons.append(lost)
+        text = "; ".join(dict.fromkeys(map(str, reasons)))
+        self._give_up_on_others(all(isinstance(lost, NotATrainer) for lost in reasons), text)
+        raise LinkLost(text)
+
+    def _targets(self) -> list[Address]:
+        try:
+            found = resolve(self._address)
+        except NameUnknown as unknown:
+            raise LinkLost(str(unknown)) from None
+        if self._loopback_alone and (others := [address for address in found if not loops(address)]):
+            raise LinkLost(
+                f"{self._address.host} is {others[0].host} now, which is not loopback, and there are no keys"
+            )
+        return found
+
+    def _give_up_on_others(self, foreign: bool, text: str) -> None:
+        """Raise LinkError where waiting does not help. Once a trainer has answered, another may come back."""
+        if self._foreign is None:
+            return
+        self._foreign = self._foreign + 1 if foreign else 0
+        if self._foreign >= _FOREIGN:
+            raise LinkError(
+                f"no trainer at {self.endpoint}: {text}",
+                "a running `adc-edge trainer` bound to that address",
+                "check host and port: `adc-edge trainer` logs the address on which it listens",
+            )
 
     def send(self, message: Message, body: Body = b"") -> None:
         """Send a message from its ``offset`` on; raises LinkLost, Stopped."""

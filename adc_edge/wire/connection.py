@@ -15,17 +15,24 @@ import zmq
 
 from adc_edge.security.authenticator import secure_client
 from adc_edge.security.keystore import KeyPair, load_pair, trainer_key
+from adc_edge.wire.addresses import examine_address, parse_address
 from adc_edge.wire.sockets import set_socket_options
 from adc_edge.wire.tcp import SocketMeter, frame_bytes
 
 CONNECT_MS = 3_000
 _NEVER_MS = 24 * 3_600_000
 _END_MS = 1_000  # libzmq needs less than 1 ms, a busy machine some more
+_PROBE_S = 1.0
+_ONE_SIDE = "keys on one side only"
 _TICK_MS = 100  # how soon a signal or a dead link is noticed while waiting
 
 
 class LinkLost(Exception):
     """The connection ended; a fresh one may work. Never leaves this module's users without a retry."""
+
+
+class NotATrainer(LinkLost):
+    """Something that is not adc-edge answers at the address."""
 
 
 class Stopped(Exception):
@@ -49,7 +56,7 @@ class Connection:
 
     Args:
         context: of the socket.
-        endpoint: ``tcp://HOST:PORT``.
+        endpoint: ``tcp://HOST:PORT``, numeric.
         keys: None for an open connection.
         stop: asked while waiting; True raises Stopped.
 
@@ -65,6 +72,7 @@ class Connection:
         stop: Callable[[], bool],
     ) -> None:
         self._stop, self._encrypted = stop, keys is not None
+        self._address = parse_address(endpoint)
         self._socket = context.socket(zmq.DEALER)
         set_socket_options(self._socket, endpoint)
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
@@ -75,6 +83,7 @@ class Connection:
             secure_client(self._socket, keys.own, keys.trainer)
         self.meter = SocketMeter(self._socket)
         self.framed = (0, 0)  # bytes of frames sent and received
+        self._deadline = time.monotonic() + CONNECT_MS / 1e3
         try:
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -88,7 +97,7 @@ class Connection:
         while not self.meter.handshaken:
             self._check_alive()
             if time.monotonic() > deadline:
-                raise LinkLost("connection refused or no route")
+                raise self._silent()
             self.meter.poll(_TICK_MS)
         self._check_alive()
 
@@ -109,7 +118,7 @@ class Connection:
                 break
             self._check_alive()
             if deadline is not None and time.monotonic() > deadline:
-                raise LinkLost("no answer in time")
+                raise self._unanswered()
         frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
         self.framed = (self.framed[0], self.framed[1] + frame_bytes(*frames))
         return frames
@@ -131,13 +140,37 @@ class Connection:
         if self.meter.failure:
             raise LinkLost(self.meter.failure)
         if self.meter.lost:
-            raise LinkLost(self._why_lost())
+            raise self._lost()
 
-    def _why_lost(self) -> str:
-        if not self.meter.connected:
-            return "connection refused or no route"
+    # libzmq tells that a connection failed, not why. Only then a plain socket asks.
+
+    def _lost(self) -> LinkLost:
         if self.meter.handshaken:
-            return "connection closed"
-        if self._encrypted:
-            return "it hung up during the handshake: its key is not the one in trainer.key, or keys on one side only"
-        return "it hung up during the handshake: keys on one side only?"
+            return LinkLost("connection closed")
+        if not self.meter.connected and time.monotonic() > self._deadline - _TICK_MS / 1e3:
+            return self._silent()
+        found = examine_address(self._address, _PROBE_S)
+        if found.foreign:
+            return NotATrainer(found.text)
+        if not self.meter.connected:
+            return LinkLost(f"connection refused by {self._address}" if found.connect_s is not None else found.text)
+        if found.silent:
+            return LinkLost(found.text)
+        if not found.mechanism:
+            why = "its key is not the one in trainer.key, or keys on one side only" if self._encrypted else _ONE_SIDE
+        elif self._encrypted and found.mechanism == "CURVE":
+            why = "its key is not the one in trainer.key"
+        else:
+            why = _ONE_SIDE + (", this device's" if self._encrypted else ", the trainer's")
+        return LinkLost(f"it hung up during the handshake: {why}")
+
+    def _silent(self) -> LinkLost:
+        if not self.meter.connected:
+            return LinkLost(f"no answer from {self._address} within {CONNECT_MS / 1e3:g} s")
+        found = examine_address(self._address, _PROBE_S)
+        return (NotATrainer if found.foreign else LinkLost)(found.text)
+
+    def _unanswered(self) -> LinkLost:
+        if not self.framed[1] and (found := examine_address(self._address, _PROBE_S)).foreign:
+            return NotATrainer(found.text)
+        return LinkLost("no answer in time")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
-from urllib.parse import SplitResult, urlsplit
-
 import zmq
 
 from adc_edge.errors import SettingError
+from adc_edge.wire.addresses import is_loopback, parse_address
 from adc_edge.wire.framing import FAST_CHUNK_BYTES
 from adc_edge.wire.messages import HEADER_BYTES
 
@@ -26,34 +24,24 @@ def set_socket_options(socket: zmq.Socket[bytes], endpoint: str) -> None:
     socket.setsockopt(zmq.MAXMSGSIZE, FAST_CHUNK_BYTES + HEADER_BYTES)
 
 
-def check_endpoint(endpoint: str, insecure: bool, keys: bool = False) -> str:
+def check_endpoint(endpoint: str, insecure: bool, keys: bool = False, connecting: bool = False) -> str:
     """Return ``endpoint`` if it is ``tcp://HOST:PORT`` and safe to use. Otherwise raise SettingError.
 
-    Any address but loopback needs keys, or the option ``--insecure``.
+    Any address but loopback needs keys, or the option ``--insecure``. A name is loopback if all its addresses are.
+
+    Args:
+        endpoint: the address; to listen on, host and port may be ``*``.
+        insecure: traffic in the clear is allowed.
+        keys: traffic is encrypted.
+        connecting: the address is that of a trainer to connect to.
     """
-    url = urlsplit(endpoint)
-    if url.scheme != "tcp" or not url.hostname or not _has_port(url):
-        raise SettingError(f"address {endpoint!r}", "tcp://HOST:PORT", "for example tcp://127.0.0.1:5700")
+    address = parse_address(endpoint, listening=not connecting)
     if insecure and keys:
         raise SettingError("--keys and --insecure", "one of them", "leave one out")
-    if not insecure and not keys and not _is_loopback(url.hostname):
+    if not insecure and not keys and not is_loopback(address):
         raise SettingError(
             f"address {endpoint!r} is not loopback, and there are no keys",
             "keys on both sides: traffic is encrypted, and each side proves its identity",
             "type adc-edge keys new --keys DIR, then use --keys DIR here; or use --insecure",
         )
     return endpoint
-
-
-def _has_port(url: SplitResult) -> bool:
-    try:
-        return url.port is not None
-    except ValueError:
-        return False
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -22,7 +22,7 @@ from adc_edge.calibration.int8.report import CalibrationReport, Quality
 from adc_edge.data.classes import label_for_head
 from adc_edge.data.sources import load_dataset
 from adc_edge.errors import EngineError, SettingError
-from adc_edge.files import sha256, write_atomic
+from adc_edge.files import json_bytes, sha256, write_atomic
 from adc_edge.onnx.session import cpu_session
 from adc_edge.onnx.tensorrt_lint import fits, lint, summary
 from adc_edge.storage.bundle import BUNDLE_FORMAT, CALIBRATION, CLIENT, CLIENT_INT8, HEAD, Bundle, Calibration
@@ -99,7 +99,7 @@ def calibrate_bundle(settings: CalibrationSettings) -> CalibrationReport:
         settings.images,
         msgspec.to_builtins(report),
     )
-    write_atomic(bundle.path / CALIBRATION, msgspec.json.format(msgspec.json.encode(calibration), indent=2))
+    write_atomic(bundle.path / CALIBRATION, json_bytes(calibration))
     return report
 
 

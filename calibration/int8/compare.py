@@ -35,12 +35,12 @@ class Graphs(NamedTuple):
 def load_head(bundle: Bundle) -> HeadFunction:
     """Return the bundle's head as a function, computed by PyTorch."""
     import torch
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     from adc_edge.method.split import head_from_manifest
 
     head = head_from_manifest(bundle.manifest).eval()
-    head.vit.load_state_dict(load_file(bundle.path / HEAD))
+    head.vit.load_state_dict(load((bundle.path / HEAD).read_bytes()))
 
     def logits(activations: Float32) -> Float32:
         with torch.inference_mode():

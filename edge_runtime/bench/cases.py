@@ -6,10 +6,10 @@ Peak memory is then that engine's alone, and a crash costs one row.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,6 +22,7 @@ from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.providers import NAMES, Provider, available
 from adc_edge.edge_runtime.packages import ending
 from adc_edge.errors import SettingError
+from adc_edge.files import json_bytes, temporary_directory
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.onnx.golden import GOLDEN_IMAGES
 from adc_edge.storage.bundle import CLIENT_FP16, CLIENT_INT8, TRUNK, Bundle, Compute
@@ -238,9 +239,10 @@ def measure_all(
 
 def run_case(request: BenchRequest, timeout_s: float = _CASE_TIMEOUT_S) -> BenchResult:
     """Measure one case in a process of its own; whatever happens there becomes a result."""
-    with tempfile.TemporaryDirectory() as place:
+    with temporary_directory() as place:
         folder = Path(place)
-        (folder / _REQUEST).write_bytes(msgspec.json.encode(request, enc_hook=str))
+        # Not by msgspec, which refuses names of files that are not UTF-8.
+        (folder / _REQUEST).write_bytes(json.dumps(msgspec.to_builtins(request, enc_hook=str)).encode())
         command = [sys.executable, "-m", "adc_edge.edge_runtime.bench.case", place]
         try:
             done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False, env=_ENV | os.environ)
@@ -255,11 +257,10 @@ def run_case(request: BenchRequest, timeout_s: float = _CASE_TIMEOUT_S) -> Bench
 
 def read_request(folder: Path) -> BenchRequest:
     """Read the request that ``run_case`` has written."""
-    return msgspec.json.decode(
-        (folder / _REQUEST).read_bytes(), type=BenchRequest, dec_hook=lambda kind, value: kind(value)
-    )
+    request = json.loads((folder / _REQUEST).read_bytes())
+    return msgspec.convert(request, BenchRequest, dec_hook=lambda kind, value: kind(value))
 
 
 def write_result(folder: Path, result: BenchResult) -> None:
     """Write the result that ``run_case`` waits for."""
-    (folder / _RESULT).write_bytes(msgspec.json.encode(result))
+    (folder / _RESULT).write_bytes(json_bytes(result))

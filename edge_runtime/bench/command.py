@@ -51,13 +51,12 @@ def bench(
     **chosen: Any,
 ) -> None:
     """Measure the engines of this device, each in a process of its own; exit 1 if one fails or computes wrongly."""
-    from rich.console import Console
-
     from adc_edge.edge_runtime.bench import report
     from adc_edge.edge_runtime.bench.cases import BenchSettings, measure_all
+    from adc_edge.logs import AnyConsole
 
     settings = BenchSettings(bundle, ratio, rounds, seconds, engine_cache)
-    console = Console()
+    console = AnyConsole()
     with console.status("measuring") as status:
         done = measure_all(settings, batch_sizes, say=lambda text: status.update(f"measuring {text}"), **chosen)
     for name, text in report.header(done).items():
@@ -66,6 +65,6 @@ def bench(
     for text in report.bench_notes(done):
         console.print(text, highlight=False, markup=False)
     if command := report.next_command(done):
-        console.print(f"next: {command}", highlight=False, markup=False, soft_wrap=True)
+        console.say(f"next: {command}")
     report.save(done, markdown_file, json_file)
     click.get_current_context().exit(0 if all(result.good for result in done.results) else 1)

@@ -18,6 +18,7 @@ from adc_edge.edge_runtime import board
 from adc_edge.edge_runtime.bench.cases import Bench, BenchResult
 from adc_edge.machine import SLOW_INT8
 from adc_edge.markdown import markdown_table
+from adc_edge.terminal import readable
 
 NOT_MEASURED = "not measured"
 COLUMNS = (
@@ -227,9 +228,9 @@ def _batches(results: Sequence[BenchResult], tokens: int) -> str:
 
 def save(bench: Bench, markdown_file: Path | None, json_file: Path | None) -> None:
     """Write the files that were asked for."""
-    from adc_edge.files import write_atomic
+    from adc_edge.files import json_bytes, write_atomic
 
     if markdown_file is not None:
-        write_atomic(markdown_file, bench_markdown(bench).encode())
+        write_atomic(markdown_file, readable(bench_markdown(bench)).encode())
     if json_file is not None:
-        write_atomic(json_file, msgspec.json.format(msgspec.json.encode(bench_dict(bench)), indent=2) + b"\n")
+        write_atomic(json_file, json_bytes(bench_dict(bench)))

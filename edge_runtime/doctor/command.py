@@ -25,7 +25,7 @@ def doctor(bundle: Path | None, trainer: str | None, json_file: Path | None, hea
 
     from adc_edge.edge_runtime.doctor.examine import examine
     from adc_edge.edge_runtime.doctor.report import health_line, lines
-    from adc_edge.files import write_atomic
+    from adc_edge.files import readable_values, write_atomic
 
     report = examine(bundle, trainer, golden=not health)
     if health:
@@ -34,5 +34,6 @@ def doctor(bundle: Path | None, trainer: str | None, json_file: Path | None, hea
         for line in lines(report, shutil.get_terminal_size((100, 24)).columns, bundle, trainer):
             click.echo(line)
     if json_file is not None:
-        write_atomic(json_file, json.dumps(report.to_dict(), indent=2, ensure_ascii=False).encode() + b"\n")
+        values = readable_values(report.to_dict())
+        write_atomic(json_file, json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n")
     click.get_current_context().exit(1 if report.faults else 0)

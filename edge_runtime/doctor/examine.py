@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import platform
 import shutil
-import socket
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from adc_edge.edge_runtime import board, packages
 from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow
 from adc_edge.edge_runtime.packages import DEVICE, Package, Versions
-from adc_edge.errors import SettingError
 from adc_edge.machine import installed_version
+from adc_edge.wire.addresses import Address, Finding, NameUnknown, examine_address, parse_address, resolve
 
 _BOARDS = "docs/boards.md"
 _TRUNK = "trunk.safetensors"  # bundle.TRUNK, whose module may not import here
-_CONNECT_TIMEOUT_S = 3.0
 _SCARCE_MB = 500.0  # of memory or disk
 
 
@@ -42,7 +38,7 @@ def examine(
     Raises:
         SettingError: the trainer's address is malformed.
     """
-    address = None if trainer is None else _address(trainer)
+    address = None if trainer is None else parse_address(trainer)
     facts, state = board.describe_board(root), board.board_state(root)
     found = packages.find(versions)
     imports = packages.imports(package for package in found if package.group == DEVICE)
@@ -52,7 +48,7 @@ def examine(
         rows += _bundle(bundle, found, golden) if not any(row.fault for row in rows) else [_unchecked(bundle)]
         trains = trains and (bundle / _TRUNK).exists()
     if trainer is not None and address is not None:
-        rows.append(_trainer(trainer, *address))
+        rows.append(_trainer(trainer, address))
     details = {
         "python": platform.python_version(),
         "board": asdict(facts),
@@ -179,23 +175,18 @@ def _unchecked(path: Path) -> DoctorRow:
     return DoctorRow("bundle", str(path), "bad", "not checked: packages are missing, see above", needed=True)
 
 
-def _address(trainer: str) -> tuple[str, int]:
-    url = urlsplit(trainer)
+def _trainer(trainer: str, address: Address) -> DoctorRow:
+    found: list[Finding] = []
     try:
-        port = url.port
-    except ValueError:
-        port = None
-    if url.scheme != "tcp" or not url.hostname or port is None:
-        raise SettingError(f"address {trainer!r}", "tcp://HOST:PORT", "for example tcp://127.0.0.1:5700")
-    return url.hostname, port
-
-
-def _trainer(trainer: str, host: str, port: int) -> DoctorRow:
-    start = time.perf_counter()
-    try:
-        socket.create_connection((host, port), _CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        remedy = "start `adc-edge trainer` there, and let its port through firewalls"
-        return DoctorRow("trainer", "connection", "bad", f"{trainer} does not answer: {error}", remedy, needed=True)
-    text = f"{trainer} takes it in {(time.perf_counter() - start) * 1e3:.1f} ms; `adc-edge link` measures the rest"
-    return DoctorRow("trainer", "connection", "ok", text, needed=True)
+        for numeric in resolve(address):
+            found.append(examine_address(numeric))
+            if found[-1].connect_s is not None and not found[-1].foreign:
+                text = f"{trainer} takes it in {found[-1].connect_s * 1e3:.1f} ms; `adc-edge link` measures the rest"
+                return DoctorRow("trainer", "connection", "ok", text, needed=True)
+        text = "; ".join(dict.fromkeys(finding.text for finding in found))
+    except NameUnknown as unknown:
+        text = str(unknown)
+    remedy = "start `adc-edge trainer` there, and let its port through firewalls"
+    if any(finding.foreign for finding in found):
+        remedy = "check host and port: `adc-edge trainer` logs the address on which it listens"
+    return DoctorRow("trainer", "connection", "bad", f"{trainer} does not answer: {text}", remedy, needed=True)

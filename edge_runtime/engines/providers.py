@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from adc_edge.defaults import Provider as Provider
 from adc_edge.errors import SettingError
-from adc_edge.onnx.session import session_options
+from adc_edge.onnx.session import graph_source, session_options
 
 NAMES: dict[Provider, str] = {
     "cpu": "CPUExecutionProvider",
@@ -72,7 +72,7 @@ def _open(path: str, provider: Provider, threads: int) -> ort.InferenceSession:
     if provider in ("cuda", "tensorrt"):
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # in TF32 the scores of a batch cluster otherwise
     wanted = [(name, _options(provider, threads))] + ([] if provider == "cpu" else [(NAMES["cpu"], {})])
-    session = ort.InferenceSession(path, options, providers=wanted)
+    session = ort.InferenceSession(graph_source(path), options, providers=wanted)
     session.disable_fallback()
     if session.get_providers()[0] != name:
         raise _missing(provider, f"{name} does not load here: ONNX Runtime fell back to {session.get_providers()[0]}")

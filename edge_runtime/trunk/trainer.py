@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from adc_edge.arrays import Float32, Int64, Weights
@@ -46,7 +46,7 @@ class Shim:
     ) -> None:
         check_freeze_first(spec, freeze_first)
         self.trunk = Trunk(spec)
-        self.trunk.load_state_dict(load_file(weights))
+        self.trunk.load_state_dict(load(weights.read_bytes()))
         learning = self.trunk.blocks[freeze_first:] if freeze_first else self.trunk
         self.trunk.requires_grad_(False)
         learning.requires_grad_(optimizer is not None)

@@ -96,7 +96,9 @@ def unpack_places(data: memoryview, rows: int, count: int, total: int) -> Int64:
 
 
 def _bad_places(received: str, expected: str) -> ProtocolError:
-    return ProtocolError(received, expected, "use one version and one share on both sides", "size")
+    return ProtocolError(
+        received, expected, "install the same version of adc-edge on both sides, and use one share", "size"
+    )
 
 
 class TopK(Codec):

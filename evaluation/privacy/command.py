@@ -13,11 +13,11 @@ from adc_edge.options import COUNT, IMAGES, OUTPUT_DIRECTORY, data_option, log_o
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from rich.console import Console
     from rich.table import Table
 
     from adc_edge.evaluation.privacy.attack import Examples, Leak
     from adc_edge.evaluation.study.records import Study
+    from adc_edge.logs import AnyConsole
 
 _SETTINGS = ("none", "topk@0.5", "topk@0.1", "topk@0.02", "adc@0.5", "adc@0.25", "adc@0.1", "adc@0.02")
 _CAVEAT = "This measures one attack and is not a guarantee: another attack, or more data and time, may reveal more."
@@ -75,7 +75,9 @@ _SHARE = "bytes up (% of uncompressed)"
 @click.option("--seed", default=0, type=COUNT, help="Random seed for data order, augmentation and the attack.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Torch device.")
 @log_options
-def privacy(console: Console, texts: tuple[str, ...], output: Path, epochs: float, seed: int, **options: Any) -> None:
+def privacy(
+    console: AnyConsole, texts: tuple[str, ...], output: Path, epochs: float, seed: int, **options: Any
+) -> None:
     """Measure how well a curious trainer can reconstruct images from what a device sends before training.
 
     For each setting an inverter is trained on the train split, and PSNR and SSIM of its reconstructions are measured on
@@ -96,12 +98,12 @@ def privacy(console: Console, texts: tuple[str, ...], output: Path, epochs: floa
     }
     for name, data in files.items():
         write_atomic(output / name, data)
-    console.print(_CAVEAT, soft_wrap=True)
-    console.print(f"wrote    {output}: {', '.join(files)}", soft_wrap=True)
+    console.say(_CAVEAT)
+    console.say(f"wrote    {output}: {', '.join(files)}")
 
 
 def _attack(
-    study: Study, settings: Sequence[Any], seed: int, epochs: float, console: Console
+    study: Study, settings: Sequence[Any], seed: int, epochs: float, console: AnyConsole
 ) -> tuple[list[Leak], list[Examples]]:
     """Attack one setting after another, with a progress bar."""
     from rich.progress import Progress
@@ -149,13 +151,14 @@ def _json(study: Study, epochs: float, leaks: Sequence[Leak]) -> bytes:
     import torch
 
     from adc_edge import machine
+    from adc_edge.files import json_bytes
 
     task = msgspec.to_builtins(study)
     for name in ("epochs", "budget", "max_epochs", "evaluate_every", "optimizer"):  # not used by the attack
         del task[name]
     about = machine.describe_machine(threads=torch.get_num_threads(), device=study.device)
     content = {"note": _CAVEAT, "study": task, "inverter_epochs": epochs, "settings": leaks, "machine": about}
-    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+    return json_bytes(content)
 
 
 def _csv(leaks: Sequence[Leak]) -> bytes:

@@ -15,7 +15,8 @@ from adc_edge.evaluation.report.plots import curves_figure, figure, png
 from adc_edge.evaluation.report.tables import sheets, study_markdown
 from adc_edge.evaluation.report.views import Views, parts_of, records, views
 from adc_edge.evaluation.study.records import Run, Study
-from adc_edge.files import write_atomic
+from adc_edge.files import json_bytes, write_atomic
+from adc_edge.terminal import readable
 
 _COLUMNS = (
     "setting method ratio precision gradient_precision seed step epoch bytes_up bytes_down accuracy accuracy_through "
@@ -44,11 +45,11 @@ def write_all(study: Study, runs: Sequence[Run], budgets: Sequence[float], direc
     seen, middle = views(study, runs, budgets), sorted(budgets)[len(budgets) // 2]
     files = {
         "results.csv": points(runs).to_csv(index=False).encode(),
-        "results.json": msgspec.json.format(msgspec.json.encode(study_dict(study, runs, seen)), indent=2) + b"\n",
+        "results.json": json_bytes(study_dict(study, runs, seen)),
         "results.md": study_markdown(sheets(seen)).encode(),
         "plot.png": png(figure(study, runs, seen, middle)),
         "curves.png": png(curves_figure(runs)),
-        "index.html": page(study, runs, seen, middle).encode(),
+        "index.html": readable(page(study, runs, seen, middle)).encode(),
     }
     for name, data in files.items():
         write_atomic(directory / name, data)

@@ -1,4 +1,4 @@
-"""Tables of the views, for a terminal of 100 columns and as Markdown. Accuracies and shares are in %."""
+"""Tables of the views, for a terminal of 80 columns or more and as Markdown. Accuracies and shares are in %."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from adc_edge.evaluation.report.views import METHOD_GROUPS, OURS, Views, records, views
 from adc_edge.evaluation.study.records import Run, Study
@@ -17,6 +17,7 @@ from adc_edge.markdown import markdown_table
 
 NONE = "–"
 _BUDGETS = 5  # columns of one table
+_WIDE = 100  # columns of a terminal on which every table has its full form
 _STEPS_CAPTION = (
     "share: bytes of a step, both ways, relative to uncompressed. accuracy: mean ± standard deviation over seeds; sem: "
     "standard error of the mean; best: highest accuracy until then. *: a run ended with over 5 % of the steps left."
@@ -50,9 +51,10 @@ class Sheet(NamedTuple):
     caption: str
 
 
-def study_tables(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> Iterator[Table]:
-    """All tables, for a terminal."""
-    return map(study_table, sheets(views(study, runs, budgets)))
+def study_tables(study: Study, runs: Sequence[Run], budgets: Sequence[float], width: int = _WIDE) -> Iterator[Table]:
+    """All tables, for a terminal of ``width`` columns."""
+    for sheet in sheets(views(study, runs, budgets)):
+        yield study_table(sheet, narrow=width < _WIDE)
 
 
 def sheets(seen: Views) -> list[Sheet]:
@@ -93,12 +95,15 @@ def standings_sheets(seen: Views) -> Iterator[Sheet]:
         yield Sheet(title, "budget", columns, 2, sections, _STANDINGS_CAPTION)
 
 
-def study_table(sheet: Sheet) -> Table:
-    """One table for a terminal."""
+def study_table(sheet: Sheet, narrow: bool = False) -> Table:
+    """One table for a terminal. If it is ``narrow``, a setting stands below its group, and columns lie closer."""
+    if narrow and sheet.words > 1:
+        sheet = _stacked(sheet)
     result = Table(
         title=sheet.title,
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        show_edge=not narrow,
+        padding=(0, 0 if narrow else 1, 0, 0),
         pad_edge=False,
         caption=sheet.caption,
         caption_justify="left",
@@ -109,12 +114,21 @@ def study_table(sheet: Sheet) -> Table:
             name, justify="left" if number < sheet.words else "right", no_wrap=not setting, overflow="fold"
         )
     for section in sheet.sections:
-        result.add_row(Text(section.title, style="bold"))
+        result.add_row(f"[bold]{escape(section.title)}[/]")
         for row in section.rows:
-            style = "green" if OURS in (row[0], section.title) else ""
-            result.add_row(*map(Text, row), style=style)
+            style = "green" if OURS in (row[0].partition("\n")[0], section.title) else ""
+            result.add_row(*map(escape, row), style=style)
         result.add_section()
     return result
+
+
+def _stacked(sheet: Sheet) -> Sheet:
+    """The sheet with its two leading columns in one, each cell in lines of its own."""
+    sections = [
+        Section(title, [(f"{group}\n  {setting}", *rest) for group, setting, *rest in rows])
+        for title, rows in sheet.sections
+    ]
+    return sheet._replace(columns=("group and setting", *sheet.columns[2:]), words=1, sections=sections)
 
 
 def study_markdown(shown: Sequence[Sheet]) -> str:

@@ -24,7 +24,7 @@ from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
 from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.setting import Setting, parse_setting
 from adc_edge.evaluation.study.training import check_model, train
-from adc_edge.files import write_atomic
+from adc_edge.files import json_bytes, write_atomic
 
 _logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def run_study(
     begun = any((directory / _RUNS).glob("*.json"))  # a study without a run, as after a wrong option, is no loss
     plan = _merge(
         _read_plan(directory) if begun else None,
-        StudyPlan(STUDY_FORMAT, study.check(), tuple(map(str, settings)), tuple(seeds)),
+        _as_read(StudyPlan(STUDY_FORMAT, study.check(), tuple(map(str, settings)), tuple(seeds))),
         directory,
     )
     # Seeds in the outer loop: every setting runs once before any runs twice.
@@ -95,7 +95,7 @@ def run_study(
     dataset = load_dataset(study.data) if missing else None
     if dataset is not None:
         check_model(study, len(dataset.classes))
-    write_atomic(directory / _PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
+    write_atomic(directory / _PLAN, json_bytes(plan))
     if done := len(tasks) - len(missing):
         _logger.info("%d of %d runs are there already", done, len(tasks))
     if dataset is None:
@@ -227,6 +227,11 @@ def _merge(old: StudyPlan | None, new: StudyPlan, directory: Path) -> StudyPlan:
         tuple(dict.fromkeys(old.settings + new.settings)),
         tuple(dict.fromkeys(old.seeds + new.seeds)),
     )
+
+
+def _as_read(plan: StudyPlan) -> StudyPlan:
+    """The plan as it is read from its file, where names of files have other characters if they are not UTF-8."""
+    return msgspec.json.decode(json_bytes(plan), type=StudyPlan)
 
 
 def _read_plan(directory: Path) -> StudyPlan | None:

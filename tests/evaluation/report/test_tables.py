@@ -134,3 +134,17 @@ def test_markdown_has_the_same_rows_each_with_its_group() -> None:
     assert re.findall("^### (.*)", text, re.M) == [sheet.title for sheet in shown]
     assert rows[0][:2] == ["group", "setting"]
     assert rows[1][:3] == ["---", "---", "---:"]
+
+
+@pytest.mark.parametrize("width", [80, 99])
+def test_a_narrow_terminal_shows_every_number_of_every_table(width: int) -> None:
+    screen = io.StringIO()
+    for shown in study_tables(STUDY, some_runs(), BUDGETS, width):
+        Console(file=screen, width=width).print(shown)
+    text = screen.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    numbers = {
+        cell for sheet in all_sheets() for part in sheet.sections for row in part.rows for cell in row[sheet.words :]
+    }
+    assert [cell for cell in numbers if cell not in text] == []
+    assert all(name in text for sheet in all_sheets() for name in sheet.columns[2:])

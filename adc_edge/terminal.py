@@ -1,0 +1,98 @@
+"""Standard output and standard error that take any text in any encoding. Imports nothing heavy.
+
+A character that the encoding lacks is written in ASCII: ξ as xi, … as ..., ✓ as ok. A byte of a file name that is not
+UTF-8 is written as \\xff. An output whose reader has gone takes the rest without a word.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+import unicodedata
+
+_SPELLED = "adc-edge.spelled"  # error handler
+_ASCII = "adc-edge-ascii"  # codec; click writes UTF-8 to an output whose encoding has the name ascii
+_SPELLINGS = """
+ξ=xi σ=sigma √=sqrt µ=u μ=u ²=^2 ³=^3 °=deg ±=+- ×=x ·=* •=* ≤=<= ≥=>= ≈=~ →=-> ←=<- …=... –=- —=- −=- ✓=ok ✗=no
+‘=' ’=' “=" ”=" ß=ss ─=- ━=- ═=- ╌=- ╍=- ┄=- ┅=- ╸=- ╺=- │=| ┃=| ║=|
+"""
+_WORDS = dict(pair.split("=", 1) for pair in _SPELLINGS.split()) | dict.fromkeys("┌┐└┘├┤┬┴┼┏┓┗┛┣┫┳┻╋┡┩╇╭╮╯╰", "+")
+
+
+def prepare() -> None:
+    """Make standard output and standard error take any text. A closed one becomes the null device."""
+    if sys.stdin is None:  # opened first, so that no file or socket gets a standard descriptor
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        else:
+            take_any_text(stream)
+
+
+def take_any_text(stream: object) -> None:
+    """Let ``stream``, if it encodes text, spell what its encoding lacks."""
+    if isinstance(stream, io.TextIOWrapper):
+        ascii_alone = codecs.lookup(stream.encoding).name == "ascii"
+        stream.reconfigure(encoding=_ASCII if ascii_alone else None, errors=_SPELLED)
+
+
+def spell(text: str, encoding: str) -> str:
+    """Return ``text`` as a stream of ``encoding`` shows it."""
+    return text.encode(encoding, _SPELLED).decode(encoding)
+
+
+def readable(text: str) -> str:
+    """Return ``text`` with each byte of a file name that is not UTF-8 as ``\\xff``: what a JSON or HTML file takes."""
+    return spell(text, "utf-8")
+
+
+def silence(stream: object) -> None:
+    """Send what is written to ``stream`` from now on to the null device."""
+    try:
+        handle = stream.fileno()  # type: ignore[attr-defined]
+    except (AttributeError, OSError, ValueError):
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, handle)
+    os.close(null)
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_in_ascii, error.object[error.start : error.end])), error.end
+
+
+def _in_ascii(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that Python could not decode
+        return f"\\x{code - 0xDC00:02x}"
+    if 0x2800 <= code <= 0x28FF:  # a picture of rich's spinner
+        return "*"
+    if character in _WORDS:
+        return _WORDS[character]
+    plain = unicodedata.normalize("NFKD", character)
+    return plain if plain.isascii() else character.encode("ascii", "backslashreplace").decode()
+
+
+def _find_codec(name: str) -> codecs.CodecInfo | None:
+    if name.replace("_", "-") != _ASCII:
+        return None
+    info = codecs.lookup("ascii")
+    return codecs.CodecInfo(
+        info.encode,
+        info.decode,
+        info.streamreader,
+        info.streamwriter,
+        info.incrementalencoder,
+        info.incrementaldecoder,
+        name=_ASCII,
+    )
+
+
+codecs.register(_find_codec)
+codecs.register_error(_SPELLED, _spelled)
