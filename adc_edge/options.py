@@ -118,6 +118,7 @@ def model_options(command: F) -> F:
         click.option("--model", default="deit_tiny_patch16_224", help="A timm VisionTransformer."),
         weights_options,
         click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels."),
+        crop_option,
         model_arg_option,
         click.option("--split", default=3, type=int, help="Last block on the device."),
     )
@@ -130,6 +131,12 @@ def weights_options(command: F) -> F:
         click.option("--weights", type=PATH, help="Weights file (safetensors)."),
         click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights."),
     )
+
+
+def crop_option(command: F) -> F:
+    """``--crop-pct SHARE``."""
+    text = "Side of the centre crop, as a share of the short side; 1 crops nothing off it. Default: the model's own."
+    return click.option("--crop-pct", type=_RATIO, metavar="SHARE", help=text)(command)
 
 
 def model_arg_option(command: F) -> F:

@@ -140,7 +140,7 @@ def evaluate(console: Console, output: Path, **options: Any) -> None:
     except KeyboardInterrupt:
         click.echo("stopped: finished runs are kept; the same command makes the others", err=True)
         raise SystemExit(130) from None
-    _, runs = read_runs(output)
+    study, runs = read_runs(output)
     if runs:
         for table in study_tables(study, runs, budgets):
             console.print(table)

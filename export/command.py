@@ -11,6 +11,7 @@ from adc_edge.options import (
     IMAGES,
     PATH,
     PRECISION,
+    crop_option,
     log_options,
     model_arg_option,
     parse_model_args,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     help="Number of classes; if the weights have another, the classifier starts anew.",
 )
 @click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels; position embeddings are resampled.")
+@crop_option
 @model_arg_option
 @ratio_options
 @click.option("--batch-size", default=32, type=IMAGES, help="Images per step.")

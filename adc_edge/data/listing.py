@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from adc_edge.arrays import Labels
+from adc_edge.data.decoding import decode_image
 from adc_edge.errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -27,10 +28,8 @@ class FileSplit:
         self.paths, self.labels = paths, labels
 
     def image(self, index: int) -> Image.Image:
-        """Read the image at ``index`` from its file; raises OSError and others if it is broken."""
-        with Image.open(self.paths[index]) as image:
-            image.load()
-            return image.copy()
+        """Return the image at ``index`` as a viewer shows it; raises DataError with the reason if it is broken."""
+        return decode_image(self.paths[index])
 
 
 def list_folder(where: str) -> tuple[FileSplit, FileSplit, list[str]]:

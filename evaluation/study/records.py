@@ -25,6 +25,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: str | None = None
     pretrained: bool = False
     model_args: dict[str, Any] = {}
+    crop_pct: float | Literal["model"] | None = None  # "model": its own; None, as in studies of 0.6: no timm crop
     split: int = 3
     batch_size: int = 128
     epochs: float = 8.0

@@ -70,7 +70,8 @@ def run_study(
     """Make the missing runs of settings × seeds, and add both to those that ``directory`` lists.
 
     Args:
-        study: the task; it must equal the one in ``directory`` if there is one.
+        study: the task; it must equal the one in ``directory`` if there is one, whose ``crop_pct`` it takes over unless
+            it has a number.
         settings: the methods.
         seeds: random seeds for each setting.
         directory: each run is written to it when it ends.
@@ -80,8 +81,11 @@ def run_study(
     Raises:
         SettingError: the directory holds another study.
     """
+    old = _read_plan(directory)
+    if old is not None and study.crop_pct == "model":
+        study = msgspec.structs.replace(study, crop_pct=old.study.crop_pct)
     plan = _merge(
-        _read_plan(directory),
+        old,
         StudyPlan(STUDY_FORMAT, study.check(), tuple(map(str, settings)), tuple(seeds)),
         directory,
     )

@@ -17,7 +17,7 @@ def study_of(options: dict[str, Any]) -> Study:
     Raises:
         SettingError: CUDA is requested but absent, or a model argument is not NAME=VALUE.
     """
-    weights, device = options.pop("weights"), options.pop("device")
+    weights, device, crop_pct = (options.pop(name) for name in ("weights", "device", "crop_pct"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
@@ -27,5 +27,6 @@ def study_of(options: dict[str, Any]) -> Study:
         weights=None if weights is None else str(weights),
         pretrained=options.pop("pretrained") and weights is None,
         device=device,
+        crop_pct="model" if crop_pct is None else crop_pct,
         **options,
     )

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -174,7 +175,9 @@ def make_split_model(
     sides = ((trunk, codec.device), (head, codec.trainer))
     halves = [nn.ModuleList(m for m in side if m is not None).to(place) for side in sides]
     optimizers = Optimizer(halves[0], study.optimizer), Optimizer(halves[1], study.optimizer)
-    return SplitModel(trunk, head, codec, optimizers, place), preprocessing(vit)
+    own = preprocessing(vit)
+    preparation = own if study.crop_pct == "model" else msgspec.structs.replace(own, crop_pct=study.crop_pct)
+    return SplitModel(trunk, head, codec, optimizers, place), preparation
 
 
 def _step(parts: SplitModel, study: Study, loader: Loader, step: int, wire: Wire) -> float:

@@ -16,17 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from torchvision import transforms
 
 from adc_edge.data.augment import parse_augmentation
 from adc_edge.data.listing import FileSplit
 from adc_edge.data.loader import Batch, Loader
-from adc_edge.data.preprocessing import Interpolation, Preprocessing, normalise, prepare
+from adc_edge.data.preprocessing import Preprocessing, normalise, prepare
 from adc_edge.data.sources import ArraySplit
 from adc_edge.errors import DataError
 
 COLOUR = Preprocessing((12, 12), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
-GREY = Preprocessing((8, 8), (0.5,), (0.25,), "bilinear")
 ALL = parse_augmentation("flip,jitter,randaugment")
 
 
@@ -231,39 +229,6 @@ def test_fewer_images_than_a_batch_are_refused_with_the_remedy() -> None:
         Loader(numbered(5), COLOUR, 6)
     with closing(Loader(numbered(6), COLOUR, 6)) as loader:
         assert sorted(loader.batch(3).labels.tolist()) == list(range(6))
-
-
-# what the model sees
-
-
-@pytest.mark.parametrize("how", [COLOUR, GREY], ids=["RGB", "L"])
-def test_normalising_is_torchvisions(how: Preprocessing) -> None:
-    shape = (*how.size, 3) if len(how.mean) == 3 else how.size
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-    theirs = transforms.Compose([transforms.ToTensor(), transforms.Normalize(how.mean, how.std)])
-    np.testing.assert_allclose(normalise(image, how), theirs(image).numpy(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-@pytest.mark.parametrize("size", [(48, 48), (96, 48), (48, 72)])
-def test_geometry_is_resizing_the_short_side_and_cropping_the_centre(
-    size: tuple[int, int], interpolation: Interpolation
-) -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    how = Preprocessing((24, 24), (0.5,) * 3, (0.5,) * 3, interpolation)
-    theirs = transforms.Compose(
-        [transforms.Resize(24, transforms.InterpolationMode(interpolation)), transforms.CenterCrop(24)]
-    )
-    inside = (slice(4, -4), slice(4, -4))  # at its edge a filter may look beyond the crop or not
-    difference = np.asarray(prepare(image, how), np.int64)[inside] - np.asarray(theirs(image), np.int64)[inside]
-    assert np.abs(difference).max() <= 1
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
-def test_images_of_any_mode_become_the_models_channels(mode: str) -> None:
-    image = Image.new("RGB", (30, 20), (250, 10, 10)).convert(mode)
-    assert normalise(prepare(image, COLOUR), COLOUR).shape == (3, 12, 12)
-    assert normalise(prepare(image, GREY), GREY).shape == (1, 8, 8)
 
 
 # evaluation and k-means
