@@ -111,6 +111,12 @@ def data_option(**more: Any) -> Callable[[F], F]:
     return click.option("--data", metavar="SRC", help=f"Data set: {sources}", **more)
 
 
+def broken_option(command: F) -> F:
+    """``--allow-broken``."""
+    text = "Go on without the images that cannot be read, also if they are more than a tenth."
+    return click.option("--allow-broken", is_flag=True, help=text)(command)
+
+
 def model_options(command: F) -> F:
     """The model of a study: the arguments of timm's ``create_model``, and the cut."""
     return _with(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import COUNT, NUMBER, PATH, bundle_option, data_option, key_options, log_options
+from adc_edge.options import COUNT, NUMBER, PATH, broken_option, bundle_option, data_option, key_options, log_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +60,7 @@ def link(
 @click.command()
 @bundle_option
 @data_option(required=True)
+@broken_option
 @click.option("--images", default=256, metavar="N", help="Training images to take the ranges from.")
 @click.option(
     "--method",

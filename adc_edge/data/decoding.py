@@ -21,6 +21,7 @@ from adc_edge.errors import DataError
 Image.MAX_IMAGE_PIXELS = None  # Pillow refuses 180 megapixels as an attack; the limit below has a name in its error
 _MOST_PIXELS = 500_000_000
 _BIG_PIXELS = 40_000_000  # above this, one image is decoded at a time: 160 MB and more each
+_NARROWEST = 250  # long side v short side: the short one becomes the model's size before the crop
 _one_big_image = threading.Lock()
 # Formats that Pillow names but cannot draw by itself (data, films), or draws by another program.
 _NOT_DRAWN = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -64,7 +65,7 @@ def decode_image(path: Path) -> Image.Image:
     """Return the image in a file as a viewer shows it, in mode L or RGB.
 
     Raises:
-        DataError: the file is no image or damaged, larger than 500 megapixels, or has pixels without a known range.
+        DataError: the file is no image or damaged, too large or too narrow, or has pixels without a known range.
             ``received`` is the file's folder and name and a short reason.
     """
     with _named(path), path.open("rb") as file, _opened(file) as image, _turn_of(image):
@@ -148,6 +149,9 @@ def _opened(file: BinaryIO) -> Image.Image:
             f"1 to {_MOST_PIXELS // 1_000_000} megapixels",
             "make it smaller, or leave it out",
         )
+    if max(image.size) > _NARROWEST * min(image.size):
+        size = f"{image.width}x{image.height} pixels"
+        raise DataError(f"too narrow: {size}", f"sides of at most {_NARROWEST} to 1", "crop it, or leave it out")
     if image.mode == "F":
         flatten(image)
     return image

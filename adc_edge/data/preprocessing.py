@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 
 from adc_edge.arrays import Float32
 from adc_edge.data.decoding import flatten
-from adc_edge.errors import DataError
 
 CropMode = Literal["center", "squash", "border"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -22,7 +21,6 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_MOST_RESIZED = 100_000_000  # pixels of an image before its centre is cut out: 400 MB
 
 
 class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -47,7 +45,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Convert an image to the model's size and channels (RGB or grey).
 
     Raises:
-        DataError: its pixels have no known range, or it is too narrow to be resized.
+        DataError: its pixels have no known range.
     """
     image, mode = flatten(image), "L" if len(preprocessing.mean) == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)
@@ -55,12 +53,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     resampling = _RESAMPLING[preprocessing.interpolation]
     if preprocessing.crop_pct is None:
         return ImageOps.fit(image, (width, height), resampling)
-    resized = _resized_size(image, preprocessing)
-    if math.prod(resized) > _MOST_RESIZED:
-        raise DataError(
-            f"too narrow: {image.width}x{image.height} pixels", "a picture less narrow", "crop it, or leave it out"
-        )
-    return _centre(image.resize(resized, resampling), preprocessing)
+    return _centre(image.resize(_resized_size(image, preprocessing), resampling), preprocessing)
 
 
 def _resized_size(image: Image.Image, preprocessing: Preprocessing) -> tuple[int, int]:

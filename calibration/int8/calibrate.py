@@ -20,6 +20,7 @@ from adc_edge.calibration.int8.images import CalibrationImages, test_batches
 from adc_edge.calibration.int8.ranges import Method, collect
 from adc_edge.calibration.int8.report import CalibrationReport, Quality
 from adc_edge.data.sources import check_labels, load_dataset
+from adc_edge.data.unreadable import check_images
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import sha256, write_atomic
 from adc_edge.onnx.session import cpu_session
@@ -43,6 +44,7 @@ class CalibrationSettings(msgspec.Struct, frozen=True):
     max_drop: float = 1.0
     eval_images: int = 1000
     seed: int = 0
+    allow_broken: bool = False
 
     @property
     def covered(self) -> float:
@@ -78,13 +80,15 @@ def calibrate_bundle(settings: CalibrationSettings) -> CalibrationReport:
     bundle = Bundle.load(settings.bundle, (CLIENT, HEAD) if has_head else (CLIENT,))
     dataset = load_dataset(settings.data)
     check_labels(dataset, bundle.manifest.classes)
+    check_images(dataset, settings.allow_broken)
     preprocessing = bundle.manifest.preprocessing
-    sample = CalibrationImages(dataset.train, preprocessing, settings.images, settings.seed)
+    sample = CalibrationImages(dataset.train, preprocessing, settings.images, settings.seed, settings.allow_broken)
     graphs = _quantise(bundle, sample, settings)
     lines = _check_lines(graphs)
     fitting = ", ".join(lines) or "takes it in no release"
     logger.info("int8     %d linears, %s; TensorRT %s", len(graphs.chosen), settings.method, fitting)
-    batches = test_batches(dataset.test, preprocessing, settings.eval_images, bundle.manifest.batch_size)
+    size = bundle.manifest.batch_size
+    batches = test_batches(dataset.test, preprocessing, settings.eval_images, size, settings.allow_broken)
     quality = compare(bundle, graphs, batches, load_head(bundle) if has_head else None, settings.seed)
     _check_drop(quality, settings)
     content = graphs.int8.SerializeToString()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import COUNT, IMAGES, PATH, data_option, log_options, model_options
+from adc_edge.options import COUNT, IMAGES, PATH, broken_option, data_option, log_options, model_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,11 +66,20 @@ _SHARE = "bytes up (% of uncompressed)"
     type=click.FloatRange(min=0, min_open=True),
     help="Epochs for which the attacker learns, for each setting.",
 )
+@broken_option
 @click.option("--augment", default="flip", help="Augmentation of the attacker's images, as in `evaluate`.")
 @click.option("--seed", default=0, type=COUNT, help="Random seed for data order, augmentation and the attack.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Torch device.")
 @log_options
-def privacy(console: Console, texts: tuple[str, ...], output: Path, epochs: float, seed: int, **options: Any) -> None:
+def privacy(
+    console: Console,
+    texts: tuple[str, ...],
+    output: Path,
+    epochs: float,
+    seed: int,
+    allow_broken: bool,
+    **options: Any,
+) -> None:
     """Measure how well a curious trainer can reconstruct images from what a device sends before training.
 
     For each setting an inverter is trained on the train split, and PSNR and SSIM of its reconstructions are measured on
@@ -82,7 +91,7 @@ def privacy(console: Console, texts: tuple[str, ...], output: Path, epochs: floa
     from adc_edge.files import write_atomic
 
     settings, study = unique(parse_setting(text) for text in texts), study_of(options)
-    leaks, examples = _attack(study, settings, seed, epochs, console)
+    leaks, examples = _attack(study, settings, seed, epochs, console, allow_broken)
     console.print(_table(leaks))
     files = {
         "privacy.json": _json(study, epochs, leaks),
@@ -96,15 +105,17 @@ def privacy(console: Console, texts: tuple[str, ...], output: Path, epochs: floa
 
 
 def _attack(
-    study: Study, settings: Sequence[Any], seed: int, epochs: float, console: Console
+    study: Study, settings: Sequence[Any], seed: int, epochs: float, console: Console, allow_broken: bool
 ) -> tuple[list[Leak], list[Examples]]:
     """Attack one setting after another, with a progress bar."""
     from rich.progress import Progress
 
     from adc_edge.data.sources import load_dataset
+    from adc_edge.data.unreadable import check_images
     from adc_edge.evaluation.privacy.attack import invert
 
     dataset, found = load_dataset(study.data), []
+    check_images(dataset, allow_broken)
     with Progress(console=console) as progress:
         whole = progress.add_task("", total=float(len(settings)))
         for done, setting in enumerate(settings):
@@ -113,7 +124,7 @@ def _attack(
             def advance(share: float, done: int = done) -> None:
                 progress.update(whole, completed=done + share)
 
-            found.append(invert(study, setting, seed, epochs, advance, dataset))
+            found.append(invert(study, setting, seed, epochs, advance, dataset, allow_broken))
     leaks, examples = zip(*found, strict=True)
     return list(leaks), list(examples)
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from adc_edge import machine
 from adc_edge.data.sources import Dataset, load_dataset
+from adc_edge.data.unreadable import check_images
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
 from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.setting import Setting, parse_setting
@@ -34,6 +35,11 @@ _PLAN, _RUNS = "study.json", "runs"
 class _Task(NamedTuple):
     setting: Setting
     seed: int
+    allow_broken: bool = False
+
+    @property
+    def file(self) -> str:
+        return run_name(self.setting, self.seed)
 
     def __str__(self) -> str:
         return f"{self.setting} seed {self.seed}"
@@ -60,12 +66,18 @@ def read_runs(directory: Path) -> tuple[Study, list[Run]]:
     if plan is None:
         raise SettingError(f"{directory} holds no {_PLAN}", "the -o directory of an evaluation", "run `evaluate` first")
     tasks = [_Task(parse_setting(text), seed) for text in plan.settings for seed in plan.seeds]
-    paths = [directory / _RUNS / run_name(*task) for task in tasks]
+    paths = [directory / _RUNS / task.file for task in tasks]
     return plan.study, [_read(path, Run) for path in paths if path.exists()]
 
 
 def run_study(
-    study: Study, settings: Sequence[Setting], seeds: Sequence[int], directory: Path, jobs: int, console: Console
+    study: Study,
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    directory: Path,
+    jobs: int,
+    console: Console,
+    allow_broken: bool = False,
 ) -> list[Failure]:
     """Make the missing runs of settings × seeds, and add both to those that ``directory`` lists.
 
@@ -77,9 +89,11 @@ def run_study(
         directory: each run is written to it when it ends.
         jobs: runs at a time; if more than one, each has a process and its share of the cores.
         console: shows the progress bar and the time left.
+        allow_broken: accept any number of broken images.
 
     Raises:
         SettingError: the directory holds another study.
+        DataError: a data set that cannot be read, or of which too much is broken.
     """
     old = _read_plan(directory)
     if old is not None and study.crop_pct == "model":
@@ -91,14 +105,22 @@ def run_study(
     )
     write_atomic(directory / _PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
     # Seeds in the outer loop: every setting runs once before any runs twice.
-    tasks = [_Task(setting, seed) for seed in seeds for setting in settings]
-    missing = [task for task in tasks if not (directory / _RUNS / run_name(*task)).exists()]
+    tasks = [_Task(setting, seed, allow_broken) for seed in seeds for setting in settings]
+    missing = [task for task in tasks if not (directory / _RUNS / task.file).exists()]
     if done := len(tasks) - len(missing):
         _logger.info("%d of %d runs are there already", done, len(tasks))
-    return _run_all(study, missing, directory, max(1, min(jobs, len(missing))), console) if missing else []
+    if not missing:
+        return []
+    dataset = load_dataset(study.data)
+    check_images(dataset, allow_broken)
+    jobs = max(1, min(jobs, len(missing)))
+    make = partial(_one_by_one, dataset) if jobs == 1 else partial(_side_by_side, jobs)
+    return _run_all(study, missing, directory, make, console)
 
 
-def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, console: Console) -> list[Failure]:
+def _run_all(
+    study: Study, tasks: list[_Task], directory: Path, make: Callable[..., Iterator[_Outcome]], console: Console
+) -> list[Failure]:
     failures: list[Failure] = []
     with _display(console) as display:
         whole = display.add_task("all runs", total=float(len(tasks)))
@@ -106,19 +128,20 @@ def _run_all(study: Study, tasks: list[_Task], directory: Path, jobs: int, conso
         def advance(share: float) -> None:
             display.advance(whole, share)
 
-        for task, outcome in (_one_by_one if jobs == 1 else partial(_side_by_side, jobs))(study, tasks, advance):
+        for task, outcome in make(study, tasks, advance):
             if isinstance(outcome, AdcEdgeError):
                 failures.append(Failure(str(task), outcome))
                 _logger.warning("%s: %s", task, outcome)
                 continue
-            write_atomic(directory / _RUNS / run_name(*task), msgspec.json.encode(outcome))
+            write_atomic(directory / _RUNS / task.file, msgspec.json.encode(outcome))
             _logger.info(_line(task, outcome))
         display.update(whole, completed=float(len(tasks)))
     return failures
 
 
-def _one_by_one(study: Study, tasks: list[_Task], progress: Callable[[float], None]) -> Iterator[_Outcome]:
-    dataset = load_dataset(study.data)
+def _one_by_one(
+    dataset: Dataset, study: Study, tasks: list[_Task], progress: Callable[[float], None]
+) -> Iterator[_Outcome]:
     for task in tasks:
         yield _outcome(study, task, progress, dataset)
 
@@ -164,7 +187,10 @@ def _work(study: Study, task: _Task, threads: int, shares: Any) -> _Outcome:
 
 def _outcome(study: Study, task: _Task, progress: Callable[[float], None], dataset: Dataset | None = None) -> _Outcome:
     try:
-        return task, train(study, task.setting, task.seed, progress=_increments(progress), dataset=dataset)
+        share = _increments(progress)
+        return task, train(
+            study, task.setting, task.seed, progress=share, dataset=dataset, allow_broken=task.allow_broken
+        )
     except AdcEdgeError as error:
         return task, error
 

@@ -191,7 +191,7 @@ def test_a_broken_image_is_replaced_and_counted(tmp_path: Path, kind: str) -> No
     split = files(tmp_path, 12, {5: BROKEN[kind]()})
     with closing(Loader(split, COLOUR, 4, seed=1)) as loader:
         seen = [n for step in range(3) for n in loader.batch(step).labels.tolist()]
-        assert loader.broken == {5}
+        assert loader.broken.reasons.keys() == {5}
     with closing(Loader(numbered(12), COLOUR, 4, seed=1)) as loader:  # the same order, nothing broken
         order = [n for step in range(3) for n in loader.batch(step).labels.tolist()]
     at = order.index(5)
@@ -201,10 +201,10 @@ def test_a_broken_image_is_replaced_and_counted(tmp_path: Path, kind: str) -> No
 
 def test_the_replacement_does_not_depend_on_when_the_break_was_noticed(tmp_path: Path) -> None:
     split = files(tmp_path, 12, {1: b"", 5: b"", 6: b"", 11: b""})
-    with closing(Loader(split, COLOUR, 4, seed=1, augment=ALL, workers=3)) as loader:
+    with closing(Loader(split, COLOUR, 4, seed=1, augment=ALL, workers=3, allow_broken=True)) as loader:
         first = [loader.batch(step) for step in range(6)]
         again = [loader.batch(step) for step in range(6)]  # all four are known by now
-        assert loader.broken == {1, 5, 6, 11}
+        assert loader.broken.reasons.keys() == {1, 5, 6, 11}
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -216,12 +216,39 @@ def test_a_split_of_broken_images_alone_is_refused(tmp_path: Path) -> None:
 
 def test_broken_images_are_left_out_of_an_evaluation_and_counted(tmp_path: Path) -> None:
     split = files(tmp_path, 6, {2: b"", 3: b""})
-    with closing(Loader(split, COLOUR, 2)) as loader:
+    with closing(Loader(split, COLOUR, 2, allow_broken=True)) as loader:
         assert loader.plain(np.array([1, 2, 4])).labels.tolist() == [1, 4]
         nothing = loader.plain(np.array([2, 3]))
         assert nothing.images.shape == (0, 3, 12, 12)
         assert nothing.labels.shape == (0,)
-        assert loader.broken == {2, 3}
+        assert loader.broken.reasons.keys() == {2, 3}
+
+
+def test_more_than_a_tenth_of_broken_images_ends_a_run_unless_they_are_allowed(tmp_path: Path) -> None:
+    split = files(tmp_path, 40, dict.fromkeys(range(0, 40, 8), b"nothing"))
+    with closing(Loader(split, COLOUR, 8, seed=1)) as loader:
+        with pytest.raises(DataError, match=r"5 of \d+ images are unreadable \(first: .*png: no image\)") as caught:
+            list(map(loader.batch, range(5)))
+        assert "--allow-broken" in caught.value.remedy
+    with closing(Loader(split, COLOUR, 8, seed=1, allow_broken=True)) as loader:
+        assert [len(loader.batch(step).labels) for step in range(10)] == [8] * 10
+    few = files(tmp_path, 40, dict.fromkeys((3, 9, 20, 33), b"nothing"))  # a tenth
+    with closing(Loader(few, COLOUR, 8, seed=1)) as loader:
+        assert [len(loader.batch(step).labels) for step in range(10)] == [8] * 10
+
+
+def test_the_first_broken_image_is_logged_by_its_name_and_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = files(tmp_path, 60, dict.fromkeys(range(12), b""))
+    with closing(Loader(split, COLOUR, 30, allow_broken=True)) as loader:
+        loader.plain(np.arange(60))
+        assert loader.broken.first in loader.broken.reasons.values()
+        assert set(loader.broken.reasons.values()) == {f"{tmp_path.name}/{n}.png: empty file" for n in range(12)}
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert warnings[0].endswith(".png: empty file: it is left out")
+    assert "10 are unreadable so far" in warnings[1]
 
 
 def test_fewer_images_than_a_batch_are_refused_with_the_remedy() -> None:

@@ -1,4 +1,4 @@
-"""What the model sees: resize and crop are timm's, pixel for pixel; bundles of before keep their pixels."""
+"""Preprocessing: resize and crop are timm's, pixel for pixel; bundles of before keep their pixels."""
 
 from __future__ import annotations
 
