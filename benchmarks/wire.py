@@ -41,7 +41,8 @@ from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import HEAD, Bundle
 from adc_edge.storage.journal import Journal, JournalKey
-from adc_edge.wire.messages import VERSION, Gradient, Hello, Step, pack_header
+from adc_edge.wire.headers import pack_header
+from adc_edge.wire.messages import VERSION, Gradient, Hello, Step
 
 DIM, KEPT = 192, 16  # DeiT-T: 12 kB a cluster in fp32
 CLASSES = 10

@@ -11,11 +11,13 @@ from functools import partial
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 
 from adc_edge import __version__
 from adc_edge.arrays import Body
 from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
+from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.guard import Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
@@ -26,11 +28,13 @@ from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import check_classes, soft_labels
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.journal import JournalKey
+from adc_edge.wire.class_names import pack_names, unpack_names
 from adc_edge.wire.messages import (
     LABEL_BYTES,
     Absent,
     Bye,
     ByeAck,
+    ClassNames,
     Evaluate,
     Evaluated,
     Fetch,
@@ -70,6 +74,7 @@ class Answers:
         limits: limits of a message.
         checkpoints: checkpoints of the run.
         refusals: log for the reasons why an answer cannot be kept.
+        classes: the class names of the head.
     """
 
     def __init__(
@@ -80,9 +85,10 @@ class Answers:
         limits: MessageLimits,
         checkpoints: TrainerCheckpoints,
         refusals: Refusals,
+        classes: HeadClasses,
     ) -> None:
         self._bundle, self._training, self._sessions, self._limits = bundle, training, sessions, limits
-        self._checkpoints, self._refusals = checkpoints, refusals
+        self._checkpoints, self._refusals, self._classes = checkpoints, refusals, classes
         self._incarnation = secrets.randbits(_ID_BITS)
 
     def answer(self, context: RequestContext, message: FromDevice, body: memoryview) -> tuple[Reply, AfterSend]:
@@ -108,6 +114,8 @@ class Answers:
             return self._logged(session, key, message.transfer, message.offset), None
         if isinstance(message, Evaluate):
             return self._evaluate(session, message, body), partial(self._write_log, session)
+        if isinstance(message, ClassNames):
+            return self._name_classes(session, message, body), None
         if isinstance(message, Bye):
             return self._close_session(session), None
         raise ProtocolError(f"a {type(message).__name__}", "a request", "use one version")
@@ -121,6 +129,8 @@ class Answers:
                 "copy the trainer's bundle to the device",
                 "bundle",
             )
+        if hello.class_names is not True:
+            self._classes.check_silent(hello.device)
         session = self._sessions.find(hello, peer.owner)
         try:
             session.resume(hello)
@@ -143,7 +153,14 @@ class Answers:
             transfer=peer.inbox.unfinished[0],
             received_bytes=peer.inbox.unfinished[1],
             trainer=__version__,
+            class_names=self._classes.asked_for or UNSET,
         )
+
+    def _name_classes(self, session: ServedSession, message: ClassNames, body: memoryview) -> Reply:
+        """Learn a device's class names, and answer with those of the head."""
+        names = self._classes.learn(unpack_names(body), message.positions, session.record.device)
+        answer = pack_names(names)
+        return ClassNames(session.id, message.transfer, len(answer)), answer
 
     def _step(
         self, session: ServedSession, message: Step, body: memoryview, down_mbit_s: float | None

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from adc_edge import defaults, machine
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
+from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
+from adc_edge.data.classes import short_list
 from adc_edge.errors import BundleError, SettingError
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
@@ -79,13 +81,21 @@ class Trainer:
             sessions = SessionRegistry(run_dir.journal)
             checkpoints = TrainerCheckpoints(self.training, sessions, run_dir, settings.checkpoint_every)
             checkpoints.resume()
+            classes = HeadClasses(self.bundle.manifest, run_dir)
             server = Server(
-                self.bundle, self.training, settings.bind, sessions, checkpoints, self.access, settings.max_images
+                self.bundle,
+                self.training,
+                settings.bind,
+                sessions,
+                checkpoints,
+                self.access,
+                settings.max_images,
+                classes=classes,
             )
             stack.callback(server.close)
             run_dir.keep(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
             run_dir.keep(ENDPOINT, server.endpoint.encode())
-            self._log_start(server.endpoint, sessions.finished())
+            self._log_start(server.endpoint, sessions.finished(), classes.names)
             if settings.insecure and self.console.is_terminal:
                 stack.enter_context(self.console.status(f"[bold red]{OPEN}"))  # stays on the screen
             try:
@@ -114,10 +124,12 @@ class Trainer:
         )
         return RunDir(settings.run, fixed, free, now, fresh=settings.fresh)
 
-    def _log_start(self, endpoint: str, finished: int) -> None:
+    def _log_start(self, endpoint: str, finished: int, names: list[str]) -> None:
         manifest, training = self.bundle.manifest, self.training
         where = f"{training.device}{', bf16' if training.bf16 else ''}{', compiled' if training.compiled else ''}"
         logger.info("head of %s after block %d on %s; listening on %s", manifest.model, manifest.split, where, endpoint)
+        if names:
+            logger.info("classes %s (%d of %d)", short_list(names), len(names), manifest.classes)
         if self.access is not None:
             logger.info("encrypted with key %s; adc-edge keys list shows who may connect", self.access.fingerprint)
             for file, fault in self.access.devices.faults.items():

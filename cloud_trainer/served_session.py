@@ -13,7 +13,8 @@ from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.journal import Journal, JournalKey, oldest
 from adc_edge.wire.framing import Assembler
-from adc_edge.wire.messages import Evaluated, FromDevice, Gradient, Hello, pack_header, unpack_from_trainer
+from adc_edge.wire.headers import pack_header, unpack_from_trainer
+from adc_edge.wire.messages import Evaluated, FromDevice, Gradient, Hello
 
 _INCARNATIONS = 16
 

@@ -11,6 +11,7 @@ import zmq
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.answers import Answers, RequestContext, outside_session
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
+from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
@@ -18,19 +19,8 @@ from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.framing import Assembler, chunk_bytes, to_frames
-from adc_edge.wire.messages import (
-    Evaluate,
-    FromDevice,
-    FromTrainer,
-    Hello,
-    Ping,
-    Pong,
-    Refused,
-    Step,
-    check_foreign,
-    pack_header,
-    unpack_from_device,
-)
+from adc_edge.wire.headers import check_foreign, pack_header, unpack_from_device
+from adc_edge.wire.messages import ClassNames, Evaluate, FromDevice, FromTrainer, Hello, Ping, Pong, Refused, Step
 from adc_edge.wire.sockets import set_socket_options
 from adc_edge.wire.tcp import prefer_bbr, tcp_info
 
@@ -55,6 +45,7 @@ class Server:
         access: admission by keys; None: everybody who reaches the address is admitted.
         max_images: largest number of images in one message.
         max_held_bytes: largest size of all messages that are being received at once.
+        classes: class names of the head; None: the bundle's, and those that devices tell this process.
 
     Raises:
         SettingError: the address cannot be bound.
@@ -71,12 +62,14 @@ class Server:
         access: Access | None = None,
         max_images: int = 1024,
         max_held_bytes: int = 2**30,
+        classes: HeadClasses | None = None,
     ) -> None:
         self.sessions, self._access = sessions, access
         self._limits, self._max_held_bytes = MessageLimits.from_manifest(bundle.manifest, max_images), max_held_bytes
         self._refusals = Refusals()
         checkpoints = checkpoints or TrainerCheckpoints(training, sessions)
-        self._answers = Answers(bundle, training, sessions, self._limits, checkpoints, self._refusals)
+        classes = classes or HeadClasses(bundle.manifest)
+        self._answers = Answers(bundle, training, sessions, self._limits, checkpoints, self._refusals, classes)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._speaker: Peer | None = None  # the sender of the message that is being read
@@ -174,11 +167,13 @@ class Server:
             size = self._limits.step_bytes(message)
         elif isinstance(message, Evaluate):
             size = self._limits.evaluate_bytes(message)
+        elif isinstance(message, ClassNames):
+            size = message.body_bytes
         else:
             return message.body_bytes if isinstance(message, Ping) else 0
         if self._speaker is None or self._speaker.session is None:
             raise outside_session(message)
-        if message.offset == 0 and not self.sessions.make_room(size, self._max_held_bytes):
+        if getattr(message, "offset", 0) == 0 and not self.sessions.make_room(size, self._max_held_bytes):
             raise ProtocolError(
                 f"{size} bytes more than can be held now", "fewer messages at once", "try again later", "busy"
             )

@@ -25,7 +25,8 @@ from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.labels import label_triples
 from adc_edge.method.ratio import Shape
 from adc_edge.storage.journal import Journal, JournalKey
-from adc_edge.wire.messages import Evaluate, Evaluated, Gradient, Step, pack_header
+from adc_edge.wire.headers import pack_header
+from adc_edge.wire.messages import Evaluate, Evaluated, Gradient, Step
 
 if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
     from adc_edge.edge_runtime.trunk.trainer import Shim

@@ -18,6 +18,7 @@ from adc_edge.data import augment
 from adc_edge.data import sources as data
 from adc_edge.data.loader import Loader
 from adc_edge.data.unreadable import check_images
+from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.display import Display
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.factory import ENGINE, WHERE, check_provider, make_engine, make_shim
@@ -70,7 +71,7 @@ class Serve:
         settings = self.settings
         machine.limit_threads(settings.threads)
         dataset = data.load_dataset(settings.data)
-        data.check_labels(dataset, self.manifest.classes)
+        self.classes = DeviceClasses(dataset, self.manifest)
         check_images(dataset, settings.allow_broken)
         with ExitStack() as stack:
             train = self._loader(dataset.train, self.batch_size, augment.parse_augmentation(settings.augment))
@@ -91,6 +92,7 @@ class Serve:
             refresher = None if learning is None else Refresher(learning, settings.refresh_every)
             self.state = RunState(run_dir, refresher, settings.micro_batches)
             self._resume(run_dir)
+            self.classes.resume(run_dir, self.state.step)
             engines = stack.enter_context(ExitStack())  # its own stack: `--engine auto` may exchange the engine
             engine = engines.enter_context(self._engine(run_dir, shim))
             self._check_engine(run_dir, engine)
@@ -139,6 +141,7 @@ class Serve:
             keys=self.keys,
             stop=self.stop,
             on_outage=display.outage,
+            classes=self.classes,
         )
 
     def _step_settings(self, total: int) -> StepSettings:
@@ -176,6 +179,7 @@ class Serve:
             oldest=state.oldest,
             steps=total,
             micro_batches=self.settings.micro_batches,
+            class_names=True,
         )
 
     def _engine(self, run_dir: RunDir, shim: Shim | None) -> Engine:

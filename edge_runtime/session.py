@@ -17,6 +17,8 @@ import msgspec
 from adc_edge.arrays import Body
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.edge_runtime import recovery
+from adc_edge.edge_runtime.classes.exchange import agree_on_classes
+from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.storage.journal import Journal, JournalKey
@@ -24,10 +26,12 @@ from adc_edge.storage.position import Position
 from adc_edge.wire.channel import Answer, Channel, pong_bytes
 from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped
 from adc_edge.wire.framing import chunk_bytes, to_frames
+from adc_edge.wire.headers import unpack_from_device
 from adc_edge.wire.messages import (
     CHUNK_BYTES,
     Absent,
     Bye,
+    ClassNames,
     Evaluate,
     FromTrainer,
     Gradient,
@@ -36,7 +40,6 @@ from adc_edge.wire.messages import (
     Ping,
     Step,
     Welcome,
-    unpack_from_device,
 )
 from adc_edge.wire.tcp import frame_bytes
 
@@ -59,6 +62,7 @@ class DeviceSession:
         keys: keys for an encrypted connection.
         stop: asked while waiting; True raises Stopped.
         on_outage: told True when the link is lost and False when the trainer is back.
+        classes: the classes of the data; None: labels are the head's already.
     """
 
     def __init__(
@@ -71,12 +75,14 @@ class DeviceSession:
         keys: ClientKeys | None = None,
         stop: Callable[[], bool] = lambda: False,
         on_outage: Callable[[bool], None] = lambda lost: None,
+        classes: DeviceClasses | None = None,
     ) -> None:
         self.channel = Channel(endpoint, keys=keys, stop=stop, body_bytes=self._body_bytes)
         self._hello, self._journal, self._dim, self._on_outage = hello, journal, dim, on_outage
         self._pending: deque[tuple[Message, Body]] = deque()
         self._sent: dict[int, int] = {}  # bytes that have left already, for each message in flight
-        self._incarnation = 0  # of the trainer
+        self._classes = classes
+        self._incarnation = self._told = 0  # of the trainer, and of the one that knows our classes
         self._held: recovery.Partial = (0, 0)  # what the trainer holds of our unfinished message
         self._micro_batches = 1  # of each step
         self._trainer = Position(0)  # the first position that the trainer has not learned
@@ -222,6 +228,9 @@ class DeviceSession:
             self.repeated[1] += self.channel.inbox.unfinished[1]
             self.channel.inbox.drop()
             self._incarnation = welcome.incarnation
+        if self._classes is not None and self._told != welcome.incarnation:
+            agree_on_classes(self.channel, welcome, self._classes, WELCOME_MS)
+            self._told = welcome.incarnation
         self._held = (welcome.transfer, welcome.received_bytes)
         self._trainer, self._micro_batches = Position(welcome.applied, welcome.learned), hello.micro_batches
         self._note_durable(welcome.durable)
@@ -264,7 +273,7 @@ class DeviceSession:
     def _body_bytes(self, message: FromTrainer) -> int:
         """Body size of an answer; raises ProtocolError if a gradient has another size than its request's tensor."""
         if not isinstance(message, Gradient):
-            return pong_bytes(message)
+            return message.body_bytes if isinstance(message, ClassNames) else pong_bytes(message)
         expected = self._gradient_bytes(message)
         if message.body_bytes not in (0, expected):  # 0: the answer to a replay
             raise ProtocolError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import Manifest
+from adc_edge.storage.run_dir import SETTINGS
 
 
 class ServeSettings(msgspec.Struct, frozen=True):
@@ -104,11 +106,14 @@ class ServeSettings(msgspec.Struct, frozen=True):
         return ratio.shape(images // self.micro_batches, manifest.tokens, manifest.prefix)
 
     def fixed(self, bundle: str, precisions: tuple[Precision, Precision], shape: Shape) -> dict[str, Any]:
-        """The settings that a resumed run must share, with the bundle's defaults filled in."""
+        """The settings that a resumed run must share, with the bundle's defaults filled in.
+
+        ``data`` is spelt as in the run that ``run`` holds if that names the same data.
+        """
         return {
             "role": "device",
             "bundle": bundle,
-            "data": self.data,
+            "data": same_source(self.data, self.run),
             "seed": self.seed,
             "augment": self.augment,
             "trunk": self.trunk,
@@ -122,3 +127,19 @@ class ServeSettings(msgspec.Struct, frozen=True):
             "refresh_every": self.refresh_every,
             "freeze_first": self.freeze_first,
         }
+
+
+def same_source(source: str, run: Path | None) -> str:
+    """Return the data source as ``run`` has it if that names the same one: ``./x``, ``x/``, a link, the whole path."""
+    where = _resolved(source)
+    try:
+        old = json.loads((run / SETTINGS).read_bytes()) if run is not None else {}
+        kept, typed = old["fixed"]["data"], old["free"]["data"]
+    except (OSError, ValueError, KeyError, TypeError):  # no run; or a damaged one, which RunDir refuses by name
+        return where
+    return str(kept) if source == typed or where == _resolved(str(kept)) else where
+
+
+def _resolved(source: str) -> str:
+    kind, _, where = source.partition(":")
+    return f"{kind}:{Path(where).resolve()}" if where else source

@@ -18,6 +18,7 @@ from adc_edge import __version__
 from adc_edge.codec.precision import Precision
 from adc_edge.data.preprocessing import Preprocessing
 from adc_edge.errors import ModelError, SettingError
+from adc_edge.export.classes import check_number, keeps_classifier, names_of_weights, read_class_names
 from adc_edge.export.graph import OPSET, client_graph, without_weights
 from adc_edge.export.parity import ParityRow, check_parity
 from adc_edge.files import new_directory, sha256
@@ -60,6 +61,7 @@ class ExportSettings(msgspec.Struct, frozen=True):
     weights: Path | None = None
     pretrained: bool = False
     classes: int | None = None
+    class_names: str | None = None  # a file or a data source
     model_args: Mapping[str, Any] = msgspec.field(default_factory=dict)
     crop_pct: float | None = None  # None: the model's own
     seed: int = 0
@@ -79,14 +81,19 @@ def export_bundle(settings: ExportSettings) -> list[ParityRow]:
     """Write the bundle and return the parity report.
 
     Raises:
-        SettingError: the output exists and is no bundle, or the ratio fits no batch.
+        SettingError: the output exists and is no bundle, the ratio fits no batch, or the class names are no list.
+        DataError: a class name is empty or there twice, or their source cannot be read.
         ModelError: the model cannot be made or cut, or no TensorRT would take it although one is asked for.
         ParityError: the graph differs from PyTorch; nothing is written.
     """
     _check_output(settings.output, settings.force)
     settings.ratio.check()
     torch.manual_seed(settings.seed)  # for weights that no file gives: a new classifier, or all of them
-    vit = create_vit(settings.model, settings.model_args, settings.classes, settings.weights, settings.pretrained)
+    names = [] if settings.class_names is None else read_class_names(settings.class_names)
+    classes = check_number(names, settings.classes)
+    vit = create_vit(settings.model, settings.model_args, classes, settings.weights, settings.pretrained)
+    kept = keeps_classifier(vit, settings.weights, settings.pretrained)
+    names = names or (names_of_weights(vit, settings.weights) if kept else [])
     trunk, head = split_vit(vit, settings.split)
     settings.ratio.shape(settings.batch_size, trunk.spec.tokens, trunk.spec.prefix)
     logger.info("cut      %s after block %d of %d", settings.model, settings.split, len(vit.blocks))
@@ -96,7 +103,8 @@ def export_bundle(settings: ExportSettings) -> list[ParityRow]:
     with new_directory(settings.output) as directory:
         for name, content in files.items():
             (directory / name).write_bytes(content)
-        manifest = _manifest(settings, vit, trunk, preprocessing, {name: sha256(directory / name) for name in files})
+        digests = {name: sha256(directory / name) for name in files}
+        manifest = _manifest(settings, vit, trunk, preprocessing, digests, names, kept)
         (directory / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     return rows
 
@@ -144,6 +152,8 @@ def _manifest(
     trunk: Trunk,
     preprocessing: Preprocessing,
     files: dict[str, str],
+    names: list[str],
+    kept: bool,
 ) -> Manifest:
     spec = trunk.spec
     up, down = settings.precisions
@@ -166,6 +176,8 @@ def _manifest(
         opset=OPSET,
         files=files,
         versions={"adc-edge": __version__, "python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
+        class_names=names,
+        classifier_kept=kept,
     )
 
 

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Number of classes; if the weights have another, the classifier starts anew.",
 )
+@click.option(
+    "--classes",
+    "class_names",
+    metavar="FILE|SRC",
+    help="Class names in the order of the head's outputs: a file of one name a line, or a data source; "
+    "default: each class is learned by its name when a device first has it.",
+)
 @click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels; position embeddings are resampled.")
 @crop_option
 @model_arg_option
@@ -84,10 +91,15 @@ def export(
 @click.option("-o", "--output", required=True, type=PATH, help="File to write (safetensors).")
 def merge(run_device: Path, run_trainer: Path, output: Path) -> None:
     """Join the trained trunk and head into one ordinary timm checkpoint."""
+    from adc_edge.data.classes import short_list
+    from adc_edge.export.classes import CLASS_NAMES
     from adc_edge.export.merge import merge_runs
 
-    manifest = merge_runs(run_device, run_trainer, output)
+    manifest, names = merge_runs(run_device, run_trainer, output)
     arguments = "".join(f", {key}={value!r}" for key, value in manifest.model_args.items())
-    click.echo(f"wrote {output}\n\nnext:")
+    click.echo(f"wrote {output}")
+    if names:
+        click.echo(f"its first outputs are {short_list(names)}; all of them: its metadata `{CLASS_NAMES}`")
+    click.echo("\nnext:")
     click.echo(f"  vit = timm.create_model({manifest.model!r}, num_classes={manifest.classes}{arguments})")
     click.echo(f"  vit.load_state_dict(safetensors.torch.load_file({str(output)!r}), strict=True)")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from adc_edge.codec.precision import encode
+from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.method.labels import label_triples
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.connection import ClientKeys
-from adc_edge.wire.messages import VERSION, Gradient, Hello, Step, pack_header
+from adc_edge.wire.headers import pack_header
+from adc_edge.wire.messages import VERSION, Gradient, Hello, Step
 
 NUMBERS = itertools.count()
 
@@ -27,6 +30,7 @@ class Device:
         session: int = 1,
         keys: ClientKeys | None = None,
         micro_batches: int = 1,
+        classes: DeviceClasses | None = None,
     ) -> None:
         self.bundle, self.number, self.next_step, self.incarnation = bundle, session, 0, session
         self.micro_batches = micro_batches
@@ -40,12 +44,16 @@ class Device:
             bundle.manifest.dim,
             keys=keys,
             stop=lambda: self.stop,
+            classes=classes,
         )
+        self.tells_names: bool | UnsetType = UNSET if classes is None else True
 
     def hello(self) -> Hello:
         oldest, ours = self.journal.oldest(self.next_step, self.micro_batches), (self.number, self.incarnation, "test")
         stands = (self.next_step, 0, oldest)
-        return Hello(VERSION, self.bundle.digest, *ours, *stands, micro_batches=self.micro_batches)
+        return Hello(
+            VERSION, self.bundle.digest, *ours, *stands, micro_batches=self.micro_batches, class_names=self.tells_names
+        )
 
     def message(self, step: int, seed: int | None = None, images: int = 8, part: int = 0) -> tuple[Step, bytes]:
         rng = np.random.default_rng([step if seed is None else seed, part])

@@ -40,6 +40,7 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     classes: Sequence[str]
+    named: bool = True  # False: the source has no names, and these are the labels' numbers
 
 
 class ArraySplit:
@@ -133,7 +134,8 @@ def _npz(where: str) -> Dataset:
             )
     y_train, y_test = y_train.astype(np.int64), y_test.astype(np.int64)
     top = max(y_train.max(initial=-1), y_test.max(initial=-1))
-    return Dataset(ArraySplit(x_train, y_train), ArraySplit(x_test, y_test), names or [str(n) for n in range(top + 1)])
+    train, test = ArraySplit(x_train, y_train), ArraySplit(x_test, y_test)
+    return Dataset(train, test, names or [str(n) for n in range(top + 1)], named=bool(names))
 
 
 def _torchvision(kind: str, labels: str) -> Callable[[str], Dataset]:

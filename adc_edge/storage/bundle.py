@@ -29,10 +29,11 @@ OUTPUTS = ["activations", "assignment", "tokens", "counts"]  # every client grap
 ENGINES = "engines"  # TensorRT engines, for one GPU and one TensorRT version: built on the device, never copied
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Contents of a bundle, and the default settings of `serve`.
 
-    ``tokens`` is N, ``dim`` D and ``prefix`` P of the paper; ``depth`` is the number of all blocks.
+    ``tokens`` is N, ``dim`` D and ``prefix`` P of the paper; ``depth`` is the number of all blocks. Fields with a
+    default are left out of the JSON where they have it.
     """
 
     format: int
@@ -53,6 +54,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, str]
     versions: dict[str, str]
     gradient_precision: Precision | None = None  # None means ``precision``; bundles of 0.5 and older have None
+    class_names: list[str] = []  # of the head's first outputs, at most ``classes``; the trainer's run learns the others
+    classifier_kept: bool = False  # it came with the weights, so its outputs have an order, named or not
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,9 +141,13 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
             raise BundleError(
                 f"{where} has bundle format {found}", f"format {BUNDLE_FORMAT}", "export it again with this adc-edge"
             )
-        return msgspec.json.decode(text, type=Manifest)
+        manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{where}: {error}", "a manifest as `adc-edge export` writes it", "export it again") from None
+    if len(manifest.class_names) > manifest.classes:
+        names = f"{len(manifest.class_names)} class names for {manifest.classes} outputs"
+        raise BundleError(f"{where}: {names}", "at most one for each output", "export it again")
+    return manifest
 
 
 def _read(path: Path) -> bytes:

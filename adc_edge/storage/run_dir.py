@@ -5,6 +5,7 @@ metrics.jsonl      one JSON object for each step or evaluation
 manifest.json      copy of the bundle's; a trainer also writes the address on which it listens to `endpoint`
 checkpoint-*.safetensors
 journal/           sent messages, which may have to be sent again
+classes.json       class names of the head, in the order of its outputs; on a device also its images of each class
 lock               held while a process uses the directory
 trunk.safetensors or head.safetensors, once the run has ended
 """
@@ -33,17 +34,26 @@ SETTINGS = "settings.json"
 METRICS = "metrics.jsonl"
 JOURNAL = "journal"
 LOCK = "lock"
+CLASSES = "classes.json"
 _OURS = (
     SETTINGS,
     METRICS,
     "manifest.json",
     "endpoint",
     "engine",
+    CLASSES,
     "checkpoint-*.safetensors",
     "trunk.safetensors",
     "head.safetensors",
 )
 _CUT_OFF = tuple(f".{name}.*" for name in _OURS)  # write_atomic's temporary files, left by a kill
+
+
+class LearnedClasses(msgspec.Struct, frozen=True):
+    """classes.json of a trainer's run: ``head[i]`` is the class of output ``i``."""
+
+    head: list[str]
+    positions: bool = False  # learned from data without names: these are the labels' numbers
 
 
 class _Settings(msgspec.Struct):

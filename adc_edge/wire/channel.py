@@ -22,16 +22,8 @@ from adc_edge.arrays import Body
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.wire.connection import ClientKeys, Connection, LinkLost, Stopped
 from adc_edge.wire.framing import Assembler, to_frames
-from adc_edge.wire.messages import (
-    CHUNK_BYTES,
-    FromTrainer,
-    Message,
-    Pong,
-    Refused,
-    Welcome,
-    check_foreign_refusal,
-    unpack_from_trainer,
-)
+from adc_edge.wire.headers import check_foreign_refusal, unpack_from_trainer
+from adc_edge.wire.messages import CHUNK_BYTES, FromTrainer, Message, Pong, Refused, Welcome
 from adc_edge.wire.tcp import KERNEL_COUNTS, TcpInfo
 
 _LOG_EVERY_S = 30.0

@@ -21,7 +21,8 @@ import xxhash
 
 from adc_edge.arrays import Body
 from adc_edge.errors import ProtocolError
-from adc_edge.wire.messages import CHUNK_BYTES, SEAL_BYTES, Chunk, Message, pack_header
+from adc_edge.wire.headers import pack_header
+from adc_edge.wire.messages import CHUNK_BYTES, SEAL_BYTES, Chunk, Message
 from adc_edge.wire.tcp import TcpInfo
 
 FAST_CHUNK_BYTES = 4 * CHUNK_BYTES  # larger pieces are slower: reading, sealing and sending do not overlap

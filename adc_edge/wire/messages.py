@@ -9,13 +9,12 @@ Letters: B images, T clusters, k kept tokens, D channels, L label triples.
 
 from __future__ import annotations
 
-import contextlib
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from adc_edge.codec.precision import Precision
-from adc_edge.errors import ProtocolError, RefusedError
 
 VERSION = 3
 CHUNK_BYTES = 64 * 1024  # takes 5.2 s at 0.1 Mbit/s, less than the heartbeat time-out
@@ -23,6 +22,7 @@ HEADER_BYTES = 4096
 SEAL_BYTES = 8  # XXH3 hash of header and piece, stored after the header
 TRIPLE_BYTES = 12  # cluster, class, count: three little-endian int32
 LABEL_BYTES = 4  # one little-endian int32
+NAMES_BYTES = 4 * CHUNK_BYTES  # of all class names: ImageNet-21k's WordNet ids fit
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -65,6 +65,7 @@ class Hello(Message, frozen=True):
     oldest: Count  # the journal holds the messages from this step on
     steps: Count = 0  # planned steps of the run, 0 if unknown; the head's learning-rate schedule may need them
     micro_batches: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # micro-batches a step
+    class_names: bool | UnsetType = UNSET  # whether it tells its class names if it is asked; 0.6 does not
 
 
 class Step(Message, frozen=True):
@@ -126,6 +127,18 @@ class Bye(Message, frozen=True):
     session: Id
 
 
+class ClassNames(Message, frozen=True):
+    """Class names, a MessagePack array of strings in the body, sent if a Welcome asked for them.
+
+    The device sends those of its data; the trainer answers with those of its head, in the order of the outputs.
+    """
+
+    session: Id
+    transfer: Id
+    body_bytes: Annotated[int, msgspec.Meta(ge=1, le=NAMES_BYTES)]
+    positions: bool = False  # the data have no names: these are the labels' numbers
+
+
 class Chunk(Message, frozen=True):
     """Sent by either side: the next piece of the body of message ``transfer``, from ``offset`` on."""
 
@@ -146,6 +159,7 @@ class Welcome(Message, frozen=True):
     transfer: Id  # number of the unfinished message that the trainer holds, 0 if there is none
     received_bytes: Count  # of that message's body
     trainer: Text  # version of the trainer, for logs
+    class_names: bool | UnsetType = UNSET  # whether the device is to tell its class names first; 0.6 does not ask
 
 
 class Refused(Message, frozen=True):
@@ -207,87 +221,5 @@ class ByeAck(Message, frozen=True):
     session: Id
 
 
-FromDevice = Hello | Step | Evaluate | Fetch | Ping | Bye | Chunk
-FromTrainer = Welcome | Refused | Gradient | Evaluated | Absent | Pong | ByeAck | Chunk
-
-_ENCODER = msgspec.msgpack.Encoder()
-_FROM_DEVICE: msgspec.msgpack.Decoder[FromDevice] = msgspec.msgpack.Decoder(FromDevice)
-_FROM_TRAINER: msgspec.msgpack.Decoder[FromTrainer] = msgspec.msgpack.Decoder(FromTrainer)
-
-_M = TypeVar("_M")
-_SAME_VERSION = "install the same version of adc-edge on the device and the trainer"
-
-
-class _Version(msgspec.Struct, tag_field="kind", tag="hello"):
-    """The part of a Hello that all protocol versions share."""
-
-    version: int
-
-
-_VERSION = msgspec.msgpack.Decoder(_Version)
-
-
-def pack_header(message: Message) -> bytes:
-    """Return the header of a message as MessagePack."""
-    return _ENCODER.encode(message)
-
-
-def unpack_from_device(header: bytes) -> FromDevice:
-    """Decode a device's header.
-
-    Raises:
-        ProtocolError: code ``version`` or ``malformed``.
-    """
-    try:
-        message = _unpack(_FROM_DEVICE, header)
-    except ProtocolError:
-        check_foreign(header)
-        raise
-    if isinstance(message, Hello):
-        _check_version(message.version)
-    return message
-
-
-def check_foreign(frame: bytes) -> None:
-    """Raise an error if a frame with a wrong seal is a Hello of another version, with other fields or without a seal.
-
-    Raises:
-        ProtocolError: code ``version``.
-    """
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        _check_version(_VERSION.decode(frame).version)
-
-
-def check_foreign_refusal(frame: bytes) -> None:
-    """Raise an error if a frame with a wrong seal is the refusal of a trainer of another version, which has no seal.
-
-    Raises:
-        RefusedError: it is such a refusal, whatever its code: version 1 calls a Hello with a seal malformed.
-    """
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        refused = _FROM_TRAINER.decode(frame)
-        if isinstance(refused, Refused):
-            raise RefusedError(refused.code, refused.received, refused.expected, refused.remedy)
-
-
-def _check_version(seen: int) -> None:
-    if seen != VERSION:
-        raise ProtocolError(f"protocol version {seen}", f"version {VERSION}", _SAME_VERSION, "version")
-
-
-def unpack_from_trainer(header: bytes) -> FromTrainer:
-    """Decode a trainer's header.
-
-    Raises:
-        ProtocolError: code ``malformed``.
-    """
-    return _unpack(_FROM_TRAINER, header)
-
-
-def _unpack(decoder: msgspec.msgpack.Decoder[_M], header: bytes) -> _M:
-    if len(header) > HEADER_BYTES:
-        raise ProtocolError(f"a header of {len(header)} bytes", f"at most {HEADER_BYTES}", _SAME_VERSION, "size")
-    try:
-        return decoder.decode(header)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"a header that is no message ({error})", "an adc-edge message", _SAME_VERSION) from None
+FromDevice = Hello | Step | Evaluate | Fetch | Ping | Bye | ClassNames | Chunk
+FromTrainer = Welcome | Refused | Gradient | Evaluated | Absent | Pong | ByeAck | ClassNames | Chunk

@@ -19,7 +19,8 @@ from adc_edge.calibration.int8.graph import frozen, kept_in_float, linears, quan
 from adc_edge.calibration.int8.images import CalibrationImages, test_batches
 from adc_edge.calibration.int8.ranges import Method, collect
 from adc_edge.calibration.int8.report import CalibrationReport, Quality
-from adc_edge.data.sources import check_labels, load_dataset
+from adc_edge.data.classes import label_for_head
+from adc_edge.data.sources import load_dataset
 from adc_edge.data.unreadable import check_images
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import sha256, write_atomic
@@ -79,7 +80,7 @@ def calibrate_bundle(settings: CalibrationSettings) -> CalibrationReport:
     has_head = (settings.bundle / HEAD).exists()  # a device's copy may lack it
     bundle = Bundle.load(settings.bundle, (CLIENT, HEAD) if has_head else (CLIENT,))
     dataset = load_dataset(settings.data)
-    check_labels(dataset, bundle.manifest.classes)
+    label_for_head(dataset, bundle.manifest.class_names, bundle.manifest.classes)
     check_images(dataset, settings.allow_broken)
     preprocessing = bundle.manifest.preprocessing
     sample = CalibrationImages(dataset.train, preprocessing, settings.images, settings.seed, settings.allow_broken)

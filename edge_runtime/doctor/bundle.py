@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from adc_edge.data.classes import short_list
 from adc_edge.edge_runtime.doctor.report import DoctorRow
 from adc_edge.errors import AdcEdgeError
 from adc_edge.machine import SLOW_INT8, int8_saturates, processor_name
@@ -29,6 +30,7 @@ def examine_bundle(path: Path, tensorrt: str | None, golden: bool) -> Iterator[D
         return
     manifest = bundle.manifest
     text = f"{manifest.model}, split {manifest.split} of {manifest.depth}, {manifest.classes} classes"
+    text += f": {short_list(manifest.class_names)}" if manifest.class_names else ""
     yield DoctorRow("bundle", "model", "ok", text, needed=True)
     yield from _files(bundle)
     yield from _computes(bundle)

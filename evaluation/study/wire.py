@@ -15,7 +15,8 @@ import zmq
 
 from adc_edge.evaluation.codecs.base import Codec, Header
 from adc_edge.wire.framing import Assembler, to_frames
-from adc_edge.wire.messages import Gradient, Step, unpack_from_device, unpack_from_trainer
+from adc_edge.wire.headers import unpack_from_device, unpack_from_trainer
+from adc_edge.wire.messages import Gradient, Step
 from adc_edge.wire.tcp import SocketMeter, frame_bytes
 
 _SESSION = 2**62 + 1  # ids are random 63-bit numbers

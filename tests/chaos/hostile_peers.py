@@ -22,7 +22,7 @@ import msgpack
 
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.framing import sealed, to_frames
-from adc_edge.wire.messages import VERSION, Bye, Evaluate, Fetch, Hello, Ping
+from adc_edge.wire.messages import VERSION, Bye, ClassNames, Evaluate, Fetch, Hello, Ping
 from tests.stub_device import Device
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)  # ZMTP 3.1, section 3.1
@@ -159,7 +159,7 @@ def _real_messages(bundle: Bundle) -> Iterator[tuple[bytes, bytes]]:
     hello = Hello(VERSION, bundle.digest, 77, 77, "hostile", 0, 0, 0)
     evaluate = Evaluate(77, 0, 0, 5, 17 * 32 * 4 + 4, 1, "fp32")
     bodies = ((hello, b""), (step, body), (evaluate, bytes(17 * 32 * 4 + 4)), (Fetch(77, 0, None, 3), b""))
-    for message, whole in (*bodies, (Ping(1, 100, 0, 1), b""), (Bye(77), b"")):
+    for message, whole in (*bodies, (Ping(1, 100, 0, 1), b""), (Bye(77), b""), (ClassNames(77, 9, 5), b"\x91\xa3cat")):
         for frame, piece in to_frames(message, whole):
             yield frame[:-8], bytes(piece)
     device.session.close()

@@ -24,7 +24,8 @@ from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import ClientKeys, Connection, LinkLost
 from adc_edge.wire.framing import sealed
-from adc_edge.wire.messages import VERSION, Hello, Ping, pack_header
+from adc_edge.wire.headers import pack_header
+from adc_edge.wire.messages import VERSION, Hello, Ping
 from tests.serving import logged, serving
 from tests.stub_device import Device
 

@@ -12,6 +12,7 @@ import pytest
 
 from adc_edge.cloud_trainer.answers import Answers, RequestContext
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
+from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.guard import Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
@@ -22,7 +23,8 @@ from adc_edge.method.labels import label_triples
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.framing import Assembler
-from adc_edge.wire.messages import VERSION, Bye, ByeAck, Fetch, Gradient, Hello, Step, Welcome, unpack_from_device
+from adc_edge.wire.headers import unpack_from_device
+from adc_edge.wire.messages import VERSION, Bye, ByeAck, Fetch, Gradient, Hello, Step, Welcome
 from tests.serving import logged
 
 
@@ -33,12 +35,14 @@ class Trainer:
         self.bundle, self.training, self.sessions = bundle, training, SessionRegistry(run_dir.journal)
         self.checkpoints = TrainerCheckpoints(training, self.sessions, run_dir)
         limits = MessageLimits.from_manifest(bundle.manifest, 64)
-        self.answers = Answers(bundle, training, self.sessions, limits, self.checkpoints, Refusals())
+        self.answers = Answers(
+            bundle, training, self.sessions, limits, self.checkpoints, Refusals(), HeadClasses(bundle.manifest, run_dir)
+        )
         peer = self.sessions.peer(b"route", 5, "", lambda: Assembler(unpack_from_device, lambda message: 0))
         self.context = RequestContext(b"route", peer, "bbr", 20.0)
 
     def hello(self) -> Welcome:
-        hello = Hello(VERSION, self.bundle.digest, 1, 1, "orin", 0, 0, 0)
+        hello = Hello(VERSION, self.bundle.digest, 1, 1, "orin", 0, 0, 0, class_names=True)
         (reply, _), after_send = self.answers.answer(self.context, hello, memoryview(b""))
         assert isinstance(reply, Welcome)
         assert after_send is None

@@ -21,18 +21,8 @@ from adc_edge.cloud_trainer.guard import Refusals
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.framing import to_frames
-from adc_edge.wire.messages import (
-    CHUNK_BYTES,
-    VERSION,
-    FromTrainer,
-    Hello,
-    Message,
-    Ping,
-    Pong,
-    Refused,
-    Welcome,
-    unpack_from_trainer,
-)
+from adc_edge.wire.headers import unpack_from_trainer
+from adc_edge.wire.messages import CHUNK_BYTES, VERSION, FromTrainer, Hello, Message, Ping, Pong, Refused, Welcome
 from tests.serving import logged
 from tests.stub_device import Device
 

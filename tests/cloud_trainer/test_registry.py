@@ -17,16 +17,8 @@ from adc_edge.cloud_trainer.served_session import ServedSession, SessionRecord
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.journal import JournalKey
 from adc_edge.wire.framing import Assembler, to_frames
-from adc_edge.wire.messages import (
-    CHUNK_BYTES,
-    VERSION,
-    Evaluate,
-    Evaluated,
-    FromDevice,
-    Gradient,
-    Hello,
-    unpack_from_device,
-)
+from adc_edge.wire.headers import unpack_from_device
+from adc_edge.wire.messages import CHUNK_BYTES, VERSION, Evaluate, Evaluated, FromDevice, Gradient, Hello
 
 NUMBERS = itertools.count()
 JUDGED = Evaluated(1, 3, 0, 10, 9, 0.5, 0.1)

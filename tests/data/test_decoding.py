@@ -325,6 +325,12 @@ def test_a_picture_above_the_limit_is_refused_by_its_size_before_it_is_decoded(t
             read(tmp_path / "huge.png")
 
 
+def test_a_picture_too_narrow_to_be_resized_is_refused_by_that_name(tmp_path: Path) -> None:
+    blank_png(tmp_path / "line.png", 60_000, 2)
+    with pytest.raises(DataError, match=r"line.png: too narrow: 60000x2 pixels"):
+        check_header(tmp_path / "line.png")
+
+
 def test_big_pictures_are_decoded_one_at_a_time_and_all_arrive(tmp_path: Path) -> None:
     blank_png(tmp_path / "a.png", 8_000, 6_000)
     sizes: list[tuple[int, int]] = []

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from adc_edge.errors import ProtocolError
 from adc_edge.wire.framing import FAST_CHUNK_BYTES, Assembler, chunk_bytes, sealed, to_frames, unsealed
+from adc_edge.wire.headers import pack_header, unpack_from_device, unpack_from_trainer
 from adc_edge.wire.messages import (
     CHUNK_BYTES,
     SEAL_BYTES,
@@ -27,9 +28,6 @@ from adc_edge.wire.messages import (
     Ping,
     Refused,
     Welcome,
-    pack_header,
-    unpack_from_device,
-    unpack_from_trainer,
 )
 from adc_edge.wire.tcp import TcpInfo
 

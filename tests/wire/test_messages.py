@@ -16,6 +16,13 @@ from adc_edge.cloud_trainer.limits import MessageLimits
 from adc_edge.errors import ProtocolError, RefusedError
 from adc_edge.wire import messages as protocol
 from adc_edge.wire.framing import Assembler, sealed, to_frames
+from adc_edge.wire.headers import (
+    check_foreign,
+    check_foreign_refusal,
+    pack_header,
+    unpack_from_device,
+    unpack_from_trainer,
+)
 from adc_edge.wire.messages import (
     HEADER_BYTES,
     SEAL_BYTES,
@@ -29,11 +36,6 @@ from adc_edge.wire.messages import (
     Refused,
     Step,
     Welcome,
-    check_foreign,
-    check_foreign_refusal,
-    pack_header,
-    unpack_from_device,
-    unpack_from_trainer,
 )
 
 LIMITS = MessageLimits(tokens=17, prefix=1, dim=32, classes=10, max_images=64)
@@ -50,6 +52,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if get_origin(hint) in (Union, types.UnionType):
         return st.one_of(*map(values, get_args(hint)))
     plain: dict[Any, st.SearchStrategy[Any]] = {int: st.just(VERSION), bool: st.booleans(), type(None): st.none()}
+    plain[msgspec.UnsetType] = st.just(msgspec.UNSET)
     return st.floats(allow_nan=False) if hint is float else plain[hint]
 
 
@@ -69,7 +72,7 @@ def unpackers(message: Message) -> list[Any]:
 
 def fields(message: Message) -> dict[str, Any]:
     names = {field.encode_name: getattr(message, field.name) for field in msgspec.structs.fields(message)}
-    return {"kind": type(message).__name__.lower(), **names}
+    return {"kind": type(message).__name__.lower(), **{k: v for k, v in names.items() if v is not msgspec.UNSET}}
 
 
 def step(**changes: Any) -> Step:
@@ -97,7 +100,8 @@ def test_every_message_is_decoded_as_it_was_encoded(kind: type[Message], data: s
 
 def test_each_side_reads_its_own_kinds_only() -> None:
     assert {kind.__name__ for kind in get_args(FromDevice)} & {kind.__name__ for kind in get_args(FromTrainer)} == {
-        "Chunk"
+        "Chunk",
+        "ClassNames",
     }
     for header, unpack in ((Bye(1), unpack_from_trainer), (protocol.ByeAck(1), unpack_from_device)):
         with pytest.raises(ProtocolError):

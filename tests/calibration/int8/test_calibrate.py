@@ -302,14 +302,15 @@ def test_the_command_prints_tables_and_the_next_one(mine: Path, known: str) -> N
 
 
 def imagenet(shared: Path, root: Path, seed: int) -> Dataset:
-    """64 images to calibrate on and 236 to judge by, with their numbers among the 1000 classes."""
+    """64 images to calibrate on and 236 to judge by, with the WordNet ids that the bundle's classes have."""
     with tarfile.open(shared / "imagenet_sample_300.tar") as archive:
         archive.extractall(root, filter="data")
-    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    paths = sorted(path for path in root.rglob("*") if path.is_file())  # 7_n01514668_cock.JPEG
+    classes = sorted({path.name.split("_")[1] for path in paths})
     order = np.random.default_rng(seed).permutation(len(paths))
     splits = [[paths[index] for index in part] for part in (np.sort(order[:64]), np.sort(order[64:]))]
-    labels = [np.array([int(path.name.partition("_")[0]) for path in split]) for split in splits]
-    return Dataset(FileSplit(splits[0], labels[0]), FileSplit(splits[1], labels[1]), list(map(str, range(1000))))
+    labels = [np.array([classes.index(path.name.split("_")[1]) for path in split]) for split in splits]
+    return Dataset(FileSplit(splits[0], labels[0]), FileSplit(splits[1], labels[1]), classes)
 
 
 @pytest.mark.slow
@@ -321,7 +322,7 @@ def test_deit_tiny_in_int8_names_the_same_classes_and_is_faster(
     bundle = tmp_path / "out"
     export_bundle(ExportSettings("deit_tiny_patch16_224", 6, bundle, Ratio(xi=0.1), weights=weights))
     sample = imagenet(shared_data, tmp_path / "imagenet", seed=1)
-    monkeypatch.setattr(module, "load_dataset", lambda source: sample)  # a folder would number the 300 classes anew
+    monkeypatch.setattr(module, "load_dataset", lambda source: sample)  # a folder's train split has every class
     report = calibrate_bundle(CalibrationSettings(bundle, "sample", images=64, eval_images=0))
     accuracy, tensors = report.quality.accuracy, {tensor.name: tensor.sqnr_db for tensor in report.quality.tensors}
     print(report)

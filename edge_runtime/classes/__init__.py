@@ -1,0 +1,1 @@
+"""The classes of a device: which output of the head each label trains, and what the screen shows of them."""
