@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,7 +41,8 @@ class FileSplit:
     """
 
     def __init__(self, paths: Sequence[Path], labels: Labels, skipped: Mapping[str, int] | None = None) -> None:
-        self.paths, self.labels, self.skipped = paths, labels, skipped or {}
+        self.paths, self.labels = paths, labels
+        self.skipped: Mapping[str, int] = skipped or {}
 
     def image(self, index: int) -> Image.Image:
         """Return the image at ``index`` as a viewer shows it; raises DataError with the reason if it is broken."""
@@ -57,11 +59,12 @@ def list_folder(where: str) -> tuple[FileSplit, FileSplit, list[str]]:
     root = Path(where)
     if not root.is_dir():
         raise DataError(f"folder:{where} is no directory", "a directory of class directories", "check the path")
-    splits = _split_folders(root, read_level(root))
-    return _held_out_by_hash(root) if splits is None else _as_they_stand(*splits)
+    level = read_level(root)
+    splits = _split_folders(root, level)
+    return _held_out_by_hash(root) if splits is None else _as_they_stand(*splits, level.skipped)
 
 
-def _as_they_stand(train: Path, test: Path) -> tuple[FileSplit, FileSplit, list[str]]:
+def _as_they_stand(train: Path, test: Path, skipped: Counter[str]) -> tuple[FileSplit, FileSplit, list[str]]:
     classes = [path.name for path in _class_folders(train)]
     foreign = sorted({path.name for path in _class_folders(test)} - set(classes))
     if foreign:
@@ -75,6 +78,7 @@ def _as_they_stand(train: Path, test: Path) -> tuple[FileSplit, FileSplit, list[
     held_out = _files(test, classes)
     if not held_out.paths:
         raise _wrong(f"{test}: the test split is empty", f"put images into {test}/CLASS")
+    found.skipped = Counter(found.skipped) + skipped
     return found, held_out, classes
 
 

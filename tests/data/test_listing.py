@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from adc_edge.data.listing import FileSplit
-from adc_edge.data.sources import Dataset, Split, load_dataset
+from adc_edge.data.sources import ArraySplit, Dataset, Split, load_dataset
 from adc_edge.data.unreadable import check_images
 from adc_edge.errors import DataError
 
@@ -277,12 +277,15 @@ def pictures(root: Path, count: int, broken: int = 0) -> Path:
 def test_one_line_tells_how_many_images_there_are_and_what_is_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dataset = load(pictures(tmp_path, 200, 3))
-    put(tmp_path, "train/cat/._001.png", "test/cat/notes.txt", "test/.DS_Store")
+    dataset, numbers = (
+        load(pictures(tmp_path, 200, 3)),
+        ArraySplit(np.zeros((1437, 8, 8), np.uint8), np.zeros(1437, int)),
+    )
+    put(tmp_path, "train/cat/._001.png", "test/cat/notes.txt", ".DS_Store")
     for source, line in (  # after what is skipped
         (dataset, "images   200 train, 200 test; skipped 3 unreadable (first: cat/000.png: truncated)"),
         (load(tmp_path), "; skipped 2 hidden, 1 other, 3 unreadable (first: cat/000.png: truncated)"),
-        (load_dataset("digits"), "images   1,437 train, 360 test"),
+        (Dataset(numbers, numbers, ["a"]), "images   1,437 train, 1,437 test"),
     ):
         caplog.clear()
         with caplog.at_level(logging.INFO):
