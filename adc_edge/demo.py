@@ -18,9 +18,10 @@ import click
 from adc_edge.options import OUTPUT_DIRECTORY, OUTPUT_FILE
 from adc_edge.signals import INTERRUPTED
 
-# A small ViT for digits enlarged to 24 px: 37 tokens of 96 channels, split in the middle.
+# A small ViT for digits enlarged to 24 px: 37 tokens of 96 channels, split in the middle. A digit fills its picture,
+# so nothing is cropped.
 _EXPORT = (
-    "--model vit_tiny_patch16_224 --model-arg patch_size=4 --img-size 24 --model-arg embed_dim=96 "
+    "--model vit_tiny_patch16_224 --model-arg patch_size=4 --img-size 24 --crop-pct 1 --model-arg embed_dim=96 "
     "--model-arg num_heads=4 --model-arg depth=4 --num-classes 10 --split 2 "
     "--batch-size 64"
 )

@@ -131,6 +131,12 @@ def data_option(**more: Any) -> Callable[[F], F]:
     return click.option("--data", metavar="SRC", help=f"Data set: {sources}", **more)
 
 
+def broken_option(command: F) -> F:
+    """``--allow-broken``."""
+    text = "Go on without the images that cannot be read, also if they are more than a tenth."
+    return click.option("--allow-broken", is_flag=True, help=text)(command)
+
+
 def model_options(command: F) -> F:
     """The model of a study: the arguments of timm's ``create_model``, and the cut."""
     return _with(
@@ -138,6 +144,7 @@ def model_options(command: F) -> F:
         click.option("--model", default="deit_tiny_patch16_224", help="A timm VisionTransformer."),
         weights_options,
         click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels."),
+        crop_option,
         model_arg_option,
         click.option("--split", default=3, type=int, help="Last block on the device."),
     )
@@ -152,6 +159,12 @@ def weights_options(command: F) -> F:
         click.option("--pretrained", is_flag=True, help="Download timm's pretrained weights."),
         click.option("--allow-missing", multiple=True, metavar="PATTERN", help=text),
     )
+
+
+def crop_option(command: F) -> F:
+    """``--crop-pct SHARE``."""
+    text = "Side of the centre crop, as a share of the short side; 1 crops nothing off it. Default: the model's own."
+    return click.option("--crop-pct", type=_RATIO, metavar="SHARE", help=text)(command)
 
 
 def model_arg_option(command: F) -> F:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import COUNT, NUMBER, OUTPUT_FILE, bundle_option, data_option, key_options, log_options
+from adc_edge.options import (
+    COUNT,
+    NUMBER,
+    OUTPUT_FILE,
+    broken_option,
+    bundle_option,
+    data_option,
+    key_options,
+    log_options,
+)
 
 if TYPE_CHECKING:
     from adc_edge.logs import AnyConsole
@@ -61,6 +70,7 @@ def link(
 @click.command()
 @bundle_option
 @data_option(required=True)
+@broken_option
 @click.option("--images", default=256, metavar="N", help="Training images to take the ranges from.")
 @click.option(
     "--method",

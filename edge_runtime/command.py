@@ -15,6 +15,7 @@ from adc_edge.options import (
     OUTPUT_FILE,
     PRECISION,
     GroupedCommand,
+    broken_option,
     bundle_option,
     choices,
     data_option,
@@ -47,6 +48,7 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--augment", default="none", metavar="LIST", help="Augmentations: flip, jitter, randaugment; comma-separated."
 )
+@broken_option
 @click.option("--workers", default=defaults.DECODING_THREADS, type=_POSITIVE, help="Threads that decode images.")
 @click.option(
     "--seed", default=0, type=COUNT, help="Random seed for data order, augmentation and k-means initialisation."

@@ -16,6 +16,7 @@ from adc_edge import machine
 from adc_edge.data import augment
 from adc_edge.data import sources as data
 from adc_edge.data.loader import Loader
+from adc_edge.data.unreadable import check_images
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.display import Display
 from adc_edge.edge_runtime.engines.base import Engine
@@ -77,6 +78,7 @@ class Serve:
         machine.limit_threads(settings.threads)
         dataset = data.load_dataset(settings.data)
         self.classes = DeviceClasses(dataset, self.manifest)
+        check_images(dataset, settings.allow_broken)
         with ExitStack() as stack:
             train = self._loader(dataset.train, self.batch_size, augment.parse_augmentation(settings.augment))
             test = self._loader(dataset.test, min(self.shape.images, len(dataset.test.labels)))
@@ -112,7 +114,10 @@ class Serve:
             )
             with display:
                 training.run()
-            return self._finish(run_dir, shim, {"broken_images": len(train.broken) + len(test.broken)}, total)
+            broken = train.broken, test.broken
+            first = next((found.first for found in broken if found.first), None)
+            more = {"broken_images": sum(map(len, broken)), "first_broken_image": first}
+            return self._finish(run_dir, shim, more, total)
 
     def _resume(self, run_dir: RunDir) -> None:
         if self.state.resume():
@@ -164,8 +169,8 @@ class Serve:
         )
 
     def _loader(self, split: data.Split, batch_size: int, changes: Any = ()) -> Loader:
-        preprocessing = self.manifest.preprocessing
-        return Loader(split, preprocessing, batch_size, self.settings.seed, changes, self.settings.workers)
+        settings, preprocessing = self.settings, self.manifest.preprocessing
+        return Loader(split, preprocessing, batch_size, settings.seed, changes, settings.workers, settings.allow_broken)
 
     def _hello(self, total: int) -> Hello:
         name = self.settings.name or socket.gethostname()

@@ -42,6 +42,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
     micro_batches: int = 1
     window: int = 0
     augment: str = "none"
+    allow_broken: bool = False
     seed: int = 0
     workers: int = defaults.DECODING_THREADS
     threads: int = 0

@@ -14,6 +14,7 @@ from adc_edge.options import (
     OUTPUT_DIRECTORY,
     F,
     GroupedCommand,
+    broken_option,
     data_option,
     heading,
     log_options,
@@ -107,6 +108,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 @click.option(
     "--test-images", default=0, type=COUNT, metavar="N", help="Test on a fixed random sample of N images; 0: all."
 )
+@broken_option
 @click.option("--augment", default="flip", help="Augmentation: none, or any of flip, jitter, randaugment.")
 @heading("Optimisation")
 @optimizer_options
@@ -134,14 +136,14 @@ def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     from adc_edge.optimizer.settings import take_settings
 
     settings, seeds, budgets, jobs = _take_lists(options)
-    optimizer = take_settings(options)
+    optimizer, allow_broken = take_settings(options), options.pop("allow_broken")
     study = study_of(options | {"optimizer": optimizer})
     try:
-        failures = run_all(study, settings, seeds, output, jobs, console)
+        failures = run_all(study, settings, seeds, output, jobs, console, allow_broken)
     except KeyboardInterrupt:
         click.echo("finished runs are kept; the same command makes the others", err=True)
         raise
-    _, runs = read_runs(output)
+    study, runs = read_runs(output)
     if runs:
         for table in study_tables(study, runs, budgets, console.width):
             console.print(table)

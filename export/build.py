@@ -64,6 +64,7 @@ class ExportSettings(msgspec.Struct, frozen=True):
     classes: int | None = None
     class_names: str | None = None  # a file or a data source
     model_args: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    crop_pct: float | None = None  # None: the model's own
     seed: int = 0
     force: bool = False
     fp16: bool = False
@@ -100,7 +101,7 @@ def export_bundle(settings: ExportSettings) -> list[ParityRow]:
     settings.ratio.shape(settings.batch_size, trunk.spec.tokens, trunk.spec.prefix)
     logger.info("cut      %s after block %d of %d", settings.model, settings.split, len(vit.blocks))
     files, rows = _graphs(trunk, settings)
-    preprocessing = preprocessing_of(vit)
+    preprocessing = preprocessing_of(vit, settings.crop_pct)
     files |= {GOLDEN: _golden(trunk, preprocessing), TRUNK: save(trunk.state_dict()), HEAD: save(head.vit.state_dict())}
     with new_directory(settings.output) as directory:
         for name, content in files.items():

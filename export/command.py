@@ -14,6 +14,7 @@ from adc_edge.options import (
     OUTPUT_FILE,
     PATH,
     PRECISION,
+    crop_option,
     log_options,
     model_arg_option,
     parse_model_args,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     "default: each class is learned by its name when a device first has it.",
 )
 @click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels; position embeddings are resampled.")
+@crop_option
 @model_arg_option
 @ratio_options
 @click.option("--batch-size", default=32, type=IMAGES, help="Images per step.")

@@ -59,7 +59,15 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "tiny"
     export_bundle(
         ExportSettings(
-            "vit_tiny_patch16_224", 2, path, Ratio(xi=0.4), batch_size=16, precision="fp32", classes=10, model_args=TINY
+            "vit_tiny_patch16_224",
+            2,
+            path,
+            Ratio(xi=0.4),
+            batch_size=16,
+            precision="fp32",
+            classes=10,
+            model_args=TINY,
+            crop_pct=1.0,  # a digit fills its picture
         )
     )
     return path

@@ -469,5 +469,6 @@ def test_broken_images_are_skipped_and_counted(bundle_dir: Path, tmp_path: Path,
     with cloud(OptimizerSettings()) as endpoint:
         report = serve(settings(bundle_dir, endpoint, data=f"folder:{tmp_path / 'photos'}", epochs=2))
     assert report["broken_images"] == 2
+    assert report["first_broken_image"] == "0/broken.png: no image"
     assert report["steps"] == 2
     assert report["evaluations"][-1]["images"] == 24

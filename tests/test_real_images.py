@@ -34,7 +34,8 @@ def test_deit_tiny_learns_cifar10_over_the_wire(
     bundle, report_file = tmp_path / "out", tmp_path / "run.json"
     with command(
         "export", "--model", "deit_tiny_patch16_224", "--weights", shared_data / "deit_tiny_patch16_224.safetensors",
-        "--split", "6", "--num-classes", "10", "--img-size", "112", *options, "--batch-size", "64", "-o", bundle,
+        "--split", "6", "--num-classes", "10", "--img-size", "112", "--crop-pct", "1", *options,
+        "--batch-size", "64", "-o", bundle,
     ) as export:  # fmt: skip
         code, output = export.finish()
         assert code == 0, output

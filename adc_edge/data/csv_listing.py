@@ -8,7 +8,6 @@ split                            train, test or val; without it a tenth of the f
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adc_edge.data.listing import FileSplit
+from adc_edge.data.listing import FileSplit, is_held_out
 from adc_edge.data.sources import Dataset
 from adc_edge.errors import DataError
 
@@ -122,14 +121,9 @@ def _divide(rows: Sequence[_Row], root: Path) -> tuple[list[_Row], list[_Row]]:
     held = next((split for split in ("test", "val") if split in splits), None)
     if held is not None:
         return [row for row in rows if row.split == "train"], [row for row in rows if row.split == held]
-    marks = [_is_held_out(Path(os.path.relpath(row.path, root)).as_posix()) for row in rows]
+    marks = [is_held_out(Path(os.path.relpath(row.path, root)).as_posix()) for row in rows]
     pairs = list(zip(rows, marks, strict=True))
     return [row for row, out in pairs if not out], [row for row, out in pairs if out]
-
-
-def _is_held_out(name: str) -> bool:
-    """Return the same for a name each time, so that further files never move one from test to train."""
-    return hashlib.sha256(os.fsencode(name)).digest()[0] < 26
 
 
 def _class_order(labels: set[str]) -> list[str]:

@@ -14,6 +14,7 @@ from adc_edge.arrays import Float32, Labels
 from adc_edge.data.augment import Augmentation
 from adc_edge.data.preprocessing import Preprocessing, normalise, prepare
 from adc_edge.data.sources import Split
+from adc_edge.data.unreadable import UnreadableImages
 from adc_edge.errors import DataError
 
 _ORDER, _AUGMENT, _SEEDS = range(3)  # independent streams of random numbers
@@ -31,7 +32,7 @@ class Loader:
 
     Every training batch is full: an epoch leaves out the images that do not fill one. Training images are reshuffled
     each epoch. Evaluation images come in the split's order, or as a fixed random sample. A broken training image is
-    replaced by the next one in the order, and counted.
+    replaced by the next one in the order, and counted; more than a tenth of those tried raise DataError.
 
     Args:
         split: the images.
@@ -40,6 +41,7 @@ class Loader:
         seed: random seed for data order, augmentation and k-means initialisation.
         augment: functions applied in order to training images.
         workers: decoding threads.
+        allow_broken: accept any number of broken images.
 
     Raises:
         DataError: the split has fewer images than one batch.
@@ -53,6 +55,7 @@ class Loader:
         seed: int = 0,
         augment: Sequence[Augmentation] = (),
         workers: int = 2,
+        allow_broken: bool = False,
     ) -> None:
         if len(split.labels) < batch_size:
             raise DataError(
@@ -60,7 +63,7 @@ class Loader:
             )
         self._split, self._preprocessing, self._augment = split, preprocessing, augment
         self.batch_size, self.seed = batch_size, seed
-        self.broken: set[int] = set()
+        self.broken = UnreadableImages(len(split.labels), allow_broken)
         self._pool = ThreadPoolExecutor(max(1, workers), "decode")
         self._ahead: tuple[int, list[Future[tuple[int, Float32]]]] | None = None
         self._epoch_order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
@@ -75,6 +78,7 @@ class Loader:
         ready = self._ahead[1] if self._ahead and self._ahead[0] == step else self._start(step)
         self._ahead = (step + 1, self._start(step + 1))
         found = [future.result() for future in ready]
+        self.broken.check()
         return Batch(np.stack([image for _, image in found]), self._split.labels[[index for index, _ in found]])
 
     def sample(self, limit: int) -> list[npt.NDArray[np.int64]]:
@@ -89,6 +93,7 @@ class Loader:
         """Return these images without augmentation; broken ones are left out and counted."""
         futures = {int(i): self._pool.submit(self._plain, int(i)) for i in indices}
         found = {i: image for i, future in futures.items() if (image := future.result()) is not None}
+        self.broken.check()
         if not found:
             return Batch(
                 np.empty((0, len(self._preprocessing.mean), *self._preprocessing.size), np.float32),
@@ -130,7 +135,7 @@ class Loader:
                     image = change(image, rng)
                 return index, normalise(image, self._preprocessing)
         raise DataError(
-            f"all {len(order)} images are broken",
+            f"all {len(order)} images are broken (first: {self.broken.first})",
             "at least one that Pillow can read",
             "check the files and their format",
         )
@@ -143,7 +148,9 @@ class Loader:
         if index in self.broken:
             return None
         try:
-            return prepare(self._split.image(index), self._preprocessing)
-        except Exception:  # on a broken file Pillow raises OSError, SyntaxError, ValueError, TypeError, struct.error, …
-            self.broken.add(index)
+            image = prepare(self._split.image(index), self._preprocessing)
+        except Exception as error:  # any that a source raises
+            self.broken.tried(index, error)
             return None
+        self.broken.tried(index)
+        return image

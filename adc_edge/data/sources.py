@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from adc_edge.arrays import Labels
+from adc_edge.data.decoding import upright
 from adc_edge.data.listing import list_folder
 from adc_edge.errors import DataError
 
@@ -68,7 +69,7 @@ class TorchvisionSplit:
     def image(self, index: int) -> Image.Image:
         """Return the image at ``index``."""
         image: Image.Image = self._dataset[index][0]
-        return image
+        return upright(image)
 
 
 def load_dataset(source: str) -> Dataset:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from adc_edge.arrays import Labels
+from adc_edge.data.decoding import upright
 from adc_edge.data.sources import SOURCES, Dataset, Split
 from adc_edge.errors import DataError
 
@@ -143,7 +144,7 @@ def _is_whole(label: Any) -> bool:
 
 def _image(value: Any, name: str) -> Image.Image:
     if isinstance(value, Image.Image):
-        return value
+        return upright(value)
     array = isinstance(value, np.ndarray) and value.dtype == np.uint8
     if array and (value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (1, 3, 4))):
         return Image.fromarray(value[:, :, 0] if value.shape[2:] == (1,) else value)

@@ -175,8 +175,8 @@ def head_from_manifest(manifest: Manifest) -> Head:
     return Head(create_vit(manifest.model, manifest.model_args, manifest.classes), manifest.split)
 
 
-def preprocessing(vit: VisionTransformer) -> Preprocessing:
-    """Return the preprocessing in timm's configuration of the model."""
+def preprocessing(vit: VisionTransformer, crop_pct: float | None = None) -> Preprocessing:
+    """Return the preprocessing in timm's configuration of the model, with ``crop_pct`` in place of its own if given."""
     config = timm.data.resolve_model_data_config(vit)
     mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
     if vit.patch_embed.proj.in_channels == 1:
@@ -185,7 +185,8 @@ def preprocessing(vit: VisionTransformer) -> Preprocessing:
     for known in get_args(Interpolation):
         interpolation = known if known == config["interpolation"] else interpolation
     height, width = vit.patch_embed.img_size
-    return Preprocessing((height, width), mean, std, interpolation)
+    crop_pct = crop_pct or float(config["crop_pct"])
+    return Preprocessing((height, width), mean, std, interpolation, crop_pct, config["crop_mode"])
 
 
 def trunk_spec(vit: VisionTransformer, split: int) -> TrunkSpec:

@@ -21,6 +21,7 @@ from adc_edge.calibration.int8.ranges import Method, collect
 from adc_edge.calibration.int8.report import CalibrationReport, Quality
 from adc_edge.data.classes import label_for_head
 from adc_edge.data.sources import load_dataset
+from adc_edge.data.unreadable import check_images
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import json_bytes, sha256, write_atomic
 from adc_edge.onnx.session import cpu_session
@@ -44,6 +45,7 @@ class CalibrationSettings(msgspec.Struct, frozen=True):
     max_drop: float = 1.0
     eval_images: int = 1000
     seed: int = 0
+    allow_broken: bool = False
 
     @property
     def covered(self) -> float:
@@ -79,13 +81,15 @@ def calibrate_bundle(settings: CalibrationSettings) -> CalibrationReport:
     bundle = Bundle.load(settings.bundle, (CLIENT, HEAD) if has_head else (CLIENT,))
     dataset = load_dataset(settings.data)
     label_for_head(dataset, bundle.manifest.class_names, bundle.manifest.classes)
+    check_images(dataset, settings.allow_broken)
     preprocessing = bundle.manifest.preprocessing
-    sample = CalibrationImages(dataset.train, preprocessing, settings.images, settings.seed)
+    sample = CalibrationImages(dataset.train, preprocessing, settings.images, settings.seed, settings.allow_broken)
     graphs = _quantise(bundle, sample, settings)
     lines = _check_lines(graphs)
     fitting = ", ".join(lines) or "takes it in no release"
     logger.info("int8     %d linears, %s; TensorRT %s", len(graphs.chosen), settings.method, fitting)
-    batches = test_batches(dataset.test, preprocessing, settings.eval_images, bundle.manifest.batch_size)
+    size = bundle.manifest.batch_size
+    batches = test_batches(dataset.test, preprocessing, settings.eval_images, size, settings.allow_broken)
     quality = compare(bundle, graphs, batches, load_head(bundle) if has_head else None, settings.seed)
     _check_drop(quality, settings)
     content = graphs.int8.SerializeToString()

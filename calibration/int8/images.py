@@ -13,7 +13,6 @@ from adc_edge.data.sources import Split
 from adc_edge.errors import DataError
 
 _CHUNK = 8  # images that are decoded and held at once
-_BROKEN_SHARE = 0.1
 
 
 class CalibrationImages:
@@ -24,50 +23,54 @@ class CalibrationImages:
         preprocessing: the model's preprocessing.
         images: size of the sample.
         seed: random seed of the choice.
+        allow_broken: accept any number of broken images.
 
     Raises:
-        DataError: the split has fewer images; while it is read: more than a tenth of ``images`` are broken.
+        DataError: the split has fewer images; while it is read: too many of them are broken.
     """
 
-    def __init__(self, split: Split, preprocessing: Preprocessing, images: int, seed: int) -> None:
+    def __init__(
+        self, split: Split, preprocessing: Preprocessing, images: int, seed: int, allow_broken: bool = False
+    ) -> None:
         total = len(split.labels)
         if total < images:
             raise DataError(f"{total} training images", f"the {images} of --images", f"--images {total}, or add images")
         self.broken = 0
         self._split, self._preprocessing, self._images, self._seed = split, preprocessing, images, seed
+        self._allow_broken = allow_broken
 
     def __iter__(self) -> Iterator[Float32]:
         """Yield batches ``[b, C, H, W]`` of up to 8 images."""
         order = np.random.default_rng(self._seed).permutation(len(self._split.labels))
-        loader = Loader(self._split, self._preprocessing, min(_CHUNK, len(order)))
+        size = min(_CHUNK, len(order))
+        loader = Loader(self._split, self._preprocessing, size, allow_broken=self._allow_broken)
         try:
             left, position = self._images, 0
             while left:
                 chunk = order[position : position + min(_CHUNK, left)]
                 images = loader.plain(chunk).images
                 self.broken = len(loader.broken)
-                self._check_broken(position + len(chunk), is_end=len(chunk) == 0)
+                if not len(chunk):
+                    raise DataError(
+                        f"{self.broken} of {position} training images are broken (first: {loader.broken.first})",
+                        f"enough to replace them: {self._images} are wanted",
+                        "check the files and their format, or lower --images",
+                    )
                 left, position = left - len(images), position + len(chunk)
                 yield images
         finally:
             loader.close()
 
-    def _check_broken(self, seen: int, is_end: bool) -> None:
-        if is_end or self.broken > max(1, _BROKEN_SHARE * self._images):
-            raise DataError(
-                f"{self.broken} of {seen} training images are broken",
-                f"at most a tenth of the {self._images} that are wanted, and enough to replace them",
-                "check the files and their format, or lower --images",
-            )
 
-
-def test_batches(split: Split, preprocessing: Preprocessing, limit: int, batch_size: int) -> Iterator[Batch]:
+def test_batches(
+    split: Split, preprocessing: Preprocessing, limit: int, batch_size: int, allow_broken: bool
+) -> Iterator[Batch]:
     """Yield up to ``limit`` images (0: all) in batches, the same ones each time; broken images are left out.
 
     Raises:
-        DataError: none of them can be read.
+        DataError: none of them can be read, or too few and not ``allow_broken``.
     """
-    loader = Loader(split, preprocessing, min(batch_size, len(split.labels)))
+    loader = Loader(split, preprocessing, min(batch_size, len(split.labels)), allow_broken=allow_broken)
     seen = 0
     try:
         for indices in loader.sample(limit):

@@ -177,6 +177,7 @@ def invert(
     epochs: float,
     progress: Callable[[float], None] = lambda share: None,
     dataset: Dataset | None = None,
+    allow_broken: bool = False,
 ) -> tuple[Leak, Examples]:
     """Attack one setting: train an inverter on the augmented train split, and score it on the test split.
 
@@ -189,16 +190,17 @@ def invert(
         epochs: length of the inverter's training.
         progress: called with the share of the training that is done.
         dataset: the study's full data set, if it is loaded already.
+        allow_broken: accept any number of broken images.
 
     Raises:
-        DataError: a split is smaller than a batch.
+        DataError: a split is smaller than a batch, or too much of it is broken.
     """
     data, size = sampled(dataset or load_dataset(study.data), study), study.batch_size
     for name, split in (("train", data.train), ("test", data.test)):
         if len(split.labels) < size:
             images = f"{len(split.labels)} images in the {name} split"
             raise DataError(images, f"at least one batch of {size}", "lower --batch-size, or take more images")
-    attack = _Attack(study, setting, seed, len(data.classes))
+    attack = _Attack(study, setting, seed, len(data.classes), allow_broken)
     inverter, mean = attack.learn(data.train, epochs, progress)
     return attack.judge(data.test, inverter, mean)
 
@@ -206,8 +208,8 @@ def invert(
 class _Attack:
     """Device and attacker at one setting."""
 
-    def __init__(self, study: Study, setting: Setting, seed: int, classes: int) -> None:
-        self.study, self.setting, self.seed = study, setting, seed
+    def __init__(self, study: Study, setting: Setting, seed: int, classes: int, allow_broken: bool) -> None:
+        self.study, self.setting, self.seed, self.allow_broken = study, setting, seed, allow_broken
         parts, self.preprocessing = make_split_model(study, setting, seed, classes)
         self.trunk, self.codec, self.place = parts.trunk, parts.codec, parts.place
         for module in (self.trunk, self.codec.device, self.codec.trainer):
@@ -253,7 +255,8 @@ class _Attack:
         return Leak(str(self.setting), self.seed, *found), pairs[0]
 
     def _loader(self, split: Split, changes: str) -> Loader:
-        return Loader(split, self.preprocessing, self.study.batch_size, self.seed, augment.parse_augmentation(changes))
+        size, augmentations = self.study.batch_size, augment.parse_augmentation(changes)
+        return Loader(split, self.preprocessing, size, self.seed, augmentations, allow_broken=self.allow_broken)
 
     def _view(self, batch: Batch, stream: int, step: int) -> View:
         rng = np.random.default_rng([self.seed, stream, step])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import COUNT, IMAGES, OUTPUT_DIRECTORY, data_option, log_options, model_options
+from adc_edge.options import COUNT, IMAGES, OUTPUT_DIRECTORY, broken_option, data_option, log_options, model_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,12 +71,19 @@ _SHARE = "bytes up (% of uncompressed)"
     type=click.FloatRange(min=0, min_open=True),
     help="Epochs for which the attacker learns, for each setting.",
 )
+@broken_option
 @click.option("--augment", default="flip", help="Augmentation of the attacker's images, as in `evaluate`.")
 @click.option("--seed", default=0, type=COUNT, help="Random seed for data order, augmentation and the attack.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Torch device.")
 @log_options
 def privacy(
-    console: AnyConsole, texts: tuple[str, ...], output: Path, epochs: float, seed: int, **options: Any
+    console: AnyConsole,
+    texts: tuple[str, ...],
+    output: Path,
+    epochs: float,
+    seed: int,
+    allow_broken: bool,
+    **options: Any,
 ) -> None:
     """Measure how well a curious trainer can reconstruct images from what a device sends before training.
 
@@ -89,7 +96,7 @@ def privacy(
     from adc_edge.files import write_atomic
 
     settings, study = unique(parse_setting(text) for text in texts), study_of(options)
-    leaks, examples = _attack(study, settings, seed, epochs, console)
+    leaks, examples = _attack(study, settings, seed, epochs, console, allow_broken)
     console.print(_table(leaks))
     files = {
         "privacy.json": _json(study, epochs, leaks),
@@ -103,17 +110,19 @@ def privacy(
 
 
 def _attack(
-    study: Study, settings: Sequence[Any], seed: int, epochs: float, console: AnyConsole
+    study: Study, settings: Sequence[Any], seed: int, epochs: float, console: AnyConsole, allow_broken: bool
 ) -> tuple[list[Leak], list[Examples]]:
     """Attack one setting after another, with a progress bar."""
     from rich.progress import Progress
 
     from adc_edge.data.sources import load_dataset
+    from adc_edge.data.unreadable import check_images
     from adc_edge.evaluation.privacy.attack import invert
     from adc_edge.evaluation.study.training import check_model
 
     dataset, found = load_dataset(study.data), []
     check_model(study, len(dataset.classes))
+    check_images(dataset, allow_broken)
     with Progress(console=console) as progress:
         whole = progress.add_task("", total=float(len(settings)))
         for done, setting in enumerate(settings):
@@ -122,7 +131,7 @@ def _attack(
             def advance(share: float, done: int = done) -> None:
                 progress.update(whole, completed=done + share)
 
-            found.append(invert(study, setting, seed, epochs, advance, dataset))
+            found.append(invert(study, setting, seed, epochs, advance, dataset, allow_broken))
     leaks, examples = zip(*found, strict=True)
     return list(leaks), list(examples)
 

@@ -26,6 +26,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pretrained: bool = False
     allow_missing: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET  # left out of study.json when not given
     model_args: dict[str, Any] = {}
+    crop_pct: float | Literal["model"] | None = None  # "model": its own; None, as in studies of 0.6: no timm crop
     split: int = 3
     batch_size: int = 128
     epochs: float = 8.0

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from adc_edge import machine
 from adc_edge.data.sources import Dataset, load_dataset
+from adc_edge.data.unreadable import check_images
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
 from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.setting import Setting, parse_setting
@@ -34,6 +35,11 @@ _PLAN, _RUNS = "study.json", "runs"
 class _Task(NamedTuple):
     setting: Setting
     seed: int
+    allow_broken: bool = False
+
+    @property
+    def file(self) -> str:
+        return run_name(self.setting, self.seed)
 
     def __str__(self) -> str:
         return f"{self.setting} seed {self.seed}"
@@ -61,40 +67,52 @@ def read_runs(directory: Path) -> tuple[Study, list[Run]]:
     if plan is None:
         raise SettingError(f"{directory} holds no {_PLAN}", "the -o directory of an evaluation", "run `evaluate` first")
     tasks = [_Task(parse_setting(text), seed) for text in plan.settings for seed in plan.seeds]
-    paths = [directory / _RUNS / run_name(*task) for task in tasks]
+    paths = [directory / _RUNS / task.file for task in tasks]
     return plan.study, [_read(path, Run) for path in paths if path.exists()]
 
 
 def run_study(
-    study: Study, settings: Sequence[Setting], seeds: Sequence[int], directory: Path, jobs: int, console: Console
+    study: Study,
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    directory: Path,
+    jobs: int,
+    console: Console,
+    allow_broken: bool = False,
 ) -> list[Failure]:
     """Make the missing runs of settings × seeds, and add both to those that ``directory`` lists.
 
     Args:
-        study: the task; it must equal the one in ``directory`` if there is one.
+        study: the task; it must equal the one in ``directory`` if there is one, whose ``crop_pct`` it takes over unless
+            it has a number.
         settings: the methods.
         seeds: random seeds for each setting.
         directory: each run is written to it when it ends.
         jobs: runs at a time; if more than one, each has a process and its share of the cores.
         console: shows the progress bar and the time left.
+        allow_broken: accept any number of broken images.
 
     Raises:
         SettingError: the directory holds another study.
-        DataError: the data set cannot be read.
+        DataError: the data set cannot be read, or too much of it is broken.
         ModelError: the model or its weights cannot be used.
     """
     begun = any((directory / _RUNS).glob("*.json"))  # a study without a run, as after a wrong option, is no loss
+    old = _read_plan(directory) if begun else None
+    if old is not None and study.crop_pct == "model":
+        study = msgspec.structs.replace(study, crop_pct=old.study.crop_pct)
     plan = _merge(
-        _read_plan(directory) if begun else None,
+        old,
         _as_read(StudyPlan(STUDY_FORMAT, study.check(), tuple(map(str, settings)), tuple(seeds))),
         directory,
     )
     # Seeds in the outer loop: every setting runs once before any runs twice.
-    tasks = [_Task(setting, seed) for seed in seeds for setting in settings]
-    missing = [task for task in tasks if not (directory / _RUNS / run_name(*task)).exists()]
+    tasks = [_Task(setting, seed, allow_broken) for seed in seeds for setting in settings]
+    missing = [task for task in tasks if not (directory / _RUNS / task.file).exists()]
     dataset = load_dataset(study.data) if missing else None
     if dataset is not None:
         check_model(study, len(dataset.classes))
+        check_images(dataset, allow_broken)
     write_atomic(directory / _PLAN, json_bytes(plan))
     if done := len(tasks) - len(missing):
         _logger.info("%d of %d runs are there already", done, len(tasks))
@@ -118,7 +136,7 @@ def _run_all(study: Study, tasks: list[_Task], directory: Path, run: _RunTasks, 
                 failures.append(Failure(str(task), outcome))
                 _logger.warning("%s: %s", task, outcome)
                 continue
-            write_atomic(directory / _RUNS / run_name(*task), msgspec.json.encode(outcome))
+            write_atomic(directory / _RUNS / task.file, msgspec.json.encode(outcome))
             _logger.info(_line(task, outcome))
         display.update(whole, completed=float(len(tasks)))
     return failures
@@ -172,7 +190,10 @@ def _work(study: Study, task: _Task, threads: int, shares: Any) -> _Outcome:
 
 def _outcome(study: Study, task: _Task, progress: Callable[[float], None], dataset: Dataset | None = None) -> _Outcome:
     try:
-        return task, train(study, task.setting, task.seed, progress=_increments(progress), dataset=dataset)
+        share = _increments(progress)
+        return task, train(
+            study, task.setting, task.seed, progress=share, dataset=dataset, allow_broken=task.allow_broken
+        )
     except AdcEdgeError as error:
         return task, error
 

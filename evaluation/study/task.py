@@ -18,7 +18,7 @@ def study_of(options: dict[str, Any]) -> Study:
     Raises:
         SettingError: CUDA is requested but absent, or a model argument is not NAME=VALUE.
     """
-    weights, device = options.pop("weights"), options.pop("device")
+    weights, device, crop_pct = (options.pop(name) for name in ("weights", "device", "crop_pct"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
@@ -29,5 +29,6 @@ def study_of(options: dict[str, Any]) -> Study:
         pretrained=options.pop("pretrained") and weights is None,
         allow_missing=options.pop("allow_missing") or msgspec.UNSET,
         device=device,
+        crop_pct="model" if crop_pct is None else crop_pct,
         **options,
     )

@@ -82,6 +82,7 @@ def train(
     progress: Callable[[float], None] = lambda share: None,
     dataset: Dataset | None = None,
     make: MakeCodec = make_codec,
+    allow_broken: bool = False,
 ) -> Run:
     """Train one setting from the study's weights. One seed gives every method the same images in the same order.
 
@@ -93,6 +94,7 @@ def train(
         progress: called after each step with the share of the run that is done.
         dataset: the study's full data set, if it is loaded already.
         make: makes the codec; default: the setting's own. `benchmarks/ideas.py` has others.
+        allow_broken: accept any number of broken images.
 
     Raises:
         ProtocolError: training diverged (code ``nan``).
@@ -102,9 +104,10 @@ def train(
     check_labels(data, len(data.classes))
     parts, preparation = make_split_model(study, setting, seed, len(data.classes), make)
     with ExitStack() as stack:
-        loader = Loader(data.train, preparation, study.batch_size, seed, augment.parse_augmentation(study.augment))
+        changes = augment.parse_augmentation(study.augment)
+        loader = Loader(data.train, preparation, study.batch_size, seed, changes, allow_broken=allow_broken)
         stack.callback(loader.close)
-        test = Loader(data.test, preparation, min(_TEST_BATCH, len(data.test.labels)))
+        test = Loader(data.test, preparation, min(_TEST_BATCH, len(data.test.labels)), allow_broken=allow_broken)
         stack.callback(test.close)
         tests = [test.plain(indices) for indices in test.sample(0)]
         end = _End(study, loader.steps_per_epoch, uncompressed_step_bytes(parts.trunk.spec, study.batch_size))
@@ -174,7 +177,9 @@ def make_split_model(
     sides = ((trunk, codec.device), (head, codec.trainer))
     halves = [nn.ModuleList(m for m in side if m is not None).to(place) for side in sides]
     optimizers = Optimizer(halves[0], study.optimizer), Optimizer(halves[1], study.optimizer)
-    return SplitModel(trunk, head, codec, optimizers, place), preprocessing(vit)
+    own = preprocessing(vit)
+    preparation = own if study.crop_pct == "model" else msgspec.structs.replace(own, crop_pct=study.crop_pct)
+    return SplitModel(trunk, head, codec, optimizers, place), preparation
 
 
 def check_model(study: Study, classes: int) -> None:

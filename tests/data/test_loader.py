@@ -16,17 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from torchvision import transforms
 
 from adc_edge.data.augment import parse_augmentation
 from adc_edge.data.listing import FileSplit
 from adc_edge.data.loader import Batch, Loader
-from adc_edge.data.preprocessing import Interpolation, Preprocessing, normalise, prepare
+from adc_edge.data.preprocessing import Preprocessing, normalise, prepare
 from adc_edge.data.sources import ArraySplit
 from adc_edge.errors import DataError
 
 COLOUR = Preprocessing((12, 12), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
-GREY = Preprocessing((8, 8), (0.5,), (0.25,), "bilinear")
 ALL = parse_augmentation("flip,jitter,randaugment")
 
 
@@ -193,7 +191,7 @@ def test_a_broken_image_is_replaced_and_counted(tmp_path: Path, kind: str) -> No
     split = files(tmp_path, 12, {5: BROKEN[kind]()})
     with closing(Loader(split, COLOUR, 4, seed=1)) as loader:
         seen = [n for step in range(3) for n in loader.batch(step).labels.tolist()]
-        assert loader.broken == {5}
+        assert loader.broken.reasons.keys() == {5}
     with closing(Loader(numbered(12), COLOUR, 4, seed=1)) as loader:  # the same order, nothing broken
         order = [n for step in range(3) for n in loader.batch(step).labels.tolist()]
     at = order.index(5)
@@ -203,10 +201,10 @@ def test_a_broken_image_is_replaced_and_counted(tmp_path: Path, kind: str) -> No
 
 def test_the_replacement_does_not_depend_on_when_the_break_was_noticed(tmp_path: Path) -> None:
     split = files(tmp_path, 12, {1: b"", 5: b"", 6: b"", 11: b""})
-    with closing(Loader(split, COLOUR, 4, seed=1, augment=ALL, workers=3)) as loader:
+    with closing(Loader(split, COLOUR, 4, seed=1, augment=ALL, workers=3, allow_broken=True)) as loader:
         first = [loader.batch(step) for step in range(6)]
         again = [loader.batch(step) for step in range(6)]  # all four are known by now
-        assert loader.broken == {1, 5, 6, 11}
+        assert loader.broken.reasons.keys() == {1, 5, 6, 11}
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -218,12 +216,39 @@ def test_a_split_of_broken_images_alone_is_refused(tmp_path: Path) -> None:
 
 def test_broken_images_are_left_out_of_an_evaluation_and_counted(tmp_path: Path) -> None:
     split = files(tmp_path, 6, {2: b"", 3: b""})
-    with closing(Loader(split, COLOUR, 2)) as loader:
+    with closing(Loader(split, COLOUR, 2, allow_broken=True)) as loader:
         assert loader.plain(np.array([1, 2, 4])).labels.tolist() == [1, 4]
         nothing = loader.plain(np.array([2, 3]))
         assert nothing.images.shape == (0, 3, 12, 12)
         assert nothing.labels.shape == (0,)
-        assert loader.broken == {2, 3}
+        assert loader.broken.reasons.keys() == {2, 3}
+
+
+def test_more_than_a_tenth_of_broken_images_ends_a_run_unless_they_are_allowed(tmp_path: Path) -> None:
+    split = files(tmp_path, 40, dict.fromkeys(range(0, 40, 8), b"nothing"))
+    with closing(Loader(split, COLOUR, 8, seed=1)) as loader:
+        with pytest.raises(DataError, match=r"5 of \d+ images are unreadable \(first: .*png: no image\)") as caught:
+            list(map(loader.batch, range(5)))
+        assert "--allow-broken" in caught.value.remedy
+    with closing(Loader(split, COLOUR, 8, seed=1, allow_broken=True)) as loader:
+        assert [len(loader.batch(step).labels) for step in range(10)] == [8] * 10
+    few = files(tmp_path, 40, dict.fromkeys((3, 9, 20, 33), b"nothing"))  # a tenth
+    with closing(Loader(few, COLOUR, 8, seed=1)) as loader:
+        assert [len(loader.batch(step).labels) for step in range(10)] == [8] * 10
+
+
+def test_the_first_broken_image_is_logged_by_its_name_and_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = files(tmp_path, 60, dict.fromkeys(range(12), b""))
+    with closing(Loader(split, COLOUR, 30, allow_broken=True)) as loader:
+        loader.plain(np.arange(60))
+        assert loader.broken.first in loader.broken.reasons.values()
+        assert set(loader.broken.reasons.values()) == {f"{tmp_path.name}/{n}.png: empty file" for n in range(12)}
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert warnings[0].endswith(".png: empty file: it is left out")
+    assert "10 are unreadable so far" in warnings[1]
 
 
 def test_fewer_images_than_a_batch_are_refused_with_the_remedy() -> None:
@@ -231,39 +256,6 @@ def test_fewer_images_than_a_batch_are_refused_with_the_remedy() -> None:
         Loader(numbered(5), COLOUR, 6)
     with closing(Loader(numbered(6), COLOUR, 6)) as loader:
         assert sorted(loader.batch(3).labels.tolist()) == list(range(6))
-
-
-# what the model sees
-
-
-@pytest.mark.parametrize("how", [COLOUR, GREY], ids=["RGB", "L"])
-def test_normalising_is_torchvisions(how: Preprocessing) -> None:
-    shape = (*how.size, 3) if len(how.mean) == 3 else how.size
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-    theirs = transforms.Compose([transforms.ToTensor(), transforms.Normalize(how.mean, how.std)])
-    np.testing.assert_allclose(normalise(image, how), theirs(image).numpy(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-@pytest.mark.parametrize("size", [(48, 48), (96, 48), (48, 72)])
-def test_geometry_is_resizing_the_short_side_and_cropping_the_centre(
-    size: tuple[int, int], interpolation: Interpolation
-) -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    how = Preprocessing((24, 24), (0.5,) * 3, (0.5,) * 3, interpolation)
-    theirs = transforms.Compose(
-        [transforms.Resize(24, transforms.InterpolationMode(interpolation)), transforms.CenterCrop(24)]
-    )
-    inside = (slice(4, -4), slice(4, -4))  # at its edge a filter may look beyond the crop or not
-    difference = np.asarray(prepare(image, how), np.int64)[inside] - np.asarray(theirs(image), np.int64)[inside]
-    assert np.abs(difference).max() <= 1
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
-def test_images_of_any_mode_become_the_models_channels(mode: str) -> None:
-    image = Image.new("RGB", (30, 20), (250, 10, 10)).convert(mode)
-    assert normalise(prepare(image, COLOUR), COLOUR).shape == (3, 12, 12)
-    assert normalise(prepare(image, GREY), GREY).shape == (1, 8, 8)
 
 
 # evaluation and k-means

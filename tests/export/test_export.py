@@ -33,6 +33,7 @@ def test_a_bundle_holds_what_the_design_says(bundle_dir: Path) -> None:
     assert {p.name for p in bundle_dir.iterdir()} == {*manifest.files, "manifest.json"}
     assert manifest.versions.keys() >= {"adc-edge", "torch", "timm", "onnx", "onnxruntime"}
     assert manifest.preprocessing.size == (16, 16)
+    assert manifest.preprocessing.crop_pct == 1.0  # as the fixture asks; the model's own is 0.9
 
 
 def test_the_graph_has_the_contracts_inputs_outputs_and_weights(bundle_dir: Path) -> None:

@@ -26,8 +26,9 @@ from adc_edge.calibration.int8.calibrate import CalibrationSettings, calibrate_b
 from adc_edge.calibration.int8.graph import QDQ, zero_points
 from adc_edge.calibration.int8.report import calibration_notes
 from adc_edge.cli import main
+from adc_edge.data.listing import FileSplit
 from adc_edge.data.loader import Loader
-from adc_edge.data.sources import load_dataset
+from adc_edge.data.sources import Dataset, load_dataset
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.errors import AdcEdgeError, BundleError, DataError, EngineError, SettingError
 from adc_edge.export.build import ExportSettings as ExportSettings
@@ -300,30 +301,29 @@ def test_the_command_prints_tables_and_the_next_one(mine: Path, known: str) -> N
         assert words in result.output, words
 
 
-def imagenet(shared: Path, root: Path, seed: int) -> str:
-    """64 images to calibrate on and 236 to judge by; a directory for each of the 1000 classes keeps their numbers."""
+def imagenet(shared: Path, root: Path, seed: int) -> Dataset:
+    """64 images to calibrate on and 236 to judge by, with the WordNet ids that the bundle's classes have."""
     with tarfile.open(shared / "imagenet_sample_300.tar") as archive:
-        members = sorted((member for member in archive.getmembers() if member.isfile()), key=lambda member: member.name)
-        for number in range(1000):
-            (root / "train" / f"{number:04d}").mkdir(parents=True)
-        for place, index in enumerate(np.random.default_rng(seed).permutation(len(members))):
-            name = Path(members[index].name).name
-            directory = root / ("train" if place < 64 else "test") / f"{int(name.partition('_')[0]):04d}"
-            directory.mkdir(parents=True, exist_ok=True)
-            content = archive.extractfile(members[index])
-            assert content is not None
-            (directory / name).write_bytes(content.read())
-    return f"folder:{root}"
+        archive.extractall(root, filter="data")
+    paths = sorted(path for path in root.rglob("*") if path.is_file())  # 7_n01514668_cock.JPEG
+    classes = sorted({path.name.split("_")[1] for path in paths})
+    order = np.random.default_rng(seed).permutation(len(paths))
+    splits = [[paths[index] for index in part] for part in (np.sort(order[:64]), np.sort(order[64:]))]
+    labels = [np.array([classes.index(path.name.split("_")[1]) for path in split]) for split in splits]
+    return Dataset(FileSplit(splits[0], labels[0]), FileSplit(splits[1], labels[1]), classes)
 
 
 @pytest.mark.slow
 @pytest.mark.timed
-def test_deit_tiny_in_int8_names_the_same_classes_and_is_faster(shared_data: Path, tmp_path: Path) -> None:
+def test_deit_tiny_in_int8_names_the_same_classes_and_is_faster(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = shared_data / "deit_tiny_patch16_224.safetensors"
     bundle = tmp_path / "out"
     export_bundle(ExportSettings("deit_tiny_patch16_224", 6, bundle, Ratio(xi=0.1), weights=weights))
-    source = imagenet(shared_data, tmp_path / "imagenet", seed=1)
-    report = calibrate_bundle(CalibrationSettings(bundle, source, images=64, eval_images=0))
+    sample = imagenet(shared_data, tmp_path / "imagenet", seed=1)
+    monkeypatch.setattr(module, "load_dataset", lambda source: sample)  # a folder's train split has every class
+    report = calibrate_bundle(CalibrationSettings(bundle, "sample", images=64, eval_images=0))
     accuracy, tensors = report.quality.accuracy, {tensor.name: tensor.sqnr_db for tensor in report.quality.tensors}
     print(report)
     assert accuracy is not None

@@ -14,7 +14,7 @@ from adc_edge.errors import CheckpointError, SettingError
 from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.runner import read_runs, run_study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.training import train
+from adc_edge.evaluation.study.training import make_split_model, train
 from adc_edge.optimizer.settings import OptimizerSettings
 from tests.conftest import TINY
 
@@ -73,6 +73,21 @@ def test_another_study_is_refused_by_what_differs(finished: Path) -> None:
     other = msgspec.structs.replace(STUDY, batch_size=16)
     with pytest.raises(SettingError, match="batch_size 32 there, 16 here"):
         run_study(other, SETTINGS, [0], finished, 1, QUIET)
+
+
+def test_a_study_goes_on_with_the_crop_that_it_began_with(finished: Path) -> None:
+    assert STUDY.crop_pct is None  # as in the studies of 0.6
+    unsaid = msgspec.structs.replace(STUDY, crop_pct="model")  # no --crop-pct
+    assert run_study(unsaid, SETTINGS, [0], finished, 1, QUIET) == []
+    assert read_runs(finished)[0].crop_pct is None
+    with pytest.raises(SettingError, match=r"crop_pct None there, 1\.0 here"):
+        run_study(msgspec.structs.replace(STUDY, crop_pct=1.0), SETTINGS, [0], finished, 1, QUIET)
+
+
+def test_the_crop_of_a_study_decides_its_pixels() -> None:
+    models = (msgspec.structs.replace(STUDY, crop_pct=crop) for crop in (None, "model", 1.0))
+    crops = [make_split_model(study, SETTINGS[0], 0, 10)[1].crop_pct for study in models]
+    assert crops == [None, 0.9, 1.0]
 
 
 def test_a_directory_without_a_study_is_refused(tmp_path: Path) -> None:

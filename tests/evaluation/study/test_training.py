@@ -24,6 +24,7 @@ STUDY = Study(
     "digits",
     "vit_tiny_patch16_224",
     model_args=TINY,
+    crop_pct="model",
     split=2,
     batch_size=32,
     epochs=1.0,
