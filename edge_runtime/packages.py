@@ -144,7 +144,8 @@ def _requirements() -> Iterator[tuple[str, Requirement]]:
     for requirement in map(Requirement, lines):
         extra = re.search(r'extra == "(\w+)"', str(requirement.marker))
         group = extra[1] if extra else DEVICE
-        if group in PACKAGE_GROUPS and requirement.name != "adc-edge":
+        wanted = requirement.marker is None or requirement.marker.evaluate({"extra": group})  # of this Python too
+        if wanted and group in PACKAGE_GROUPS and requirement.name != "adc-edge":
             yield group, requirement
 
 

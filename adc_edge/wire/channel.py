@@ -62,8 +62,8 @@ class Channel:
         loopback_alone: bool = False,
         body_bytes: Callable[[FromTrainer], int] = pong_bytes,
     ) -> None:
-        self.endpoint = endpoint
-        self._address, self._loopback_alone = parse_address(endpoint), loopback_alone
+        parse_address(endpoint)  # at once, or a malformed one would be tried for ever
+        self.endpoint, self._loopback_alone = endpoint, loopback_alone
         self._keys, self._stop = keys, stop
         self._foreign: int | None = 0  # times in a row that something else answered; None once a trainer did
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -130,14 +130,13 @@ class Channel:
         raise LinkLost(text)
 
     def _targets(self) -> list[Address]:
+        named = parse_address(self.endpoint)
         try:
-            found = resolve(self._address)
+            found = resolve(named)
         except NameUnknown as unknown:
             raise LinkLost(str(unknown)) from None
         if self._loopback_alone and (others := [address for address in found if not loops(address)]):
-            raise LinkLost(
-                f"{self._address.host} is {others[0].host} now, which is not loopback, and there are no keys"
-            )
+            raise LinkLost(f"{named.host} is {others[0].host} now, which is not loopback, and there are no keys")
         return found
 
     def _give_up_on_others(self, foreign: bool, text: str) -> None:
