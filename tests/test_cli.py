@@ -177,6 +177,7 @@ def test_a_changed_bundle_file_is_noticed(bundle_dir: Path, tmp_path: Path) -> N
     assert "changed or damaged" in output
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_one_clear_error_and_leaves_no_torn_file(
     bundle_dir: Path, tmp_path: Path, server: Server
 ) -> None:
@@ -196,6 +197,7 @@ def test_a_full_disk_ends_the_run_with_one_clear_error_and_leaves_no_torn_file(
     }
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_at_the_end_leaves_the_result_on_the_screen(
     bundle_dir: Path, tmp_path: Path, server: Server, command: Any, eventually: Any
 ) -> None:

@@ -110,7 +110,8 @@ def check_adc_edge(words: list[str]) -> None:
             break
         group = command
     if "--help" not in words:
-        command.make_context(name, words)
+        whole = click.Context(main, info_name="adc-edge", **main.context_settings)
+        command.make_context(name, words, parent=whole)
 
 
 def check_python(script: str, options: list[str]) -> None:
@@ -256,7 +257,19 @@ def test_a_pages_commands_run_in_their_order(page: Path, place: Place) -> None:
         place.type(line)
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if not block.needs], ids=named)
+def with_processes(block: Block) -> bool:
+    return "subprocess" in block.text
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=pytest.mark.slow) if with_processes(block) else block
+        for block in PYTHON
+        if not block.needs
+    ],
+    ids=named,
+)
 def test_a_python_block_runs(block: Block, bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert block.text.count("\n") <= 20 or block.page.name != "python.md", f"{block.where}: above 20 lines"
     shutil.copytree(bundle_dir, tmp_path / "out")

@@ -52,6 +52,7 @@ def test_the_bundle_opens_with_its_digests() -> None:
     assert (bundle.manifest.split, bundle.manifest.precision, bundle.manifest.classes) == (1, "pca2", 10)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was_and_ends_with_the_same_weights(tmp_path: Path) -> None:
     for side in ("device", "trainer"):
         shutil.copytree(HERE / side, tmp_path / side)

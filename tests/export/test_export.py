@@ -166,6 +166,7 @@ def test_parity_notices_scores_that_differ(traced: tuple[Trunk, onnx.ModelProto]
         check_parity(model.SerializeToString(), trunk)
 
 
+@pytest.mark.slow
 def test_the_fp16_graph_keeps_names_faces_and_adc_in_fp32(
     traced: tuple[Trunk, onnx.ModelProto], half: onnx.ModelProto
 ) -> None:

@@ -49,6 +49,7 @@ def fitting(graph: str, opset: int = 20) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bare", "int8", "quick"])
+@pytest.mark.slow
 def test_every_graph_that_we_write_fits_every_release(name: str, written: dict[str, onnx.ModelProto]) -> None:
     before = written[name].SerializeToString()
     report = lint(written[name])
@@ -57,10 +58,12 @@ def test_every_graph_that_we_write_fits_every_release(name: str, written: dict[s
     assert written[name].SerializeToString() == before
 
 
+@pytest.mark.slow
 def test_the_table_lists_no_operator_that_we_do_not_write(written: dict[str, onnx.ModelProto]) -> None:
     assert {node.op_type for each in written.values() for node in each.graph.node} == SIGNATURES.keys()
 
 
+@pytest.mark.slow
 def test_a_fault_in_the_exported_graph_is_found_among_its_nodes(written: dict[str, onnx.ModelProto]) -> None:
     broken = onnx.ModelProto()
     broken.CopyFrom(written["fp32"])
