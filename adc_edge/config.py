@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,7 +86,8 @@ def chosen_options(ctx: click.Context) -> dict[str, Any]:
     """Return the options of a run by name, as JSON values with absolute paths: what ``--resume`` starts again."""
     names = {param.name: name for name, param in _params(ctx.command).items()}
     kept = {names[name]: _plain(value) for name, value in ctx.params.items() if name in names and name not in _NOT_KEPT}
-    return {name: value for name, value in sorted(kept.items()) if value not in (None, [])}
+    infinite = {name: "inf" for name, value in kept.items() if value == math.inf}  # which JSON has no number for
+    return {name: value for name, value in sorted((kept | infinite).items()) if value not in (None, [])}
 
 
 def resume_run(ctx: click.Context, param: click.Parameter, run: Path | None) -> None:

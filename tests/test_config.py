@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from adc_edge.cli import COMMANDS, main
+from adc_edge.config import chosen_options
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
@@ -108,6 +110,22 @@ def test_resume_takes_the_options_of_the_run(tmp_path: Path) -> None:
     assert "lr = 0.5\n" in text
     assert f'run = "{tmp_path}"\n' in text
     assert "steps = 9\n" in run("serve", "--resume", tmp_path, "--steps", "9", "--dump-config")[1]
+
+
+def test_every_option_of_a_run_is_kept_as_it_was(tmp_path: Path) -> None:
+    options = ["--bundle", "b", "--trainer", "tcp://127.0.0.1:1", "--outage", "inf", "--precision", "pca2"]
+    with get_command("serve").make_context("serve", options) as ctx:
+        stored = json.loads(json.dumps(chosen_options(ctx), allow_nan=False))
+        before = dict(ctx.params)
+    run = kept(tmp_path, fixed={"role": "device"}, options=stored)
+    with get_command("serve").make_context("serve", ["--resume", str(run)]) as ctx:
+        assert ctx.params | {"run": None} == before | {"bundle": Path("b").absolute()}
+
+
+def get_command(name: str) -> click.Command:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    return command
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,10 @@ def check_adc_edge(words: list[str]) -> None:
         if not isinstance(command, click.Group):
             break
         group = command
-    if "--help" not in words:
+    if "--resume" in words:  # reads the other options from a run that is not there
+        known = {opt for param in command.params for opt in param.opts}
+        assert {word for word in words if word.startswith("-")} <= known, words
+    elif "--help" not in words:
         whole = click.Context(main, info_name="adc-edge", **main.context_settings)
         command.make_context(name, words, parent=whole)
 
