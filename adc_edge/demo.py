@@ -1,4 +1,4 @@
-"""`adc-edge demo`: a complete training on one machine, with scikit-learn's digits.
+"""`adc-edge demo`: a complete training on one machine, with digits that come with it.
 
 It runs the commands that a user would type (export, trainer, serve), each in a process, and shows their output.
 """

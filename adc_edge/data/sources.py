@@ -1,6 +1,6 @@
 """Data sources: ``SRC`` on the command line -> images and labels, in a train and a test split.
 
-digits          scikit-learn's 8×8 digits, 1 437 train + 360 test
+digits          8×8 digits that come with adc-edge (digits.LICENSE), 1 437 train + 360 test
 folder:PATH     image files in class directories (`listing.py`)
 npz:PATH        arrays (`npz.py`): x_train, y_train, x_test, y_test
 csv:FILE        a table of image files and their labels (`csv_listing.py`)
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -113,12 +114,11 @@ def check_labels(dataset: Dataset, classes: int) -> None:
 
 
 def _digits(_: str) -> Dataset:
-    sets = _need("sklearn.datasets", "scikit-learn")
-    digits = sets.load_digits()
-    images = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
+    with np.load(Path(__file__).with_name("digits.npz")) as digits:
+        images = np.rint(digits["images"] * (255.0 / 16.0)).astype(np.uint8)
+        labels = digits["labels"].astype(np.int64)
     order = np.random.default_rng(0).permutation(len(images))
     test, train = order[:360], order[360:]
-    labels = digits.target.astype(np.int64)
     return Dataset(
         ArraySplit(images[train], labels[train]), ArraySplit(images[test], labels[test]), [str(n) for n in range(10)]
     )

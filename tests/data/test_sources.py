@@ -32,7 +32,7 @@ def pixels(image: Image.Image) -> Pixels:
 # digits
 
 
-def test_digits_are_scikit_learns_in_1437_and_360() -> None:
+def test_digits_are_those_of_scikit_learn_in_1437_and_360() -> None:
     from sklearn.datasets import load_digits
 
     digits = data.load_dataset("digits")
@@ -55,9 +55,9 @@ def test_digits_are_split_the_same_way_each_time() -> None:
 
 
 def test_a_source_whose_library_is_absent_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"scikit-learn, which is not installed[^$]*pip install 'adc-edge\[data\]'"):
-        data.load_dataset("digits")
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(DataError, match=r"torchvision, which is not installed[^$]*pip install 'adc-edge\[data\]'"):
+        data.load_dataset("cifar10:here")
 
 
 # npz
