@@ -105,10 +105,11 @@ class Channel:
                     self._connect(open_session)
         except RetryError as error:
             cause = error.last_attempt.exception()
+            known = cause.remedy if isinstance(cause, LinkLost) else ""
             raise LinkError(
                 f"no trainer at {self.endpoint} after {time.monotonic() - start:.0f} s ({cause})",
                 "a running `adc-edge trainer` bound to that address",
-                "check address, firewall and keys, or let it keep trying with --wait inf",
+                known or "check address, firewall and keys, or let it keep trying with --wait inf",
             ) from None
 
     def _connect(self, open_session: Callable[[], None] | None) -> None:
@@ -127,7 +128,7 @@ class Channel:
                 reasons.append(lost)
         text = "; ".join(dict.fromkeys(map(str, reasons)))
         self._give_up_on_others(all(isinstance(lost, NotATrainer) for lost in reasons), text)
-        raise LinkLost(text)
+        raise LinkLost(text, next((lost.remedy for lost in reasons if lost.remedy), ""))
 
     def _targets(self) -> list[Address]:
         named = parse_address(self.endpoint)

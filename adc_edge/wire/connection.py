@@ -20,6 +20,7 @@ from adc_edge.wire.sockets import set_socket_options
 from adc_edge.wire.tcp import SocketMeter, frame_bytes
 
 CONNECT_MS = 3_000
+_ALLOW = "on the trainer type adc-edge keys allow NAME FILE, where FILE holds the line: public = {}"
 _NEVER_MS = 24 * 3_600_000
 _END_MS = 1_000  # libzmq needs less than 1 ms, a busy machine some more
 _PROBE_S = 1.0
@@ -28,7 +29,14 @@ _TICK_MS = 100  # how soon a signal or a dead link is noticed while waiting
 
 
 class LinkLost(Exception):
-    """The connection ended; a fresh one may work. Never leaves this module's users without a retry."""
+    """The connection ended; a fresh one may work. Never leaves this module's users without a retry.
+
+    ``remedy`` is what to do about it if that is known.
+    """
+
+    def __init__(self, why: str | None = None, remedy: str = "") -> None:
+        super().__init__(why)
+        self.remedy = remedy
 
 
 class NotATrainer(LinkLost):
@@ -72,6 +80,7 @@ class Connection:
         stop: Callable[[], bool],
     ) -> None:
         self._stop, self._encrypted = stop, keys is not None
+        self._allow = "" if keys is None else _ALLOW.format(keys.own.public.decode())
         self._address = parse_address(endpoint)
         self._socket = context.socket(zmq.DEALER)
         set_socket_options(self._socket, endpoint)
@@ -138,7 +147,7 @@ class Connection:
         if self._stop():
             raise Stopped
         if self.meter.failure:
-            raise LinkLost(self.meter.failure)
+            raise LinkLost(self.meter.failure, self._allow)
         if self.meter.lost:
             raise self._lost()
 

@@ -88,8 +88,10 @@ def world(bundle: Bundle, training: HeadTraining, keys: Path) -> Iterator[World]
 
 def test_a_key_that_is_not_allowed(world: World, eventually: Any) -> None:
     mallory = world.device("mallory", 2)
-    with pytest.raises(LinkError, match="does not know this device's key"):
+    with pytest.raises(LinkError, match="does not know this device's key") as refusal:
         mallory.session.open(2)
+    public = load_pair(world.keys / "mallory").public.decode()
+    assert f"keys allow NAME FILE, where FILE holds the line: public = {public}" in refusal.value.remedy
     own = fingerprint(load_pair(world.keys / "mallory").public)
     eventually(lambda: world.has_logged("refused", own, "unknown"))
     allow(world.keys / "trainer", "mallory", load_public(world.keys / "mallory" / "public.key"))
