@@ -16,6 +16,8 @@ from rich.table import Table
 from adc_edge.edge_runtime.tally import Evaluation, Tally
 
 _LOG_EVERY_S = 5.0
+_NARROW, _WIDE = 60, 100  # columns of a terminal: below the first a shorter warning, from the second on a bar
+_BAR = 20
 _PHASES = (  # link and cloud overlap with the phases of the device
     ("data", "data"),
     ("forward", "forward"),
@@ -36,18 +38,21 @@ class Display:
     def __init__(self, console: Console, total: int, done: int, insecure: bool = False) -> None:
         self._console = console
         self._trouble = ""
+        warning = ("insecure: in the clear" if console.width >= _NARROW else "insecure") if insecure else ""
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            *([BarColumn(bar_width=_BAR)] if console.width >= _WIDE else []),
             TimeRemainingColumn(),
-            *([TextColumn("[bold red]insecure: in the clear")] if insecure else []),
+            TextColumn("{task.description}"),
+            *([TextColumn(f"[bold red]{warning}")] if insecure else []),
             console=console,
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=total, completed=done)
         self._total, self._logged_at = total, 0.0
+        fixed = len(f"step {total}/{total} 0:00:00 ") + (len(warning) + 1 if insecure else 0)
+        self._room = console.width - fixed - (_BAR + 1 if console.width >= _WIDE else 0)
         if insecure:
             logger.warning("--insecure: whoever is on the way to the trainer can read and change what is sent")
 
@@ -80,12 +85,17 @@ class Display:
 
     def step(self, step: int, tally: Tally) -> None:
         """Show that ``step`` is done."""
-        line = (
-            f"loss {tally.loss:.3f}  train {tally.accuracy_train:.1%}  "
-            f"up {decimal(tally.bytes_up)}  down {decimal(tally.bytes_down)}  "
-            f"{1e3 * tally.seconds / tally.steps:.0f} ms/step"
-        )
-        self._progress.update(self._task, completed=step + 1, description=line)
+        parts = [
+            f"loss {tally.loss:.3f}",
+            f"train {tally.accuracy_train:.1%}",
+            f"up {decimal(tally.bytes_up)}",
+            f"down {decimal(tally.bytes_down)}",
+            f"{1e3 * tally.seconds / tally.steps:.0f} ms/step",
+        ]
+        line = "  ".join(parts)
+        while parts and len("  ".join(parts)) > self._room:
+            parts.pop()
+        self._progress.update(self._task, completed=step + 1, description="  ".join(parts))
         if not self._console.is_terminal and time.monotonic() - self._logged_at > _LOG_EVERY_S:
             self._logged_at = time.monotonic()
             logger.info("step %d/%d  %s", step + 1, self._total, line)

@@ -37,6 +37,24 @@ def test_the_live_line_shows_an_outage_until_the_next_step() -> None:
     assert task.completed == 1
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 99, 100, 120, 200])
+@pytest.mark.parametrize("insecure", [False, True])
+def test_step_and_time_left_stay_whole_at_any_width_and_nothing_is_cut(width: int, insecure: bool) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width, color_system=None)
+    display = Display(console, total=12000, done=0, insecure=insecure)
+    display.step(11998, one_step())
+    console.print(display._progress.get_renderable())
+    (line,) = file.getvalue().splitlines()
+    assert "11999/12000" in line
+    assert "-:--:--" in line
+    assert len(line) <= width
+    assert ("insecure" in line) == insecure
+    if width >= 80 and not insecure:
+        assert "train 25.0%  up 3.0 kB" in line
+    assert "ms/step" in line or width <= 120
+
+
 def test_without_a_terminal_progress_is_logged_but_not_every_step(caplog: pytest.LogCaptureFixture) -> None:
     display = Display(Console(file=io.StringIO()), total=10, done=0)
     for step in range(3):
