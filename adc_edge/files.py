@@ -138,5 +138,6 @@ def _obstacle(path: Path, directory: bool) -> str | None:
         place = place.parent
     if not place.is_dir():
         return f"{place} is a file, not a directory"
-    writable = os.access(place, os.W_OK | os.X_OK)
-    return None if writable else f"{place} may not be written"
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        return f"{place} is on a read-only file system"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} may not be written"

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file
+
+from adc_edge.arrays import Arrays
 from adc_edge.storage.checkpoint import latest_checkpoint
 from tests.chaos.zygote import Child, Zygote
 
@@ -87,11 +90,11 @@ class Run:
         """Weights, optimizer state, losses and accuracies of both sides."""
         found: dict[str, Any] = {}
         for side, weights in ((self.device_dir, "trunk"), (self.trainer_dir, "head")):
-            found[weights] = (side / f"{weights}.safetensors").read_bytes()
+            found[f"{weights} state at the end"] = _bits(load_file(side / f"{weights}.safetensors"))
             last = latest_checkpoint(side)
             assert last is not None
             found[f"{weights} step"] = last.step
-            found[f"{weights} state"] = {n: (v.dtype.str, v.shape, v.tobytes()) for n, v in last.arrays.items()}
+            found[f"{weights} state"] = _bits(last.arrays)
             lines = [json.loads(line) for line in (side / "metrics.jsonl").read_text().splitlines()]
             found[f"{weights} losses"] = [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
             judged = [(line["step"], line["accuracy"]) for line in lines if line["kind"] == "evaluation"]
@@ -99,10 +102,15 @@ class Run:
         return found
 
 
+def _bits(arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    return {name: (value.dtype.str, value.shape, value.tobytes()) for name, value in arrays.items()}
+
+
 def compare(expected: dict[str, Any], outcome: dict[str, Any]) -> None:
     """Assert that two outcomes are equal, bit for bit."""
     for what, value in expected.items():
-        if what.endswith("state"):
+        if " state" in what:
+            assert value.keys() == outcome[what].keys(), what
             differs = [name for name in value if value[name] != outcome[what].get(name)]
             assert not differs, f"{what}: {differs}"
         else:

@@ -113,5 +113,5 @@ def test_a_read_only_directory_is_refused_at_the_start(
     run.device_dir, run.trainer_dir = disk / "device", disk / "trainer"
     for child in (run.trainer(), run.device(run.endpoint)):
         assert child.wait(30) == 2
-        assert "Read-only file system" in child.output()
+        assert "read-only file system" in child.output()
     assert os.listdir(disk) == []
