@@ -76,9 +76,9 @@ def set_defaults(ctx: click.Context, values: Mapping[str, Any], source: str) -> 
         if isinstance(value, dict):
             remedy = f"adc-edge {ctx.command.name} --dump-config shows how"
             raise SettingError(f"{source}: {key} is a table", "a value or a list", remedy)
-        if many != listed:  # on the command line a list is separated by commas
-            value = [value] if many else ",".join(map(str, value))
-        found[str(param.name)] = value
+        # As on the command line: texts, which the option's type reads, and a list is separated by commas.
+        texts = [str(item) for item in (value if listed else [value])]
+        found[str(param.name)] = texts if many else ",".join(texts)
     ctx.default_map = {**(ctx.default_map or {}), **found}
 
 

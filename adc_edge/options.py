@@ -17,6 +17,17 @@ from adc_edge.errors import SettingError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class FloatRange(click.FloatRange):
+    """Numbers in a range, of which NaN is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or fail as click does."""
+        number: float = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 class _OutputPath(click.Path):
     """A path to write to. It is checked while the command line is read, before the work and before heavy imports."""
 
@@ -39,11 +50,11 @@ def choices(literal: Any, *more: str) -> click.Choice[str]:
 
 PRECISION = choices(defaults.Precision)
 COUNT = click.IntRange(min=0)
-NUMBER = click.FloatRange(min=0)
+NUMBER = FloatRange(min=0)
 IMAGES = click.IntRange(min=2)  # of a batch
 PATH = click.Path(path_type=Path)
 OUTPUT_FILE, OUTPUT_DIRECTORY = _OutputPath(), _OutputPath(directory=True)
-_RATIO = click.FloatRange(0.0, 1.0, min_open=True)
+_RATIO = FloatRange(0.0, 1.0, min_open=True)
 
 
 class GroupedCommand(click.Command):
@@ -187,7 +198,7 @@ def key_options(command: F) -> F:
 
 def noise_options(command: F) -> F:
     """A noisy channel, for studies of training under noise."""
-    flips, rate = "Flip each bit of an encoded tensor with this probability, both ways.", click.FloatRange(0, 0.5)
+    flips, rate = "Flip each bit of an encoded tensor with this probability, both ways.", FloatRange(0, 0.5)
     return _with(
         command,
         click.option("--snr-up", type=float, metavar="DB", help="Add white noise to activations, at this SNR."),
@@ -229,7 +240,7 @@ def optimizer_options(command: F) -> F:
         click.option("--optimizer", type=names, default="adamw", help="Optimizer of this half."),
         click.option("--lr", type=NUMBER, default=rate, help="Learning rate."),
         click.option("--weight-decay", type=NUMBER, default=0.0, help="Weight decay."),
-        click.option("--momentum", type=click.FloatRange(0, 1), default=momentum, help="Momentum of sgd."),
+        click.option("--momentum", type=FloatRange(0, 1), default=momentum, help="Momentum of sgd."),
         click.option("--clip-norm", type=NUMBER, default=0.0, help="Clip the norm of this half's gradient; 0: no."),
         click.option("--schedule", type=schedules, default="constant", help="Learning rate after the warm-up."),
         click.option("--warmup-steps", type=COUNT, default=0, help="Steps of a linear warm-up."),

@@ -11,6 +11,7 @@ from adc_edge.options import (
     COUNT,
     NUMBER,
     OUTPUT_FILE,
+    FloatRange,
     broken_option,
     bundle_option,
     data_option,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--trainer", required=True, metavar="tcp://HOST:PORT", help="Address of `adc-edge trainer`.")
-@click.option("--seconds", default=5.0, type=click.FloatRange(min=0.5), help="Duration of the measurement.")
+@click.option("--seconds", default=5.0, type=FloatRange(min=0.5), help="Duration of the measurement.")
 @click.option("--json", "json_file", type=OUTPUT_FILE, help="JSON file for the result.")
 @click.option("--wait", "wait_s", default=10.0, type=NUMBER, help="Seconds to wait for the trainer.")
 @key_options
@@ -80,7 +81,7 @@ def link(
 )
 @click.option(
     "--percentile",
-    type=click.FloatRange(50, 100),
+    type=FloatRange(50, 100),
     metavar="P",
     help="Percentage of values inside the range, with --method percentile.  [default: 99.99]",
 )

@@ -174,7 +174,7 @@ def serve(
     from adc_edge.edge_runtime.display import report_table
     from adc_edge.edge_runtime.noise import NoiseSettings
     from adc_edge.edge_runtime.runner import Serve
-    from adc_edge.edge_runtime.settings import ServeSettings
+    from adc_edge.edge_runtime.settings import ServeSettings, resolved_source
     from adc_edge.files import write_atomic
     from adc_edge.optimizer.settings import take_settings
     from adc_edge.signals import INTERRUPTED, StopFlag
@@ -187,7 +187,8 @@ def serve(
         **rest,
     )
     stop, logger = StopFlag(), logging.getLogger(__name__)
-    report = Serve(settings, console, stop, chosen_options(click.get_current_context())).run()
+    options = chosen_options(click.get_current_context()) | {"data": resolved_source(settings.data)}
+    report = Serve(settings, console, stop, options).run()
     if not click.get_current_context().params["log_json"]:
         console.print(report_table(report))
     if settings.report is not None:  # after the table: if this fails, the result is on the screen

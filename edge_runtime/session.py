@@ -24,7 +24,7 @@ from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.storage.position import Position
 from adc_edge.wire.channel import Answer, Channel, pong_bytes
-from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped
+from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped, TrainerBusy
 from adc_edge.wire.framing import chunk_bytes, to_frames
 from adc_edge.wire.headers import unpack_from_device
 from adc_edge.wire.messages import (
@@ -47,6 +47,7 @@ PROBE_BYTES = CHUNK_BYTES
 _PROBES = 3
 WELCOME_MS = 60_000  # a trainer that computes another device's step answers late, while its heartbeats go on
 _CLOSE_S = 60.0
+_LONGEST_PAUSE_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class DeviceSession:
         self._durable = 0  # steps that the trainer cannot lose
         self.trainer_keeps = True  # the trainer's run is on disk, so it may come back and need the journal
         self.outages = 0
+        self._busy = 0  # times in a row that the trainer could not do what was asked: its disk is full, for example
         self.repeated = [0, 0]  # bytes up and down that an undisturbed run would not have needed
 
     @property
@@ -147,6 +149,7 @@ class DeviceSession:
                         continue
                     self._note(answer[0])
                     self._pending.popleft()
+                    self._busy = 0
                     self._sent.pop(getattr(message, "transfer", 0), None)
                     return answer
                 except LinkLost as lost:
@@ -201,6 +204,9 @@ class DeviceSession:
         logger.warning("link lost (%s); waiting for the trainer at %s", lost, self.channel.endpoint)
         self._on_outage(True)
         self.outages += 1
+        if isinstance(lost, TrainerBusy):
+            self._busy += 1
+            self.channel.pause(min(_LONGEST_PAUSE_S, 0.1 * 2**self._busy))
         self.open(outage_s)
         logger.info("the trainer is back")
         self._on_outage(False)
@@ -235,11 +241,8 @@ class DeviceSession:
         if self._classes is not None and self._told != welcome.incarnation:
             agree_on_classes(self.channel, welcome, self._classes, WELCOME_MS)
             self._told = welcome.incarnation
-        if welcome.other_steps:
-            logger.info(
-                "this head has %d steps of other sessions already; to compare options use trainer --one-session",
-                welcome.other_steps,
-            )
+        if others := welcome.other_steps:
+            logger.info("this head has %d steps of other sessions; to compare options: trainer --one-session", others)
         self._held = (welcome.transfer, welcome.received_bytes)
         self._trainer, self._micro_batches = Position(welcome.applied, welcome.learned), hello.micro_batches
         self._note_durable(welcome.durable)
@@ -285,12 +288,8 @@ class DeviceSession:
             return message.body_bytes if isinstance(message, ClassNames) else pong_bytes(message)
         expected = self._gradient_bytes(message)
         if message.body_bytes not in (0, expected):  # 0: the answer to a replay
-            raise ProtocolError(
-                f"a gradient of {message.body_bytes} bytes",
-                f"{expected} bytes",
-                "install the same version of adc-edge on both sides",
-                "size",
-            )
+            remedy = "install the same version of adc-edge on both sides"
+            raise ProtocolError(f"a gradient of {message.body_bytes} bytes", f"{expected} bytes", remedy, "size")
         return message.body_bytes
 
     def _gradient_bytes(self, gradient: Gradient) -> int:

@@ -17,6 +17,8 @@ from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import Manifest
 from adc_edge.storage.run_dir import SETTINGS
 
+_WITH_PATH = ("folder", "npz", "csv", "cifar10", "cifar100", "food101")
+
 
 class ServeSettings(msgspec.Struct, frozen=True):
     """The settings of one run of `adc-edge serve`; None means the bundle's default."""
@@ -130,16 +132,22 @@ class ServeSettings(msgspec.Struct, frozen=True):
 
 
 def same_source(source: str, run: Path | None) -> str:
-    """Return the data source as ``run`` has it if that names the same one: ``./x``, ``x/``, a link, the whole path."""
-    where = _resolved(source)
+    """Return the data source as ``run`` has it if that names the same one: ``./x``, ``x/``, a link, the whole path.
+
+    Where the run's own is gone, as in a project that was moved, the spelling typed last time means the same too.
+    """
+    where = resolved_source(source)
     try:
         old = json.loads((run / SETTINGS).read_bytes()) if run is not None else {}
         kept, typed = old["fixed"]["data"], old["free"]["data"]
     except (OSError, ValueError, KeyError, TypeError):  # no run; or a damaged one, which RunDir refuses by name
         return where
-    return str(kept) if source == typed or where == _resolved(str(kept)) else where
+    kept = str(kept)
+    moved = source == typed and not Path(kept.partition(":")[2]).exists()
+    return kept if moved or where == resolved_source(kept) else where
 
 
-def _resolved(source: str) -> str:
+def resolved_source(source: str) -> str:
+    """Return a data source with its whole path; a name without one, as of a Python function, stays as it is."""
     kind, _, where = source.partition(":")
-    return f"{kind}:{Path(where).resolve()}" if where else source
+    return f"{kind}:{Path(where).resolve()}" if where and kind in _WITH_PATH else source

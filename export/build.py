@@ -95,7 +95,7 @@ def export_bundle(settings: ExportSettings) -> list[ParityRow]:
     vit, loaded = load_vit(settings.model, settings.model_args, check_number(names, settings.classes), *origin)
     if loaded is not None:
         loaded.log()
-    names = names or names_of_weights(vit, loaded)
+    names = names or names_of_weights(vit, loaded, from_hub=settings.weights is None)
     kept = loaded is not None and loaded.head_kept
     trunk, head = split_vit(vit, settings.split)
     settings.ratio.shape(settings.batch_size, trunk.spec.tokens, trunk.spec.prefix)

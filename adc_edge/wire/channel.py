@@ -21,7 +21,7 @@ from tenacity import (
 from adc_edge.arrays import Body
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.wire.addresses import Address, NameUnknown, loops, parse_address, resolve
-from adc_edge.wire.connection import ClientKeys, Connection, LinkLost, NotATrainer, Stopped
+from adc_edge.wire.connection import ClientKeys, Connection, LinkLost, NotATrainer, Stopped, TrainerBusy
 from adc_edge.wire.framing import Assembler, to_frames
 from adc_edge.wire.headers import check_foreign_refusal, unpack_from_trainer
 from adc_edge.wire.messages import CHUNK_BYTES, FromTrainer, Message, Pong, Refused, Welcome
@@ -98,7 +98,7 @@ class Channel:
                 retry=retry_if_exception_type(LinkLost),
                 wait=wait_random_exponential(multiplier=0.2, max=5),
                 stop=stop_never if wait_s is None else stop_after_delay(wait_s),
-                sleep=self._sleep,
+                sleep=self.pause,
                 before_sleep=log_now_and_then,
             ):
                 with attempt:
@@ -180,7 +180,7 @@ class Channel:
             if isinstance(answer[0], Refused):
                 refused = answer[0]
                 if refused.code in _TRY_AGAIN:
-                    raise LinkLost(f"{refused.code}: {refused.received}")
+                    raise (TrainerBusy if refused.code == "busy" else LinkLost)(f"{refused.code}: {refused.received}")
                 raise RefusedError(refused.code, refused.received, refused.expected, refused.remedy)
             return answer
 
@@ -203,6 +203,14 @@ class Channel:
         """Congestion control of the live connection; None where the system does not tell."""
         return self._connection.meter.congestion if self._connection else None
 
+    def pause(self, seconds: float) -> None:
+        """Wait; raises Stopped as soon as ``stop`` returns True."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._stop():
+                raise Stopped
+            time.sleep(min(left, 0.1))
+
     def disconnect(self) -> None:
         """Drop the connection; ``open`` makes a new one."""
         if self._connection is None:
@@ -221,13 +229,6 @@ class Channel:
         if self._connection is None:
             raise LinkLost("not connected")
         return self._connection
-
-    def _sleep(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if self._stop():
-                raise Stopped
-            time.sleep(min(left, 0.1))
 
 
 def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:

@@ -39,6 +39,10 @@ class LinkLost(Exception):
         self.remedy = remedy
 
 
+class TrainerBusy(LinkLost):
+    """The trainer is there, but cannot do what was asked at the moment."""
+
+
 class NotATrainer(LinkLost):
     """Something that is not adc-edge answers at the address."""
 

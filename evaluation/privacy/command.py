@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.options import COUNT, IMAGES, OUTPUT_DIRECTORY, broken_option, data_option, log_options, model_options
+from adc_edge.options import (
+    COUNT,
+    IMAGES,
+    OUTPUT_DIRECTORY,
+    FloatRange,
+    broken_option,
+    data_option,
+    log_options,
+    model_options,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +77,7 @@ _SHARE = "bytes up (% of uncompressed)"
 @click.option(
     "--epochs",
     default=20.0,
-    type=click.FloatRange(min=0, min_open=True),
+    type=FloatRange(min=0, min_open=True),
     help="Epochs for which the attacker learns, for each setting.",
 )
 @broken_option

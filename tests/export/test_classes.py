@@ -98,15 +98,34 @@ def test_a_number_of_classes_that_differs_from_the_names_is_refused() -> None:
         check_number(["cat", "dog"], 3)
 
 
-def test_imagenets_names_are_filled_in_for_a_kept_classifier_of_imagenet_only(tmp_path: Path) -> None:
+def test_imagenets_names_are_filled_in_for_a_kept_classifier_of_timms_hub_only(tmp_path: Path) -> None:
     path = tmp_path / "imagenet.safetensors"
     save_file(create_vit(MODEL, TINY, None).state_dict(), path)
-    assert names_of_weights(*load_vit(MODEL, TINY, 10, path)) == []
+    assert names_of_weights(*load_vit(MODEL, TINY, 10, path), from_hub=True) == []
     kept, loaded = load_vit(MODEL, TINY, None, path)
-    names = names_of_weights(kept, loaded)
+    names = names_of_weights(kept, loaded, from_hub=True)
     assert (len(names), names[0], names[-1]) == (1000, "n01440764", "n15075141")
+    assert names_of_weights(kept, loaded, from_hub=False) == []  # 1000 classes of anybody's
+    assert read_class_names("imagenet-1k") == names
     kept.pretrained_cfg = {**kept.pretrained_cfg, "tag": "mine"}
-    assert names_of_weights(kept, loaded) == []
+    assert names_of_weights(kept, loaded, from_hub=True) == []
+
+
+@pytest.mark.parametrize("names", [["a", "a", "b"], ["", "b", "c"], ["a", "b", "c", "d"]])
+def test_names_in_a_files_metadata_are_checked(tmp_path: Path, names: list[str]) -> None:
+    path = tmp_path / "named.safetensors"
+    save_file(create_vit(MODEL, TINY, 3).state_dict(), path, metadata={CLASS_NAMES: json.dumps(names)})
+    with pytest.raises(DataError):
+        names_of_weights(*load_vit(MODEL, TINY, None, path), from_hub=False)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"0": "cat", "1": "dog"}', '{\n "0": "cat",\n "1": "dog"\n}', "[1, 2]", "[]", '["a"']
+)
+def test_json_that_is_no_list_of_names_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names").write_text(text)
+    with pytest.raises(SettingError):
+        read_class_names(str(tmp_path / "names"))
 
 
 def test_a_merged_checkpoint_carries_the_names_that_its_trainer_has_learned(bundle: Bundle, tmp_path: Path) -> None:
@@ -123,6 +142,6 @@ def test_a_merged_checkpoint_carries_the_names_that_its_trainer_has_learned(bund
     merge_runs(tmp_path / "device", tmp_path / "trainer", merged)
     with safe_open(merged, framework="numpy") as opened:
         assert json.loads(opened.metadata()[CLASS_NAMES]) == ["yak", "cat"]
-    assert names_of_weights(*load_vit(MODEL, bundle.manifest.model_args, 10, merged)) == ["yak", "cat"]
+    assert names_of_weights(*load_vit(MODEL, bundle.manifest.model_args, 10, merged), from_hub=False) == ["yak", "cat"]
     (tmp_path / "trainer" / CLASSES).write_bytes(msgspec.json.encode({"head": ["0", "1"], "positions": True}))
     assert merge_runs(tmp_path / "device", tmp_path / "trainer", merged).class_names == []

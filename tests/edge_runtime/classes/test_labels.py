@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -198,3 +199,19 @@ def test_the_same_folder_spelt_another_way_is_the_same_source(tmp_path: Path, mo
         assert same_source("npz:photos", tmp_path / "run") != old
     assert same_source("folder:photos", tmp_path / "new") == f"folder:{tmp_path}/photos"
     assert same_source("digits", None) == "digits"
+    assert same_source("mine.flowers:make", None) == "mine.flowers:make"
+
+
+def test_the_same_words_in_another_directory_are_other_data_unless_the_project_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, run = tmp_path / "old", tmp_path / "run"
+    for place in (old / "photos", tmp_path / "other" / "photos", run):
+        place.mkdir(parents=True)
+    settings = {"fixed": {"data": f"folder:{old}/photos"}, "free": {"data": "folder:photos"}}
+    (run / "settings.json").write_text(json.dumps(settings))
+    monkeypatch.chdir(tmp_path / "other")
+    assert same_source("folder:photos", run) == f"folder:{tmp_path}/other/photos"
+    old.rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path / "new")
+    assert same_source("folder:photos", run) == f"folder:{old}/photos"
