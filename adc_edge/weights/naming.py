@@ -28,8 +28,8 @@ _PREFIX = re.compile(
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Entries that training programs save beside a model.
 _TRAINING = re.compile(
-    r".*(?:optim|sched|scaler|loss|criterion|rng|random|metric|callback|sampler|history|config|hyper_?param|hparam).*"
-    r"|opt|amp|args|cfg|loops|epoch|step|MixedPrecision"
+    r".*(?:optim|sched|scaler|loss|criterion|rng|random_state|_metrics|callback|sampler|history|config|hyper_?param|hparam).*"
+    r"|opt|amp|args|cfg|metrics|loops|epoch|step|MixedPrecision"
 )
 _CLASSIFIER = re.compile(r"(?:.*\.)?(?:head|head_dist|fc|(?:cls_|distillation_)?classifier)\.weight")
 _IN_BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers?|resblocks)\.\d")
