@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from adc_edge.weights.adapting import adapted, timm_value
 from adc_edge.weights.naming import Parts, listed, named_tensors
 from adc_edge.weights.reading import read_contents
-from adc_edge.weights.refusals import misfit, refuse_infinite, refuse_integers, refuse_other_architecture
+from adc_edge.weights.refusals import misfit, refuse_infinite, refuse_other_architecture, refuse_other_numbers
 
 logger = logging.getLogger(__name__)
 
 _CLASSIFIERS = ("head", "head_dist")
 # What pretraining leaves beside a model, and no classifier needs.
-_LEFTOVERS = re.compile(r"(mask_token|decoder\w*|pooler|pre_logits|head\.(?:mlp|last_layer|proj))(?:\..*)?")
+_LEFTOVERS = re.compile(r"(mask_token|decoder\w*|predictor|pooler|pre_logits|head\.(?:mlp|last_layer|proj))(?:\..*)?")
 
 
 class NamedWeights(NamedTuple):
@@ -93,7 +93,7 @@ def fit_weights(vit: Any, model: str, weights: NamedWeights, allow_missing: Sequ
     refuse_other_architecture(own, model, list(weights.tensors), weights.name)
     tensors = {n: parts for n, parts in weights.tensors.items() if n in own or not _LEFTOVERS.fullmatch(n)}
     shared = {n: parts for n, parts in tensors.items() if n in own}
-    refuse_integers(shared, weights.name)
+    refuse_other_numbers(shared, weights.name)
     values, changes = adapted({n: timm_value(n, parts) for n, parts in shared.items()}, own, vit, "flexi" in model)
     new = _new_classifiers(values, own)
     faults = {n: fault for n, fault in _faults(values, tensors, own).items() if n not in new}

@@ -12,6 +12,7 @@ from adc_edge.errors import ModelError
 from adc_edge.weights.naming import Parts, listed
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_FLOAT_NAMES = "float32, float16, bfloat16 or float64"
 _HINTS = (  # a name, whether the model has it (else the file), the remedy
     ("fc_norm.weight", True, "the file normalises before it pools: --model-arg global_pool=token"),
     ("fc_norm.weight", False, "the file normalises after it pools: --model-arg global_pool=avg"),
@@ -42,14 +43,26 @@ def refuse_other_architecture(own: Mapping[str, Tensor], model: str, names: list
     )
 
 
-def refuse_integers(shared: Mapping[str, Parts], file: str) -> None:
-    """Refuse quantised weights, which mean nothing without their scales."""
-    wrong = [part for parts in shared.values() for part in parts if part.value.dtype not in _FLOATS]
-    if wrong:
-        text = listed((f"{part.name} ({str(part.value.dtype).removeprefix('torch.')})" for part in wrong), 3)
-        raise ModelError(
-            f"{file} is quantised: {text}", "float32, float16, bfloat16 or float64", "give the file before quantisation"
-        )
+def refuse_other_numbers(shared: Mapping[str, Parts], file: str) -> None:
+    """Refuse tensors without values or without all of them, complex numbers, and quantised weights without scales."""
+    parts = [part for group in shared.values() for part in group]
+    absent = [f"{part.name} (meta)" for part in parts if part.value.is_meta]
+    sparse = [f"{part.name} ({_text(part.value.layout)})" for part in parts if part.value.layout != torch.strided]
+    types = [(part.value.dtype, f"{part.name} ({_text(part.value.dtype)})") for part in parts]
+    complex_ = [text for kind, text in types if kind.is_complex]
+    quantised = [text for kind, text in types if kind not in _FLOATS and not kind.is_complex]
+    for names, what, expected, remedy in (
+        (absent, "has tensors without values", "the values of all tensors", "save it again from a loaded model"),
+        (sparse, "has sparse tensors", "dense tensors", "save them with .to_dense()"),
+        (complex_, "has complex numbers", _FLOAT_NAMES, "give a file with real numbers"),
+        (quantised, "is quantised", _FLOAT_NAMES, "give the file before quantisation"),
+    ):
+        if names:
+            raise ModelError(f"{file} {what}: {listed(names, 3)}", expected, remedy)
+
+
+def _text(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def refuse_infinite(shared: Mapping[str, Parts], file: str) -> None:

@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
+from torch import Tensor
 
 from adc_edge.errors import ModelError, SettingError
 from adc_edge.method.split import load_vit
@@ -117,6 +118,21 @@ def test_numbers_of_other_precisions_become_float32_and_quantised_ones_are_refus
     for kind in (torch.int8, torch.float8_e4m3fn):
         with pytest.raises(ModelError, match=r"is quantised: blocks.0.attn.qkv.weight"):
             load(STATE | {"blocks.0.attn.qkv.weight": STATE["blocks.0.attn.qkv.weight"].to(kind)})
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (STATE["norm.weight"].to_sparse(), r"has sparse tensors: norm.weight \(sparse_coo\)"),
+        (torch.empty(24, device="meta"), r"has tensors without values: norm.weight \(meta\)"),
+        (STATE["norm.weight"].to(torch.complex64), r"has complex numbers: norm.weight \(complex64\)"),
+    ],
+    ids=["sparse", "meta", "complex"],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_sparse_absent_and_complex_values_are_refused_by_name(load: Load, value: Tensor, what: str) -> None:
+    with pytest.raises(ModelError, match=what):
+        load(STATE | {"norm.weight": value}, suffix="pth")
 
 
 def test_position_embeddings_and_patches_are_resampled_as_timm_does_and_it_is_said(load: Load) -> None:

@@ -195,3 +195,103 @@ def test_the_projection_head_of_self_supervised_weights_is_named_and_a_new_head_
 def test_contents_without_one_model_are_refused(load: Load, contents: Any, what: str) -> None:
     with pytest.raises(ModelError, match=f"(?s){what}"):
         load(contents, suffix="pth")
+
+
+TRUNK = {name: value for name, value in STATE.items() if not name.startswith("head")}
+HEAD = {"weight": STATE["head.weight"], "bias": STATE["head.bias"]}
+OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(2)}}}
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        ({"backbone": TRUNK, "head": HEAD}, "backbone, head"),
+        ({"model": TRUNK, "head.weight": HEAD["weight"], "head.bias": HEAD["bias"]}, "model, head"),
+        (TRUNK | {"head": HEAD, "optimizer": OPTIMIZER}, "head"),
+        ({"state_dict": {"encoder": TRUNK, "head": HEAD}, "rng_state": torch.zeros(9)}, "state_dict, encoder, head"),
+    ],
+    ids=["entry", "tensors", "nested", "deeper"],
+)
+def test_a_classifier_beside_the_model_is_taken_along(load: Load, contents: dict[str, Any], words: str) -> None:
+    found, record = load(contents, suffix="pth")
+    assert_equal(found, STATE)
+    assert record.words == ("head: kept, 10 classes", f"unwrapped: {words}")
+
+
+def test_a_hugging_face_classifier_beside_its_model_is_taken_along(load: Load) -> None:
+    contents = {"model": hugging_face(STATE, "old", "vit.", {}), "classifier": HEAD}
+    assert_equal(load(contents, suffix="pth")[0], STATE)
+
+
+@pytest.mark.parametrize(
+    ("contents", "what"),
+    [
+        ({"encoder": TRUNK, "classifier": HEAD}, "2 not used: classifier.weight, classifier.bias"),
+        ({"encoder": TRUNK, "head": [HEAD["weight"], HEAD["bias"]]}, "2 not used: head.0, head.1"),
+        ({"model": TRUNK, "neck": {"deep": HEAD}}, "2 not used: neck.deep.weight, neck.deep.bias"),
+        ({"model": STATE, "head": HEAD}, "holds two models: head.weight is there twice"),
+    ],
+    ids=["other name", "list", "unknown", "twice"],
+)
+def test_tensors_beside_the_model_that_it_cannot_take_are_refused_by_name(
+    load: Load, contents: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ModelError, match=what):
+        load(contents, suffix="pth")
+
+
+def test_states_of_training_and_single_numbers_beside_the_model_are_ignored(load: Load) -> None:
+    beside = {
+        "optimizer_states": [OPTIMIZER],
+        "lr_schedulers": [{"last": torch.zeros(1)}],
+        "scaler": {"scale": torch.ones(1)},
+        "dino_loss": {"center": torch.zeros(1, 9)},
+        "rng": {"cuda": [torch.zeros(9)]},
+        "best_acc1": torch.tensor(0.9),
+        "ema": {"decay": torch.tensor(0.9)},
+        "args": {"lr": 1},
+    }
+    found, record = load({"state_dict": STATE, **beside}, suffix="pth")
+    assert_equal(found, STATE)
+    assert record.words == ("head: kept, 10 classes", "unwrapped: state_dict")
+
+
+def test_averaged_weights_in_an_unknown_form_are_named_as_not_taken(load: Load) -> None:
+    _, record = load({"model": STATE, "ema": {"shadow_params": list(OTHER.values())}}, suffix="pth")
+    assert "unwrapped: model, not ema" in record.words
+
+
+def test_the_predictor_beside_a_target_encoder_is_named(load: Load) -> None:
+    contents = {"encoder": TRUNK, "predictor": {"x": torch.zeros(2)}, "target_encoder": TRUNK}
+    words = load(contents, suffix="pth")[1].words
+    assert words[1:] == ("unwrapped: target_encoder, not encoder, predictor", "not used: predictor")
+
+
+@pytest.mark.parametrize(
+    ("contents", "where", "taken"),
+    [
+        ({"student": STATE, "teacher": TRUNK}, "student", "teacher"),
+        ({"model": STATE, "model_ema": under("module.", TRUNK)}, "model", "model_ema"),
+        (STATE | under("ema.", TRUNK), "the names without prefix", "ema."),
+        (under("student.", STATE) | under("teacher.backbone.", TRUNK), "student.", "teacher.backbone."),
+        ({"encoder": TRUNK, "student": {"head.weight": HEAD["weight"]}}, "student", "encoder"),
+    ],
+    ids=["entries", "prefix inside", "prefix", "two prefixes", "parts"],
+)
+def test_a_preferred_model_without_the_classifier_of_the_other_is_refused(
+    load: Load, contents: dict[str, Any], where: str, taken: str
+) -> None:
+    with pytest.raises(ModelError, match=f"has a classifier in {where}, but none in {taken}"):
+        load(contents, suffix="pth")
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_a_model_and_its_wrapped_double_are_refused_as_two_models(load: Load, prefix: str) -> None:
+    for contents in (STATE | under(prefix, OTHER), under(prefix, OTHER) | STATE):
+        with pytest.raises(ModelError, match="holds two models"):
+            load(contents)
+
+
+def test_two_names_of_one_tensor_are_refused(load: Load) -> None:
+    with pytest.raises(ModelError, match=r"holds two models: cls_token and embeddings[.]cls_token"):
+        load(hugging_face(STATE, "old", "", {}) | {"cls_token": STATE["cls_token"]})
