@@ -165,10 +165,10 @@ def test_16_bit_colour_png_keeps_its_colours_or_is_refused_where_it_may_have_12_
         decode_image(tmp_path / "cells.png")
 
 
-def deep_tiff(path: Path, values: npt.NDArray[np.uint16], order: str, top: int | None = None) -> None:
+def deep_tiff(path: Path, values: npt.NDArray[Any], order: str, top: int | None = None) -> None:
     """Write 16-bit RGB or RGBA, which Pillow cannot, in little (``<``) or big (``>``) endian order."""
     height, width, channels = values.shape
-    pixels = values.astype(values.dtype.newbyteorder(order)).tobytes()  # type: ignore[arg-type]
+    pixels = values.astype(values.dtype.newbyteorder(order)).tobytes()
     tags: dict[int, tuple[str, list[int]]] = {256: ("H", [width]), 257: ("H", [height]), 258: ("H", [16] * channels)}
     tags |= {259: ("H", [1]), 262: ("H", [2]), 273: ("I", [8]), 277: ("H", [channels]), 278: ("H", [height])}
     tags |= {279: ("I", [len(pixels)])} | ({281: ("H", [top] * channels)} if top else {})
