@@ -158,7 +158,7 @@ def _check_no_splits_inside(root: Path, folders: Sequence[Path]) -> None:
     for folder in folders:
         inner = read_level(folder)
         names = {path.name.casefold() for path in inner.folders + inner.links}
-        is_wrapped = len(folders) == 1 and len(names) > 1 and not inner.images
+        is_wrapped = len(folders) == 1 and len(names) > 1 and not inner.images + inner.image_links
         if is_wrapped or (names & _TRAIN and names & _HELD_OUT):
             raise _wrong(
                 f"{folder} holds {_some(sorted(path.name for path in inner.folders + inner.links))}, and no class is "

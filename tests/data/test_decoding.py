@@ -168,7 +168,7 @@ def test_16_bit_colour_png_keeps_its_colours_or_is_refused_where_it_may_have_12_
 def deep_tiff(path: Path, values: npt.NDArray[Any], order: str, top: int | None = None) -> None:
     """Write 16-bit RGB or RGBA, which Pillow cannot, in little (``<``) or big (``>``) endian order."""
     height, width, channels = values.shape
-    pixels = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    pixels = values.astype(f"{order}u2").tobytes()
     tags: dict[int, tuple[str, list[int]]] = {256: ("H", [width]), 257: ("H", [height]), 258: ("H", [16] * channels)}
     tags |= {259: ("H", [1]), 262: ("H", [2]), 273: ("I", [8]), 277: ("H", [channels]), 278: ("H", [height])}
     tags |= {279: ("I", [len(pixels)])} | ({281: ("H", [top] * channels)} if top else {})
