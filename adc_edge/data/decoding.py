@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -25,7 +26,6 @@ _NARROWEST = 250  # long side v short side: the short one becomes the model's si
 _one_big_image = threading.Lock()
 # Formats that Pillow names but cannot draw by itself (data, films), or draws by another program.
 _NOT_DRAWN = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 _12_BITS, _16_BITS = 4095, 65535
 _ORIENTATION, _BITS, _PHOTOMETRIC, _MAX_VALUE, _SAMPLE_MAX = 274, 258, 262, 281, 341  # tags of EXIF and TIFF
 _TURNS = {
@@ -44,6 +44,9 @@ _FLOAT_REMEDY = (
 _INTEGER_REMEDY = (
     "convert it, for 12 bits by Image.fromarray((np.asarray(Image.open(file)) * (255 / 4095)).astype('uint8'))"
     ".save('new.png')"
+)
+_COLOUR_REMEDY = (
+    "convert it to 8 bits a channel with the program that wrote it: Pillow reads only the upper byte of each value"
 )
 
 
@@ -92,7 +95,7 @@ def flatten(image: Image.Image, top: int | None = None) -> Image.Image:
         raise DataError("float pixels", "8 or 16 bits a channel", _FLOAT_REMEDY)
     if image.mode.startswith("I"):
         return _eight_bits(image, top)
-    if image.mode in _ALPHA or "transparency" in image.info:
+    if image.has_transparency_data:
         rgba = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
     if image.mode in ("L", "RGB"):
@@ -158,24 +161,44 @@ def _opened(file: BinaryIO) -> Image.Image:
 
 
 def _decode(image: Image.Image, file: BinaryIO) -> Image.Image:
-    is_deep = image.format == "PNG" and ";16B" in str(
-        getattr(image, "tile", "")
-    )  # Pillow keeps the upper byte of each value
+    is_deep, clear = _is_cut_to_8_bits(image), _clear_colour(image)
     top, is_negative = _declared_top(image, file), _is_negative(image)
     image.load()
+    if clear is not None:
+        image.info["transparency"] = clear
     orientation = _orientation(image)
-    if is_deep and not image.mode.startswith("I") and _is_12_bits(image):
-        raise _unknown_range("16-bit pixels below 4,096")
+    if is_deep:
+        _check_range(image, top)
     flat = flatten(image, top)
     flat = Image.eval(flat, lambda value: 255 - value) if is_negative else flat
     return _turned(flat, orientation)
 
 
-def _is_12_bits(image: Image.Image) -> bool:
-    """Whether the upper bytes of a 16-bit colour image say that it has 12 bits; all black may be black."""
-    bands: Any = image.getextrema()
-    colours = [high for _, high in bands[: 3 if image.mode.startswith("RGB") else 1]]
-    return 0 < int(max(colours)) <= _12_BITS >> 8
+def _is_cut_to_8_bits(image: Image.Image) -> bool:
+    """Whether Pillow will keep only the upper byte of each value: 16-bit colour of PNG, TIFF and SGI."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS) or (8,)
+    is_deep = max(bits) > 8 or re.search(r";16[BLN]|SGI16|sgi_rle.*, 2\)", str(getattr(image, "tile", "")))
+    return bool(is_deep) and not image.mode.startswith(("I", "F"))
+
+
+def _check_range(image: Image.Image, top: int | None) -> None:
+    """Raise DataError if the upper bytes of a 16-bit colour image say that it has fewer bits; black may be black."""
+    names = [name for name in image.getbands() if name != "A"]
+    high = max(int(image.getchannel(name).getextrema()[1]) for name in names)  # type: ignore[arg-type]
+    limit = top if top is not None and _12_BITS < top < _16_BITS else _12_BITS
+    if 0 < high <= limit >> 8:
+        raise _unknown_range(f"16-bit pixels below {limit + 1:,}", _COLOUR_REMEDY)
+
+
+def _clear_colour(image: Image.Image) -> int | tuple[int, ...] | None:
+    """Return a PNG's transparent colour as its loaded pixels have it, where Pillow leaves it in the file's bits."""
+    found = image.info.get("transparency")
+    rawmode = re.search(r"'(1|L;2|L;4|RGB;16B)'", str(getattr(image, "tile", "")))
+    if image.format != "PNG" or rawmode is None:
+        return None
+    if isinstance(found, tuple):
+        return tuple(value >> 8 for value in found) if rawmode[1] == "RGB;16B" else None
+    return found * {"1": 255, "L;2": 85, "L;4": 17}.get(rawmode[1], 1) if isinstance(found, int) else None
 
 
 def _declared_top(image: Image.Image, file: BinaryIO) -> int | None:
@@ -228,8 +251,8 @@ def _eight_bits(image: Image.Image, top: int | None) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _unknown_range(received: str) -> DataError:
-    return DataError(received, "8 bits, 16 bits that reach 4,096, or a file that declares its bits", _INTEGER_REMEDY)
+def _unknown_range(received: str, remedy: str = _INTEGER_REMEDY) -> DataError:
+    return DataError(received, "8 bits, 16 bits that reach 4,096, or a grey file that declares its bits", remedy)
 
 
 def _orientation(image: Image.Image) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 
 from adc_edge.arrays import Labels
 from adc_edge.data.decoding import decode_image
-from adc_edge.data.walking import FolderLevel, images_below, read_level
+from adc_edge.data.walking import ClassWalk, FolderLevel, check_no_dead_folder, read_level
 from adc_edge.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ _TRAIN = {"train", "training"}
 _TEST, _VALIDATION = {"test", "testing", "eval", "evaluation"}, {"val", "valid", "validation", "dev"}
 _LEAST = 20  # images of which a tenth is held out
 _HELD_OUT = _TEST | _VALIDATION
+# Names such as train2017, "Train Data" and tst, but not trains.
+_LIKE_TRAIN = re.compile(r"(train|training|trn)([^a-z].*)?")
+_LIKE_HELD_OUT = re.compile(r"(test|testing|tst|val|valid|validation|dev|eval|evaluation)([^a-z].*)?")
 _LAYOUT = (
     "PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg\n            or PATH/CLASS/*.jpg, of which a tenth is held out"
 )
@@ -61,6 +65,7 @@ def list_folder(where: str) -> tuple[FileSplit, FileSplit, list[str]]:
     if not root.is_dir():
         raise DataError(f"folder:{where} is no directory", "a directory of class directories", "check the path")
     level = read_level(root)
+    check_no_dead_folder(level)
     splits = _split_folders(root, level)
     return _held_out_by_hash(root) if splits is None else _as_they_stand(*splits, level.skipped)
 
@@ -71,7 +76,9 @@ def is_held_out(name: str) -> bool:
 
 
 def _as_they_stand(train: Path, test: Path, skipped: Counter[str]) -> tuple[FileSplit, FileSplit, list[str]]:
-    classes = [path.name for path in _class_folders(train)]
+    folders = _class_folders(train)
+    _check_no_level_between(train, folders)
+    classes, walk = [path.name for path in folders], ClassWalk([train, test])
     foreign = sorted({path.name for path in _class_folders(test)} - set(classes))
     if foreign:
         raise DataError(
@@ -79,9 +86,9 @@ def _as_they_stand(train: Path, test: Path, skipped: Counter[str]) -> tuple[File
             f"no class that {train} lacks",
             "move or rename their directories",
         )
-    found = _files(train, classes)
+    found = _files(train, classes, walk)
     _check_classes(train, classes, found)
-    held_out = _files(test, classes)
+    held_out = _files(test, classes, walk)
     if not held_out.paths:
         raise _wrong(f"{test}: the test split is empty", f"put images into {test}/CLASS")
     found.skipped = Counter(found.skipped) + skipped
@@ -91,8 +98,9 @@ def _as_they_stand(train: Path, test: Path, skipped: Counter[str]) -> tuple[File
 def _held_out_by_hash(root: Path) -> tuple[FileSplit, FileSplit, list[str]]:
     folders = _class_folders(root)
     _check_no_splits_inside(root, folders)
+    _check_no_level_between(root, folders)
     classes = [path.name for path in folders]
-    everything = _files(root, classes)
+    everything = _files(root, classes, ClassWalk([root]))
     _check_classes(root, classes, everything)
     held = np.array([is_held_out(path.relative_to(root).as_posix()) for path in everything.paths])
     if len(held) < _LEAST or held.all() or not held.any():
@@ -112,10 +120,11 @@ def _split_folders(root: Path, level: FolderLevel) -> tuple[Path, Path] | None:
     validations = [path for path in folders if path.name.casefold() in _VALIDATION]
     splits = train + tests + validations
     others = [path for path in folders if path not in splits]
+    _check_no_other_spelling(root, splits, others)
     is_class_name = others and not (train and tests + validations) and not any(map(_holds_folders, splits))
     if not splits or is_class_name:  # such as trains beside buses
         return None
-    beside = [path for path in others if images_below(path)[0]]
+    beside = [path for path in others if _holds_images(path)]
     held_out = tests or validations
     if len(train) == len(held_out) == 1 and not beside:
         for path in splits:
@@ -132,15 +141,16 @@ def _split_folders(root: Path, level: FolderLevel) -> tuple[Path, Path] | None:
 
 def _class_folders(root: Path) -> list[Path]:
     level = read_level(root)
-    folders = sorted(level.folders + level.links)
+    check_no_dead_folder(level)
+    folders, loose = sorted(level.folders + level.links), len(level.images) + len(level.image_links)
     if not folders:
-        images, others = len(level.images), sum(level.skipped.values())
+        images, others = loose, sum(level.skipped.values())
         raise _wrong(
             f"{root} holds no image in a class folder: {images} loose images and {others} other files",
             "make one folder for each class and move its images there",
         )
-    if level.images:
-        logger.warning("data     %d images in %s are in no class folder and are left out", len(level.images), root)
+    if loose:
+        logger.warning("data     %d images in %s are in no class folder and are left out", loose, root)
     return folders
 
 
@@ -148,12 +158,43 @@ def _check_no_splits_inside(root: Path, folders: Sequence[Path]) -> None:
     for folder in folders:
         inner = read_level(folder)
         names = {path.name.casefold() for path in inner.folders + inner.links}
-        is_wrapped = len(folders) == 1 and len(names) > 1 and not inner.images
+        is_wrapped = len(folders) == 1 and len(names) > 1 and not inner.images + inner.image_links
         if is_wrapped or (names & _TRAIN and names & _HELD_OUT):
             raise _wrong(
                 f"{folder} holds {_some(sorted(path.name for path in inner.folders + inner.links))}, and no class is "
                 "above them",
                 f"name folder:{folder}" if len(folders) == 1 else f"put the splits above the classes in {root}",
+            )
+
+
+def _check_no_other_spelling(root: Path, splits: Sequence[Path], others: Sequence[Path]) -> None:
+    """Raise DataError if train2017, val2017, … stand for splits: one holds folders, or nothing is beside the two."""
+    train = [path for path in others if _LIKE_TRAIN.fullmatch(path.name.casefold())]
+    held_out = [path for path in others if _LIKE_HELD_OUT.fullmatch(path.name.casefold())]
+    named = sorted(train + held_out)
+    is_pair = train and held_out and len(named) == len(others)
+    if not splits and named and (is_pair or any(map(_holds_folders, named))):
+        raise _wrong(
+            f"folder:{root} holds {_some([path.name for path in named])}: a split that is not whole",
+            "if they are splits, call them train and test; if they are classes, give them other names",
+        )
+
+
+def _check_no_level_between(root: Path, folders: Sequence[Path]) -> None:
+    """Raise DataError if what is below the class folders looks like the classes: splits, or a folder around all."""
+    alike: dict[tuple[str, ...], list[Path]] = {}
+    for folder in folders:
+        inner = read_level(folder)
+        names = tuple(sorted(path.name for path in inner.folders + inner.links))
+        if len(names) > 1 and not inner.images and not inner.image_links:
+            alike.setdefault(names, []).append(folder)
+    for names, group in alike.items():
+        if (len(group) > 1 or len(folders) == 1) and all(_holds_images(group[0] / name) for name in names):
+            raise _wrong(
+                f"{' and '.join(str(path) for path in group[:2])} {'each hold' if len(group) > 1 else 'holds'} "
+                f"{_some(names)}: looks like splits, or a folder above the classes",
+                f"move the class folders to {root}/CLASS, those of splits to train and test; if the upper folders are "
+                "the classes, move their images into them",
             )
 
 
@@ -170,14 +211,14 @@ def _check_classes(root: Path, classes: Sequence[str], found: FileSplit) -> None
         )
 
 
-def _files(root: Path, classes: Sequence[str]) -> FileSplit:
+def _files(root: Path, classes: Sequence[str], walk: ClassWalk) -> FileSplit:
     paths: list[Path] = []
     labels: list[int] = []
     skipped = read_level(root).skipped
     for label, name in enumerate(classes):
         if not (root / name).is_dir():  # a class without a test image
             continue
-        found, more = images_below(root / name)
+        found, more = walk.images_below(root / name)
         paths += found
         labels += [label] * len(found)
         skipped += more
@@ -186,6 +227,10 @@ def _files(root: Path, classes: Sequence[str]) -> FileSplit:
 
 def _subset(split: FileSplit, chosen: npt.NDArray[np.intp]) -> FileSplit:
     return FileSplit([split.paths[i] for i in chosen], split.labels[chosen])
+
+
+def _holds_images(path: Path) -> bool:
+    return bool(ClassWalk().images_below(path)[0])
 
 
 def _holds_folders(path: Path) -> bool:

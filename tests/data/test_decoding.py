@@ -165,6 +165,55 @@ def test_16_bit_colour_png_keeps_its_colours_or_is_refused_where_it_may_have_12_
         decode_image(tmp_path / "cells.png")
 
 
+def deep_tiff(path: Path, values: npt.NDArray[Any], order: str, top: int | None = None) -> None:
+    """Write 16-bit RGB or RGBA, which Pillow cannot, in little (``<``) or big (``>``) endian order."""
+    height, width, channels = values.shape
+    pixels = values.astype(f"{order}u2").tobytes()
+    tags: dict[int, tuple[str, list[int]]] = {256: ("H", [width]), 257: ("H", [height]), 258: ("H", [16] * channels)}
+    tags |= {259: ("H", [1]), 262: ("H", [2]), 273: ("I", [8]), 277: ("H", [channels]), 278: ("H", [height])}
+    tags |= {279: ("I", [len(pixels)])} | ({281: ("H", [top] * channels)} if top else {})
+    tags |= {338: ("H", [2])} if channels == 4 else {}
+    entries, far, start = b"", b"", 8 + len(pixels) + 2 + 12 * len(tags) + 4
+    for tag, (kind, numbers) in sorted(tags.items()):
+        content = struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
+        if len(content) > 4:
+            content, far = struct.pack(f"{order}I", start + len(far)), far + content
+        entries += struct.pack(f"{order}HHI", tag, 3 if kind == "H" else 4, len(numbers)) + content.ljust(4, b"\0")
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(pixels))
+    path.write_bytes(head + pixels + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + far)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bit_colour_tiff_keeps_its_colours_or_is_refused_where_it_may_have_fewer_bits(
+    tmp_path: Path, order: str
+) -> None:
+    file, colours = tmp_path / "a.tif", np.stack([RAMP, RAMP[::-1], RAMP // 2], -1)
+    deep_tiff(file, colours, order)
+    np.testing.assert_array_equal(seen(file), colours >> 8)
+    for shift, top, words in ((4, None, "4,096"), (4, 4095, "4,096"), (2, 16383, "16,384")):
+        cells = np.concatenate([colours, np.full((*RAMP.shape, 1), 65535, np.uint16)], -1) >> shift
+        for channels in (3, 4):
+            deep_tiff(file, cells[..., :channels], order, top)
+            with pytest.raises(DataError, match=f"a.tif: 16-bit pixels below {words}") as caught:
+                decode_image(file)
+            assert "8 bits a channel" in caught.value.remedy
+    deep_tiff(file, colours * 0, order)
+    assert not seen(file).any()
+
+
+@pytest.mark.parametrize("stored", ["plain", "run lengths"])
+def test_16_bit_colour_of_sgi_is_refused_where_it_may_have_12_bits(tmp_path: Path, stored: str) -> None:
+    header = struct.pack(">hBBHHHHii", 474, int(stored == "run lengths"), 2, 3, 2, 2, 3, 0, 4095).ljust(512, b"\0")
+    if stored == "plain":
+        body = struct.pack(">12H", *[4000] * 12)
+    else:
+        starts = [512 + 6 * 4 * 2 + 6 * n for n in range(6)]
+        body = struct.pack(">12i", *starts, *[6] * 6) + struct.pack(">3H", 2, 4000, 0) * 6
+    (tmp_path / "a.rgb").write_bytes(header + body)
+    with pytest.raises(DataError, match=r"a.rgb: 16-bit pixels below 4,096"):
+        decode_image(tmp_path / "a.rgb")
+
+
 # orientation
 
 
@@ -234,6 +283,37 @@ def test_a_colour_that_is_declared_transparent_is_white(tmp_path: Path, name: st
     image = np.broadcast_to(seen(tmp_path / name).reshape(4, 8, -1), (4, 8, 3))
     assert (image[1:, :4] == 0).all()
     assert (image[:, 4:] == 255).all()
+
+
+def raw_png(path: Path, bits: int, kind: int, row: bytes, clear: bytes) -> None:
+    """Write two pixels of a PNG with a transparent colour."""
+    header = chunk(b"IHDR", struct.pack(">2I5B", 2, 1, bits, kind, 0, 0, 0)) + chunk(b"tRNS", clear)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "row", "clear"),
+    [
+        (1, 0, b"\x40", b"\0\1"),
+        (1, 0, b"\x80", b"\0\0"),
+        (2, 0, b"\x10", b"\0\1"),
+        (4, 0, b"\x05", b"\0\5"),
+        (16, 2, struct.pack(">6H", 0, 0, 0, 40000, 20000, 60000), struct.pack(">3H", 40000, 20000, 60000)),
+    ],
+)
+def test_a_transparent_colour_of_1_2_4_and_16_bits_is_white(
+    tmp_path: Path, bits: int, kind: int, row: bytes, clear: bytes
+) -> None:
+    raw_png(tmp_path / "a.png", bits, kind, row, clear)
+    image = np.broadcast_to(seen(tmp_path / "a.png").reshape(1, 2, -1), (1, 2, 3))
+    assert (image[0, 1] == 255).all()
+    assert (image[0, 0] == (255 if clear == b"\0\0" else 0)).all()
+
+
+def test_a_transparent_colour_of_a_tga_palette_is_white(tmp_path: Path) -> None:
+    header = struct.pack("<BBBHHBHHHHBB", 0, 1, 1, 0, 2, 32, 0, 0, 2, 1, 8, 0x20)
+    (tmp_path / "a.tga").write_bytes(header + bytes([10, 20, 30, 0, 40, 50, 60, 255]) + bytes([0, 1]))
+    assert seen(tmp_path / "a.tga")[0].tolist() == [[255, 255, 255], [60, 50, 40]]
 
 
 def test_half_transparent_pixels_are_mixed_with_white(tmp_path: Path) -> None:

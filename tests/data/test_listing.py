@@ -143,6 +143,41 @@ def test_the_order_is_that_of_the_names_part_by_part_whatever_the_file_system_sa
     assert dataset.train.paths == sorted(path for path in root.rglob("*") if path.suffix == ".jpg")  # as in 0.6
 
 
+@pytest.mark.parametrize(
+    "splits",
+    [
+        ("train2017", "val2017"),
+        ("train_set", "test_set"),
+        ("Train Data", "Validation Data"),
+        ("training_data", "test_data"),
+        ("trn", "tst"),
+        ("part1", "part2"),
+    ],
+)
+def test_splits_that_are_spelled_otherwise_are_no_classes(tmp_path: Path, splits: tuple[str, str]) -> None:
+    put(tmp_path, *(name for split in splits for kind in ("cat", "dog") for name in many(f"{split}/{kind}")))
+    with pytest.raises(DataError, match=r"a split that is not whole|looks like splits[^$]*PATH/train/CLASS") as caught:
+        load(tmp_path)
+    assert all(split in caught.value.received for split in splits)
+
+
+def test_splits_in_other_words_that_hold_images_alone_are_no_classes(tmp_path: Path) -> None:
+    put(tmp_path, *many("train2017"), *many("val2017"))
+    with pytest.raises(DataError, match=r"train2017/, val2017/: a split that is not whole"):
+        load(tmp_path)
+
+
+def test_a_folder_between_splits_and_classes_is_no_class(tmp_path: Path) -> None:
+    put(tmp_path, *(name for split in ("train", "test") for kind in "ab" for name in many(f"{split}/images/{kind}")))
+    with pytest.raises(DataError, match=r"train/images holds a/, b/: looks like[^$]*train/CLASS"):
+        load(tmp_path)
+
+
+def test_classes_may_have_names_that_begin_like_a_split(tmp_path: Path) -> None:
+    put(tmp_path, *many("trains/old"), *many("testing_rig"), *many("device"), *many("bus/red"), *many("bus/blue"))
+    assert load(tmp_path).classes == ["bus", "device", "testing_rig", "trains"]
+
+
 # files
 
 
@@ -192,6 +227,82 @@ def test_links_are_followed_and_loops_of_links_end(tmp_path: Path) -> None:
     dataset = load(tmp_path / "set")
     assert dataset.classes == ["cat", "dog"]
     assert everything(dataset, tmp_path / "set") == {*many("cat", 60), *many("cat/more", 3), *many("dog", 60)}
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "same"),
+    [
+        ("kitty", "cat", ("cat", "kitty")),
+        ("cat/up", "..", ("set", "set/cat/up")),
+        ("cat/more", "../dog", ("set/cat/more", "set/dog")),
+        ("dog/more", "../cat/sub", ("set/cat/sub", "set/dog/more")),
+        ("dog/x.jpg", "../cat/sub/1.jpg", ("set/cat/sub/1.jpg", "set/dog/x.jpg")),
+        ("cat/x.jpg", "../dog/01.jpg", ("set/cat/x.jpg", "set/dog/01.jpg")),
+    ],
+)
+def test_a_link_that_puts_a_file_into_two_classes_is_refused_with_both_paths(
+    tmp_path: Path, link: str, target: str, same: tuple[str, str]
+) -> None:
+    put(tmp_path / "set", *many("cat", 60), *many("dog", 60), "cat/sub/1.jpg")
+    (tmp_path / "set" / link).symlink_to(target)
+    with pytest.raises(DataError, match=rf"{same[0]} and .*{same[1]} are the same"):
+        load(tmp_path / "set")
+
+
+@pytest.mark.parametrize(("link", "target"), [("test", "train"), ("test/cat", "../train/cat"), ("test/cat/1.jpg", "")])
+def test_a_link_that_puts_a_file_into_train_and_test_is_refused(tmp_path: Path, link: str, target: str) -> None:
+    put(tmp_path, *many("train/cat"), *many("train/dog"))
+    (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / link).symlink_to(target or tmp_path / "train/cat/01.jpg")
+    with pytest.raises(DataError, match=r"train.* and .*test.* are the same"):
+        load(tmp_path)
+
+
+def test_a_file_that_a_class_reaches_twice_is_listed_once(tmp_path: Path) -> None:
+    put(tmp_path, *many("set/cat", 60), "pool/1.jpg", "set/loose.jpg")
+    for name, target in (("a", "01.jpg"), ("b", "../../pool/1.jpg"), ("c", "../../pool/1.jpg"), ("d", "../loose.jpg")):
+        (tmp_path / f"set/cat/{name}.jpg").symlink_to(target)
+    assert everything(load(tmp_path / "set"), tmp_path / "set") == {*many("cat", 60), "cat/b.jpg", "cat/d.jpg"}
+
+
+@pytest.mark.parametrize("place", ["", "train/"])
+def test_a_dead_link_among_the_classes_is_refused_by_name(tmp_path: Path, place: str) -> None:
+    put(tmp_path, *many(f"{place}cat"), *(["test/cat/1.jpg"] if place else []))
+    for target in ("/nowhere/dog", "dog"):  # absent, and a link to itself
+        (tmp_path / f"{place}dog").symlink_to(target)
+        with pytest.raises(DataError, match=rf"{place}dog is a link to {target}, which cannot be opened"):
+            load(tmp_path)
+        (tmp_path / f"{place}dog").unlink()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_link_to_a_class_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    put(tmp_path, *many("set/cat"), *many("closed/dog"))
+    (tmp_path / "set/dog").symlink_to(tmp_path / "closed/dog")
+    (tmp_path / "closed").chmod(0)
+    try:
+        with pytest.raises(DataError, match=r"set/dog is a link to .*closed/dog, which cannot be opened"):
+            load(tmp_path / "set")
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_a_dead_link_inside_a_class_is_named_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, *many("cat"))
+    (tmp_path / "cat/more").symlink_to("/nowhere")
+    (tmp_path / "notes.txt").symlink_to("/nowhere")
+    dataset = load(tmp_path)
+    assert isinstance(dataset.train, FileSplit)
+    assert dataset.train.skipped == {"other": 2}
+    assert "cat/more is a link that leads nowhere" in caplog.text
+
+
+def test_a_link_to_a_pipe_is_no_image(tmp_path: Path) -> None:
+    put(tmp_path, *many("cat", 60))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "cat/pipe.png").symlink_to("../pipe")
+    (tmp_path / "cat/zero.png").symlink_to("/dev/zero")
+    assert everything(load(tmp_path), tmp_path) == set(many("cat", 60))
 
 
 def test_a_name_that_is_no_text_neither_crashes_nor_moves_others(tmp_path: Path) -> None:
