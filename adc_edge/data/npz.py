@@ -62,17 +62,26 @@ class NpzReader:
             DataError: the file cannot be read, or its arrays are of another kind.
         """
         arrays = self._arrays()
-        names = [str(name) for name in arrays.pop("classes")] if "classes" in arrays else None
+        names = self._class_names(arrays.pop("classes")) if "classes" in arrays else []
         train, test = self._parts(arrays)
         for part in (train, test):
             self._check_length(part)
         train, test = self._pixels(train, test)
-        y_train, y_test, found = self._labels(train, test)
+        y_train, y_test, found = self._labels(train, test, names)
         named = bool(names) or train.y.dtype.kind in "US"
         return Dataset(ArraySplit(train.x, y_train), ArraySplit(test.x, y_test), names or found, named)
 
     def _error(self, received: object, expected: str, remedy: str) -> DataError:
         return DataError(f"npz:{self._where}: {received}", expected, remedy)
+
+    def _class_names(self, classes: Array) -> list[str]:
+        if classes.ndim == 1 and classes.dtype.kind in "USiu":
+            return [str(name) for name in _decoded(classes)]
+        raise self._error(
+            f"classes is {classes.dtype} {list(classes.shape)}",
+            "the names of the classes, one each: text [classes]",
+            "classes = np.array(['cat', 'dog'])",
+        )
 
     def _arrays(self) -> dict[str, Array]:
         try:
@@ -131,11 +140,23 @@ class NpzReader:
             raise self._error(
                 f"{part}; {other}", "one type in both splits", f"{part.x_name} = {_TO_BYTES.format(part.x_name)}"
             )
-        full = [part.x for part in parts if part.x.size]
-        if not full or all(x.dtype == np.uint8 for x in full):
-            return train, test
-        scale = self._scale(train, full)
-        return train._replace(x=_as_bytes(train.x, scale)), test._replace(x=_as_bytes(test.x, scale))
+        if train.x_name == test.x_name:  # one array, of which a dark tenth may be held out
+            scale = self._scale(train, [part.x for part in parts if part.x.size])
+            scales = [scale, scale]
+        else:
+            scales = [self._scale(part, [part.x] if part.x.size else []) for part in parts]
+            self._check_scales(parts, scales)
+        return train._replace(x=_as_bytes(train.x, scales[0])), test._replace(x=_as_bytes(test.x, scales[1]))
+
+    def _check_scales(self, parts: tuple[_Part, _Part], scales: list[int]) -> None:
+        if scales[0] == scales[1] or not all(part.x.size for part in parts):
+            return
+        part, other = parts if scales[0] == 1 else parts[::-1]
+        raise self._error(
+            f"{part}; its values are 0 to {float(part.x.max()):g}, those of {other.x_name} 0 to {other.x.max():g}",
+            "one scale in both splits",
+            f"{part.x_name} = {_TO_BYTES.format(part.x_name)}",
+        )
 
     def _channels_last(self, part: _Part) -> Array:
         x, name = part.x, part.x_name
@@ -152,7 +173,9 @@ class NpzReader:
         raise self._error(part, expected, line)
 
     def _scale(self, part: _Part, images: list[Array]) -> int:
-        """Return what white is in images that are not uint8: 1 or 255."""
+        """Return what white is in images: 1 or 255."""
+        if all(x.dtype == np.uint8 for x in images):
+            return 255
         low, high = float(min(x.min() for x in images)), float(max(x.max() for x in images))
         kinds = {x.dtype.kind for x in images}
         if kinds == {"b"}:
@@ -167,13 +190,15 @@ class NpzReader:
         if low >= 0 and _BRIGHT <= high <= 255 and whole:
             return 255
         line = _line(low, high, whole).format(name)
-        raise self._error(received, _VALUES, f"{name} = {line}, and the same for the test split")
+        raise self._error(received, _VALUES, f"{name} = {line}, and both splits on one scale")
 
-    def _labels(self, train: _Part, test: _Part) -> tuple[Labels, Labels, list[str]]:
+    def _labels(self, train: _Part, test: _Part, classes: list[str]) -> tuple[Labels, Labels, list[str]]:
         y_train, y_test = (self._one_a_row(part) for part in (train, test))
         texts = [y.dtype.kind in "US" for y in (y_train, y_test)]
         if all(texts):
-            return self._named(y_train, y_test)
+            if classes:
+                return self._by_name(y_train, classes, train), self._by_name(y_test, classes, test), classes
+            return self._named(y_train, y_test, train.y_name == test.y_name)
         numbers = [self._whole(y, part) for y, part in ((y_train, train), (y_test, test))]
         top = max(int(y.max(initial=-1)) for y in numbers)
         columns = [part.y.shape[1] for part in (train, test) if part.y.ndim == 2 and part.y.shape[1] > 1]
@@ -209,9 +234,28 @@ class NpzReader:
             )
         return y.astype(np.int64)
 
-    def _named(self, y_train: Array, y_test: Array) -> tuple[Labels, Labels, list[str]]:
+    def _by_name(self, y: Array, classes: list[str], part: _Part) -> Labels:
+        """Return the place in ``classes`` of each label that is a name."""
+        outputs = {name: index for index, name in enumerate(classes)}
+        names, places = np.unique(_decoded(y), return_inverse=True)
+        missing = [name for name in names.tolist() if name not in outputs]
+        if missing:
+            raise self._error(
+                f"{part.y_name} has {', '.join(missing)}, which the array classes lacks",
+                f"names that are in classes: {', '.join(classes)}",
+                "add them to classes, or leave classes out: then the names of the labels are the classes",
+            )
+        return np.array([outputs[name] for name in names.tolist()], np.int64)[places]
+
+    def _named(self, y_train: Array, y_test: Array, one: bool) -> tuple[Labels, Labels, list[str]]:
         names, y = np.unique(_decoded(y_train), return_inverse=True)
         foreign = sorted(set(_decoded(y_test).tolist()) - set(names.tolist()))
+        if foreign and one:
+            raise self._error(
+                f"{', '.join(foreign)}: all images of it are in the tenth that is held out",
+                "images of each class also in the other nine tenths",
+                f"add images of it to the file, or save the splits yourself: {_SAVE}",
+            )
         if foreign:
             raise self._error(
                 f"the test split has the classes {', '.join(foreign)}",
@@ -221,7 +265,6 @@ class NpzReader:
         return y.astype(np.int64), np.searchsorted(names, _decoded(y_test)).astype(np.int64), names.tolist()
 
 
-_MOVE = "move some of their images there"
 _SAVE = "np.savez(FILE, x_train=…, y_train=…, x_test=…, y_test=…)"
 _VALUES = "uint8; or other whole numbers 0 to 255, or float 0 to 1"
 _TO_BYTES = "np.rint(np.clip({0}, 0, 1) * 255).astype(np.uint8)"
@@ -251,7 +294,8 @@ def _as_bytes(x: Array, white: int) -> npt.NDArray[np.uint8]:
 def _line(low: float, high: float, whole: bool) -> str:
     """Return the right side of the line that makes uint8 of such values."""
     if low >= 0 and high <= 255:
-        return f"np.rint({{0}} * (255 / {high:g})).astype(np.uint8), {high:g} being white" if whole else _ROUND
+        to_bytes = f"np.rint({{0}} * (255 / {high:g})).astype(np.uint8), {high:g} being white"
+        return f"{to_bytes}; or if 255 is, {{0}}.astype(np.uint8)" if whole else _ROUND
     if low >= 0 and whole:
         return "({0} >> 8).astype(np.uint8)" if high <= 65535 else "np.rint({0} * (255 / {0}.max())).astype(np.uint8)"
     if -1 <= low < 0 and high <= 1:
