@@ -77,10 +77,9 @@ class NpzReader:
     def _class_names(self, classes: Array) -> list[str]:
         if classes.ndim == 1 and classes.dtype.kind in "USiu":
             return [str(name) for name in _decoded(classes)]
+        received = f"classes is {classes.dtype} {list(classes.shape)}"
         raise self._error(
-            f"classes is {classes.dtype} {list(classes.shape)}",
-            "the names of the classes, one each: text [classes]",
-            "classes = np.array(['cat', 'dog'])",
+            received, "names of classes, text [classes]", "for example classes = np.array(['cat', 'dog'])"
         )
 
     def _arrays(self) -> dict[str, Array]:
@@ -135,11 +134,9 @@ class NpzReader:
             if part.x.dtype.kind not in "buif":
                 raise self._error(part, "images as uint8", f"{part.x_name} = {part.x_name}.astype(np.uint8)")
         if any(floats) and not all(floats):
-            part = parts[floats.index(True)]
-            other = parts[floats.index(False)]
-            raise self._error(
-                f"{part}; {other}", "one type in both splits", f"{part.x_name} = {_TO_BYTES.format(part.x_name)}"
-            )
+            part, other = parts if floats[0] else parts[::-1]
+            remedy = f"{part.x_name} = {_TO_BYTES.format(part.x_name)}"
+            raise self._error(f"{part}; {other}", "one type in both splits", remedy)
         if train.x_name == test.x_name:  # one array, of which a dark tenth may be held out
             scale = self._scale(train, [part.x for part in parts if part.x.size])
             scales = [scale, scale]
@@ -152,11 +149,8 @@ class NpzReader:
         if scales[0] == scales[1] or not all(part.x.size for part in parts):
             return
         part, other = parts if scales[0] == 1 else parts[::-1]
-        raise self._error(
-            f"{part}; its values are 0 to {float(part.x.max()):g}, those of {other.x_name} 0 to {other.x.max():g}",
-            "one scale in both splits",
-            f"{part.x_name} = {_TO_BYTES.format(part.x_name)}",
-        )
+        received = f"{part}; white is 1 in it, and 255 in {other.x_name}"
+        raise self._error(received, "one scale in both splits", f"{part.x_name} = {_TO_BYTES.format(part.x_name)}")
 
     def _channels_last(self, part: _Part) -> Array:
         x, name = part.x, part.x_name
@@ -237,31 +231,24 @@ class NpzReader:
     def _by_name(self, y: Array, classes: list[str], part: _Part) -> Labels:
         """Return the place in ``classes`` of each label that is a name."""
         outputs = {name: index for index, name in enumerate(classes)}
-        names, places = np.unique(_decoded(y), return_inverse=True)
-        missing = [name for name in names.tolist() if name not in outputs]
+        names = _decoded(y).tolist()
+        missing = sorted(set(names) - set(classes))
         if missing:
+            received = f"{part.y_name} has {', '.join(missing)}, which the array classes lacks"
             raise self._error(
-                f"{part.y_name} has {', '.join(missing)}, which the array classes lacks",
-                f"names that are in classes: {', '.join(classes)}",
-                "add them to classes, or leave classes out: then the names of the labels are the classes",
+                received, f"names in classes: {', '.join(classes)}", "add them to classes, or leave it out"
             )
-        return np.array([outputs[name] for name in names.tolist()], np.int64)[places]
+        return np.array([outputs[name] for name in names], np.int64)
 
     def _named(self, y_train: Array, y_test: Array, one: bool) -> tuple[Labels, Labels, list[str]]:
         names, y = np.unique(_decoded(y_train), return_inverse=True)
         foreign = sorted(set(_decoded(y_test).tolist()) - set(names.tolist()))
-        if foreign and one:
-            raise self._error(
-                f"{', '.join(foreign)}: all images of it are in the tenth that is held out",
-                "images of each class also in the other nine tenths",
-                f"add images of it to the file, or save the splits yourself: {_SAVE}",
-            )
         if foreign:
-            raise self._error(
-                f"the test split has the classes {', '.join(foreign)}",
-                "classes of the train split",
-                "move some of their images there",
-            )
+            place, remedy = "the test split has", "move some of their images there"
+            if one:
+                place = "all images are in the tenth that is held out of"
+                remedy = f"add images of them to the file, or save both splits: {_SAVE}"
+            raise self._error(f"{place} the classes {', '.join(foreign)}", "classes of the train split", remedy)
         return y.astype(np.int64), np.searchsorted(names, _decoded(y_test)).astype(np.int64), names.tolist()
 
 
@@ -294,16 +281,13 @@ def _as_bytes(x: Array, white: int) -> npt.NDArray[np.uint8]:
 def _line(low: float, high: float, whole: bool) -> str:
     """Return the right side of the line that makes uint8 of such values."""
     if low >= 0 and high <= 255:
-        to_bytes = f"np.rint({{0}} * (255 / {high:g})).astype(np.uint8), {high:g} being white"
-        return f"{to_bytes}; or if 255 is, {{0}}.astype(np.uint8)" if whole else _ROUND
+        to_bytes = f"np.rint({{0}} * (255 / {high or 1:g})).astype(np.uint8), {high or 1:g} being white"
+        return f"{to_bytes}; or if 255 is, {{0}}.astype(np.uint8)" if whole else "np.rint({0}).astype(np.uint8)"
     if low >= 0 and whole:
         return "({0} >> 8).astype(np.uint8)" if high <= 65535 else "np.rint({0} * (255 / {0}.max())).astype(np.uint8)"
     if -1 <= low < 0 and high <= 1:
         return "np.rint(({0} + 1) * 127.5).astype(np.uint8)"
     return "np.rint(np.clip({0} * std + mean, 0, 1) * 255).astype(np.uint8), with the mean and std of its normalisation"
-
-
-_ROUND = "np.rint({0}).astype(np.uint8)"
 
 
 def _decoded(y: Array) -> npt.NDArray[np.str_]:

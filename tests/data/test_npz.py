@@ -223,8 +223,8 @@ def test_a_class_whose_images_are_all_held_out_is_named(tmp_path: Path) -> None:
     y = np.array(["cat"] * 12)
     y[np.random.default_rng(0).permutation(12)[:2]] = "yak"
     error = refused(tmp_path, x=IMAGES, y=y)
-    assert "yak: all images of it are in the tenth that is held out" in error.received
-    assert error.remedy.startswith("add images of it to the file")
+    assert "all images are in the tenth that is held out of the classes yak" in error.received
+    assert error.remedy.startswith("add images of them to the file")
 
 
 def test_a_file_with_too_few_images_is_to_get_more(tmp_path: Path) -> None:
