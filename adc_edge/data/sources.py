@@ -89,7 +89,7 @@ def load_dataset(source: str) -> Dataset:
 
 def _filling(kind: str, where: str) -> str:
     if kind in ("npz", "csv"):
-        return f"add images to {where}, or name the images of both splits there"
+        return f"add images to {where}"
     return f"put images under {where}" if kind in _LOADERS else f"let {where} return images in both splits"
 
 
@@ -115,12 +115,11 @@ def check_labels(dataset: Dataset, classes: int) -> None:
         remedy = f"count labels from 0, in NumPy y = y - 1, or export the bundle with --num-classes {highest + 1}"
     else:
         remedy = f"export the bundle with --num-classes {highest + 1}, or mend the labels"
-        if (
-            len(np.unique(np.concatenate([dataset.train.labels, dataset.test.labels]))) <= classes
-        ):  # such as 0, 100, 200
+        found = np.unique(np.concatenate([dataset.train.labels, dataset.test.labels]))
+        if len(found) <= classes:  # such as 0, 100, 200
             remedy = (
                 "number the labels without gaps, in NumPy values, y = np.unique(np.concatenate([y_train, y_test]), "
-                "return_inverse=True), then y_train, y_test = np.split(y, [len(y_train)])"
+                f"return_inverse=True), then y_train, y_test = np.split(y, [len(y_train)]); or {remedy}"
             )
     expected = f"labels from 0 to {classes - 1}, the bundle's {classes} classes"
     raise DataError(f"labels from {lowest} to {highest}", expected, remedy)
