@@ -8,6 +8,7 @@ split                            train, test or val; without it a tenth of the f
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from adc_edge.data.listing import FileSplit, is_held_out
 from adc_edge.data.sources import Dataset
 from adc_edge.errors import DataError
 
+logger = logging.getLogger(__name__)
 _COLUMNS = {
     "path": ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path"),
     "label": ("label", "labels", "class", "class_name", "category", "target"),
@@ -36,6 +38,7 @@ class _Row(NamedTuple):
     path: Path
     label: str
     split: str
+    line: int
 
 
 def list_csv(where: str) -> Dataset:
@@ -48,9 +51,16 @@ def list_csv(where: str) -> Dataset:
     rows = list(_rows(where))
     if not rows:
         raise DataError(f"csv:{where} lists no image", "a line for each image below the header", "fill the table")
+    _check_one_label(rows, where)
     train, test = _divide(rows, Path(where).parent)
     classes = _class_order({row.label for row in train})
     foreign = sorted({row.label for row in test} - set(classes))
+    if foreign and not rows[0].split:
+        raise DataError(
+            f"csv:{where}: {', '.join(foreign)}: all images of it are in the tenth that is held out",
+            "images of each class also in the other nine tenths",
+            "add images of it, or a column split with train or test",
+        )
     if foreign:
         raise DataError(
             f"csv:{where}: the test split has the classes {', '.join(foreign)}",
@@ -60,16 +70,42 @@ def list_csv(where: str) -> Dataset:
     return Dataset(_split(train, classes), _split(test, classes), classes)
 
 
-def _rows(where: str) -> Iterator[_Row]:
+def _check_one_label(rows: Sequence[_Row], where: str) -> None:
+    """Raise DataError if a file stands there under two labels."""
+    seen: dict[str, _Row] = {}
+    for row in rows:
+        first = seen.setdefault(os.path.normpath(row.path), row)
+        if first.label != row.label:
+            raise DataError(
+                f"csv:{where}, lines {first.line} and {row.line}: {row.path} is {first.label} and {row.label}",
+                "one label for each file",
+                "remove one of the two lines",
+            )
+
+
+def _text(where: str) -> str:
     try:
-        text = Path(where).read_bytes().decode("utf-8-sig", "surrogateescape")
+        content = Path(where).read_bytes()
     except OSError as error:
         raise DataError(f"csv:{where}: {error.strerror}", "a CSV file", "check the path") from None
+    if b"\0" in content:  # UTF-16, or no text; other bytes may be names of files
+        raise DataError(f"csv:{where} is not UTF-8 text", "a CSV file in UTF-8", "save it as CSV in UTF-8")
+    return content.decode("utf-8-sig", "surrogateescape")
+
+
+def _rows(where: str) -> Iterator[_Row]:
+    text = _text(where)
     lines = csv.reader(text.splitlines(keepends=True), delimiter=_delimiter(text), skipinitialspace=True)
     try:
         header = next(lines, [])
         columns = _find_columns(header, where)
         for cells in lines:
+            if any(cell.strip() for cell in cells[len(header) :]):
+                raise DataError(
+                    f"csv:{where}, line {lines.line_num}: {len(cells)} cells",
+                    f"{len(header)}, as in the header",
+                    'put a cell that holds the separator in quotes: "cat, grey"',
+                )
             if any(cell.strip() for cell in cells):
                 yield _row(cells, columns, where, lines.line_num)
     except csv.Error as error:
@@ -113,13 +149,16 @@ def _row(cells: Sequence[str], columns: dict[str, int], where: str, line: int) -
             f"a file; paths are relative to {Path(where).parent.absolute()}",
             "mend the path",
         )
-    return _Row(path, found["label"], split)
+    return _Row(path, found["label"], split, line)
 
 
 def _divide(rows: Sequence[_Row], root: Path) -> tuple[list[_Row], list[_Row]]:
     splits = {row.split for row in rows}
     held = next((split for split in ("test", "val") if split in splits), None)
     if held is not None:
+        if held == "test" and "val" in splits:
+            unused = sum(row.split == "val" for row in rows)
+            logger.info("data     %d rows of the split val are not used: test is the test split", unused)
         return [row for row in rows if row.split == "train"], [row for row in rows if row.split == held]
     marks = [is_held_out(Path(os.path.relpath(row.path, root)).as_posix()) for row in rows]
     pairs = list(zip(rows, marks, strict=True))

@@ -62,17 +62,25 @@ class NpzReader:
             DataError: the file cannot be read, or its arrays are of another kind.
         """
         arrays = self._arrays()
-        names = [str(name) for name in arrays.pop("classes")] if "classes" in arrays else None
+        names = self._class_names(arrays.pop("classes")) if "classes" in arrays else []
         train, test = self._parts(arrays)
         for part in (train, test):
             self._check_length(part)
         train, test = self._pixels(train, test)
-        y_train, y_test, found = self._labels(train, test)
+        y_train, y_test, found = self._labels(train, test, names)
         named = bool(names) or train.y.dtype.kind in "US"
         return Dataset(ArraySplit(train.x, y_train), ArraySplit(test.x, y_test), names or found, named)
 
     def _error(self, received: object, expected: str, remedy: str) -> DataError:
         return DataError(f"npz:{self._where}: {received}", expected, remedy)
+
+    def _class_names(self, classes: Array) -> list[str]:
+        if classes.ndim == 1 and classes.dtype.kind in "USiu":
+            return [str(name) for name in _decoded(classes)]
+        received = f"classes is {classes.dtype} {list(classes.shape)}"
+        raise self._error(
+            received, "names of classes, text [classes]", "for example classes = np.array(['cat', 'dog'])"
+        )
 
     def _arrays(self) -> dict[str, Array]:
         try:
@@ -126,16 +134,23 @@ class NpzReader:
             if part.x.dtype.kind not in "buif":
                 raise self._error(part, "images as uint8", f"{part.x_name} = {part.x_name}.astype(np.uint8)")
         if any(floats) and not all(floats):
-            part = parts[floats.index(True)]
-            other = parts[floats.index(False)]
-            raise self._error(
-                f"{part}; {other}", "one type in both splits", f"{part.x_name} = {_TO_BYTES.format(part.x_name)}"
-            )
-        full = [part.x for part in parts if part.x.size]
-        if not full or all(x.dtype == np.uint8 for x in full):
-            return train, test
-        scale = self._scale(train, full)
-        return train._replace(x=_as_bytes(train.x, scale)), test._replace(x=_as_bytes(test.x, scale))
+            part, other = parts if floats[0] else parts[::-1]
+            remedy = f"{part.x_name} = {_TO_BYTES.format(part.x_name)}"
+            raise self._error(f"{part}; {other}", "one type in both splits", remedy)
+        if train.x_name == test.x_name:  # one array, of which a dark tenth may be held out
+            scale = self._scale(train, [part.x for part in parts if part.x.size])
+            scales = [scale, scale]
+        else:
+            scales = [self._scale(part, [part.x] if part.x.size else []) for part in parts]
+            self._check_scales(parts, scales)
+        return train._replace(x=_as_bytes(train.x, scales[0])), test._replace(x=_as_bytes(test.x, scales[1]))
+
+    def _check_scales(self, parts: tuple[_Part, _Part], scales: list[int]) -> None:
+        if scales[0] == scales[1] or not all(part.x.size for part in parts):
+            return
+        part, other = parts if scales[0] == 1 else parts[::-1]
+        received = f"{part}; white is 1 in it, and 255 in {other.x_name}"
+        raise self._error(received, "one scale in both splits", f"{part.x_name} = {_TO_BYTES.format(part.x_name)}")
 
     def _channels_last(self, part: _Part) -> Array:
         x, name = part.x, part.x_name
@@ -152,7 +167,9 @@ class NpzReader:
         raise self._error(part, expected, line)
 
     def _scale(self, part: _Part, images: list[Array]) -> int:
-        """Return what white is in images that are not uint8: 1 or 255."""
+        """Return what white is in images: 1 or 255."""
+        if all(x.dtype == np.uint8 for x in images):
+            return 255
         low, high = float(min(x.min() for x in images)), float(max(x.max() for x in images))
         kinds = {x.dtype.kind for x in images}
         if kinds == {"b"}:
@@ -167,13 +184,15 @@ class NpzReader:
         if low >= 0 and _BRIGHT <= high <= 255 and whole:
             return 255
         line = _line(low, high, whole).format(name)
-        raise self._error(received, _VALUES, f"{name} = {line}, and the same for the test split")
+        raise self._error(received, _VALUES, f"{name} = {line}, and both splits on one scale")
 
-    def _labels(self, train: _Part, test: _Part) -> tuple[Labels, Labels, list[str]]:
+    def _labels(self, train: _Part, test: _Part, classes: list[str]) -> tuple[Labels, Labels, list[str]]:
         y_train, y_test = (self._one_a_row(part) for part in (train, test))
         texts = [y.dtype.kind in "US" for y in (y_train, y_test)]
         if all(texts):
-            return self._named(y_train, y_test)
+            if classes:
+                return self._by_name(y_train, classes, train), self._by_name(y_test, classes, test), classes
+            return self._named(y_train, y_test, train.y_name == test.y_name)
         numbers = [self._whole(y, part) for y, part in ((y_train, train), (y_test, test))]
         top = max(int(y.max(initial=-1)) for y in numbers)
         columns = [part.y.shape[1] for part in (train, test) if part.y.ndim == 2 and part.y.shape[1] > 1]
@@ -209,19 +228,30 @@ class NpzReader:
             )
         return y.astype(np.int64)
 
-    def _named(self, y_train: Array, y_test: Array) -> tuple[Labels, Labels, list[str]]:
+    def _by_name(self, y: Array, classes: list[str], part: _Part) -> Labels:
+        """Return the place in ``classes`` of each label that is a name."""
+        outputs = {name: index for index, name in enumerate(classes)}
+        names = _decoded(y).tolist()
+        missing = sorted(set(names) - set(classes))
+        if missing:
+            received = f"{part.y_name} has {', '.join(missing)}, which the array classes lacks"
+            raise self._error(
+                received, f"names in classes: {', '.join(classes)}", "add them to classes, or leave it out"
+            )
+        return np.array([outputs[name] for name in names], np.int64)
+
+    def _named(self, y_train: Array, y_test: Array, one: bool) -> tuple[Labels, Labels, list[str]]:
         names, y = np.unique(_decoded(y_train), return_inverse=True)
         foreign = sorted(set(_decoded(y_test).tolist()) - set(names.tolist()))
         if foreign:
-            raise self._error(
-                f"the test split has the classes {', '.join(foreign)}",
-                "classes of the train split",
-                "move some of their images there",
-            )
+            place, remedy = "the test split has", "move some of their images there"
+            if one:
+                place = "all images are in the tenth that is held out of"
+                remedy = f"add images of them to the file, or save both splits: {_SAVE}"
+            raise self._error(f"{place} the classes {', '.join(foreign)}", "classes of the train split", remedy)
         return y.astype(np.int64), np.searchsorted(names, _decoded(y_test)).astype(np.int64), names.tolist()
 
 
-_MOVE = "move some of their images there"
 _SAVE = "np.savez(FILE, x_train=…, y_train=…, x_test=…, y_test=…)"
 _VALUES = "uint8; or other whole numbers 0 to 255, or float 0 to 1"
 _TO_BYTES = "np.rint(np.clip({0}, 0, 1) * 255).astype(np.uint8)"
@@ -251,15 +281,13 @@ def _as_bytes(x: Array, white: int) -> npt.NDArray[np.uint8]:
 def _line(low: float, high: float, whole: bool) -> str:
     """Return the right side of the line that makes uint8 of such values."""
     if low >= 0 and high <= 255:
-        return f"np.rint({{0}} * (255 / {high:g})).astype(np.uint8), {high:g} being white" if whole else _ROUND
+        to_bytes = f"np.rint({{0}} * (255 / {high or 1:g})).astype(np.uint8), {high or 1:g} being white"
+        return f"{to_bytes}; or if 255 is, {{0}}.astype(np.uint8)" if whole else "np.rint({0}).astype(np.uint8)"
     if low >= 0 and whole:
         return "({0} >> 8).astype(np.uint8)" if high <= 65535 else "np.rint({0} * (255 / {0}.max())).astype(np.uint8)"
     if -1 <= low < 0 and high <= 1:
         return "np.rint(({0} + 1) * 127.5).astype(np.uint8)"
     return "np.rint(np.clip({0} * std + mean, 0, 1) * 255).astype(np.uint8), with the mean and std of its normalisation"
-
-
-_ROUND = "np.rint({0}).astype(np.uint8)"
 
 
 def _decoded(y: Array) -> npt.NDArray[np.str_]:

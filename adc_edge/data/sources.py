@@ -83,8 +83,14 @@ def load_dataset(source: str) -> Dataset:
     dataset = _loader(source, kind, where)(where)
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         if len(split.labels) == 0:
-            raise DataError(f"{source}: the {name} split is empty", "at least one image", f"put images under {where}")
+            raise DataError(f"{source}: the {name} split is empty", "at least one image", _filling(kind, where))
     return dataset
+
+
+def _filling(kind: str, where: str) -> str:
+    if kind in ("npz", "csv"):
+        return f"add images to {where}"
+    return f"put images under {where}" if kind in _LOADERS else f"let {where} return images in both splits"
 
 
 def _loader(source: str, kind: str, where: str) -> Callable[[str], Dataset]:
@@ -109,6 +115,12 @@ def check_labels(dataset: Dataset, classes: int) -> None:
         remedy = f"count labels from 0, in NumPy y = y - 1, or export the bundle with --num-classes {highest + 1}"
     else:
         remedy = f"export the bundle with --num-classes {highest + 1}, or mend the labels"
+        found = np.unique(np.concatenate([dataset.train.labels, dataset.test.labels]))
+        if len(found) <= classes:  # such as 0, 100, 200
+            remedy = (
+                "number the labels without gaps, in NumPy values, y = np.unique(np.concatenate([y_train, y_test]), "
+                f"return_inverse=True), then y_train, y_test = np.split(y, [len(y_train)]); or {remedy}"
+            )
     expected = f"labels from 0 to {classes - 1}, the bundle's {classes} classes"
     raise DataError(f"labels from {lowest} to {highest}", expected, remedy)
 

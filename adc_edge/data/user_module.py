@@ -2,7 +2,8 @@
 
 FACTORY takes no argument. It returns an `adc_edge.data.sources.Dataset`, or a pair (train, test) of sequences of
 (image, label): PIL images or uint8 arrays [H, W] or [H, W, C], and whole numbers from 0 on. A sequence that opens its
-images only when they are asked for also has `labels` or `targets`, and may have `classes`, the names. MODULE is
+images only when they are asked for also has `labels` or `targets`, and may have `classes`: names in the order of their
+labels, or a mapping of each name to its label. MODULE is
 imported from the current directory or from the installed packages.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -47,14 +48,14 @@ def load_module(module: str, factory: str) -> Dataset:
     source = f"{module}:{factory}"
     made = _call(_find(module, factory, source), source)
     if isinstance(made, Dataset):
-        return made._replace(train=_checked(made.train, source), test=_checked(made.test, source))
+        train, test = _checked(made.train, source), _checked(made.test, source)
+        return made._replace(train=train, test=test, classes=_names(made.classes, f"{source}: Dataset.classes"))
     if not isinstance(made, tuple | list) or len(made) != 2:
         raise DataError(f"what {source} returned is {_kind(made)}", _EXPECTED, _DOCS)
     train, test = (_split(part, f"{source}: {name}") for part, name in zip(made, ("train", "test"), strict=True))
     top = max(train.labels.max(initial=-1), test.labels.max(initial=-1))
-    names = getattr(made[0], "classes", None)
-    classes = list(map(str, names)) if names else [str(n) for n in range(top + 1)]
-    return Dataset(train, test, classes, named=bool(names))
+    names = _common_names(made, source)
+    return Dataset(train, test, names or [str(n) for n in range(top + 1)], named=bool(names))
 
 
 def _find(module: str, factory: str, source: str) -> Callable[[], Any]:
@@ -74,7 +75,9 @@ def _find(module: str, factory: str, source: str) -> Callable[[], Any]:
         if getattr(error, "obj", None) is None or error.name not in factory.split("."):
             raise _failed(source, error) from error
         raise DataError(f"{source}: {error}", "a function of that name", "check the name") from None
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit
         raise _failed(source, error) from error
     if not callable(found):
         raise DataError(f"{source} is {_kind(found)}", "a function without arguments", _DOCS)
@@ -84,13 +87,13 @@ def _find(module: str, factory: str, source: str) -> Callable[[], Any]:
 def _call(function: Callable[[], Any], source: str) -> Any:
     try:
         return function()
-    except DataError:
+    except (DataError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # also SystemExit
         raise _failed(source, error) from error
 
 
-def _failed(source: str, error: Exception) -> DataError:
+def _failed(source: str, error: BaseException) -> DataError:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -104,11 +107,43 @@ def _checked(split: Any, source: str) -> Split:
         not callable(getattr(split, "image", None))
         or not isinstance(labels, np.ndarray)
         or labels.dtype.kind not in "iu"
+        or labels.ndim != 1
     ):
-        expected = "splits with the method image(index) and labels, an array of whole numbers"
-        raise DataError(f"{source} returned a Dataset whose split is {_kind(split)}", expected, _DOCS)
+        expected = "splits with the method image(index) and labels, an array [n] of whole numbers"
+        found = f", its labels {_kind(labels)}" if hasattr(split, "labels") else ""
+        raise DataError(f"{source} returned a Dataset whose split is {_kind(split)}{found}", expected, _DOCS)
     checked: Split = split
     return checked
+
+
+def _common_names(made: Any, source: str) -> list[str]:
+    """Return the class names that the splits have; none if they have none."""
+    told = []
+    for part, name in zip(made, ("train", "test"), strict=True):
+        classes = getattr(part, "classes", None)
+        told.append([] if classes is None else _names(classes, f"{source}: {name}.classes"))
+    train, test = told
+    if any(one != other for one, other in zip(train, test, strict=False)):
+        raise DataError(
+            f"{source}: train has the classes {', '.join(train)}, test {', '.join(test)}",
+            "the same classes in the same order: a label is a place in them",
+            "number the labels of both splits by one list",
+        )
+    return max(train, test, key=len)
+
+
+def _names(classes: Any, name: str) -> list[str]:
+    """Return class names in the order of their labels."""
+    if isinstance(classes, np.ndarray) and classes.ndim == 1:
+        classes = (np.char.decode(classes, "utf-8", "replace") if classes.dtype.kind == "S" else classes).tolist()
+    if isinstance(classes, Mapping):
+        if not all(map(_is_whole, classes.values())) or sorted(classes.values()) != list(range(len(classes))):
+            raise DataError(f"{name} is {classes!r:.200}", "each name with its label, from 0 on", _DOCS)
+        classes = sorted(classes, key=lambda key: int(classes[key]))
+    is_list = isinstance(classes, Sequence) and not isinstance(classes, str | bytes)
+    if is_list and all(isinstance(one, str | int | np.integer) for one in classes):
+        return [str(one) for one in classes]
+    raise DataError(f"{name} is {_kind(classes)}", "a list of the names of the classes", _DOCS)
 
 
 def _split(part: Any, name: str) -> PairSplit:
@@ -116,7 +151,7 @@ def _split(part: Any, name: str) -> PairSplit:
         count = operator.index(len(part))
         labels = _labels(part, count)
         first = part[0][0] if count else None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{name} is {_kind(part)}: {error}", "a sequence of (image, label)", _DOCS) from None
     wrong = next((n for n, label in enumerate(labels) if not _is_whole(label)), None)
     if wrong is not None:

@@ -9,7 +9,7 @@ import msgspec
 
 from adc_edge.arrays import Int64
 from adc_edge.data.classes import append_classes, check_positions, class_counts, composed_names, map_classes, relabel
-from adc_edge.data.sources import Dataset
+from adc_edge.data.sources import Dataset, check_labels
 from adc_edge.edge_runtime.classes.summary import Images, changes, faults, overview
 from adc_edge.errors import CheckpointError
 from adc_edge.storage.bundle import Manifest
@@ -39,6 +39,8 @@ class DeviceClasses:
     def __init__(self, dataset: Dataset, manifest: Manifest) -> None:
         self._dataset, self._manifest = dataset, manifest
         self.positions = not dataset.named
+        if self.positions:
+            check_labels(dataset, manifest.classes)
         self._names = composed_names(dataset.classes, "the data")
         self._images = dict(zip(self._names, class_counts(dataset), strict=True))
         self._known = list(manifest.class_names)  # the head's classes as far as this run knows them

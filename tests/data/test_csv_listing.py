@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,9 @@ def test_classes_that_are_numbers_keep_their_order(photos: Path) -> None:
 
 def test_quoted_cells_and_absolute_paths(photos: Path) -> None:
     Image.new("L", (3, 2), 7).save(photos / "a, b.png")
-    text = f'path,label\n"a, b.png","cat, large"\n{photos}/img/1.png,"cat, large"\n' + rows(names="dog")
+    text = f'path,label\n"a, b.png","cat, large"\n{photos}/img/1.png,"cat, large"\n' + rows(names="dog").replace(
+        "img/1.png,dog\n", ""
+    )
     assert list(opened(photos, text).classes) == ["cat, large", "dog"]
 
 
@@ -108,13 +111,41 @@ def test_names_that_are_not_utf8_are_read(photos: Path) -> None:
         ("path,label,split\nimg/0.png,cat,later\n", ["line 2: split 'later'", "train, test or val"]),
         ("path,label,split\nimg/0.png,cat,train\nimg/1.png,dog,test\n", ["the test split has the classes dog"]),
         ("path,label,split\nimg/0.png,cat,test\n", ["the test split has the classes cat"]),
-        ("path,label,split\nimg/0.png,cat,train\n", ["the test split is empty"]),
+        ("path,label,split\nimg/0.png,cat,train\n", ["the test split is empty", "add images to", "t.csv"]),
+        ("path,label\nimg/0.png,cat\nimg/1.png,cat, grey\n", ["line 3: 3 cells", "2, as in the header", "in quotes"]),
+        ("path,label\nimg/0.png,cat\nimg/1.png,cat\n./img/0.png,dog\n", ["lines 2 and 4:", "0.png is cat and dog"]),
     ],
 )
 def test_a_fault_names_its_line(photos: Path, text: str, words: list[str]) -> None:
     error = str(refused(photos, text))
     for word in words:
         assert word in error
+
+
+@pytest.mark.parametrize("content", [("path,label\n" + rows()).encode("utf-16"), b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
+def test_a_table_that_is_not_utf8_text_is_refused(photos: Path, content: bytes) -> None:
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        opened(photos, content)
+
+
+def test_empty_cells_at_the_end_of_a_row_are_no_fault(photos: Path) -> None:
+    assert list(opened(photos, "path,label\n" + rows().replace("\n", ",,\n")).classes) == ["cat", "dog", "eel"]
+
+
+def test_validation_rows_beside_test_rows_are_said_to_be_unused(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    splits = ["train", "val", "test", "val"]
+    opened(photos, "path,label,split\n" + "".join(f"img/{n}.png,c,{split}\n" for n, split in enumerate(splits)))
+    assert "2 rows of the split val are not used" in caplog.text
+
+
+def test_a_class_whose_images_are_all_held_out_is_named(photos: Path) -> None:
+    whole = opened(photos, "path,label\n" + rows())
+    held = grey_levels(whole)[-1]
+    text = "path,label\n" + rows(names="cat").replace(f"img/{held}.png,cat", f"img/{held}.png,yak")
+    error = refused(photos, text)
+    assert "yak: all images of it are in the tenth that is held out" in error.received
+    assert "a column split" in error.remedy
 
 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:

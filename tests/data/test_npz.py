@@ -171,3 +171,63 @@ def test_an_unlabelled_image_and_a_count_from_one_have_remedies_of_their_own(tmp
         check_labels(opened(tmp_path, **both(y=LABELS - 1)), 3)
     with pytest.raises(DataError, match=r"labels from 1 to 3\n[^$]*y = y - 1"):
         check_labels(opened(tmp_path, **both(y=LABELS + 1)), 3)
+
+
+def test_labels_that_are_names_are_found_in_the_array_classes(tmp_path: Path) -> None:
+    y = np.array(["cat"] * 8 + ["zebra"] * 4)
+    for classes in (np.array(["zebra", "cat"]), np.array([b"zebra", b"cat"])):
+        dataset = opened(tmp_path, **both(y=y), classes=classes)
+        assert list(dataset.classes) == ["zebra", "cat"]
+        assert dataset.train.labels.tolist() == dataset.test.labels.tolist() == [1] * 8 + [0] * 4
+
+
+def test_a_name_that_the_array_classes_lacks_is_refused(tmp_path: Path) -> None:
+    error = refused(tmp_path, **both(y=np.array(["cat", "dog", "yak"])[LABELS]), classes=np.array(["dog", "cat"]))
+    assert "y_train has yak, which the array classes lacks" in error.received
+
+
+def test_class_names_in_bytes_are_decoded(tmp_path: Path) -> None:
+    names = np.array(["Bär".encode(), b"cat", b"dog"])
+    assert list(opened(tmp_path, **both(), classes=names).classes) == ["Bär", "cat", "dog"]
+
+
+@pytest.mark.parametrize("classes", [np.array("cat"), np.array([["a", "b", "c"]]), np.array([0.5, 1, 2])])
+def test_an_array_classes_of_another_kind_is_refused(tmp_path: Path, classes: Any) -> None:
+    assert f"classes is {classes.dtype}" in refused(tmp_path, **both(), classes=classes).received
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "remedy"),
+    [
+        (IMAGES, (IMAGES > 99).astype(np.int64), "x_test = np.rint(x_test * (255 / 1)).astype(np.uint8)"),
+        ((IMAGES > 99).astype(np.int64), IMAGES, "x_train = np.rint(x_train * (255 / 1)).astype(np.uint8)"),
+        (IMAGES, IMAGES > 99, "x_test = np.rint(np.clip(x_test, 0, 1) * 255).astype(np.uint8)"),
+        (IMAGES / 255, IMAGES / 1.0, "x_train = np.rint(np.clip(x_train, 0, 1) * 255).astype(np.uint8)"),
+    ],
+)
+def test_splits_on_two_scales_are_refused(tmp_path: Path, train: Any, test: Any, remedy: str) -> None:
+    error = refused(tmp_path, x_train=train, y_train=LABELS, x_test=test, y_test=LABELS)
+    assert error.remedy.startswith(remedy)
+
+
+def test_a_dark_tenth_of_one_array_is_on_the_scale_of_the_whole(tmp_path: Path) -> None:
+    x = IMAGES.astype(np.int64)
+    held = np.sort(np.random.default_rng(0).permutation(12)[:2])
+    x[held] = 0
+    dataset = opened(tmp_path, x=x, y=LABELS)
+    levels = [np.asarray(dataset.train.image(n)).max() for n in range(10)]
+    assert levels == [image.max() for n, image in enumerate(IMAGES) if n not in held]
+
+
+def test_a_class_whose_images_are_all_held_out_is_named(tmp_path: Path) -> None:
+    y = np.array(["cat"] * 12)
+    y[np.random.default_rng(0).permutation(12)[:2]] = "yak"
+    error = refused(tmp_path, x=IMAGES, y=y)
+    assert "all images are in the tenth that is held out of the classes yak" in error.received
+    assert error.remedy.startswith("add images of them to the file")
+
+
+def test_a_file_with_too_few_images_is_to_get_more(tmp_path: Path) -> None:
+    error = refused(tmp_path, x=IMAGES[:1], y=LABELS[:1])
+    assert "the train split is empty" in error.received
+    assert error.remedy.startswith("add images to ")

@@ -53,6 +53,24 @@ def test_two_devices_get_one_list_over_the_wire_and_each_labels_by_it(bundle: Bu
     assert server._answers._classes.names == ["cat", "dog", "zebra"]
 
 
+@pytest.mark.parametrize(
+    ("labels", "remedy"),
+    [
+        (np.arange(1, 11), "y = y - 1"),
+        (np.arange(-1, 9), "x[y >= 0]"),
+        (np.array([0, *range(100, 1000, 100)]), "np.unique"),
+    ],
+)
+def test_numbers_that_are_no_outputs_are_refused_with_the_line_that_mends_them(
+    bundle: Bundle, labels: Any, remedy: str
+) -> None:
+    split = ArraySplit(np.zeros((10, 4, 4), np.uint8), labels)
+    data = Dataset(split, split, [str(number) for number in range(labels.max() + 1)], named=False)
+    with pytest.raises(DataError, match=f"labels from {labels.min()} to {labels.max()}") as caught:
+        DeviceClasses(data, bundle.manifest)
+    assert remedy in caught.value.remedy
+
+
 def test_names_travel_once_to_a_trainer_process_and_not_again_after_an_outage(bundle: Bundle, server: Server) -> None:
     classes = DeviceClasses(dataset({"cat": (2, 1)}), bundle.manifest)
     device = Device(bundle, server.endpoint, classes=classes)
