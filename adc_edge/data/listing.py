@@ -194,7 +194,7 @@ def _check_no_level_between(root: Path, folders: Sequence[Path]) -> None:
                 f"{' and '.join(str(path) for path in group[:2])} {'each hold' if len(group) > 1 else 'holds'} "
                 f"{_some(names)}: looks like splits, or a folder above the classes",
                 f"move the class folders to {root}/CLASS, those of splits to train and test; if the upper folders are "
-                "the classes, move their images into them",
+                "the classes, move their images into them, or list them in a table for --data csv:FILE",
             )
 
 
