@@ -153,7 +153,7 @@ def test_labels_outside_the_classes_are_refused_with_the_class_count_to_export(
         "serve", "--bundle", bundle_dir, "--trainer", "tcp://127.0.0.1:1", "--data", f"npz:{tmp_path}/d.npz"
     )
     assert code == 2
-    assert "12 new classes" in output
+    assert "labels from 0 to 11" in output
     assert "--num-classes 12" in output
 
 
