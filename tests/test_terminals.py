@@ -137,7 +137,7 @@ def test_names_that_are_not_utf8_go_through_the_commands(tmp_path: Path) -> None
         ("doctor --bundle BAD --json BAD/doctor.json", b"this device cannot serve"),
         ("bench --bundle BAD", b"no bundle at"),
         ("merge --run-device BAD --run-trainer BAD -o BAD", b"is no run directory"),
-        ("evaluate --data folder:BAD -o BAD", b"holds no image"),
+        ("evaluate --data folder:BAD -o BAD", b"is no directory"),
         ("privacy --data csv:BAD -o BAD", b"No such file"),
     ],
 )
