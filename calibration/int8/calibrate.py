@@ -20,13 +20,13 @@ from adc_edge.calibration.int8.images import CalibrationImages, test_batches
 from adc_edge.calibration.int8.ranges import Method, collect
 from adc_edge.calibration.int8.report import CalibrationReport, Quality
 from adc_edge.data.classes import label_for_head
-from adc_edge.data.sources import load_dataset
+from adc_edge.data.sources import Dataset, load_dataset
 from adc_edge.data.unreadable import check_images
-from adc_edge.errors import EngineError, SettingError
+from adc_edge.errors import DataError, EngineError, SettingError
 from adc_edge.files import json_bytes, sha256, write_atomic
 from adc_edge.onnx.session import cpu_session
 from adc_edge.onnx.tensorrt_lint import fits, lint, summary
-from adc_edge.storage.bundle import BUNDLE_FORMAT, CALIBRATION, CLIENT, CLIENT_INT8, HEAD, Bundle, Calibration
+from adc_edge.storage.bundle import BUNDLE_FORMAT, CALIBRATION, CLIENT, CLIENT_INT8, HEAD, Bundle, Calibration, Manifest
 
 logger = logging.getLogger(__name__)
 PERCENTILE = 99.99
@@ -80,6 +80,7 @@ def calibrate_bundle(settings: CalibrationSettings) -> CalibrationReport:
     has_head = (settings.bundle / HEAD).exists()  # a device's copy may lack it
     bundle = Bundle.load(settings.bundle, (CLIENT, HEAD) if has_head else (CLIENT,))
     dataset = load_dataset(settings.data)
+    _check_order(dataset, bundle.manifest)
     label_for_head(dataset, bundle.manifest.class_names, bundle.manifest.classes)
     check_images(dataset, settings.allow_broken)
     preprocessing = bundle.manifest.preprocessing
@@ -105,6 +106,17 @@ def calibrate_bundle(settings: CalibrationSettings) -> CalibrationReport:
     )
     write_atomic(bundle.path / CALIBRATION, json_bytes(calibration))
     return report
+
+
+def _check_order(dataset: Dataset, manifest: Manifest) -> None:
+    """Raise DataError if nobody knows which outputs of a trained head the classes of the data are."""
+    unknown = manifest.classifier_kept and not manifest.class_names
+    if unknown and dataset.named and len(dataset.classes) != manifest.classes:
+        raise DataError(
+            f"{len(dataset.classes)} of the {manifest.classes} classes of a trained head whose order is unknown",
+            "its class names in the bundle",
+            "export it again with --classes FILE: one name a line, in the order of the outputs",
+        )
 
 
 def _quantise(bundle: Bundle, sample: CalibrationImages, settings: CalibrationSettings) -> Graphs:
