@@ -17,7 +17,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,8 @@ def set_defaults(ctx: click.Context, values: Mapping[str, Any], source: str) -> 
 
 def chosen_options(ctx: click.Context) -> dict[str, Any]:
     """Return the options of a run by name, as JSON values with absolute paths: what ``--resume`` starts again."""
-    names = {param.name: name for name, param in _params(ctx.command).items()}
-    kept = {names[name]: _plain(value) for name, value in ctx.params.items() if name in names and name not in _NOT_KEPT}
-    infinite = {name: "inf" for name, value in kept.items() if value == math.inf}  # which JSON has no number for
-    return {name: value for name, value in sorted((kept | infinite).items()) if value not in (None, [])}
+    kept = _options_in_effect(ctx, without=_NOT_KEPT)
+    return {name: "inf" if value == math.inf else value for name, value in kept.items()}  # JSON has no such number
 
 
 def resume_run(ctx: click.Context, param: click.Parameter, run: Path | None) -> None:
@@ -118,6 +116,13 @@ def _params(command: click.Command) -> dict[str, click.Option]:
     """Options of a command that take part in a file, by long name without dashes."""
     options = [p for p in command.params if isinstance(p, click.Option) and p.expose_value]
     return {max(option.opts, key=len).lstrip("-"): option for option in options}
+
+
+def _options_in_effect(ctx: click.Context, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return the options that have a value, as plain values by long name, in the order of the names."""
+    params = sorted(_params(ctx.command).items())
+    values = {name: _plain(ctx.params[str(p.name)]) for name, p in params if p.name in ctx.params.keys() - set(without)}
+    return {name: value for name, value in values.items() if value not in (None, [])}
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -163,9 +168,7 @@ def _dumping(callback: Any) -> Any:
 
 def _toml(ctx: click.Context) -> str:
     """Return the options in effect as TOML. Strings, numbers and lists are written in it as in JSON."""
-    names = {param.name: name for name, param in _params(ctx.command).items()}
-    values = {names[name]: _plain(value) for name, value in ctx.params.items() if name in names}
-    lines = [f"{name} = {_value(value)}" for name, value in sorted(values.items()) if value not in (None, [])]
+    lines = [f"{name} = {_value(value)}" for name, value in _options_in_effect(ctx).items()]
     return "\n".join([f"[{ctx.command.name}]", *lines])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from adc_edge.data.classes import append_classes, check_positions, composed_names, short_list
+from adc_edge.data.classes import append_classes, check_order_known, check_positions, composed_names, short_list
 from adc_edge.errors import CheckpointError, DataError, ProtocolError
 from adc_edge.storage.bundle import Manifest
 from adc_edge.storage.run_dir import CLASSES, LearnedClasses, RunDir
@@ -98,13 +98,8 @@ class HeadClasses:
                 f"labels without names, from 0 to {len(self.names) - 1}, as this run's first device has",
                 "name the classes on every device (in an .npz: an array `classes`), and start over with --fresh",
             )
-        elif self._manifest.classifier_kept and not self.names and len(names) != self._manifest.classes:
-            raise DataError(
-                f"{len(names)} of the {self._manifest.classes} classes of a trained head whose order is unknown: "
-                f"{short_list(names)}",
-                "its class names in the bundle, or a first device with all of them",
-                "export it again with --classes FILE: one name a line, in the order of the outputs",
-            )
+        elif self._manifest.classifier_kept and not self.names:
+            check_order_known(names, self._manifest.classes)
 
     def _grow(self, learned: LearnedClasses, device: str) -> None:
         new = learned.head[len(self.names) :]

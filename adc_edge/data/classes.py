@@ -105,6 +105,16 @@ def label_for_head(dataset: Dataset, head: Sequence[str], outputs: int) -> None:
     relabel(dataset, map_classes(composed_names(dataset.classes, "the data"), head, counts))
 
 
+def check_order_known(names: Sequence[str], outputs: int) -> None:
+    """Raise DataError unless ``names`` are as many as the outputs of a trained head without class names."""
+    if len(names) != outputs:
+        raise DataError(
+            f"{len(names)} of the {outputs} classes of a trained head whose order is unknown: {short_list(names)}",
+            "its class names in the bundle, or a first device with all of them",
+            "export it again with --classes FILE: one name a line, in the order of the outputs",
+        )
+
+
 def check_positions(names: Sequence[str], head: Sequence[str]) -> None:
     """Raise DataError unless labels that are mere positions are also the names of the head's first outputs."""
     length = min(len(names), len(head))

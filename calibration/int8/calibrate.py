@@ -19,10 +19,10 @@ from adc_edge.calibration.int8.graph import frozen, kept_in_float, linears, quan
 from adc_edge.calibration.int8.images import CalibrationImages, test_batches
 from adc_edge.calibration.int8.ranges import Method, collect
 from adc_edge.calibration.int8.report import CalibrationReport, Quality
-from adc_edge.data.classes import label_for_head
+from adc_edge.data.classes import check_order_known, label_for_head
 from adc_edge.data.sources import Dataset, load_dataset
 from adc_edge.data.unreadable import check_images
-from adc_edge.errors import DataError, EngineError, SettingError
+from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import json_bytes, sha256, write_atomic
 from adc_edge.onnx.session import cpu_session
 from adc_edge.onnx.tensorrt_lint import fits, lint, summary
@@ -110,13 +110,8 @@ def calibrate_bundle(settings: CalibrationSettings) -> CalibrationReport:
 
 def _check_order(dataset: Dataset, manifest: Manifest) -> None:
     """Raise DataError if nobody knows which outputs of a trained head the classes of the data are."""
-    unknown = manifest.classifier_kept and not manifest.class_names
-    if unknown and dataset.named and len(dataset.classes) != manifest.classes:
-        raise DataError(
-            f"{len(dataset.classes)} of the {manifest.classes} classes of a trained head whose order is unknown",
-            "its class names in the bundle",
-            "export it again with --classes FILE: one name a line, in the order of the outputs",
-        )
+    if manifest.classifier_kept and not manifest.class_names and dataset.named:
+        check_order_known(dataset.classes, manifest.classes)
 
 
 def _quantise(bundle: Bundle, sample: CalibrationImages, settings: CalibrationSettings) -> Graphs:
