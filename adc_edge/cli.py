@@ -13,11 +13,14 @@ import click
 from adc_edge import __version__, terminal
 from adc_edge.config import add_config_options
 from adc_edge.errors import AdcEdgeError
+from adc_edge.machine.threads import usable_cores
 from adc_edge.signals import INTERRUPTED
 
 # By default OpenMP's threads spin while they wait. That slows down everything that shares the cores: the engine, the
-# decoding, a trainer on the same machine. torch reads the variable when it loads, so it is set before.
+# decoding, a trainer on the same machine. And their number heeds no container's quota. torch reads both variables when
+# it loads, so they are set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
 
 # Each module imports click at its head and everything heavy inside the command.
 COMMANDS = {

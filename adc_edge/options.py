@@ -227,7 +227,7 @@ def run_options(command: F) -> F:
         ),
         click.option("--fresh", is_flag=True, help="Forget the run that --run holds, and start over."),
         click.option("--checkpoint-every", default=every, type=COUNT, metavar="N", help=pause),
-        click.option("--threads", default=0, type=COUNT, help="Threads of torch, engine and NumPy; 0: their choice."),
+        click.option("--threads", default=0, type=COUNT, help="Threads of torch and the engine; 0: all cores."),
     )
 
 

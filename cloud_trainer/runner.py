@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load
 
-from adc_edge import defaults, machine
+from adc_edge import defaults
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
@@ -23,6 +23,8 @@ from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.data.classes import short_list
 from adc_edge.errors import BundleError, SettingError
+from adc_edge.machine.description import describe_machine
+from adc_edge.machine.threads import divide_cores
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.signals import StopFlag
@@ -72,9 +74,7 @@ class Trainer:
         self.stop = stop or StopFlag()
         check_endpoint(settings.bind, settings.insecure, settings.keys is not None)
         self.access = None if settings.keys is None else Access(settings.keys)
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-            machine.limit_threads(settings.threads)
+        torch.set_num_threads(divide_cores(settings.threads))
         self.bundle = Bundle.load(settings.bundle, need=(HEAD,))
         self.training = self._training()
 
@@ -127,7 +127,7 @@ class Trainer:
             "seed": settings.seed,
         }
         free = msgspec.to_builtins(settings, enc_hook=str)
-        now = machine.describe_machine(
+        now = describe_machine(
             device=str(self.training.device),
             bf16=self.training.bf16,
             compiled=self.training.compiled,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adc_edge.machine import processor_name
+from adc_edge.machine.processor import processor_name
 
 ROOT = Path("/")
 _COMMAND_TIMEOUT_S = 5.0

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adc_edge.machine import installed_version
+from adc_edge.machine.description import installed_version
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.console import Console
 
-from adc_edge import machine
 from adc_edge.data import augment
 from adc_edge.data import sources as data
 from adc_edge.data.loader import Loader
@@ -27,6 +25,8 @@ from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.state import RunState
 from adc_edge.edge_runtime.training import Training
 from adc_edge.edge_runtime.trunk.refresher import Refresher
+from adc_edge.machine.description import describe_machine
+from adc_edge.machine.threads import divide_cores
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
@@ -75,7 +75,7 @@ class Serve:
     def run(self) -> dict[str, Any]:
         """Train to the end, or until ``stop`` returns True, as after Ctrl-C; returns the report."""
         settings = self.settings
-        machine.limit_threads(settings.threads)
+        threads = divide_cores(settings.threads)
         dataset = data.load_dataset(settings.data)
         self.classes = DeviceClasses(dataset, self.manifest)
         check_images(dataset, settings.allow_broken)
@@ -88,9 +88,7 @@ class Serve:
             shim = None if self._torchless else make_shim(self.bundle, settings)
             fixed = settings.fixed(self.bundle.digest, (self.precision, self.gradient_precision), self.shape)
             free = msgspec.to_builtins(settings, enc_hook=str)
-            now = machine.describe_machine(
-                engine=settings.engine, provider=settings.provider, threads=settings.threads or os.cpu_count()
-            )
+            now = describe_machine(engine=settings.engine, provider=settings.provider, threads=threads)
             run_dir = RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh)
             stack.callback(run_dir.close)
             run_dir.keep(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())

@@ -16,6 +16,7 @@ from adc_edge.data.preprocessing import Preprocessing, normalise, prepare
 from adc_edge.data.sources import Split
 from adc_edge.data.unreadable import UnreadableImages
 from adc_edge.errors import DataError
+from adc_edge.machine.threads import give_way
 
 _ORDER, _AUGMENT, _SEEDS = range(3)  # independent streams of random numbers
 
@@ -64,7 +65,7 @@ class Loader:
         self._split, self._preprocessing, self._augment = split, preprocessing, augment
         self.batch_size, self.seed = batch_size, seed
         self.broken = UnreadableImages(len(split.labels), allow_broken)
-        self._pool = ThreadPoolExecutor(max(1, workers), "decode")
+        self._pool = ThreadPoolExecutor(max(1, workers), "decode", initializer=give_way)
         self._ahead: tuple[int, list[Future[tuple[int, Float32]]]] | None = None
         self._epoch_order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 

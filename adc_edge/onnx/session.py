@@ -6,19 +6,20 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from adc_edge.machine import int8_saturates, x86_flags
+from adc_edge.machine.processor import int8_saturates, x86_flags
+from adc_edge.machine.threads import usable_cores
 
 _ERRORS = 3  # of ONNX Runtime's levels: its warnings are about what is done on purpose
 
 
 def session_options(threads: int = 0) -> ort.SessionOptions:
-    """Return options of a quiet session with so many threads (0: ONNX Runtime's choice), which do not spin.
+    """Return options of a quiet session with so many threads (0: all usable cores), which do not spin.
 
     Between two steps the shim and the network want the cores that spinning threads would burn. On a processor whose
     8-bit products saturate, ONNX Runtime multiplies in the slower way that is exact.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = _ERRORS
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if int8_saturates():  # ONNX Runtime has exact 8-bit products for AVX2; for SSE4.1 alone it must compute in FP32

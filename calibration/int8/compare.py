@@ -14,7 +14,7 @@ from adc_edge.calibration.int8.graph import Linear, tapped
 from adc_edge.calibration.int8.quality import Client, TopOne, medians_ms, noise, taps
 from adc_edge.calibration.int8.report import Accuracy, ChoiceAgreement, Quality, Speed, TensorError
 from adc_edge.data.loader import Batch
-from adc_edge.machine import int8_saturates
+from adc_edge.machine.processor import int8_saturates
 from adc_edge.onnx.agreement import Agreement, agreement
 from adc_edge.onnx.golden import GOLDEN_IMAGES, check_golden
 from adc_edge.storage.bundle import CLIENT, GOLDEN, HEAD, Bundle, Manifest

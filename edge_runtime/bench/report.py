@@ -13,10 +13,10 @@ import msgspec
 from rich.box import SIMPLE
 from rich.table import Table
 
-from adc_edge import machine
 from adc_edge.edge_runtime import board
 from adc_edge.edge_runtime.bench.cases import Bench, BenchResult
-from adc_edge.machine import SLOW_INT8
+from adc_edge.machine.description import describe_machine, installed_version
+from adc_edge.machine.processor import SLOW_INT8
 from adc_edge.markdown import markdown_table
 from adc_edge.terminal import readable
 
@@ -118,7 +118,7 @@ def bench_dict(bench: Bench) -> dict[str, Any]:
     """Return plain values for JSON."""
     return {
         "header": header(bench),
-        "machine": machine.describe_machine(),
+        "machine": describe_machine(),
         "bundle": bench.bundle.digest,
         "settings": msgspec.to_builtins(bench.settings, enc_hook=str),
         "board": asdict(bench.facts),
@@ -196,9 +196,9 @@ def _name(row: BenchResult) -> str:
 
 
 def _versions() -> str:
-    found = machine.describe_machine()
+    found = describe_machine()
     names = ("adc-edge", "python", "onnxruntime", "numpy", "torch")
-    tensorrt = machine.installed_version("tensorrt")
+    tensorrt = installed_version("tensorrt")
     here = [f"{name} {found[name]}" for name in names if name in found]
     return ", ".join([*here, *([f"tensorrt {tensorrt}"] if tensorrt else [])])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from adc_edge.data.classes import short_list
 from adc_edge.edge_runtime.doctor.report import DoctorRow
 from adc_edge.errors import AdcEdgeError
-from adc_edge.machine import SLOW_INT8, int8_saturates, processor_name
+from adc_edge.machine.processor import SLOW_INT8, int8_saturates, processor_name
 from adc_edge.storage.bundle import CLIENT, GOLDEN, HEAD, TRUNK, Bundle, Compute
 
 _ABSENT = {HEAD: "the trainer's alone", TRUNK: "without it only --trunk frozen"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from adc_edge.edge_runtime import board, packages
 from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow
 from adc_edge.edge_runtime.packages import DEVICE, Package, Versions
-from adc_edge.machine import installed_version
+from adc_edge.machine.description import installed_version
 from adc_edge.wire.addresses import Address, Finding, NameUnknown, examine_address, parse_address, resolve
 
 _BOARDS = "docs/boards.md"

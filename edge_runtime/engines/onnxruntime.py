@@ -15,7 +15,7 @@ from adc_edge.arrays import Float32, Int64, Weights
 from adc_edge.edge_runtime.engines.base import GraphEngine, check_input
 from adc_edge.edge_runtime.engines.providers import Provider, open_session
 from adc_edge.errors import SettingError
-from adc_edge.machine import SLOW_INT8, int8_saturates, processor_name
+from adc_edge.machine.processor import SLOW_INT8, int8_saturates, processor_name
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.storage.bundle import CLIENT_INT8
 
@@ -32,7 +32,7 @@ class OnnxEngine(GraphEngine):
     Args:
         path: client.onnx, or its fp16 or int8 variant.
         spec: the trunk's architecture.
-        threads: the session's; 0 lets ONNX Runtime choose.
+        threads: the session's; 0: all usable cores.
         freeze_first: K blocks that do not learn; with K > 0 ``CompressedBatch.hidden`` holds what leaves block K.
         provider: ONNX Runtime's provider, or auto.
 

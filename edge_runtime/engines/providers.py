@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from adc_edge.defaults import Provider as Provider
 from adc_edge.errors import SettingError
+from adc_edge.machine.threads import usable_cores
 from adc_edge.onnx.session import graph_source, session_options
 
 NAMES: dict[Provider, str] = {
@@ -48,7 +49,7 @@ def open_session(path: str, provider: Provider | Literal["auto"] = "cpu", thread
     Args:
         path: the ONNX file.
         provider: by name, or auto.
-        threads: for work on the CPU; 0 lets ONNX Runtime choose.
+        threads: for work on the CPU; 0: all usable cores.
 
     Raises:
         SettingError: this ONNX Runtime lacks the provider, or it does not load here.
@@ -81,7 +82,7 @@ def _open(path: str, provider: Provider, threads: int) -> ort.InferenceSession:
 
 def _options(provider: Provider, threads: int) -> dict[str, Any]:
     if provider == "xnnpack":
-        return {"intra_op_num_threads": str(threads or os.cpu_count() or 1)}
+        return {"intra_op_num_threads": str(threads or usable_cores())}
     return {"use_tf32": "0"} if provider == "cuda" else {}
 
 

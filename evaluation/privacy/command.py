@@ -168,13 +168,13 @@ def _json(study: Study, epochs: float, leaks: Sequence[Leak]) -> bytes:
     import msgspec
     import torch
 
-    from adc_edge import machine
     from adc_edge.files import json_bytes
+    from adc_edge.machine.description import describe_machine
 
     task = msgspec.to_builtins(study)
     for name in ("epochs", "budget", "max_epochs", "evaluate_every", "optimizer"):  # not used by the attack
         del task[name]
-    about = machine.describe_machine(threads=torch.get_num_threads(), device=study.device)
+    about = describe_machine(threads=torch.get_num_threads(), device=study.device)
     content = {"note": _CAVEAT, "study": task, "inverter_epochs": epochs, "settings": leaks, "machine": about}
     return json_bytes(content)
 

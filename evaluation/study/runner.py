@@ -18,7 +18,6 @@ from joblib import Parallel, delayed, parallel_config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from adc_edge import machine
 from adc_edge.data.sources import Dataset, load_dataset
 from adc_edge.data.unreadable import check_images
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
@@ -26,6 +25,7 @@ from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPla
 from adc_edge.evaluation.study.setting import Setting, parse_setting
 from adc_edge.evaluation.study.training import check_model, train
 from adc_edge.files import json_bytes, write_atomic
+from adc_edge.machine.threads import divide_cores
 
 _logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def _interrupt_blocked() -> Iterator[None]:
 def _work(study: Study, task: _Task, threads: int, shares: Any) -> _Outcome:
     """Make one run in a worker, which puts each step's share of the run into ``shares``."""
     torch.set_num_threads(threads)
-    machine.limit_threads(threads)
+    divide_cores(threads)
     return _outcome(study, task, shares.put)
 
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from adc_edge import machine
 from adc_edge.arrays import Int64
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data import augment
@@ -28,6 +27,7 @@ from adc_edge.evaluation.codecs.factory import make_codec
 from adc_edge.evaluation.study.records import Point, Run, Study
 from adc_edge.evaluation.study.setting import Setting
 from adc_edge.evaluation.study.wire import Counted, Wire
+from adc_edge.machine.description import describe_machine
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.split import Head, create_vit, load_vit, preprocessing, split_vit
 from adc_edge.method.trunk import Trunk
@@ -123,7 +123,7 @@ def train(
                 losses = []
             progress(end.done(step, wire))
     ratio = parts.codec.ratio(study.batch_size)
-    about = machine.describe_machine(threads=torch.get_num_threads(), device=study.device, compute=study.compute)
+    about = describe_machine(threads=torch.get_num_threads(), device=study.device, compute=study.compute)
     return Run(str(setting), seed, ratio, end.uncompressed_step_bytes, end.steps_per_epoch, tuple(curve), about)
 
 

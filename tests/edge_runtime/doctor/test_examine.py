@@ -23,7 +23,7 @@ from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow, health_
 from adc_edge.edge_runtime.packages import Import, Package
 from adc_edge.errors import SettingError
 from adc_edge.files import sha256
-from adc_edge.machine import installed_version
+from adc_edge.machine.description import installed_version
 from adc_edge.storage.bundle import CALIBRATION, CLIENT, CLIENT_INT8, GOLDEN, HEAD, MANIFEST, TRUNK
 from tests.edge_runtime.made_up_board import ORIN, RASPBERRY_PI, put
 from tests.wrong_graph import spoil

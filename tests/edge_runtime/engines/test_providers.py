@@ -13,7 +13,7 @@ from adc_edge.edge_runtime.engines import onnxruntime as onnx_engine
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.engines.providers import NAMES, Provider, available, open_session
 from adc_edge.errors import SettingError
-from adc_edge.machine import SLOW_INT8, processor_name
+from adc_edge.machine.processor import SLOW_INT8, processor_name
 from adc_edge.storage.bundle import CLIENT, CLIENT_INT8, Bundle
 
 

@@ -8,13 +8,13 @@ import platform
 
 import numpy as np
 import pytest
-import threadpoolctl
 
-from adc_edge import __version__, machine
+from adc_edge import __version__
+from adc_edge.machine import description, processor
 
 
 def test_versions_processor_and_cores_are_described() -> None:
-    seen = machine.describe_machine()
+    seen = description.describe_machine()
     assert seen["python"] == platform.python_version()
     assert seen["numpy"] == np.__version__
     assert seen["adc-edge"] == __version__
@@ -23,17 +23,17 @@ def test_versions_processor_and_cores_are_described() -> None:
 
 
 def test_the_same_machine_is_described_alike_and_in_plain_values() -> None:
-    assert json.loads(json.dumps(machine.describe_machine(threads=4))) == machine.describe_machine(threads=4)
+    assert json.loads(json.dumps(description.describe_machine(threads=4))) == description.describe_machine(threads=4)
 
 
 def test_values_of_the_caller_are_added_and_replace_those_of_the_machine() -> None:
-    seen = machine.describe_machine(threads=4, device="cuda:0", cores=2)
+    seen = description.describe_machine(threads=4, device="cuda:0", cores=2)
     assert (seen["threads"], seen["device"], seen["cores"]) == (4, "cuda:0", 2)
 
 
 def test_a_package_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_PACKAGES", ("numpy", "no-such-package-anywhere"))
-    assert {"numpy"} == {"numpy", "no-such-package-anywhere"} & set(machine.describe_machine())
+    monkeypatch.setattr(description, "_PACKAGES", ("numpy", "no-such-package-anywhere"))
+    assert {"numpy"} == {"numpy", "no-such-package-anywhere"} & set(description.describe_machine())
 
 
 X86 = "processor\t: 0\nmodel name\t: {0}\nflags\t\t: fpu sse2 {1}\n\nprocessor\t: 1\nmodel name\t: another\n"
@@ -56,19 +56,5 @@ X86 = "processor\t: 0\nmodel name\t: {0}\nflags\t\t: fpu sse2 {1}\n\nprocessor\t
 def test_the_processor_has_a_name_and_it_is_known_whether_its_8_bit_products_saturate(
     cpuinfo: str, name: str, saturates: bool
 ) -> None:
-    assert machine.processor_name(cpuinfo) == name
-    assert machine.int8_saturates(cpuinfo) is saturates
-
-
-def test_the_number_of_numpys_threads_is_limited() -> None:
-    def threads() -> set[int]:
-        return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
-
-    np.ones((2, 2)) @ np.ones((2, 2))
-    before = threads()
-    with threadpoolctl.threadpool_limits(2, user_api="blas"):  # and as before afterwards
-        machine.limit_threads(0)
-        assert threads() == {2}
-        machine.limit_threads(1)
-        assert threads() == {1}
-    assert threads() == before
+    assert processor.processor_name(cpuinfo) == name
+    assert processor.int8_saturates(cpuinfo) is saturates

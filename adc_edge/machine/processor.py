@@ -1,16 +1,10 @@
-"""The machine that computes: its description for the record, its processor, its threads."""
+"""The processor: its name, its instruction sets, and whether its 8-bit products saturate."""
 
 from __future__ import annotations
 
-import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from adc_edge import __version__
-
-_PACKAGES = ("torch", "onnxruntime", "numpy")
 _CPUINFO = Path("/proc/cpuinfo")
 _EXACT_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8"}  # flags of x86 processors whose 8-bit products do not saturate
 SLOW_INT8 = "int8 by exact but slower products, since this processor has no VNNI and its fast ones saturate"
@@ -26,32 +20,6 @@ _ARM_CORES = {  # (CPU implementer, CPU part) of /proc/cpuinfo, where ARM has no
     ("0x41", "0xd83"): "Neoverse-V3AE",
     ("0x4e", "0x004"): "NVIDIA Carmel",
 }
-
-
-def describe_machine(**more: Any) -> dict[str, Any]:
-    """Return versions, processor and system, with ``more`` (threads, device, …), as plain values for JSON.
-
-    The last bits of a run's numbers depend on them.
-    """
-    return {
-        "adc-edge": __version__,
-        "python": platform.python_version(),
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        **{name: found for name in _PACKAGES if (found := installed_version(name))},
-        **more,
-    }
-
-
-def limit_threads(threads: int) -> None:
-    """Limit the threads of NumPy's linear algebra, which finds principal components; 0 sets no limit.
-
-    Without a limit it takes every core in every process.
-    """
-    if threads:
-        import threadpoolctl  # `doctor` runs where it is missing
-
-        threadpoolctl.threadpool_limits(threads, user_api="blas")
 
 
 def processor_name(cpuinfo: str | None = None) -> str:
@@ -94,11 +62,3 @@ def _first_fields(cpuinfo: str | None) -> dict[str, str]:
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     return fields
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of a distribution, or None if it is missing."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
