@@ -1,4 +1,4 @@
-"""How many threads each library has: one place decides, so that never more can run than there are cores.
+"""The number of threads that each library has, decided in one place so that never more can run than there are cores.
 
 In a process one thing computes at a time: the engine, then the shim, then the optimizer. So torch and ONNX Runtime each
 have all cores. NumPy, which computes the codec, has one: its matrices are small, and a thread that waits for another
