@@ -41,7 +41,9 @@ from adc_edge.wire.messages import (
     FromDevice,
     FromTrainer,
     Gradient,
+    HeadKept,
     Hello,
+    KeepHead,
     Step,
     Welcome,
 )
@@ -116,6 +118,9 @@ class Answers:
             return self._evaluate(session, message, body), partial(self._write_log, session)
         if isinstance(message, ClassNames):
             return self._name_classes(session, message, body), None
+        if isinstance(message, KeepHead):
+            fault = self._checkpoints.keep_head(session, message.step, message.held)
+            return (HeadKept(session.id, message.step, fault), b""), None
         if isinstance(message, Bye):
             return self._close_session(session), None
         raise ProtocolError(
@@ -160,6 +165,7 @@ class Answers:
             trainer=__version__,
             class_names=self._classes.asked_for or UNSET,
             other_steps=begins_on or UNSET,
+            keeps_heads=self._checkpoints.keep_heads or UNSET,
         )
 
     def _name_classes(self, session: ServedSession, message: ClassNames, body: memoryview) -> Reply:
@@ -245,7 +251,8 @@ class Answers:
             self._refusals.warn(
                 "journal", f"the head of step {session.applied} judged the evaluation of step {message.step}"
             )
-        reply = Evaluated(session.id, message.step, message.part, message.images, *judged)
+        by = UNSET if message.step == session.applied else session.applied
+        reply = Evaluated(session.id, message.step, message.part, message.images, *judged, by)
         session.keep(JournalKey(message.step, part=message.part), reply)
         return reply, b""
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Collection
 
 import msgspec
 
 from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.registry import SessionRegistry
-from adc_edge.cloud_trainer.served_session import SessionRecord
+from adc_edge.cloud_trainer.served_session import ServedSession, SessionRecord
 from adc_edge.errors import CheckpointError
 from adc_edge.storage.checkpoint import KEPT, Checkpoint
+from adc_edge.storage.halves import best_head_name, best_heads, label_weights
 from adc_edge.storage.journal import LIMIT_BYTES
 from adc_edge.storage.run_dir import RunDir
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 class TrainerCheckpoints:
     """Makes the checkpoints of one run, knows which steps they keep, and goes back to one.
+
+    It also keeps the heads of the sessions' best evaluations.
 
     Args:
         training: the head and its optimizer.
@@ -37,6 +41,12 @@ class TrainerCheckpoints:
         # Steps and sessions of the checkpoints on disk; a damaged newest one would fall back on the older.
         self._kept: deque[tuple[int, dict[int, SessionRecord]]] = deque(maxlen=KEPT)
         self._unkept_bytes = 0  # of steps since the last checkpoint: devices keep them until the next
+        sessions.on_evict = self._drop_heads  # or sessions without end would fill the disk
+
+    @property
+    def keep_heads(self) -> bool:
+        """Whether ``keep_head`` can keep anything: the run is on disk."""
+        return self._run_dir is not None
 
     def durable(self, session: int) -> int | None:
         """The steps of a session that no crash undoes: those of the older checkpoint; None: every crash undoes all."""
@@ -88,6 +98,34 @@ class TrainerCheckpoints:
             self._kept.pop()  # overwritten: a checkpoint is named after its step
         self._kept.append(kept)
         self._unkept_bytes = 0
+
+    def keep_head(self, session: ServedSession, step: int, held: int | None) -> str:
+        """Keep the head of a session's ``step`` in a file of its own; returns why it cannot, or nothing.
+
+        A session's other such files are deleted, except that of step ``held``: the device has the trunk to it.
+        """
+        if self._run_dir is None or self._run_dir.path is None:
+            return "the trainer keeps nothing on disk"
+        if step == session.applied:  # also if it is there: on CUDA a repeated step differs in its last bits
+            learned = {other.id: other.applied for other in self._sessions}
+            weights = label_weights(self._training.safetensors(), learned, self._training.steps)
+            try:
+                self._run_dir.keep(best_head_name(session.id, step), weights)
+            except OSError as error:  # the training goes on, on either side
+                logger.warning("the best head of device %r is not kept: %s", session.record.device, error)
+                return f"the trainer cannot write its head: {error.strerror}"
+        elif step not in best_heads(self._run_dir.path, session.id):
+            return f"the trainer stands at step {session.applied}, and has not kept the head of step {step}"
+        self._drop_heads(session.id, (step, held))
+        logger.info("device %r: kept the head of step %d, its best evaluation", session.record.device, step)
+        return ""
+
+    def _drop_heads(self, session: int, but: Collection[int | None] = ()) -> None:
+        if self._run_dir is None or self._run_dir.path is None:
+            return
+        for step, state in best_heads(self._run_dir.path, session).items():
+            if step not in but:
+                state.path.unlink(missing_ok=True)
 
     def resume(self) -> None:
         """Restore the newest whole checkpoint; without one, start at step 0.

@@ -49,6 +49,7 @@ class SessionRegistry:
         self._directory, self._one_session = directory, one_session
         self._sessions: OrderedDict[int, ServedSession] = OrderedDict()
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
+        self.on_evict: Callable[[int], None] = lambda session: None  # told the number of a session that gives way
 
     def restore(self, kept: Mapping[int, SessionRecord]) -> None:
         """Take the sessions of a checkpoint; every device must say hello again."""
@@ -179,3 +180,4 @@ class SessionRegistry:
             if peer.session is session:
                 peer.leave_session()
         session.forget()
+        self.on_evict(session.id)

@@ -100,6 +100,18 @@ _POSITIVE = click.IntRange(min=1)
     default=defaults.EVALUATION_PRECISION,
     help="Precision of the activations of an evaluation.",
 )
+@click.option(
+    "--keep-best",
+    is_flag=True,
+    help="Keep both halves of the best evaluation, besides the last; needs --run on both sides. See merge --best.",
+)
+@click.option(
+    "--stop-after",
+    default=0,
+    type=COUNT,
+    metavar="N",
+    help="End the run after N evaluations in a row without a new best; 0: never.",
+)
 @heading("Engine")
 @click.option(
     "--engine",

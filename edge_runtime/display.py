@@ -116,6 +116,10 @@ def report_table(report: Mapping[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_row("test accuracy", _percent(report["accuracy"]))
+    if best := report["best"]:
+        table.add_row("best, kept", f"{_percent(best['accuracy'])}, step {best['step']}")
+    if stopped := report["stopped"]:
+        table.add_row("ended early", f"at step {stopped['step']}")
     table.add_row("steps, images", f"{report['steps']}, {report['images']}")
     both = dict.fromkeys((report["precision"], report["gradient_precision"]))
     table.add_row("ξ sent, precision", f"{report['xi']:.3f}, {' / '.join(both)}")

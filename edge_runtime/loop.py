@@ -18,7 +18,7 @@ from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.edge_runtime.stopwatch import Stopwatch
-from adc_edge.edge_runtime.tally import Evaluation, StepRecord
+from adc_edge.edge_runtime.tally import Evaluation, StepRecord, summed
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import ProtocolError
 from adc_edge.method.compressed import CompressedBatch
@@ -26,7 +26,7 @@ from adc_edge.method.labels import label_triples
 from adc_edge.method.ratio import Shape
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.headers import pack_header
-from adc_edge.wire.messages import Evaluate, Evaluated, Gradient, Step
+from adc_edge.wire.messages import Evaluate, Evaluated, Gradient, HeadKept, KeepHead, Step
 
 if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
     from adc_edge.edge_runtime.trunk.trainer import Shim
@@ -159,8 +159,7 @@ class DeviceLoop:
 
     def evaluate(self, step: int, loader: Loader, limit: int, precision: Precision) -> tuple[Evaluation, int, int]:
         """Evaluate the test split with nothing merged or dropped; also returns the bytes sent up and down."""
-        images = correct = 0
-        loss = 0.0
+        answers: list[Evaluated] = []
         for part, indices in enumerate(loader.sample(limit)):
             batch = loader.plain(indices)
             if not len(batch.labels):
@@ -168,21 +167,28 @@ class DeviceLoop:
             body = encode(self.engine.full_output(batch.images), precision, batch.labels.astype("<i4").tobytes())
             self._transfer += 1
             if self.session.in_flight:  # this part was computed while the one before travelled
-                images, correct, loss = self._evaluated(images, correct, loss)
+                answers.append(self._evaluated())
             self.session.submit(
                 Evaluate(self.settings.session, step, part, self._transfer, len(body), len(batch.labels), precision),
                 body,
             )
         if self.session.in_flight:
-            images, correct, loss = self._evaluated(images, correct, loss)
-        share = (correct / images, loss / images) if images else (float("nan"), float("nan"))
-        return Evaluation(step, images, *share), *self.new_bytes()
+            answers.append(self._evaluated())
+        return summed(step, answers), *self.new_bytes()
 
-    def _evaluated(self, images: int, correct: int, loss: float) -> tuple[int, int, float]:
+    def _evaluated(self) -> Evaluated:
         answer, _ = self.session.result(self.settings.outage_s)
         if not isinstance(answer, Evaluated):
             raise _unexpected(answer, "the evaluation's answer")
-        return images + answer.images, correct + answer.correct, loss + answer.loss_sum
+        return answer
+
+    def keep_head(self, step: int, held: int | None) -> str:
+        """Have the trainer keep its head of ``step``, and that of ``held``; returns why it has not, or nothing."""
+        self.session.submit(KeepHead(self.settings.session, step, held))
+        answer, _ = self.session.result(self.settings.outage_s)
+        if not isinstance(answer, HeadKept):
+            raise _unexpected(answer, "the kept head")
+        return answer.fault
 
     def new_bytes(self) -> tuple[int, int]:
         """Bytes sent and received since the last step, evaluation or call of this."""

@@ -60,6 +60,7 @@ class Serve:
         self.keys = None if settings.keys is None else ClientKeys.load(settings.keys)
         settings.noise.check()
         settings.check_compute()
+        settings.check_best()
         self.bundle = Bundle.load(settings.bundle, () if self._torchless else (TRUNK,))
         self.graph = None if settings.engine == "torch" else self.bundle.client(settings.computes)
         self.manifest = self.bundle.manifest
@@ -114,7 +115,8 @@ class Serve:
                 training.run()
             broken = train.broken, test.broken
             first = next((found.first for found in broken if found.first), None)
-            more = {"broken_images": sum(map(len, broken)), "first_broken_image": first}
+            stopped = None if training.stop_reason is None else {"step": self.state.step, "why": training.stop_reason}
+            more = {"broken_images": sum(map(len, broken)), "first_broken_image": first, "stopped": stopped}
             return self._finish(run_dir, shim, more, total)
 
     def _resume(self, run_dir: RunDir) -> None:
@@ -207,6 +209,6 @@ class Serve:
             precision=self.precision,
             gradient_precision=self.gradient_precision,
             micro_batches=self.settings.micro_batches,
-            complete=self.state.step >= total,
+            complete=self.state.step >= total or more["stopped"] is not None,
             **more,
         )

@@ -93,8 +93,8 @@ class DeviceSession:
         self._trainer = Position(0)  # the first position that the trainer has not learned
         self._durable = 0  # steps that the trainer cannot lose
         self.trainer_keeps = True  # the trainer's run is on disk, so it may come back and need the journal
-        self.outages = 0
-        self._busy = 0  # times in a row that the trainer could not do what was asked: its disk is full, for example
+        self.welcome: Welcome | None = None  # the trainer's last one
+        self.outages = self._busy = 0  # busy: times in a row that the trainer could not do it: its disk is full, say
         self.repeated = [0, 0]  # bytes up and down that an undisturbed run would not have needed
 
     @property
@@ -234,6 +234,7 @@ class DeviceSession:
         welcome, _ = self.channel.receive(WELCOME_MS)
         if not isinstance(welcome, Welcome):
             raise LinkLost(f"a {type(welcome).__name__} instead of a Welcome")
+        self.welcome = welcome
         if welcome.incarnation != self._incarnation:  # what another process sent may not be what this one sends
             self.repeated[1] += self.channel.inbox.unfinished[1]
             self.channel.inbox.drop()

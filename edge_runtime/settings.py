@@ -53,6 +53,8 @@ class ServeSettings(msgspec.Struct, frozen=True):
     evaluate_every: int = 0
     evaluate_images: int = defaults.EVALUATION_IMAGES
     evaluate_precision: Precision = defaults.EVALUATION_PRECISION
+    keep_best: bool = False
+    stop_after: int = 0
     checkpoint_every: int = defaults.CHECKPOINT_EVERY
     drift_every: int = 0
     run: Path | None = None
@@ -88,6 +90,19 @@ class ServeSettings(msgspec.Struct, frozen=True):
                 f"--compute {compute} with --engine {engine}",
                 "--engine onnxruntime or tensorrt",
                 "name the engine, or leave --compute out",
+            )
+
+    def check_best(self) -> None:
+        """Raise SettingError unless there are evaluations to choose the best of, and a place to keep it."""
+        wishes = {"--keep-best": self.keep_best, f"--stop-after {self.stop_after}": self.stop_after > 0}
+        for wish in (name for name, given in wishes.items() if given and not self.evaluate_every):
+            received = f"{wish} with one evaluation, at the end"
+            raise SettingError(received, "several evaluations to compare", f"add --eval-every N, or leave {wish} out")
+        if self.keep_best and self.run is None:
+            raise SettingError(
+                "--keep-best without --run",
+                "a run directory, where the best trunk is kept",
+                "add --run DIR here and on the trainer, or leave --keep-best out",
             )
 
     def total_steps(self, steps_per_epoch: int) -> int:

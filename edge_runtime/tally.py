@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 
 from adc_edge.method.ratio import Shape
+from adc_edge.wire.messages import Evaluated
 
 SAMPLES = 1000
 
@@ -37,13 +40,40 @@ class StepRecord(msgspec.Struct, frozen=True):
 _SUMMED = [name for name in StepRecord.__struct_fields__ if name.startswith(("bytes_", "seconds"))]
 
 
-class Evaluation(msgspec.Struct, frozen=True):
+class Evaluation(msgspec.Struct, frozen=True, omit_defaults=True):
     """An evaluation on the test split, with nothing merged or dropped."""
 
     step: int
     images: int
     accuracy: float
     loss: float
+    mixed: bool = False  # judged by a head of another step: this device came back without its trainer's answers
+
+    def gains_on(self, best: Evaluation | None) -> bool:
+        """Whether it is better than ``best``: more accurate, or at the same accuracy with a lower loss."""
+        if self.mixed or not self.images:
+            return False
+        return best is None or (self.accuracy, -self.loss) > (best.accuracy, -best.loss)
+
+
+def summed(step: int, answers: Iterable[Evaluated]) -> Evaluation:
+    """Return the evaluation whose parts were answered so."""
+    images = correct = 0
+    loss, mixed = 0.0, False
+    for answer in answers:
+        images, correct, loss = images + answer.images, correct + answer.correct, loss + answer.loss_sum
+        mixed |= answer.head_step is not UNSET
+    share = (correct / images, loss / images) if images else (math.nan, math.nan)
+    return Evaluation(step, images, *share, mixed)
+
+
+def best_of(evaluations: Iterable[Evaluation]) -> tuple[Evaluation | None, int]:
+    """Return the best evaluation, None if there is none, and the number of those after it."""
+    best, since = None, 0
+    for evaluation in evaluations:
+        gain = evaluation.gains_on(best)
+        best, since = (evaluation, 0) if gain else (best, since + (not evaluation.mixed))
+    return best, since
 
 
 class Tally(msgspec.Struct):
@@ -77,6 +107,7 @@ class Tally(msgspec.Struct):
     up_samples_mbit_s: list[float] = msgspec.field(default_factory=list)
     down_samples_mbit_s: list[float] = msgspec.field(default_factory=list)
     evaluations: list[Evaluation] = msgspec.field(default_factory=list)
+    best: Evaluation | None = None  # the one whose halves are kept
 
     def add(self, record: StepRecord, images: int) -> None:
         """Count one step."""

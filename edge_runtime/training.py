@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import msgspec
+import numpy as np
 from rich.filesize import decimal
 
 from adc_edge.codec.precision import encoded_bytes
@@ -21,6 +22,8 @@ from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.edge_runtime.session import PROBE_BYTES
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.state import RunState
+from adc_edge.edge_runtime.tally import best_of
+from adc_edge.edge_runtime.trunk.best import BestHalves
 from adc_edge.errors import CheckpointError, LinkError
 from adc_edge.storage.bundle import Manifest
 from adc_edge.storage.checkpoint import KEPT
@@ -63,6 +66,7 @@ class Training:
         self.settings, self.manifest, self.loop, self.engines = settings, manifest, loop, engines
         self.state, self.run_dir = state, run_dir
         self.test, self.display, self.total, self.stop = test, display, total, stop
+        self._best = BestHalves(loop, state, run_dir)
         self._unkept_bytes = 0  # gradients since the last checkpoint, which the trainer keeps until the next
         self._in_step = False
         self._trouble: OSError | None = None  # why the last checkpoint failed
@@ -74,13 +78,17 @@ class Training:
             LinkError, RefusedError, ProtocolError: see DeviceSession.
             CheckpointError: the two sides' states cannot be brought together.
         """
-        state, total = self.state, self.total
+        state = self.state
+        done = self._is_over()
         try:
             try:
                 self._open_session()
-                self._choose_engine()
+                if done:
+                    logger.info("nothing is left to do: %s", self.stop_reason or "this run has come to its end")
+                else:
+                    self._prepare()
             except LinkError:
-                if state.step < total or self._evaluation_due():
+                if not done:
                     raise
                 logger.info("this run is complete, and its trainer has ended too: nothing is left to do")
                 return
@@ -88,7 +96,9 @@ class Training:
                 try:
                     if self._evaluation_due():
                         self._evaluate()
-                    if state.step >= total:
+                    if self._is_over():
+                        if self.stop_reason and not done:
+                            logger.info("ending at step %d: %s", state.step, self.stop_reason)
                         state.save()  # first: the trainer then deletes its log of answers
                         self.loop.session.close_session()
                         return
@@ -102,6 +112,11 @@ class Training:
             logger.info("stopped while waiting for the trainer%s", dropped)
         finally:
             state.save()
+
+    def _prepare(self) -> None:
+        if self.settings.keep_best:
+            self._best.check_trainer()
+        self._choose_engine()
 
     def _open_session(self) -> None:
         settings, loop, manifest, shape = self.settings, self.loop, self.manifest, self.loop.settings.shape
@@ -173,9 +188,12 @@ class Training:
         self._unkept_bytes += record.bytes_down
         every = settings.checkpoint_every
         if (every and state.step % every == 0) or self._unkept_bytes > LIMIT_BYTES // KEPT:
-            self._trouble = state.try_to_save()
-            self._unkept_bytes = 0
+            self._save()
         self.display.trouble(self._trouble or loop.trouble or run_dir.trouble)
+
+    def _save(self) -> None:
+        self._trouble = self.state.try_to_save()
+        self._unkept_bytes = 0
 
     def _go_back(self, behind: Behind) -> None:
         """Return to a checkpoint that the trainer has reached, and reconnect: the journal cannot bring it forward."""
@@ -205,6 +223,25 @@ class Training:
         due = step == self.total or (every > 0 and step > 0 and step % every == 0)
         return due and not (done and done[-1].step == step)
 
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run ends at its present step though more are planned; None: it does not.
+
+        Only an evaluation ends a run: there the trainer stands at the same step.
+        """
+        done, limit = self.state.tally.evaluations, self.settings.stop_after
+        best, since = best_of(done)
+        here = bool(done) and done[-1].step == self.state.step < self.total
+        if not (limit and here and since >= limit):
+            return None
+        top = f"; the best was {best.accuracy:.1%} at step {best.step}" if best else ""
+        return f"{since} evaluation{'s' * (since > 1)} in a row without gain (--stop-after {limit}){top}"
+
+    def _is_over(self) -> bool:
+        """Whether the run has done what it was asked for."""
+        ended = self.state.step >= self.total and not self._evaluation_due()
+        return ended or self.stop_reason is not None
+
     def _evaluation_note(self) -> str:
         """The cost of each evaluation: it sends all tokens, which matters on a slow link."""
         settings, manifest = self.settings, self.manifest
@@ -217,6 +254,12 @@ class Training:
         settings, tally, start = self.settings, self.state.tally, time.monotonic()
         limit, precision = settings.evaluate_images, settings.evaluate_precision
         result, up, down = self.loop.evaluate(self.state.step, self.test, limit, precision)
+        if result.mixed:
+            logger.warning("the head of a later step judged the evaluation of step %d", result.step)
+        if settings.keep_best and result.gains_on(tally.best):
+            if self._best.keep(result):  # on both sides, before the tally says so
+                tally.best = result
+            up, down = np.add((up, down), self.loop.new_bytes()).tolist()
         tally.evaluations.append(result)
         tally.bytes_evaluation_up += up
         tally.bytes_evaluation_down += down
@@ -224,6 +267,8 @@ class Training:
         self._tally_link()
         self.run_dir.metric(kind="evaluation", **msgspec.to_builtins(result), bytes_up=up, bytes_down=down)
         self.display.evaluated(result)
+        if settings.keep_best or settings.stop_after:
+            self._save()  # an evaluation that decides is never repeated once the trainer is past its step
 
     def _tally_link(self) -> None:
         tally, session = self.state.tally, self.loop.session

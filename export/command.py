@@ -88,15 +88,18 @@ def export(
 @click.option("--run-trainer", required=True, type=PATH, help="The trainer's --run directory.")
 @click.option("-o", "--output", required=True, type=OUTPUT_FILE, help="File to write (safetensors).")
 @click.option("--step", type=COUNT, help="Merge the halves of this step of the device; default: the newest of both.")
-def merge(run_device: Path, run_trainer: Path, output: Path, step: int | None) -> None:
+@click.option("--best", is_flag=True, help="Merge the halves of the best evaluation, which `serve --keep-best` kept.")
+def merge(run_device: Path, run_trainer: Path, output: Path, step: int | None, best: bool) -> None:
     """Join the trained trunk and head into one ordinary timm checkpoint."""
     from adc_edge.data.classes import short_list
     from adc_edge.export.classes import CLASS_NAMES
     from adc_edge.export.merge import merge_runs
 
-    manifest, step, others, names = merge_runs(run_device, run_trainer, output, step)
+    merged = merge_runs(run_device, run_trainer, output, step, best=best)
+    manifest, step, others, names, accuracy = merged
     arguments = "".join(f", {key}={value!r}" for key, value in manifest.model_args.items())
-    click.echo(f"wrote {output}: step {step} of the device")
+    judged = "" if accuracy is None else f", its best evaluation: test accuracy {accuracy:.1%}"
+    click.echo(f"wrote {output}: step {step} of the device{judged}")
     if others:
         click.echo(f"the head has also learned {others} steps of other sessions")
     if names:

@@ -12,24 +12,28 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from adc_edge.errors import CheckpointError
+from adc_edge.errors import CheckpointError, SettingError
 from adc_edge.export.classes import CLASS_NAMES
 from adc_edge.files import write_atomic
 from adc_edge.method.split import create_vit
 from adc_edge.storage.bundle import MANIFEST, Manifest, parse_manifest
-from adc_edge.storage.halves import HalfState, head_states, trunk_states
+from adc_edge.storage.halves import HalfState, best_heads, best_trunk, head_states, trunk_states
 from adc_edge.storage.run_dir import CLASSES, LearnedClasses
 
 _TRAINED = "run directories of one training, of `serve --run` and `trainer --run`"
 
 
 class Merged(NamedTuple):
-    """A merged model: step of the device's session, steps of others in the head, and its class names if known."""
+    """A merged model: step of the device's session, steps of others in the head, and its class names if known.
+
+    ``accuracy`` is that of the best evaluation, if this is what was merged.
+    """
 
     manifest: Manifest
     step: int
     other_steps: int
     class_names: Sequence[str]
+    accuracy: float | None = None
 
 
 class _Pair(NamedTuple):
@@ -38,7 +42,7 @@ class _Pair(NamedTuple):
     head: HalfState
 
 
-def merge_runs(device: Path, trainer: Path, output: Path, step: int | None = None) -> Merged:
+def merge_runs(device: Path, trainer: Path, output: Path, step: int | None = None, *, best: bool = False) -> Merged:
     """Join a trunk and a head that have learned the same steps of one session; timm loads the result strictly.
 
     Args:
@@ -46,8 +50,10 @@ def merge_runs(device: Path, trainer: Path, output: Path, step: int | None = Non
         trainer: run directory of its trainer.
         output: file to write.
         step: the device's step to merge; None: the newest, which must be the newest of the head too.
+        best: merge the halves of the best evaluation, which `serve --keep-best` had both sides keep.
 
     Raises:
+        SettingError: both ``step`` and ``best`` are given.
         CheckpointError: the runs are of different bundles or sessions, their newest states are of different steps, or a
             half is missing.
     """
@@ -58,7 +64,12 @@ def merge_runs(device: Path, trainer: Path, output: Path, step: int | None = Non
             "runs of one bundle",
             "name the two runs of one training",
         )
-    pair = _choose(_kept(device, trunk_states(device)), _kept(trainer, head_states(trainer)), step)
+    if best and step is not None:
+        raise SettingError(f"--best and --step {step}", "one of them", "leave one out")
+    if best:
+        pair = _best(device, trainer)
+    else:
+        pair = _choose(_kept(device, trunk_states(device)), _kept(trainer, head_states(trainer)), step)
     manifest, state = manifests[0], pair.trunk.weights() | pair.head.weights()
     vit = create_vit(manifest.model, manifest.model_args, manifest.classes)
     try:
@@ -68,7 +79,30 @@ def merge_runs(device: Path, trainer: Path, output: Path, step: int | None = Non
     names = _class_names(manifest, trainer)
     known = {CLASS_NAMES: json.dumps(names)} if names else {}
     write_atomic(output, save(vit.state_dict(), metadata={"model": manifest.model, "format": "pt", **known}))
-    return Merged(manifest, pair.step, pair.head.steps - pair.step, names)
+    return Merged(manifest, pair.step, pair.head.steps - pair.step, names, pair.trunk.accuracy if best else None)
+
+
+def _best(device: Path, trainer: Path) -> _Pair:
+    """Return the trunk of the device's best evaluation, and the head that the trainer kept to it."""
+    trunk = best_trunk(device)
+    if trunk is None:
+        raise CheckpointError(
+            f"{device} keeps no halves of a best evaluation",
+            "a run of `serve --keep-best` that has come to an evaluation",
+            "leave --best out, which merges the newest halves",
+        )
+    ((session, step),) = trunk.learned.items()
+    heads = best_heads(trainer, session)
+    if step not in heads:
+        others = (
+            f"that session's best heads of {_listed(heads)}" if heads else f"no best head of session {session:016x}"
+        )
+        raise CheckpointError(
+            f"the device keeps the trunk of step {step}, its best evaluation; {trainer} keeps {others}",
+            "a trunk and a head of the same session and step",
+            "name the run of the trainer that the device trained with",
+        )
+    return _Pair(step, trunk, heads[step])
 
 
 def _choose(trunks: Sequence[HalfState], heads: Sequence[HalfState], step: int | None) -> _Pair:

@@ -1,7 +1,7 @@
 """The two halves of a model in run directories, and the steps of which sessions each state of them has learned.
 
 A half belongs to a step of a session: only a trunk and a head of the same session and step have learned together. Final
-weights say so in their metadata, and checkpoints in theirs.
+weights say so in their metadata, and checkpoints in theirs. So do the halves of the best evaluation (``--keep-best``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from adc_edge.storage.bundle import HEAD, TRUNK
 from adc_edge.storage.checkpoint import checkpoint_name, checkpoint_steps, load_checkpoint
 
 TRUNK_PREFIX, HEAD_PREFIX = "trunk.", "head."  # of weights in checkpoints
+BEST_TRUNK = "best-trunk.safetensors"
 _LEARNED = "learned"  # key of the label in a file's metadata
 
 
@@ -31,12 +32,14 @@ class HalfState(NamedTuple):
         learned: steps of each session.
         steps: all steps that the half has learned, also of sessions that are not known any more.
         frozen: the trunk is the same at every step.
+        accuracy: of the evaluation that a best trunk was kept for.
     """
 
     path: Path
     learned: Mapping[int, int]
     steps: int
     frozen: bool = False
+    accuracy: float | None = None
 
     def weights(self) -> dict[str, npt.NDArray[Any]]:
         """Return the weights by timm name.
@@ -44,7 +47,7 @@ class HalfState(NamedTuple):
         Raises:
             CheckpointError: the file is damaged or gone.
         """
-        if self.path.name in (TRUNK, HEAD):
+        if not self.path.name.startswith("checkpoint-"):
             try:
                 return load(self.path.read_bytes())
             except (OSError, SafetensorError) as error:
@@ -55,10 +58,15 @@ class HalfState(NamedTuple):
         return {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(prefixes)}
 
 
-def label_weights(data: bytes, learned: Mapping[int, int], steps: int, frozen: bool = False) -> bytes:
+def label_weights(
+    data: bytes, learned: Mapping[int, int], steps: int, frozen: bool = False, accuracy: float | None = None
+) -> bytes:
     """Return the content of a safetensors file with the steps that it has learned in its metadata."""
-    label = {"sessions": {str(session): step for session, step in sorted(learned.items())}, "steps": steps}
-    return save(load(data), metadata={_LEARNED: json.dumps({**label, "frozen": frozen})})
+    sessions = {str(session): step for session, step in sorted(learned.items())}
+    label: dict[str, Any] = {"sessions": sessions, "steps": steps, "frozen": frozen}
+    if accuracy is not None:
+        label["accuracy"] = accuracy
+    return save(load(data), metadata={_LEARNED: json.dumps(label)})
 
 
 def trunk_states(run: Path) -> list[HalfState]:
@@ -69,6 +77,23 @@ def trunk_states(run: Path) -> list[HalfState]:
 def head_states(run: Path) -> list[HalfState]:
     """Return the states of the head in a trainer's run directory, with the most steps last."""
     return _states(run, HEAD, lambda step, meta: {int(s): int(r["applied"]) for s, r in meta["sessions"].items()})
+
+
+def best_head_name(session: int, step: int) -> str:
+    """Return the name of the file in which a trainer keeps its head of a session's step."""
+    return f"best-head-{session:016x}-{step:08d}.safetensors"
+
+
+def best_trunk(run: Path) -> HalfState | None:
+    """Return the trunk of the best evaluation that a device's run keeps; a frozen one is that of every step."""
+    state = _labelled(run / BEST_TRUNK)
+    return state._replace(path=run / TRUNK) if state is not None and state.frozen else state
+
+
+def best_heads(run: Path, session: int) -> dict[int, HalfState]:
+    """Return the heads that a trainer's run keeps for a session, by the session's step."""
+    found = (_labelled(path) for path in run.glob(f"best-head-{session:016x}-*.safetensors"))
+    return {state.learned[session]: state for state in found if state is not None and session in state.learned}
 
 
 def _states(run: Path, final: str, learned: Callable[[int, dict[str, Any]], dict[int, int]]) -> list[HalfState]:
@@ -90,6 +115,6 @@ def _labelled(path: Path) -> HalfState | None:
         with safe_open(path, framework="numpy") as file:
             label = json.loads((file.metadata() or {})[_LEARNED])
         sessions = {int(session): int(step) for session, step in label["sessions"].items()}
-        return HalfState(path, sessions, int(label["steps"]), bool(label["frozen"]))
+        return HalfState(path, sessions, int(label["steps"]), bool(label["frozen"]), label.get("accuracy"))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
         return None

@@ -8,6 +8,7 @@ journal/           sent messages, which may have to be sent again
 classes.json       class names of the head, in the order of its outputs; on a device also its images of each class
 lock               held while a process uses the directory
 trunk.safetensors or head.safetensors, once the run has ended
+best-trunk.safetensors, or best-head-*.safetensors of each session: the halves of the best evaluation (--keep-best)
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ _OURS = (
     "checkpoint-*.safetensors",
     "trunk.safetensors",
     "head.safetensors",
+    "best-*.safetensors",
 )
 _CUT_OFF = tuple(f".{name}.*" for name in _OURS)  # write_atomic's temporary files, left by a kill
 

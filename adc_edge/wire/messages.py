@@ -121,6 +121,17 @@ class Ping(Message, frozen=True):
     transfer: Id = 0
 
 
+class KeepHead(Message, frozen=True):
+    """Sent by the device to have the head of ``step`` kept apart from checkpoints: its evaluation is the best.
+
+    The head of step ``held`` stays beside it until the device has kept its own half of ``step``.
+    """
+
+    session: Id
+    step: Count
+    held: Count | None = None  # step of the pair that both sides keep already
+
+
 class Bye(Message, frozen=True):
     """Sent by the device to end the session. The trainer answers ByeAck."""
 
@@ -161,6 +172,7 @@ class Welcome(Message, frozen=True):
     trainer: Text  # version of the trainer, for logs
     class_names: bool | UnsetType = UNSET  # whether the device is to tell its class names first; 0.6 does not ask
     other_steps: Count | UnsetType = UNSET  # steps of other sessions in the head that a new session begins on
+    keeps_heads: bool | UnsetType = UNSET  # answers KeepHead; a trainer that keeps nothing on disk and 0.7 do not
 
 
 class Refused(Message, frozen=True):
@@ -199,6 +211,7 @@ class Evaluated(Message, frozen=True):
     correct: Count
     loss_sum: float
     seconds_cloud: float
+    head_step: Count | UnsetType = UNSET  # steps of the session in the head that judged, if it is not ``step``
 
 
 class Absent(Message, frozen=True):
@@ -216,11 +229,19 @@ class Pong(Message, frozen=True):
     transfer: Id = 0
 
 
+class HeadKept(Message, frozen=True):
+    """The trainer's answer to a KeepHead."""
+
+    session: Id
+    step: Count
+    fault: Text = ""  # why the head of that step is not kept; empty: it is, on disk
+
+
 class ByeAck(Message, frozen=True):
     """The trainer's answer to a Bye."""
 
     session: Id
 
 
-FromDevice = Hello | Step | Evaluate | Fetch | Ping | Bye | ClassNames | Chunk
-FromTrainer = Welcome | Refused | Gradient | Evaluated | Absent | Pong | ByeAck | ClassNames | Chunk
+FromDevice = Hello | Step | Evaluate | Fetch | KeepHead | Ping | Bye | ClassNames | Chunk
+FromTrainer = Welcome | Refused | Gradient | Evaluated | Absent | HeadKept | Pong | ByeAck | ClassNames | Chunk

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from adc_edge.arrays import Weights
 from adc_edge.edge_runtime.engines.base import Engine
 
 if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
@@ -46,6 +47,11 @@ class Refresher:
             self._old = {name: value.copy() for name, value in self._shim.weights().items()}
         if self._engine is not None:
             self._engine.refresh(self._old or self._shim.weights())
+
+    def engine_weights(self) -> Weights:
+        """The weights that the engine computes with, by timm name."""
+        own = self._engine is None or self._engine.keeps_graph
+        return self._shim.weights() if own else self._old or self._shim.weights()
 
     def due(self, step: int) -> bool:
         """Whether the engine is refreshed after ``step``."""

@@ -17,7 +17,7 @@ def zygote() -> Iterator[Zygote]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """Finds a port on loopback where no process listens."""
 

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from adc_edge.arrays import Arrays
 from adc_edge.storage.checkpoint import latest_checkpoint
-from tests.chaos.zygote import Child, Zygote
+from adc_edge.storage.halves import BEST_TRUNK, best_heads, best_trunk
+from tests.chaos.zygote import DIES, Child, Zygote
 
 LEARNING = ["--threads", "1", "--lr", "1e-3", "--clip-norm", "1"]
 
@@ -36,23 +37,23 @@ class Run:
         self.device_dir, self.trainer_dir = where / "device", where / "trainer"
         where.mkdir(exist_ok=True)
 
-    def trainer(self, *options: str) -> Child:
+    def trainer(self, *options: str, dies: str = "") -> Child:
         keys = ["--keys", str(self.keys / "trainer")] if self.keys else []
         bind = ["--bind", self.endpoint, "--devices", "1"]
         return self.zygote.start(
             "trainer", "--bundle", self.bundle, "--run", self.trainer_dir, *bind, *keys, *LEARNING,
             "--checkpoint-every", str(self.every), *options,
-            log=self.where / "trainer.log",
+            log=self.where / "trainer.log", environment={DIES: dies},
         )  # fmt: skip
 
-    def device(self, endpoint: str, *options: str) -> Child:
+    def device(self, endpoint: str, *options: str, dies: str = "") -> Child:
         keys = ["--keys", str(self.keys / "device")] if self.keys else []
         report: list[str | Path] = ["--report", self.where / "report.json", "--eval-every", "50", "--eval-images", "48"]
         return self.zygote.start(
             "serve", "--bundle", self.bundle, "--run", self.device_dir, "--trainer", endpoint, "--wait", "inf",
             "--steps", str(self.steps), *report, *keys, *LEARNING,
             "--checkpoint-every", str(self.every), *self.more, *options,
-            log=self.where / "device.log",
+            log=self.where / "device.log", environment={DIES: dies},
         )  # fmt: skip
 
     def step(self) -> int:
@@ -99,6 +100,12 @@ class Run:
             found[f"{weights} losses"] = [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
             judged = [(line["step"], line["accuracy"]) for line in lines if line["kind"] == "evaluation"]
             found[f"{weights} evaluations"] = judged
+        if (best := best_trunk(self.device_dir)) is not None:
+            ((session, step),) = best.learned.items()
+            head = best_heads(self.trainer_dir, session)[step]
+            found["best step"] = step, best.accuracy
+            found["best trunk state"] = _bits(load_file(self.device_dir / BEST_TRUNK))
+            found["best head state"] = _bits(load_file(head.path))
         return found
 
 

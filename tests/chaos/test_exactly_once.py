@@ -152,10 +152,11 @@ def test_faults_change_nothing_under_encryption(
 def test_faults_within_a_step_of_several_micro_batches_change_nothing(
     train_under_faults: Callable[..., tuple[dict[str, int], BadLink]],
 ) -> None:
-    """With engine refreshes at other steps than checkpoints, and another precision down than up."""
+    """With engine refreshes at other steps than checkpoints, another precision down than up, best halves kept."""
     more = ("--micro-batches", "4", "--window", "3", "--refresh-every", "3", "--precision", "int8")
+    best = ("--keep-best", "--eval-every", "10")
     happened, link = train_under_faults(
-        150, more=(*more, "--gradient-precision", "int4"), trainer=8, device=8, both=2, cut=8, flip=6, stall=2
+        150, more=(*more, *best, "--gradient-precision", "int4"), trainer=8, device=8, both=2, cut=8, flip=6, stall=2
     )
     assert happened["trainer"] >= 9
     assert happened["device"] >= 9

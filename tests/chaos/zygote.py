@@ -7,15 +7,20 @@ importing torch, so that kills fall into the work and not into the imports.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+DIES = "ADC_EDGE_DIES"  # in a child's environment: the instant at which it kills itself
 
 
 class Child:
@@ -137,6 +142,8 @@ def _run(order: dict[str, Any]) -> None:
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.environ.update(order["environment"])
+    if where := order["environment"].get(DIES):
+        _die_at(where)
     code = 1
     try:
         main(order["arguments"], prog_name="adc-edge")
@@ -150,6 +157,24 @@ def _run(order: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _die_at(where: str) -> None:
+    """Kill this process at ``MODULE:CLASS.METHOD:before|after:N``: around the work of that method's N-th call."""
+    module, name, when, number = where.split(":")
+    owner, method = getattr(importlib.import_module(module), name.split(".")[0]), name.split(".")[1]
+    work, calls = getattr(owner, method), itertools.count(1)
+
+    def dying(*arguments: Any, **more: Any) -> Any:
+        last = next(calls) == int(number)
+        if last and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = work(*arguments, **more)
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, method, dying)
 
 
 def _tell(**event: int) -> None:

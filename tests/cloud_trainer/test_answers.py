@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,10 +24,11 @@ from adc_edge.codec.precision import encode
 from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import label_triples
 from adc_edge.storage.bundle import Bundle
+from adc_edge.storage.halves import best_heads
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.framing import Assembler
 from adc_edge.wire.headers import unpack_from_device
-from adc_edge.wire.messages import VERSION, Bye, ByeAck, Fetch, Gradient, Hello, Step, Welcome
+from adc_edge.wire.messages import VERSION, Bye, ByeAck, Fetch, Gradient, HeadKept, Hello, KeepHead, Step, Welcome
 from tests.serving import logged
 
 
@@ -126,6 +129,80 @@ def test_the_end_of_a_session_is_acknowledged_once_a_checkpoint_knows_it(
     assert lines == ["device 'orin' is done after 0 steps"]
     assert len(list(run.glob("checkpoint-*"))) == 1
     assert trainer.sessions.finished() == 1
+
+
+def steps(trainer: Trainer, count: int) -> None:
+    trainer.hello()
+    for step in range(trainer.training.steps, count):
+        _, after_send = trainer.answers.answer(trainer.context, *step_message(trainer.bundle, step))
+        assert after_send is not None
+        after_send()
+
+
+def keep(trainer: Trainer, step: int, held: int | None = None) -> str:
+    (reply, _), _ = trainer.answers.answer(trainer.context, KeepHead(1, step, held), memoryview(b""))
+    assert isinstance(reply, HeadKept)
+    return reply.fault
+
+
+def test_a_best_head_is_on_disk_before_the_answer_with_its_session_and_step(trainer: Trainer, run: Path) -> None:
+    steps(trainer, 2)
+    assert keep(trainer, 2) == ""
+    (state,) = best_heads(run, 1).values()
+    assert (state.learned, state.steps) == ({1: 2}, 2)
+    head = trainer.training.head.vit.state_dict()
+    assert all((head[name].numpy() == value).all() for name, value in state.weights().items())
+
+
+def test_the_head_that_the_device_has_the_trunk_to_stays_beside_the_new_one(trainer: Trainer, run: Path) -> None:
+    for step, held, kept in ((1, None, {1}), (2, 1, {1, 2}), (3, 1, {1, 3}), (4, 3, {3, 4}), (5, None, {5})):
+        steps(trainer, step)
+        assert keep(trainer, step, held) == ""
+        assert best_heads(run, 1).keys() == kept
+
+
+def test_a_step_that_is_past_is_kept_only_if_its_head_is_there(trainer: Trainer, run: Path) -> None:
+    steps(trainer, 1)
+    assert keep(trainer, 1) == ""
+    before = best_heads(run, 1)[1].path.read_bytes()
+    steps(trainer, 3)
+    assert keep(trainer, 1) == ""
+    assert best_heads(run, 1)[1].path.read_bytes() == before
+    assert keep(trainer, 2, held=1) == "the trainer stands at step 3, and has not kept the head of step 2"
+    assert best_heads(run, 1).keys() == {1}
+
+
+def test_a_full_disk_refuses_a_best_head_and_the_one_before_stays(
+    trainer: Trainer, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps(trainer, 1)
+    keep(trainer, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    steps(trainer, 2)
+    monkeypatch.setattr(RunDir, "keep", full)
+    assert keep(trainer, 2, held=1) == "the trainer cannot write its head: No space left on device"
+    assert best_heads(run, 1).keys() == {1}
+
+
+def test_a_session_that_gives_way_takes_its_best_head_along(trainer: Trainer, run: Path) -> None:
+    steps(trainer, 1)
+    keep(trainer, 1)
+    trainer.sessions._evict(next(iter(trainer.sessions)))
+    assert not best_heads(run, 1)
+
+
+def test_a_trainer_without_a_run_does_not_offer_to_keep_heads(
+    bundle: Bundle, training: HeadTraining, trainer: Trainer
+) -> None:
+    assert trainer.hello().keeps_heads is True
+    with closing(RunDir(None, {}, {})) as nowhere:
+        other = Trainer(bundle, training, nowhere)
+        welcome = other.hello()
+        assert (welcome.keeps_heads, welcome.durable) == (UNSET, None)
+        assert keep(other, 0) == "the trainer keeps nothing on disk"
 
 
 def test_opening_a_session_logs_the_device_and_the_congestion_control(trainer: Trainer) -> None:

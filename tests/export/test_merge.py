@@ -14,11 +14,11 @@ import timm
 from safetensors.numpy import load_file, save
 from safetensors.torch import load_file as load_tensors
 
-from adc_edge.errors import CheckpointError
-from adc_edge.export.merge import merge_runs
+from adc_edge.errors import CheckpointError, SettingError
+from adc_edge.export.merge import Merged, merge_runs
 from adc_edge.storage.bundle import HEAD, MANIFEST, TRUNK, Bundle
 from adc_edge.storage.checkpoint import checkpoint_name, save_checkpoint
-from adc_edge.storage.halves import HEAD_PREFIX, TRUNK_PREFIX, label_weights
+from adc_edge.storage.halves import BEST_TRUNK, HEAD_PREFIX, TRUNK_PREFIX, best_head_name, label_weights
 
 OURS, THEIRS = 7, 8  # sessions
 
@@ -54,6 +54,26 @@ class Halves:
         self.head_checkpoint(learned)
         total = sum(learned.values())
         (self.trainer / HEAD).write_bytes(label_weights(save(self._at(HEAD, total)), learned, total))
+
+    def best(self, trunk: int | None, *heads: int, session: int = OURS, frozen: bool = False) -> None:
+        if trunk is not None:
+            weights = save({} if frozen else self._at(TRUNK, trunk))
+            (self.device / BEST_TRUNK).write_bytes(label_weights(weights, {OURS: trunk}, trunk, frozen, trunk / 100))
+        for step in heads:
+            learned = {session: step, 9: 5}  # another device trains the same head
+            weights = label_weights(save(self._at(HEAD, step)), learned, step + 5)
+            (self.trainer / best_head_name(session, step)).write_bytes(weights)
+
+    def merge_best(self) -> tuple[Merged, float, float]:
+        merged = merge_runs(self.device, self.trainer, self._output, best=True)
+        state = load_tensors(self._output)
+        return merged, float(state["cls_token"].mean()), float(state["head.weight"].mean())
+
+    def best_refusal(self) -> str:
+        with pytest.raises(CheckpointError) as error:
+            merge_runs(self.device, self.trainer, self._output, best=True)
+        assert not self._output.exists()
+        return str(error.value)
 
     def merge(self, step: int | None = None) -> tuple[float, float]:
         """The marks of the two halves that were merged: the trunk's step, and all steps of the head."""
@@ -206,6 +226,47 @@ def test_runs_of_different_bundles_are_refused(halves: Halves) -> None:
     manifest = halves.trainer / MANIFEST
     manifest.write_text(manifest.read_text().replace('"batch_size": 16', '"batch_size": 8'))
     assert "runs of different bundles" in halves.refusal()
+
+
+def test_the_best_halves_are_merged_whatever_the_run_has_learned_since(halves: Halves) -> None:
+    halves.trunk_end(60)
+    halves.head_end({OURS: 60})
+    halves.best(40, 20, 40)  # the trainer keeps the head before as well
+    merged, trunk, head = halves.merge_best()
+    assert (merged.step, merged.accuracy, merged.other_steps, trunk, head) == (40, 0.4, 5, 40, 40)
+    assert halves.merge() == (60, 60)
+
+
+def test_a_device_killed_before_it_kept_its_newest_best_half_gives_the_pair_before(halves: Halves) -> None:
+    halves.best(20, 20, 40)
+    assert halves.merge_best()[1:] == (20, 20)
+
+
+def test_best_halves_of_different_steps_or_sessions_are_refused(halves: Halves) -> None:
+    halves.trunk_end(60)
+    halves.head_end({OURS: 60})
+    assert "keeps no halves of a best evaluation" in halves.best_refusal()
+    assert "leave --best out" in halves.best_refusal()
+    halves.best(40)
+    assert f"keeps no best head of session {OURS:016x}" in halves.best_refusal()
+    halves.best(None, 40, session=THEIRS)  # the same step of another device on this head
+    assert f"keeps no best head of session {OURS:016x}" in halves.best_refusal()
+    halves.best(None, 30, 50)
+    refusal = halves.best_refusal()
+    assert "the trunk of step 40" in refusal
+    assert "best heads of step 30, 50" in refusal
+
+
+def test_the_best_of_a_frozen_trunk_has_the_weights_that_the_run_ends_with(halves: Halves) -> None:
+    halves.best(40, 40, frozen=True)
+    assert str(halves.device / TRUNK) in halves.best_refusal()
+    (halves.device / TRUNK).write_bytes(label_weights(save(halves._at(TRUNK, 0)), {OURS: 60}, 60, frozen=True))
+    assert halves.merge_best()[1:] == (0, 40)
+
+
+def test_the_best_step_and_another_step_at_once_are_refused(halves: Halves) -> None:
+    with pytest.raises(SettingError, match="--best and --step 3"):
+        merge_runs(halves.device, halves.trainer, halves._output, 3, best=True)
 
 
 def test_the_two_runs_in_the_wrong_order_are_refused(halves: Halves) -> None:
