@@ -92,7 +92,7 @@ for line in json.load(sys.stdin):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory, bundle_dir: Path) -> Iterator[dict[str, Any]]:
-    """What the command lines name: bundles, run directories and a port that cannot be used."""
+    """Bundles, run directories and a port that cannot be used, by the names in the command lines."""
     tmp = tmp_path_factory.mktemp("mistakes")
     for name in ("headless", "changed"):
         shutil.copytree(bundle_dir, tmp / name)
