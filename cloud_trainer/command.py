@@ -67,13 +67,17 @@ if TYPE_CHECKING:
 @log_options
 def trainer(console: Console, **options: Any) -> None:
     """Train the head for the devices that connect."""
-    from adc_edge.cloud_trainer.runner import Trainer, TrainerSettings
+    from adc_edge.cloud_trainer.settings import TrainerSettings
     from adc_edge.config import chosen_options
     from adc_edge.optimizer.settings import take_settings
     from adc_edge.signals import INTERRUPTED, StopFlag
 
     stop = StopFlag()
     kept = chosen_options(click.get_current_context())
-    complete = Trainer(TrainerSettings(optimizer=take_settings(options), **options), console, stop, kept).run()
+    settings = TrainerSettings(optimizer=take_settings(options), **options)
+    bundle = settings.check()
+    from adc_edge.cloud_trainer.runner import Trainer  # torch, whose import takes seconds
+
+    complete = Trainer(settings, console, stop, kept, bundle).run()
     if stop.by_ctrl_c and not complete:
         raise SystemExit(INTERRUPTED)

@@ -6,32 +6,29 @@ import logging
 import resource
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
 from rich.console import Console
 from safetensors.torch import load
 
-from adc_edge import defaults
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
+from adc_edge.cloud_trainer.settings import TrainerSettings as TrainerSettings
 from adc_edge.data.classes import short_list
 from adc_edge.errors import BundleError, SettingError
 from adc_edge.machine.description import describe_machine
 from adc_edge.machine.threads import divide_cores
 from adc_edge.method.split import head_from_manifest
-from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import HEAD, MANIFEST, Bundle
 from adc_edge.storage.halves import label_weights
 from adc_edge.storage.run_dir import RunDir
-from adc_edge.wire.sockets import check_endpoint
 
 ENDPOINT = "endpoint"  # file in the run directory: where the trainer listens
 OPEN = "insecure: anybody who reaches this address can train this head and read what is sent"
@@ -39,29 +36,8 @@ OPEN = "insecure: anybody who reaches this address can train this head and read 
 logger = logging.getLogger(__name__)
 
 
-class TrainerSettings(msgspec.Struct, frozen=True):
-    """Settings of `adc-edge trainer`."""
-
-    bundle: Path
-    bind: str = defaults.TRAINER_ENDPOINT
-    keys: Path | None = None
-    insecure: bool = False
-    run: Path | None = None
-    fresh: bool = False
-    checkpoint_every: int = defaults.CHECKPOINT_EVERY
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    amp: Literal["auto", "off"] = "auto"
-    compiled: Literal["auto", "on", "off"] = "auto"
-    max_images: int = defaults.MAX_IMAGES
-    devices: int = 0
-    one_session: bool = False
-    seed: int = 0
-    threads: int = 0
-    optimizer: OptimizerSettings = OptimizerSettings()
-
-
 class Trainer:
-    """One run of the trainer; ``options`` are kept for ``--resume``."""
+    """One run of the trainer; ``options`` are kept for ``--resume``, ``bundle`` is that of checked settings."""
 
     def __init__(
         self,
@@ -69,13 +45,13 @@ class Trainer:
         console: Console,
         stop: Callable[[], bool] | None = None,
         options: Mapping[str, Any] | None = None,
+        bundle: Bundle | None = None,
     ) -> None:
         self.settings, self.console, self.options = settings, console, options
         self.stop = stop or StopFlag()
-        check_endpoint(settings.bind, settings.insecure, settings.keys is not None)
+        self.bundle = bundle or settings.check()
         self.access = None if settings.keys is None else Access(settings.keys)
         torch.set_num_threads(divide_cores(settings.threads))
-        self.bundle = Bundle.load(settings.bundle, need=(HEAD,))
         self.training = self._training()
 
     def run(self) -> bool:
@@ -120,12 +96,7 @@ class Trainer:
 
     def _run_dir(self) -> RunDir:
         settings = self.settings
-        fixed = {
-            "role": "trainer",
-            "bundle": self.bundle.digest,
-            "optimizer": settings.optimizer,
-            "seed": settings.seed,
-        }
+        fixed = settings.fixed(self.bundle)
         free = msgspec.to_builtins(settings, enc_hook=str)
         now = describe_machine(
             device=str(self.training.device),

@@ -8,6 +8,7 @@ from typing import Any
 
 import zmq
 
+from adc_edge import __version__
 from adc_edge.cloud_trainer.access import Access
 from adc_edge.cloud_trainer.answers import Answers, RequestContext, outside_session
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
@@ -21,7 +22,19 @@ from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.addresses import Address, listening_addresses, listening_error, parse_address
 from adc_edge.wire.framing import Assembler, chunk_bytes, to_frames
 from adc_edge.wire.headers import check_foreign, pack_header, unpack_from_device
-from adc_edge.wire.messages import ClassNames, Evaluate, FromDevice, FromTrainer, Hello, Ping, Pong, Refused, Step
+from adc_edge.wire.messages import (
+    BUNDLE_DIGITS,
+    VERSION,
+    ClassNames,
+    Evaluate,
+    FromDevice,
+    FromTrainer,
+    Hello,
+    Ping,
+    Pong,
+    Refused,
+    Step,
+)
 from adc_edge.wire.sockets import set_socket_options
 from adc_edge.wire.tcp import prefer_bbr, tcp_info
 
@@ -73,6 +86,11 @@ class Server:
         self._answers = Answers(bundle, training, sessions, self._limits, checkpoints, self._refusals, classes)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
+        self._about: dict[str, Any] = {
+            "version": VERSION,
+            "trainer": __version__,
+            "bundle": bundle.digest[:BUNDLE_DIGITS],
+        }
         self._speaker: Peer | None = None  # the sender of the message that is being read
         self._guard = Guard(self._context, self._socket, self._refusals, self._limits.largest_bytes())
         try:
@@ -193,7 +211,8 @@ class Server:
 
     def _answer(self, route: bytes, peer: Peer, fd: int, message: FromDevice, body: memoryview) -> None:
         if isinstance(message, Ping):
-            pong = Pong(message.nonce, message.reply_bytes, message.nonce)
+            about = self._about if message.about is True else {}
+            pong = Pong(message.nonce, message.reply_bytes, message.nonce, **about)
             self._send(route, fd, to_frames(pong, bytes(message.reply_bytes)))
             return
         if isinstance(message, Hello) and self._guard.count_hello(fd):  # a device needs one for each connection

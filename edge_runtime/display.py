@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from adc_edge.edge_runtime.tally import Evaluation, Tally
+from adc_edge.wire.tcp import KERNEL_COUNTS
 
 _LOG_EVERY_S = 5.0
 _NARROW, _WIDE = 60, 100  # columns of a terminal: below the first a shorter warning, from the second on a bar
@@ -128,13 +129,15 @@ def report_table(report: Mapping[str, Any]) -> Table:
     table.add_row("uncompressed fp32 would be", decimal(report["bytes_uncompressed_fp32"]))
     table.add_row("sent of that", f"1/{report['bytes_uncompressed_fp32'] / sent:.1f}" if sent else "-")
     table.add_row("evaluation, apart", decimal(report["bytes_evaluation_up"] + report["bytes_evaluation_down"]))
+    if probes := report["bytes_probe_up"] + report["bytes_probe_down"]:
+        table.add_row("probes of --engine auto, apart", decimal(probes))
     table.add_section()
     table.add_row("time per step", f"{1e3 * report['seconds'] / steps:.1f} ms")
     for name, what in _PHASES:
         table.add_row(f"  {what}", f"{1e3 * report[f'seconds_{name}'] / steps:.1f} ms")
     table.add_section()
     if report["rtt_ms"] is None:
-        table.add_row("link", "not measured (needs Linux)")
+        table.add_row("link", f"not measured ({_why_not_measured(report['steps'])})")
     else:
         table.add_row("link up, down", " / ".join(_rate(report[k]) for k in ("up_mbit_s", "down_mbit_s")) + " Mbit/s")
         times = " / ".join(f"{report[k]:.2f}" for k in ("rtt_ms", "rtt_p95_ms", "rtt_p99_ms"))
@@ -147,6 +150,12 @@ def report_table(report: Mapping[str, Any]) -> Table:
     if report["peak_memory_mb"] is not None:
         table.add_row("peak memory of this process", f"{report['peak_memory_mb']:.0f} MB")
     return table
+
+
+def _why_not_measured(steps: int) -> str:
+    if not KERNEL_COUNTS:
+        return "needs Linux"
+    return "the link was lost" if steps else "no step was finished"
 
 
 def _percent(value: float | None) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
 
 
 _TRANSFER_BITS = 62
+_R = TypeVar("_R")
 
 
 class StepSettings(msgspec.Struct, frozen=True):
@@ -195,6 +197,14 @@ class DeviceLoop:
         before, self._totals = self._totals, self.session.channel.totals()
         up, down = np.subtract(self._totals, before)
         return int(up), int(down)
+
+    def counted_apart(self, work: Callable[[], _R]) -> tuple[_R, int, int]:
+        """Return the result of ``work``, and the bytes that it sent and received; ``new_bytes`` leaves these out."""
+        before = self.session.channel.totals()
+        result = work()
+        up, down = np.subtract(self.session.channel.totals(), before)
+        self._totals = self._totals[0] + int(up), self._totals[1] + int(down)
+        return result, int(up), int(down)
 
     def use_engine(self, engine: Engine) -> None:
         """Compute with another engine from now on; the caller has entered it and exits the one before."""

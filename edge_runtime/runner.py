@@ -86,13 +86,13 @@ class Serve:
             stack.callback(train.close)
             stack.callback(test.close)
             total = settings.total_steps(train.steps_per_epoch)
-            shim = None if self._torchless else make_shim(self.bundle, settings)
             fixed = settings.fixed(self.bundle.digest, (self.precision, self.gradient_precision), self.shape)
             free = msgspec.to_builtins(settings, enc_hook=str)
             now = describe_machine(engine=settings.engine, provider=settings.provider, threads=threads)
             run_dir = RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh)
             stack.callback(run_dir.close)
             run_dir.keep(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
+            shim = None if self._torchless else make_shim(self.bundle, settings)  # last: torch's import takes seconds
             learning = shim if settings.trunk == "train" else None
             refresher = None if learning is None else Refresher(learning, settings.refresh_every)
             self.state = RunState(run_dir, refresher, settings.micro_batches)

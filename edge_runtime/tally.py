@@ -85,6 +85,8 @@ class Tally(msgspec.Struct):
     bytes_down: int = 0
     bytes_evaluation_up: int = 0
     bytes_evaluation_down: int = 0
+    bytes_probe_up: int = 0  # with which `--engine auto` measured the link
+    bytes_probe_down: int = 0
     seconds: float = 0.0
     seconds_data: float = 0.0
     seconds_forward: float = 0.0
@@ -126,6 +128,11 @@ class Tally(msgspec.Struct):
         self.bytes_up += bytes_up
         self.bytes_down += bytes_down
 
+    def probe(self, bytes_up: int, bytes_down: int) -> None:
+        """Count bytes that measured the link, apart from those of training."""
+        self.bytes_probe_up += bytes_up
+        self.bytes_probe_down += bytes_down
+
     def repeat(self, lost: Iterable[Mapping[str, Any]]) -> None:
         """Count steps and evaluations that were lost with a killed process, whose bytes were sent."""
         for line in lost:
@@ -160,8 +167,8 @@ class Tally(msgspec.Struct):
         values["accuracy"] = self.evaluations[-1].accuracy if self.evaluations else None
         values["xi"] = shape.xi
         values["peak_memory_mb"] = peak_memory_mb()
-        values["bytes_total_up"] = self.bytes_up + self.bytes_evaluation_up
-        values["bytes_total_down"] = self.bytes_down + self.bytes_evaluation_down
+        values["bytes_total_up"] = self.bytes_up + self.bytes_evaluation_up + self.bytes_probe_up
+        values["bytes_total_down"] = self.bytes_down + self.bytes_evaluation_down + self.bytes_probe_down
         values["bytes_uncompressed_fp32"] = one_way * (1 if frozen else 2)
         return values | more
 

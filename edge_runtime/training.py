@@ -150,7 +150,10 @@ class Training:
         if loop.shim is None or loop.refresher is None:
             logger.info("engine auto: onnxruntime, the only one that a frozen trunk needs")
             return
-        rtt, piece = loop.session.probe() or (0.0, 0.0)
+        link, *probed = loop.counted_apart(loop.session.probe)
+        self.state.tally.probe(*probed)
+        self.state.try_to_save()  # a run that has made its choice does not probe again
+        rtt, piece = link or (0.0, 0.0)
         sent = (shape.clusters, shape.kept, self.manifest.dim)
         up, down = (
             piece * encoded_bytes(sent, precision) / PROBE_BYTES

@@ -6,14 +6,16 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-
-from timm.data import ImageNetInfo
-from timm.models.vision_transformer import VisionTransformer
+from typing import TYPE_CHECKING
 
 from adc_edge.data.classes import composed_names, short_list
 from adc_edge.data.sources import load_dataset
 from adc_edge.errors import DataError, SettingError
-from adc_edge.weights.fitting import LoadedWeights
+
+if TYPE_CHECKING:  # timm imports torch, which takes seconds; a wrong --classes is told before
+    from timm.models.vision_transformer import VisionTransformer
+
+    from adc_edge.weights.fitting import LoadedWeights
 
 CLASS_NAMES = "class_names"  # in a weights file's metadata: a JSON list, written by `merge`
 _LAYOUT = "a text file of one name a line, a JSON list of names, or a data source with class directories"
@@ -82,6 +84,8 @@ def names_of_weights(vit: VisionTransformer, loaded: LoadedWeights | None, from_
 
 
 def _imagenet_names() -> list[str]:
+    from timm.data import ImageNetInfo
+
     return list(ImageNetInfo(_IMAGENET).label_names())
 
 

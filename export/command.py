@@ -73,10 +73,11 @@ def export(
 ) -> None:
     """Split a ViT, export trunk + ADC to ONNX and write the bundle that `serve` and `trainer` load."""
     from adc_edge.export.build import ExportSettings, export_bundle
-    from adc_edge.export.report import parity_table
 
     arguments = parse_model_args(model_arg, img_size)
     rows = export_bundle(ExportSettings(output=output, classes=num_classes, model_args=arguments, **rest))
+    from adc_edge.export.report import parity_table  # torch, whose import takes seconds
+
     console.print(parity_table(rows))
     console.say(f"wrote    {output}\n\nnext:")
     console.say(f"  adc-edge trainer --bundle {output}")

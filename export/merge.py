@@ -9,13 +9,10 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import torch
-from safetensors.torch import save
 
 from adc_edge.errors import CheckpointError, SettingError
 from adc_edge.export.classes import CLASS_NAMES
 from adc_edge.files import write_atomic
-from adc_edge.method.split import create_vit
 from adc_edge.storage.bundle import MANIFEST, Manifest, parse_manifest
 from adc_edge.storage.halves import HalfState, best_heads, best_trunk, head_states, trunk_states
 from adc_edge.storage.run_dir import CLASSES, LearnedClasses
@@ -71,6 +68,11 @@ def merge_runs(device: Path, trainer: Path, output: Path, step: int | None = Non
     else:
         pair = _choose(_kept(device, trunk_states(device)), _kept(trainer, head_states(trainer)), step)
     manifest, state = manifests[0], pair.trunk.weights() | pair.head.weights()
+    import torch  # after the checks: its import takes seconds
+    from safetensors.torch import save
+
+    from adc_edge.method.split import create_vit
+
     vit = create_vit(manifest.model, manifest.model_args, manifest.classes)
     try:
         vit.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, strict=True)

@@ -28,6 +28,7 @@ from adc_edge.data import sources as data
 from adc_edge.data.loader import Loader
 from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.edge_runtime.runner import Serve
+from adc_edge.edge_runtime.session import PROBE_BYTES
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.method import adc
 from adc_edge.method.split import Head, create_vit, head_from_manifest, split_vit
@@ -382,13 +383,22 @@ def test_engine_auto_measures_once_logs_its_choice_and_keeps_it(
     with cloud(OptimizerSettings(lr=1e-3)) as endpoint:
         more = {"engine": "auto", "run": device, "micro_batches": 2}
         first = Serve(settings(bundle_dir, endpoint, steps=3, **more), Console(width=200), stop=lambda: False)
-        assert first.run()["steps"] == 3
+        report = first.run()
+        assert report["steps"] == 3
         said = caplog.text
         caplog.clear()
         chosen = (device / "engine").read_text()
         assert chosen in ("onnxruntime", "torch")
         assert f"engine auto: {chosen}." in said
         assert "a step would take" in said
+        sent = [json.loads(line)["bytes_up"] for line in (device / "metrics.jsonl").read_text().splitlines()][:3]
+        # Three empty round trips and three of PROBE_BYTES each way, which are no part of any step.
+        assert 3 * PROBE_BYTES < report["bytes_probe_up"] < 4 * PROBE_BYTES < 2 * report["bytes_probe_down"]
+        assert max(sent) < PROBE_BYTES
+        assert sum(sent) == report["bytes_up"]
+        assert report["bytes_total_up"] == sum(report[f"bytes_{kind}up"] for kind in ("", "evaluation_", "probe_"))
+        resumed = serve(settings(bundle_dir, endpoint, steps=3, **more))
+        assert resumed["bytes_probe_up"] == report["bytes_probe_up"]
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "engine").write_text("torch")

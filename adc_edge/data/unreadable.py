@@ -76,6 +76,16 @@ class UnreadableImages:
 def check_images(dataset: Dataset, allow_broken: bool = False) -> None:
     """Log the number of images, and of files that are skipped or unreadable; nothing that a run computes depends on it.
 
+    Raises:
+        DataError: see ``summarise_images``.
+    """
+    text, unreadable = summarise_images(dataset, allow_broken)
+    logger.log(logging.WARNING if unreadable else logging.INFO, "images   %s", text)
+
+
+def summarise_images(dataset: Dataset, allow_broken: bool = False) -> tuple[str, bool]:
+    """Return in words the number of images, and of files skipped or unreadable, and whether any are unreadable.
+
     Of each split of files up to 20,000 are opened, and 256 decoded.
 
     Raises:
@@ -90,8 +100,8 @@ def check_images(dataset: Dataset, allow_broken: bool = False) -> None:
     if faults:
         parts.append(f"{len(faults):,} unreadable (first: {faults[0].received})")
     tail = f"; skipped {', '.join(parts)}" if parts else ""
-    level = logging.WARNING if faults else logging.INFO
-    logger.log(level, "images   %s train, %s test%s", *(f"{len(s.labels):,}" for s in dataset[:2]), tail)
+    train, test = (f"{len(split.labels):,}" for split in dataset[:2])
+    return f"{train} train, {test} test{tail}", bool(faults)
 
 
 def _look(paths: Sequence[Path], allow_broken: bool) -> list[DataError]:

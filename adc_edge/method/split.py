@@ -22,11 +22,12 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from adc_edge.data.preprocessing import Interpolation, Preprocessing
-from adc_edge.errors import ModelError, SettingError
+from adc_edge.errors import ModelError
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.trunk import Trunk
 from adc_edge.storage.bundle import Manifest
 from adc_edge.weights.fitting import LoadedWeights, fit_weights, read_weights, weights_of
+from adc_edge.weights.opening import check_origin
 
 _TOLERANCE = 1e-4
 _SUPPORTED = "a timm VisionTransformer with a CLS token (DeiT, ViT, distilled, DINOv2 with registers)"
@@ -89,14 +90,13 @@ def load_vit(
             fit it.
         SettingError: ``allow_missing`` without weights.
     """
+    check_origin(weights, pretrained, allow_missing)
     arguments = {name: value for name, value in model_args.items() if name != "num_classes"}
     classes = model_args.get("num_classes") if classes is None else classes
     if weights is not None:
         source = read_weights(weights)
     elif pretrained:
         source = weights_of(_timm_vit(model, arguments, None, True), f"timm's hub for {model}")
-    elif allow_missing:
-        raise SettingError("--allow-missing without weights", "weights that may lack tensors", "add --weights FILE")
     else:
         return _timm_vit(model, arguments, classes), None
     vit = _timm_vit(model, arguments, source.classes if classes is None else classes)

@@ -130,24 +130,13 @@ class RunDir:
     def _match(self, path: Path, now: Mapping[str, Any]) -> None:
         if not path.exists():
             return
-        try:
-            old = msgspec.json.decode(path.read_bytes(), type=_Settings)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{path}: {error}",
-                "settings as adc-edge wrote them",
-                "use another --run directory, or start over with --fresh",
-            ) from None
+        old = _read_settings(path)
         self.changes = _changes(old.machine, now["machine"]) if old.machine else []
         changed = _changes(old.fixed, now["fixed"])
         if changed and not _has_begun(path.parent):
             _clear(path.parent)
         elif changed:
-            raise CheckpointError(
-                f"{path.parent} holds another run: {'; '.join(changed)}",
-                "the settings it was started with",
-                "use those, or another --run directory, or start over with --fresh",
-            )
+            raise _another_run(path.parent, changed)
 
     def latest(self, until: int | None = None) -> Checkpoint | None:
         """Return the newest intact checkpoint, of a step up to ``until``, or None."""
@@ -213,6 +202,42 @@ class RunDir:
         else:
             os.close(self._metrics)
             os.close(self._lock)
+
+
+def check_run(path: Path | None, fixed: Mapping[str, Any], fresh: bool) -> None:
+    """Check that ``RunDir`` will take this directory up; nothing is written.
+
+    Raises:
+        CheckpointError: it holds a run with other ``fixed`` settings, which is not to be deleted (``fresh``).
+        SettingError: another process uses it.
+    """
+    if path is None or not (path / LOCK).exists():
+        return
+    with contextlib.suppress(OSError):  # RunDir says so
+        os.close(RunDir._take(path))
+    if not fresh and (path / SETTINGS).exists():
+        changed = _changes(_read_settings(path / SETTINGS).fixed, json.loads(json_bytes(fixed)))
+        if changed and _has_begun(path):
+            raise _another_run(path, changed)
+
+
+def _read_settings(path: Path) -> _Settings:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Settings)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: {error}",
+            "settings as adc-edge wrote them",
+            "use another --run directory, or start over with --fresh",
+        ) from None
+
+
+def _another_run(path: Path, changed: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds another run: {'; '.join(changed)}",
+        "the settings it was started with",
+        "use those, or another --run directory, or start over with --fresh",
+    )
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> list[str]:

@@ -21,7 +21,15 @@ from tenacity import (
 from adc_edge.arrays import Body
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.wire.addresses import Address, NameUnknown, loops, parse_address, resolve
-from adc_edge.wire.connection import ClientKeys, Connection, LinkLost, NotATrainer, Stopped, TrainerBusy
+from adc_edge.wire.connection import (
+    ANOTHER_ADDRESS,
+    ClientKeys,
+    Connection,
+    LinkLost,
+    NotATrainer,
+    Stopped,
+    TrainerBusy,
+)
 from adc_edge.wire.framing import Assembler, to_frames
 from adc_edge.wire.headers import check_foreign_refusal, unpack_from_trainer
 from adc_edge.wire.messages import CHUNK_BYTES, FromTrainer, Message, Pong, Refused, Welcome
@@ -102,7 +110,7 @@ class Channel:
                 before_sleep=log_now_and_then,
             ):
                 with attempt:
-                    self._connect(open_session)
+                    self.connect(open_session)
         except RetryError as error:
             cause = error.last_attempt.exception()
             known = cause.remedy if isinstance(cause, LinkLost) else ""
@@ -112,8 +120,14 @@ class Channel:
                 known or "check address, firewall and keys, or let it keep trying with --wait inf",
             ) from None
 
-    def _connect(self, open_session: Callable[[], None] | None) -> None:
-        """Try the addresses of the host in turn. A name is looked up each time: it may move while a device runs."""
+    def connect(self, open_session: Callable[[], None] | None = None) -> None:
+        """Try the addresses of the host once, in turn. A name is looked up each time: it may move while a device runs.
+
+        Raises:
+            LinkLost: no address answers as a trainer; its remedy tells what to do if that is known.
+            LinkError: something else has answered several times in a row.
+            RefusedError, Stopped: see ``open``.
+        """
         reasons: list[LinkLost] = []
         for address in self._targets():
             self.disconnect()
@@ -149,7 +163,7 @@ class Channel:
             raise LinkError(
                 f"no trainer at {self.endpoint}: {text}",
                 "a running `adc-edge trainer` bound to that address",
-                "check host and port: `adc-edge trainer` logs the address on which it listens",
+                ANOTHER_ADDRESS,
             )
 
     def send(self, message: Message, body: Body = b"") -> None:

@@ -20,11 +20,16 @@ from adc_edge.wire.sockets import set_socket_options
 from adc_edge.wire.tcp import SocketMeter, frame_bytes
 
 CONNECT_MS = 3_000
+ANOTHER_ADDRESS = "check host and port: `adc-edge trainer` logs the address on which it listens"
 _ALLOW = "on the trainer type adc-edge keys allow NAME FILE, where FILE holds the line: public = {}"
 _NEVER_MS = 24 * 3_600_000
 _END_MS = 1_000  # libzmq needs less than 1 ms, a busy machine some more
 _PROBE_S = 1.0
 _ONE_SIDE = "keys on one side only"
+_OTHER_KEY = "its key is not the one in trainer.key"
+_PIN = "with a copy of the trainer's public.key type adc-edge keys pin FILE, with this device's --keys DIR"
+_KEYS_THERE = "start the trainer with its --keys DIR, or leave --keys out here if both run on one machine"
+_KEYS_HERE = "use --keys DIR, a directory made by adc-edge keys new, and exchange public keys: docs/security.md"
 _TICK_MS = 100  # how soon a signal or a dead link is noticed while waiting
 
 
@@ -45,6 +50,9 @@ class TrainerBusy(LinkLost):
 
 class NotATrainer(LinkLost):
     """Something that is not adc-edge answers at the address."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, ANOTHER_ADDRESS)
 
 
 class Stopped(Exception):
@@ -169,13 +177,18 @@ class Connection:
             return LinkLost(f"connection refused by {self._address}" if found.connect_s is not None else found.text)
         if found.silent:
             return LinkLost(found.text)
-        if not found.mechanism:
-            why = "its key is not the one in trainer.key, or keys on one side only" if self._encrypted else _ONE_SIDE
-        elif self._encrypted and found.mechanism == "CURVE":
-            why = "its key is not the one in trainer.key"
-        else:
-            why = _ONE_SIDE + (", this device's" if self._encrypted else ", the trainer's")
-        return LinkLost(f"it hung up during the handshake: {why}")
+        why, remedy = self._hung_up(found.mechanism)
+        return LinkLost(f"it hung up during the handshake: {why}", remedy)
+
+    def _hung_up(self, mechanism: str) -> tuple[str, str]:
+        """Return why the keys of the two sides do not meet, and the remedy; ``mechanism`` is the trainer's if known."""
+        if not mechanism:
+            return (f"{_OTHER_KEY}, or {_ONE_SIDE}" if self._encrypted else _ONE_SIDE), ""
+        if self._encrypted and mechanism == "CURVE":
+            return _OTHER_KEY, _PIN
+        if self._encrypted:
+            return f"{_ONE_SIDE}, this device's", _KEYS_THERE
+        return f"{_ONE_SIDE}, the trainer's", _KEYS_HERE
 
     def _silent(self) -> LinkLost:
         if not self.meter.connected:

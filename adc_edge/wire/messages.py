@@ -21,6 +21,7 @@ CHUNK_BYTES = 64 * 1024  # takes 5.2 s at 0.1 Mbit/s, less than the heartbeat ti
 HEADER_BYTES = 4096
 SEAL_BYTES = 8  # XXH3 hash of header and piece, stored after the header
 TRIPLE_BYTES = 12  # cluster, class, count: three little-endian int32
+BUNDLE_DIGITS = 12  # of a bundle's digest, as far as it is told to those who have not said it
 LABEL_BYTES = 4  # one little-endian int32
 NAMES_BYTES = 4 * CHUNK_BYTES  # of all class names: ImageNet-21k's WordNet ids fit
 
@@ -119,6 +120,7 @@ class Ping(Message, frozen=True):
     reply_bytes: Annotated[int, msgspec.Meta(ge=0, le=CHUNK_BYTES)]
     body_bytes: Annotated[int, msgspec.Meta(ge=0, le=CHUNK_BYTES)] = 0
     transfer: Id = 0
+    about: bool | UnsetType = UNSET  # whether the Pong is to tell about the trainer
 
 
 class KeepHead(Message, frozen=True):
@@ -222,11 +224,17 @@ class Absent(Message, frozen=True):
 
 
 class Pong(Message, frozen=True):
-    """The trainer's answer to a Ping, with the padding that was requested."""
+    """The trainer's answer to a Ping, with the padding that was requested.
+
+    If the Ping asked, it also tells about the trainer; 0.7 and older tell nothing.
+    """
 
     nonce: Id
     body_bytes: Count = 0
     transfer: Id = 0
+    version: Count | UnsetType = UNSET  # of the protocol, as in Hello
+    trainer: Text | UnsetType = UNSET  # version of the trainer
+    bundle: Text | UnsetType = UNSET  # the first BUNDLE_DIGITS of its digest
 
 
 class HeadKept(Message, frozen=True):

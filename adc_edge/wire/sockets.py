@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import socket
+
 import zmq
 
 from adc_edge.errors import SettingError
-from adc_edge.wire.addresses import is_loopback, parse_address
+from adc_edge.wire.addresses import is_loopback, listening_addresses, listening_error, parse_address
 from adc_edge.wire.framing import FAST_CHUNK_BYTES
 from adc_edge.wire.messages import HEADER_BYTES
 
 
-def set_socket_options(socket: zmq.Socket[bytes], endpoint: str) -> None:
+def set_socket_options(zmq_socket: zmq.Socket[bytes], endpoint: str) -> None:
     """Set the options of a device's or a trainer's socket, before it is bound or connected to ``endpoint``."""
-    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-    socket.setsockopt(zmq.LINGER, 0)
+    zmq_socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+    zmq_socket.setsockopt(zmq.LINGER, 0)
     # The queues are unlimited. At a limit libzmq 4.3.5 stops reading, and if the peer then closes the connection, the
     # heartbeats make it abort.
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
-    socket.setsockopt(zmq.MAXMSGSIZE, FAST_CHUNK_BYTES + HEADER_BYTES)
+    zmq_socket.setsockopt(zmq.RCVHWM, 0)
+    zmq_socket.setsockopt(zmq.SNDHWM, 0)
+    zmq_socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
+    zmq_socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
+    zmq_socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+    zmq_socket.setsockopt(zmq.MAXMSGSIZE, FAST_CHUNK_BYTES + HEADER_BYTES)
 
 
 def check_endpoint(endpoint: str, insecure: bool, keys: bool = False, connecting: bool = False) -> str:
@@ -45,3 +47,19 @@ def check_endpoint(endpoint: str, insecure: bool, keys: bool = False, connecting
             "type adc-edge keys new --keys DIR, then use --keys DIR here; or use --insecure",
         )
     return endpoint
+
+
+def check_listening(endpoint: str) -> None:
+    """Raise SettingError if a trainer cannot listen on ``tcp://HOST:PORT`` at this moment."""
+    for address in listening_addresses(parse_address(endpoint, listening=True)):
+        wide = ":" in address.host
+        with socket.socket(socket.AF_INET6 if wide else socket.AF_INET) as trial:  # bound, it takes no connection
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if wide:
+                trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            try:
+                trial.bind(address)
+            except socket.gaierror:  # the name of an interface, which ZeroMQ knows
+                continue
+            except OSError as error:
+                raise listening_error(address, error.errno or 0, error.strerror or "") from None

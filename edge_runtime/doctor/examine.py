@@ -11,12 +11,14 @@ from pathlib import Path
 from adc_edge.edge_runtime import board, packages
 from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow
 from adc_edge.edge_runtime.packages import DEVICE, Package, Versions
+from adc_edge.errors import SettingError
 from adc_edge.machine.description import installed_version
 from adc_edge.wire.addresses import Address, Finding, NameUnknown, examine_address, parse_address, resolve
 
 _BOARDS = "docs/boards.md"
 _TRUNK = "trunk.safetensors"  # bundle.TRUNK, whose module may not import here
 _SCARCE_MB = 500.0  # of memory or disk
+_MISSING = "packages are missing, see above"
 
 
 def examine(
@@ -25,30 +27,45 @@ def examine(
     root: Path = board.ROOT,
     versions: Versions = installed_version,
     golden: bool = True,
+    *,
+    keys: Path | None = None,
+    insecure: bool = False,
+    data: str | None = None,
 ) -> DoctorReport:
-    """Examine packages, board, bundle and trainer.
+    """Examine packages, board, bundle, data and trainer.
 
     Args:
         bundle: checked if given.
-        trainer: ``tcp://HOST:PORT`` to connect to.
+        trainer: ``tcp://HOST:PORT`` to connect to, as `serve` does but without a session.
         root: where /proc, /sys and /etc are.
         versions: of installed distributions.
-        golden: whether to compute the bundle's golden pair.
+        golden: whether to compute the bundle's golden pair, and to open a part of the images.
+        keys: key directory for the trainer.
+        insecure: an address that is not loopback is allowed without keys.
+        data: data source to read.
 
     Raises:
-        SettingError: the trainer's address is malformed.
+        SettingError: the trainer's address is malformed, or both keys and ``insecure`` are given.
     """
+    if keys is not None and insecure:
+        raise SettingError("--keys and --insecure", "one of them", "leave one out")
     address = None if trainer is None else parse_address(trainer)
     facts, state = board.describe_board(root), board.board_state(root)
     found = packages.find(versions)
     imports = packages.imports(package for package in found if package.group == DEVICE)
     rows = [*_machine(facts, bundle or Path()), *_board(facts, state), *_packages(found, imports, facts)]
     trains = any(package.name == "torch" and package.good for package in found)
+    imports_well = not any(row.fault for row in rows)
+    bundle_here = None
     if bundle is not None:
-        rows += _bundle(bundle, found, golden) if not any(row.fault for row in rows) else [_unchecked(bundle)]
+        more = _bundle(bundle, found, golden) if imports_well else [_unchecked("bundle", str(bundle))]
+        bundle_here = None if any(row.fault for row in more) else bundle
+        rows += more
         trains = trains and (bundle / _TRUNK).exists()
+    if data is not None:
+        rows += _data(data, bundle_here, golden) if imports_well else [_unchecked("data", data)]
     if trainer is not None and address is not None:
-        rows.append(_trainer(trainer, address))
+        rows += _trainer(trainer, keys, insecure, bundle) if imports_well else [_bare_trainer(trainer, address)]
     details = {
         "python": platform.python_version(),
         "board": asdict(facts),
@@ -170,23 +187,36 @@ def _bundle(path: Path, found: list[Package], golden: bool) -> list[DoctorRow]:
     return list(examine_bundle(path, tensorrt, golden))
 
 
-def _unchecked(path: Path) -> DoctorRow:
+def _data(source: str, bundle: Path | None, thorough: bool) -> list[DoctorRow]:
+    from adc_edge.edge_runtime.doctor.data import examine_data
+
+    return list(examine_data(source, bundle, thorough))
+
+
+def _unchecked(section: str, name: str) -> DoctorRow:
     """An import that kills its process would take this one with it."""
-    return DoctorRow("bundle", str(path), "bad", "not checked: packages are missing, see above", needed=True)
+    return DoctorRow(section, name, "bad", f"not checked: {_MISSING}", needed=True)
 
 
-def _trainer(trainer: str, address: Address) -> DoctorRow:
+def _trainer(trainer: str, keys: Path | None, insecure: bool, bundle: Path | None) -> list[DoctorRow]:
+    from adc_edge.edge_runtime.doctor.trainer import examine_trainer
+
+    return list(examine_trainer(trainer, keys, insecure, bundle))
+
+
+def _bare_trainer(trainer: str, address: Address) -> DoctorRow:
+    """Examine the address with a plain socket, where the packages for a handshake are missing."""
     found: list[Finding] = []
     try:
         for numeric in resolve(address):
             found.append(examine_address(numeric))
-            if found[-1].connect_s is not None and not found[-1].foreign:
-                text = f"{trainer} takes it in {found[-1].connect_s * 1e3:.1f} ms; `adc-edge link` measures the rest"
-                return DoctorRow("trainer", "connection", "ok", text, needed=True)
+            if found[-1].mechanism:
+                text = f"{found[-1].text}; its keys and its bundle are not checked: {_MISSING}"
+                return DoctorRow("trainer", "connection", "info", text)
         text = "; ".join(dict.fromkeys(finding.text for finding in found))
     except NameUnknown as unknown:
         text = str(unknown)
     remedy = "start `adc-edge trainer` there, and let its port through firewalls"
     if any(finding.foreign for finding in found):
         remedy = "check host and port: `adc-edge trainer` logs the address on which it listens"
-    return DoctorRow("trainer", "connection", "bad", f"{trainer} does not answer: {text}", remedy, needed=True)
+    return DoctorRow("trainer", "connection", "bad", f"{trainer}: {text}", remedy, needed=True)

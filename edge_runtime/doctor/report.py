@@ -63,8 +63,8 @@ class DoctorReport:
         return {"adc-edge": __version__, **serves, "rows": rows, **self.details}
 
 
-def lines(report: DoctorReport, width: int, bundle: Path | None, trainer: str | None) -> Iterator[str]:
-    """The report for a person, ending with the verdict and the next command."""
+def lines(report: DoctorReport, width: int, following: str) -> Iterator[str]:
+    """The report for a person, ending with the verdict and the ``following`` command."""
     yield f"adc-edge {__version__} doctor"
     for section, rows in groupby(report.rows, key=lambda row: row.section):
         yield ""
@@ -72,7 +72,7 @@ def lines(report: DoctorReport, width: int, bundle: Path | None, trainer: str | 
         for row in rows:
             yield from _row(row, width)
     yield ""
-    yield from _verdict(report, bundle, trainer)
+    yield from _verdict(report, following)
 
 
 def health_line(report: DoctorReport) -> str:
@@ -98,13 +98,19 @@ def _wrap(text: str, room: int) -> list[str]:
     return textwrap.wrap(text, room, break_on_hyphens=False) or [""]
 
 
-def _verdict(report: DoctorReport, bundle: Path | None, trainer: str | None) -> Iterator[str]:
+def serve_command(bundle: Path | None, trainer: str | None, keys: Path | None, insecure: bool, data: str | None) -> str:
+    """Return the `serve` command for what was examined, with capitals in place of what was not."""
+    place = shlex.quote(str(bundle)) if bundle else "BUNDLE"
+    source = shlex.quote(data) if data else "folder:PHOTOS"
+    more = f" --keys {shlex.quote(str(keys))}" if keys else " --insecure" if insecure else ""
+    return f"adc-edge serve --bundle {place} --trainer {trainer or 'tcp://HOST:5700'} --data {source}{more}"
+
+
+def _verdict(report: DoctorReport, following: str) -> Iterator[str]:
     if report.faults:
         names = ", ".join(row.name for row in report.faults)
         yield click.style(f"this device cannot serve: {names}", fg="red", bold=True)
         return
     how = "serve, and train its trunk" if report.trains else "serve with a frozen trunk"
     yield click.style(f"this device can {how}", fg="green", bold=True)
-    place = shlex.quote(str(bundle)) if bundle else "BUNDLE"
-    frozen = "" if report.trains else " --trunk frozen"
-    yield f"next: adc-edge serve --bundle {place} --trainer {trainer or 'tcp://HOST:5700'} --data folder:PHOTOS{frozen}"
+    yield f"next: {following}{'' if report.trains else ' --trunk frozen'}"

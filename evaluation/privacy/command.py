@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+    from adc_edge.data.sources import Dataset
     from adc_edge.evaluation.privacy.attack import Examples, Leak
     from adc_edge.evaluation.study.records import Study
     from adc_edge.logs import AnyConsole
@@ -99,13 +100,18 @@ def privacy(
     For each setting an inverter is trained on the train split, and PSNR and SSIM of its reconstructions are measured on
     the test split. This is one attack: a low score does not prove that nothing can be reconstructed.
     """
+    from adc_edge.data.sources import load_dataset
+    from adc_edge.data.unreadable import check_images
     from adc_edge.evaluation.report.plots import png
     from adc_edge.evaluation.study.setting import parse_setting, unique
-    from adc_edge.evaluation.study.task import study_of
+    from adc_edge.evaluation.study.task import on_device, study_of
     from adc_edge.files import write_atomic
 
     settings, study = unique(parse_setting(text) for text in texts), study_of(options)
-    leaks, examples = _attack(study, settings, seed, epochs, console, allow_broken)
+    dataset = load_dataset(study.data)
+    check_images(dataset, allow_broken)
+    study = on_device(study)
+    leaks, examples = _attack(study, dataset, settings, seed, epochs, console, allow_broken)
     console.print(_table(leaks))
     files = {
         "privacy.json": _json(study, epochs, leaks),
@@ -119,19 +125,22 @@ def privacy(
 
 
 def _attack(
-    study: Study, settings: Sequence[Any], seed: int, epochs: float, console: AnyConsole, allow_broken: bool
+    study: Study,
+    dataset: Dataset,
+    settings: Sequence[Any],
+    seed: int,
+    epochs: float,
+    console: AnyConsole,
+    allow_broken: bool,
 ) -> tuple[list[Leak], list[Examples]]:
     """Attack one setting after another, with a progress bar."""
     from rich.progress import Progress
 
-    from adc_edge.data.sources import load_dataset
-    from adc_edge.data.unreadable import check_images
     from adc_edge.evaluation.privacy.attack import invert
     from adc_edge.evaluation.study.training import check_model
 
-    dataset, found = load_dataset(study.data), []
     check_model(study, len(dataset.classes))
-    check_images(dataset, allow_broken)
+    found = []
     with Progress(console=console) as progress:
         whole = progress.add_task("", total=float(len(settings)))
         for done, setting in enumerate(settings):

@@ -37,7 +37,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     test_images: int = 0
     augment: str = "flip"
     optimizer: OptimizerSettings = OptimizerSettings(name="adam")
-    device: str = "cpu"
+    device: str = "cpu"  # "auto" until torch is asked (`on_device`); never in study.json
     compute: Literal["fp32", "bf16"] = "fp32"
 
     def check(self) -> Study:

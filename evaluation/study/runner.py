@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import torch
 from joblib import Parallel, delayed, parallel_config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,7 +22,7 @@ from adc_edge.data.unreadable import check_images
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
 from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name
 from adc_edge.evaluation.study.setting import Setting, parse_setting
-from adc_edge.evaluation.study.training import check_model, train
+from adc_edge.evaluation.study.task import on_device
 from adc_edge.files import json_bytes, write_atomic
 from adc_edge.machine.threads import divide_cores
 
@@ -101,18 +100,22 @@ def run_study(
     old = _read_plan(directory) if begun else None
     if old is not None and study.crop_pct == "model":
         study = msgspec.structs.replace(study, crop_pct=old.study.crop_pct)
-    plan = _merge(
-        old,
-        _as_read(StudyPlan(STUDY_FORMAT, study.check(), tuple(map(str, settings)), tuple(seeds))),
-        directory,
-    )
+    study.check()
+    if old is not None:  # before torch is imported to find the device, that of the old study serves
+        known = old.study.device if study.device == "auto" else study.device
+        _plan(old, msgspec.structs.replace(study, device=known), settings, seeds, directory)
     # Seeds in the outer loop: every setting runs once before any runs twice.
     tasks = [_Task(setting, seed, allow_broken) for seed in seeds for setting in settings]
     missing = [task for task in tasks if not (directory / _RUNS / task.file).exists()]
     dataset = load_dataset(study.data) if missing else None
     if dataset is not None:
-        check_model(study, len(dataset.classes))
         check_images(dataset, allow_broken)
+    study = on_device(study)
+    plan = _plan(old, study, settings, seeds, directory)
+    if dataset is not None:
+        from adc_edge.evaluation.study.training import check_model  # torch, whose import takes seconds
+
+        check_model(study, len(dataset.classes))
     write_atomic(directory / _PLAN, json_bytes(plan))
     if done := len(tasks) - len(missing):
         _logger.info("%d of %d runs are there already", done, len(tasks))
@@ -151,6 +154,8 @@ def _one_by_one(
 
 def _side_by_side(jobs: int, study: Study, tasks: list[_Task], progress: Callable[[float], None]) -> Iterator[_Outcome]:
     """Make runs in ``jobs`` processes; yield each outcome when its run ends."""
+    import torch
+
     threads = max(1, torch.get_num_threads() // jobs)
     # Spawned: a process that is forked may not use threads or CUDA.
     with multiprocessing.get_context("spawn").Manager() as manager:
@@ -183,12 +188,16 @@ def _interrupt_blocked() -> Iterator[None]:
 
 def _work(study: Study, task: _Task, threads: int, shares: Any) -> _Outcome:
     """Make one run in a worker, which puts each step's share of the run into ``shares``."""
+    import torch
+
     torch.set_num_threads(threads)
     divide_cores(threads)
     return _outcome(study, task, shares.put)
 
 
 def _outcome(study: Study, task: _Task, progress: Callable[[float], None], dataset: Dataset | None = None) -> _Outcome:
+    from adc_edge.evaluation.study.training import train
+
     try:
         share = _increments(progress)
         return task, train(
@@ -231,8 +240,11 @@ def _display(console: Console) -> Progress:
     )
 
 
-def _merge(old: StudyPlan | None, new: StudyPlan, directory: Path) -> StudyPlan:
-    """The plan with the settings and seeds of both."""
+def _plan(
+    old: StudyPlan | None, study: Study, settings: Sequence[Setting], seeds: Sequence[int], directory: Path
+) -> StudyPlan:
+    """The plan with the settings and seeds of ``old`` and of this call."""
+    new = _as_read(StudyPlan(STUDY_FORMAT, study, tuple(map(str, settings)), tuple(seeds)))
     if old is None:
         return new
     if old.study != new.study:

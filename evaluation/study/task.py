@@ -5,30 +5,44 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import torch
 
+from adc_edge.data.augment import parse_augmentation
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.study.records import Study
 from adc_edge.options import parse_model_args
+from adc_edge.weights.opening import check_origin
 
 
 def study_of(options: dict[str, Any]) -> Study:
-    """Make a study of a command's options. Those left in ``options`` must be fields of ``Study``.
+    """Make a study of a command's options, checked as far as torch is not needed.
+
+    Those left in ``options`` must be fields of ``Study``; ``device`` may be "auto".
 
     Raises:
-        SettingError: CUDA is requested but absent, or a model argument is not NAME=VALUE.
+        SettingError: a model argument is not NAME=VALUE, the augmentation is unknown, or a number is out of range.
+        ModelError: there is no such weights file.
     """
-    weights, device, crop_pct = (options.pop(name) for name in ("weights", "device", "crop_pct"))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise SettingError("--device cuda, and torch finds no CUDA device", "a CUDA device", "use --device auto")
-    return Study(
+    weights, crop_pct = options.pop("weights"), options.pop("crop_pct")
+    check_origin(weights, options["pretrained"], options["allow_missing"])
+    parse_augmentation(options["augment"])
+    study = Study(
         model_args=parse_model_args(options.pop("model_arg"), options.pop("img_size")),
         weights=None if weights is None else str(weights),
         pretrained=options.pop("pretrained") and weights is None,
         allow_missing=options.pop("allow_missing") or msgspec.UNSET,
-        device=device,
         crop_pct="model" if crop_pct is None else crop_pct,
         **options,
     )
+    return study.check()
+
+
+def on_device(study: Study) -> Study:
+    """Return the study with its device found; raises SettingError if it is to be CUDA and there is none."""
+    if study.device == "cpu":
+        return study
+    import torch
+
+    found = torch.cuda.is_available()
+    if study.device == "cuda" and not found:
+        raise SettingError("--device cuda, and torch finds no CUDA device", "a CUDA device", "use --device auto")
+    return msgspec.structs.replace(study, device="cuda" if found else "cpu")

@@ -9,8 +9,10 @@ import logging
 import pytest
 from rich.console import Console
 
-from adc_edge.edge_runtime.display import Display
+from adc_edge.edge_runtime import display as display_module
+from adc_edge.edge_runtime.display import Display, report_table
 from adc_edge.edge_runtime.tally import StepRecord, Tally
+from adc_edge.method.ratio import Ratio
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +76,27 @@ def test_a_file_that_cannot_be_written_is_logged_once_and_so_is_its_end(caplog: 
 def test_an_insecure_run_warns(caplog: pytest.LogCaptureFixture) -> None:
     Display(Console(file=io.StringIO()), total=10, done=0, insecure=True)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def shown(tally: Tally) -> str:
+    """The table at the end of a run with this tally."""
+    report = tally.report(Ratio(xi=0.4).shape(16, 17, 1), 32, False, precision="fp32", gradient_precision="fp32")
+    file = io.StringIO()
+    Console(file=file, width=100).print(report_table(report))
+    return file.getvalue()
+
+
+def test_a_link_that_was_not_measured_says_the_true_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display_module, "KERNEL_COUNTS", True)
+    assert "not measured (no step was finished)" in shown(Tally())  # stopped while it waited for the trainer
+    monkeypatch.setattr(display_module, "KERNEL_COUNTS", False)
+    assert "not measured (needs Linux)" in shown(one_step())
+
+
+def test_the_probes_of_engine_auto_have_a_row_of_their_own() -> None:
+    tally = one_step()
+    assert "probes" not in shown(tally)
+    tally.probe(200_000, 190_000)
+    tally.probe(10_000, 0)
+    assert "400.0 kB" in next(line for line in shown(tally).splitlines() if "probes of --engine auto" in line)
+    assert (tally.bytes_up, tally.bytes_down) == (3000, 1000)

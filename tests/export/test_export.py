@@ -231,7 +231,7 @@ def test_an_export_that_fails_writes_nothing(tmp_path: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise ParityError("it differs", "that it does not", "mend it")
 
-    monkeypatch.setattr("adc_edge.export.build.check_parity", fail)
+    monkeypatch.setattr("adc_edge.export.writing.check_parity", fail)
     with pytest.raises(ParityError):
         export_bundle(ExportSettings("vit_tiny_patch16_224", 1, tmp_path / "b", Ratio(xi=0.5), model_args=TINY))
     assert not list(tmp_path.iterdir())

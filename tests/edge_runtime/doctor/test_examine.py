@@ -15,6 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from adc_edge.cloud_trainer.server import Server
 from adc_edge.edge_runtime import packages
 from adc_edge.edge_runtime.doctor import bundle as doctor_bundle
 from adc_edge.edge_runtime.doctor.command import doctor
@@ -58,7 +59,7 @@ def row(report: DoctorReport, name: str) -> DoctorRow:
 
 
 def shown(report: DoctorReport, width: int = 100) -> str:
-    return click.unstyle("\n".join(lines(report, width, None, None)))
+    return click.unstyle("\n".join(lines(report, width, "adc-edge serve")))
 
 
 def copy(bundle_dir: Path, to: Path) -> Path:
@@ -215,18 +216,33 @@ def test_a_calibrated_bundle_computes_in_int8(
         assert ("no VNNI" in shown(report)) is saturates
 
 
-def test_a_trainer_that_takes_connections_and_one_that_does_not(
-    examine: Callable[..., DoctorReport], tmp_path: Path
+def test_a_trainer_that_serves_and_one_that_is_not_there(
+    examine: Callable[..., DoctorReport], server: Server, tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        assert not examine(trainer=address, root=tmp_path, versions=versions({})).faults
+    assert not examine(trainer=server.endpoint, root=tmp_path, versions=versions({})).faults
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"tcp://127.0.0.1:{closed.getsockname()[1]}"
     report = examine(trainer=address, root=tmp_path, versions=versions({}))
     assert [row.name for row in report.faults] == ["connection"]
     assert "adc-edge trainer" in (report.faults[0].remedy or "")
     for wrong in ("127.0.0.1:5700", "tcp://host", "tcp://host:port"):
         with pytest.raises(SettingError, match="tcp://HOST:PORT"):
             examine(trainer=wrong, root=tmp_path, versions=versions({}))
+    with pytest.raises(SettingError, match="--keys and --insecure"):
+        examine(keys=tmp_path, insecure=True, root=tmp_path)
+
+
+def test_without_the_packages_for_a_handshake_the_address_alone_is_examined(
+    examine: Callable[..., DoctorReport], server: Server, tmp_path: Path
+) -> None:
+    without = versions({"pyzmq": None})
+    found = row(examine(trainer=server.endpoint, data="digits", root=tmp_path, versions=without), "connection")
+    assert (found.kind, "not checked: packages are missing" in found.text) == ("info", True)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        report = examine(trainer=address, data="digits", root=tmp_path, versions=without)
+    assert [row.name for row in report.faults] == ["device", "digits", "connection"]
+    assert "says nothing" in row(report, "connection").text
 
 
 def call(*arguments: str | Path) -> Result:
