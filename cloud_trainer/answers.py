@@ -165,6 +165,7 @@ class Answers:
             trainer=__version__,
             class_names=self._classes.asked_for or UNSET,
             other_steps=begins_on or UNSET,
+            max_images=self._limits.max_images,
             keeps_heads=self._checkpoints.keep_heads or UNSET,
         )
 
@@ -184,12 +185,16 @@ class Answers:
         shape = (message.clusters, message.kept, manifest.dim)
         split = encoded_bytes(shape, message.precision)
         soft = soft_labels(body[split:], message.clusters, manifest.classes, message.images)
+        start = time.monotonic()
         activations = decode(body[:split], shape, message.precision)
+        codec_seconds = time.monotonic() - start
         totals = session.begin_step()
         learned = self._training.learn(activations, soft, message.gradient is not None, totals)
         answer: Body = b""
         if message.gradient is not None and learned.gradient is not None:
+            start = time.monotonic()
             answer = encode(learned.gradient, message.gradient)
+            codec_seconds += time.monotonic() - start
         reply = Gradient(
             session=session.id,
             step=message.step,
@@ -200,10 +205,11 @@ class Answers:
             loss=learned.loss,
             accuracy=learned.accuracy,
             seconds_cloud=learned.seconds,
+            seconds_codec=codec_seconds,
             down_mbit_s=down_mbit_s,
         )
         session.record_answer(reply, answer)
-        after_send = partial(self._finish_step, session, totals, message, learned.seconds, len(answer))
+        after_send = partial(self._finish_step, session, totals, message, learned.seconds + codec_seconds, len(answer))
         return self._logged(session, key, message.transfer, empty=message.replay), after_send
 
     def _finish_step(

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
+from msgspec import UNSET
 
-from adc_edge.arrays import Body, Float32
+from adc_edge.arrays import Body, Float32, Labels
 from adc_edge.codec.precision import Precision, decode, encode
 from adc_edge.data.loader import Batch, Loader
 from adc_edge.edge_runtime import noise
@@ -34,6 +36,7 @@ if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
 
 
 _TRANSFER_BITS = 62
+_EVALUATED_ROWS = 16_384  # tokens of one message of an evaluation
 _R = TypeVar("_R")
 
 
@@ -137,6 +140,7 @@ class DeviceLoop:
         with watch.phase("forward"):
             init_rows = self.loader.init_rows(step, settings.shape.clusters, size, micro_batch)
             sent = self.engine.compress(part.images, init_rows, settings.shape.kept - settings.prefix)
+        with watch.phase("encode"):
             message, body = self._pack(step, micro_batch, part, sent, durable)
         with watch.phase("send"):
             watch.departed()
@@ -156,27 +160,47 @@ class DeviceLoop:
         watch.answered(gradient, self._arrival())
         watch.drift(self._drift(step, part.sent))
         if self.shim is not None:
+            with watch.phase("decode"):
+                received = self._received(answer, gradient, step)
             with watch.phase("backward"):
-                self.shim.backward(self._received(answer, gradient, step))
+                self.shim.backward(received)
 
     def evaluate(self, step: int, loader: Loader, limit: int, precision: Precision) -> tuple[Evaluation, int, int]:
         """Evaluate the test split with nothing merged or dropped; also returns the bytes sent up and down."""
         answers: list[Evaluated] = []
-        for part, indices in enumerate(loader.sample(limit)):
-            batch = loader.plain(indices)
-            if not len(batch.labels):
+        sizes: list[int] = []
+        for part, indices in enumerate(loader.sample(limit, self._evaluated_at_once(loader))):
+            outputs, labels = self._full_outputs(loader, indices)
+            if not len(labels):
                 continue
-            body = encode(self.engine.full_output(batch.images), precision, batch.labels.astype("<i4").tobytes())
+            body = encode(outputs, precision, labels.astype("<i4").tobytes())
             self._transfer += 1
+            sizes.append(len(labels))
             if self.session.in_flight:  # this part was computed while the one before travelled
                 answers.append(self._evaluated())
             self.session.submit(
-                Evaluate(self.settings.session, step, part, self._transfer, len(body), len(batch.labels), precision),
+                Evaluate(self.settings.session, step, part, self._transfer, len(body), len(labels), precision),
                 body,
             )
         if self.session.in_flight:
             answers.append(self._evaluated())
-        return summed(step, answers), *self.new_bytes()
+        return summed(step, answers, sizes), *self.new_bytes()
+
+    def _evaluated_at_once(self, loader: Loader) -> int:
+        """Images of one message of an evaluation: many, since principal components cost less over many rows."""
+        welcome = self.session.welcome
+        if welcome is None or welcome.max_images is UNSET:
+            return loader.batch_size
+        return max(loader.batch_size, min(welcome.max_images, _EVALUATED_ROWS // self.settings.shape.tokens))
+
+    def _full_outputs(self, loader: Loader, indices: npt.NDArray[np.int64]) -> tuple[Float32, Labels]:
+        """The trunk's output ``[B, N, D]`` and the labels of these images, computed a batch at a time."""
+        parts = [indices[start : start + loader.batch_size] for start in range(0, len(indices), loader.batch_size)]
+        batches = [batch for batch in map(loader.plain, parts) if len(batch.labels)]
+        if not batches:
+            return np.empty((0, 0, 0), np.float32), np.empty(0, np.int64)
+        outputs = [self.engine.full_output(batch.images) for batch in batches]
+        return np.concatenate(outputs), np.concatenate([batch.labels for batch in batches])
 
     def _evaluated(self) -> Evaluated:
         answer, _ = self.session.result(self.settings.outage_s)

@@ -15,11 +15,13 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
-        self._spent = dict.fromkeys(("data", "forward", "send", "recompute", "wait", "backward"), 0.0)
+        self._spent = dict.fromkeys(
+            ("data", "forward", "encode", "send", "recompute", "wait", "decode", "backward"), 0.0
+        )
         self._departed = self._arrived = 0.0
         self._losses: list[float] = []
         self._accuracies: list[float] = []
-        self._cloud = 0.0
+        self._cloud = self._cloud_codec = 0.0
         self._drift: float | None = None
 
     @contextmanager
@@ -39,6 +41,7 @@ class Stopwatch:
         self._losses.append(gradient.loss)
         self._accuracies.append(gradient.accuracy)
         self._cloud += gradient.seconds_cloud
+        self._cloud_codec += gradient.seconds_codec
 
     def drift(self, value: float | None) -> None:
         """Note the largest difference between engine and PyTorch in a micro-batch, if it was measured."""
@@ -54,8 +57,9 @@ class Stopwatch:
             bytes_up=bytes_up,
             bytes_down=bytes_down,
             seconds=time.monotonic() - self._start,
-            seconds_link=max(0.0, self._arrived - self._departed - self._cloud),
+            seconds_link=max(0.0, self._arrived - self._departed - self._cloud - self._cloud_codec),
             seconds_cloud=self._cloud,
+            seconds_cloud_codec=self._cloud_codec,
             drift=self._drift,
             **{f"seconds_{name}": spent for name, spent in self._spent.items()},
         )

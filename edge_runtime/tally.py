@@ -30,11 +30,14 @@ class StepRecord(msgspec.Struct, frozen=True):
     seconds_forward: float
     seconds_send: float  # to send messages and write the journal
     seconds_recompute: float
-    seconds_link: float  # from the first message's departure to the last answer's arrival, less seconds_cloud
+    seconds_link: float  # from the first message's departure to the last answer's arrival, less the trainer's time
     seconds_cloud: float  # forward and backward there
     seconds_wait: float  # the part of link and cloud that this device waited for
     seconds_backward: float
     drift: float | None = None
+    seconds_encode: float = 0.0  # activations -> bytes, apart from forward
+    seconds_decode: float = 0.0  # bytes -> gradients
+    seconds_cloud_codec: float = 0.0  # the same on the trainer, apart from seconds_cloud
 
 
 _SUMMED = [name for name in StepRecord.__struct_fields__ if name.startswith(("bytes_", "seconds"))]
@@ -47,7 +50,7 @@ class Evaluation(msgspec.Struct, frozen=True, omit_defaults=True):
     images: int
     accuracy: float
     loss: float
-    mixed: bool = False  # judged by a head of another step: this device came back without its trainer's answers
+    mixed: bool = False  # not of one head, or not of these images: the device came back without what it had
 
     def gains_on(self, best: Evaluation | None) -> bool:
         """Whether it is better than ``best``: more accurate, or at the same accuracy with a lower loss."""
@@ -56,13 +59,14 @@ class Evaluation(msgspec.Struct, frozen=True, omit_defaults=True):
         return best is None or (self.accuracy, -self.loss) > (best.accuracy, -best.loss)
 
 
-def summed(step: int, answers: Iterable[Evaluated]) -> Evaluation:
-    """Return the evaluation whose parts were answered so."""
+def summed(step: int, answers: Iterable[Evaluated], sizes: Iterable[int]) -> Evaluation:
+    """Return the evaluation whose parts, of so many images each, were answered so."""
     images = correct = 0
     loss, mixed = 0.0, False
-    for answer in answers:
+    for answer, size in zip(answers, sizes, strict=True):
         images, correct, loss = images + answer.images, correct + answer.correct, loss + answer.loss_sum
         mixed |= answer.head_step is not UNSET
+        mixed |= answer.images != size  # of a process before, which cut the test images into other parts
     share = (correct / images, loss / images) if images else (math.nan, math.nan)
     return Evaluation(step, images, *share, mixed)
 
@@ -94,7 +98,10 @@ class Tally(msgspec.Struct):
     seconds_recompute: float = 0.0
     seconds_link: float = 0.0
     seconds_cloud: float = 0.0
+    seconds_cloud_codec: float = 0.0
     seconds_wait: float = 0.0
+    seconds_encode: float = 0.0
+    seconds_decode: float = 0.0
     seconds_backward: float = 0.0
     seconds_evaluation: float = 0.0
     loss: float | None = None  # running mean over about the last 20 steps

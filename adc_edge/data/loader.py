@@ -82,13 +82,17 @@ class Loader:
         self.broken.check()
         return Batch(np.stack([image for _, image in found]), self._split.labels[[index for index, _ in found]])
 
-    def sample(self, limit: int) -> list[npt.NDArray[np.int64]]:
-        """Return batches of indices of up to ``limit`` images (0: all), the same each time, in the split's order."""
+    def sample(self, limit: int, batch_size: int = 0) -> list[npt.NDArray[np.int64]]:
+        """Return batches of indices of up to ``limit`` images (0: all), the same each time, in the split's order.
+
+        ``batch_size`` is by default the loader's.
+        """
+        size = batch_size or self.batch_size
         total = len(self._split.labels)
         chosen = np.arange(total, dtype=np.int64)
         if 0 < limit < total:
             chosen = np.sort(np.random.default_rng(0).permutation(total)[:limit])
-        return [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]
+        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
     def plain(self, indices: npt.NDArray[np.int64]) -> Batch:
         """Return these images without augmentation; broken ones are left out and counted."""

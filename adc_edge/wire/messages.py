@@ -174,6 +174,7 @@ class Welcome(Message, frozen=True):
     trainer: Text  # version of the trainer, for logs
     class_names: bool | UnsetType = UNSET  # whether the device is to tell its class names first; 0.6 does not ask
     other_steps: Count | UnsetType = UNSET  # steps of other sessions in the head that a new session begins on
+    max_images: Positive | UnsetType = UNSET  # of one message; 0.7 does not tell
     keeps_heads: bool | UnsetType = UNSET  # answers KeepHead; a trainer that keeps nothing on disk and 0.7 do not
 
 
@@ -201,6 +202,7 @@ class Gradient(Message, frozen=True):
     down_mbit_s: float | None = None  # delivery rate, measured by the trainer's kernel
     durable: Count | None = None  # as in Welcome
     offset: Count = 0  # of the first piece in the body
+    seconds_codec: float = 0.0  # to decode and encode, apart from seconds_cloud; 0.7 does not tell
 
 
 class Evaluated(Message, frozen=True):
