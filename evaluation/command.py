@@ -70,7 +70,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     is_eager=True,
     callback=_take_preset,
     expose_value=False,
-    help="Other defaults. small: 15 minutes on two cores; paper: its grid, for cifar100:ROOT or food101:ROOT.",
+    help="Other defaults. small: 10 runs of 3 epochs; paper: its grid, for cifar100:ROOT or food101:ROOT.",
 )
 @_list_option("--seeds", "0,1,2", "N", "Random seeds for each setting.")
 @click.option(
@@ -126,7 +126,8 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     """Train with ADC and with its rivals, and compare accuracy at equal bytes and at equal steps.
 
-    Bytes are those of the real messages, both ways. Each run is stored when it ends, and is not repeated.
+    Bytes are those of the real messages, both ways. Each run is stored when it ends, and is not repeated; one that was
+    cut short goes on from its last evaluation. The time left is told after the first steps.
     """
     from adc_edge.evaluation.report.output import write_all
     from adc_edge.evaluation.report.tables import study_tables
@@ -141,7 +142,9 @@ def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     try:
         failures = run_all(study, settings, seeds, output, jobs, console, allow_broken)
     except KeyboardInterrupt:
-        click.echo("finished runs are kept; the same command makes the others", err=True)
+        click.echo(
+            "finished runs are kept; the same command goes on with the others from their last evaluation", err=True
+        )
         raise
     study, runs = read_runs(output)
     if runs:

@@ -122,7 +122,7 @@ def _check_roles(device: Path, trainer: Path, is_device: bool, is_trainer: bool)
 
 def _joined(manifest: Manifest, pair: _Pair) -> nn.Module:
     state = pair.trunk.weights() | pair.head.weights()
-    vit = create_vit(manifest.model, manifest.model_args, manifest.classes)
+    vit: nn.Module = create_vit(manifest.model, manifest.model_args, manifest.classes)
     try:
         vit.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, strict=True)
     except RuntimeError as error:
