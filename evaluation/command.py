@@ -131,6 +131,7 @@ def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     """
     from adc_edge.evaluation.report.output import write_all
     from adc_edge.evaluation.report.tables import study_tables
+    from adc_edge.evaluation.report.views import views
     from adc_edge.evaluation.study.runner import read_runs
     from adc_edge.evaluation.study.runner import run_study as run_all
     from adc_edge.evaluation.study.task import study_of
@@ -148,10 +149,13 @@ def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
         raise
     study, runs = read_runs(output)
     if runs:
-        for table in study_tables(study, runs, budgets, console.width):
+        seen = views(study, runs, budgets)
+        for table in study_tables(seen, console.width):
             console.print(table)
         written = write_all(study, runs, budgets, output)
-        console.say(f"wrote    {output}: {', '.join(path.name for path in written)}")
+        if seen.note:
+            console.print(f"[yellow]note[/]     {seen.note}", highlight=False)
+        console.say(f"wrote    {output}\n         {', '.join(path.name for path in written)}")
     if failures:
         raise failures[0].error
 

@@ -24,7 +24,7 @@ from adc_edge import machine
 from adc_edge.data.sources import Dataset, load_dataset
 from adc_edge.data.unreadable import check_images
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
-from adc_edge.evaluation.study.progress import Report, StudyDisplay, growths
+from adc_edge.evaluation.study.progress import Report, StudyDisplay, growths, spelt
 from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name, run_stem
 from adc_edge.evaluation.study.resuming import Unfinished
 from adc_edge.evaluation.study.setting import Setting, parse_setting
@@ -174,7 +174,7 @@ def _side_by_side(jobs: int, study: Study, tasks: list[_Task], report: Report) -
 
 def _line(task: _Task, run: Run) -> str:
     last = run.curve[-1]
-    return f"{task!s:40} {100 * run.share:6.2f} % of the bytes  {100 * last.best:5.1f} %  {last.seconds:5.0f} s"
+    return f"{task}: accuracy {100 * last.best:.1f} %, {100 * run.share:.2f} % of the bytes, {spelt(last.seconds)}"
 
 
 @contextlib.contextmanager
