@@ -275,7 +275,7 @@ def test_the_loss_counts_each_image_against_its_row_and_each_token_against_its_p
     assert loss == pytest.approx(pixels / 0.3**2 - chances.mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [80, 120])
 def test_an_attack_that_learned_nothing_is_no_sign_of_privacy_and_the_table_breaks_no_word(width: int) -> None:
     leaks = [
         Leak(setting, 0, 0.1, 0.5, 14.1, 0.4, 14.0, 0.4, 64, 8.0, gain_sem_db=0.2)
