@@ -134,12 +134,13 @@ def engine_cache_option(command: F) -> F:
 
 
 def data_option(**more: Any) -> Callable[[F], F]:
-    """``--data SRC``; ``more`` goes to click, as required=True or a default."""
+    """``--data SRC``; ``more`` goes to click, as a default; ``help`` stands before the list."""
     sources = (
         "digits, folder:PATH, npz:PATH, csv:FILE, cifar10:ROOT, cifar100:ROOT, food101:ROOT, or MODULE:FACTORY, "
         "a Python function of yours."
     )
-    return click.option("--data", metavar="SRC", help=f"Data set: {sources}", **more)
+    text = more.pop("help", "Data set:")
+    return click.option("--data", metavar="SRC", help=f"{text} {sources}", **more)
 
 
 def broken_option(command: F) -> F:

@@ -14,11 +14,10 @@ import numpy.typing as npt
 from msgspec import UNSET
 
 from adc_edge.arrays import Body, Float32, Labels
-from adc_edge.codec.precision import Precision, decode, encode
+from adc_edge.codec.precision import Precision, encode
 from adc_edge.data.loader import Batch, Loader
-from adc_edge.edge_runtime import noise
 from adc_edge.edge_runtime.engines.base import Engine
-from adc_edge.edge_runtime.noise import NoiseSettings
+from adc_edge.edge_runtime.noise import NoiseSettings, NoisyCodec
 from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.edge_runtime.stopwatch import Stopwatch
 from adc_edge.edge_runtime.tally import Evaluation, StepRecord, summed
@@ -93,6 +92,7 @@ class DeviceLoop:
         self.loader, self.session, self.settings, self._journal = loader, session, settings, journal
         self._transfer = secrets.randbits(_TRANSFER_BITS)  # random: no process continues another one's message
         self._shapes: dict[int, tuple[int, ...]] = {}  # of the activations, for each micro-batch
+        self._codec = NoisyCodec(settings.noise, settings.seed)
         self._totals = session.channel.totals()
         self.down_mbit_s: float | None = None
         self.trouble: OSError | None = None  # why a message of the last step is not in the journal
@@ -161,7 +161,8 @@ class DeviceLoop:
         watch.drift(self._drift(step, part.sent))
         if self.shim is not None:
             with watch.phase("decode"):
-                received = self._received(answer, gradient, step)
+                place = step * self.settings.micro_batches + part.number
+                received = self._codec.decode(answer, self._shapes[part.number], gradient.precision, place)
             with watch.phase("backward"):
                 self.shim.backward(received)
 
@@ -242,7 +243,8 @@ class DeviceLoop:
         settings = self.settings
         triples = label_triples(sent.assignment, batch.labels, settings.classes)
         self._shapes[micro_batch] = sent.activations.shape
-        body = self._encoded(sent, step, micro_batch, triples.tobytes())
+        place = step * settings.micro_batches + micro_batch
+        body = self._codec.encode(sent.activations, settings.precision, place, triples.tobytes())
         self._transfer += 1
         clusters, kept, _ = sent.activations.shape
         message = Step(
@@ -269,25 +271,6 @@ class DeviceLoop:
             self._journal.append(JournalKey(message.step, message.micro_batch), pack_header(message), body)
         except OSError as error:  # the run goes on; a trainer that comes back older may now lack this step
             self.trouble = error
-
-    def _encoded(self, sent: CompressedBatch, step: int, micro_batch: int, tail: bytes) -> Body:
-        """The encoded activations, with the noise of the channel model if there is one."""
-        settings = self.settings
-        if not settings.noise.any:
-            return encode(sent.activations, settings.precision, tail)
-        rng = noise.noise_rng(settings.seed, step * settings.micro_batches + micro_batch, "up")
-        clean = encode(noise.awgn(sent.activations, settings.noise.snr_up_db, rng), settings.precision)
-        shape, rate = sent.activations.shape, settings.noise.bit_error_rate
-        return bytes(noise.bit_errors(clean, shape, settings.precision, rate, rng)) + tail
-
-    def _received(self, answer: memoryview, gradient: Gradient, step: int) -> Float32:
-        """The decoded gradient, with the noise of the channel model if there is one."""
-        settings, shape, precision = self.settings, self._shapes[gradient.micro_batch], gradient.precision
-        if not settings.noise.any:
-            return decode(answer, shape, precision)
-        rng = noise.noise_rng(settings.seed, step * settings.micro_batches + gradient.micro_batch, "down")
-        noisy = noise.bit_errors(answer, shape, precision, settings.noise.bit_error_rate, rng)
-        return noise.awgn(decode(noisy, shape, precision), settings.noise.snr_down_db, rng)
 
     def _gradient(self, step: int, micro_batch: int) -> tuple[Gradient, memoryview]:
         answer, body = self.session.result(self.settings.outage_s)

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from adc_edge.arrays import Float32
+from adc_edge.arrays import Body, Float32
 from adc_edge.codec.lowrank import coordinates_in
-from adc_edge.codec.precision import Precision, integer_bits, pca_bits
+from adc_edge.codec.precision import Precision, decode, encode, integer_bits, pca_bits
 from adc_edge.errors import SettingError
 
 _LARGEST_SNR_DB = 200.0  # and its negative; float32 itself has about 150 dB
@@ -57,6 +57,36 @@ def noise_rng(seed: int, step: int, way: Literal["up", "down"]) -> np.random.Gen
         way: "up" for activations, "down" for gradients.
     """
     return np.random.default_rng([seed, _STREAM[way], step])
+
+
+class NoisyCodec:
+    """The codec of a training step, with the noise of the channel model if there is any.
+
+    Args:
+        settings: the noise.
+        seed: of the noise; ``place``, the number of a micro-batch in the run, draws another one for each message.
+    """
+
+    def __init__(self, settings: NoiseSettings, seed: int) -> None:
+        self._settings, self._seed = settings, seed
+
+    def encode(self, x: Float32, precision: Precision, place: int, tail: bytes) -> Body:
+        """Return ``x`` ``[T, k, D]`` in bytes as they reach the trainer, and ``tail`` after them, which has no noise."""
+        settings = self._settings
+        if not settings.any:
+            return encode(x, precision, tail)
+        rng = noise_rng(self._seed, place, "up")
+        clean = encode(awgn(x, settings.snr_up_db, rng), precision)
+        return bytes(bit_errors(clean, x.shape, precision, settings.bit_error_rate, rng)) + tail
+
+    def decode(self, data: memoryview, shape: tuple[int, ...], precision: Precision, place: int) -> Float32:
+        """Return the gradient ``[T, k, D]`` as it reaches this device."""
+        settings = self._settings
+        if not settings.any:
+            return decode(data, shape, precision)
+        rng = noise_rng(self._seed, place, "down")
+        noisy = bit_errors(data, shape, precision, settings.bit_error_rate, rng)
+        return awgn(decode(noisy, shape, precision), settings.snr_down_db, rng)
 
 
 def awgn(x: Float32, snr_db: float | None, rng: np.random.Generator) -> Float32:

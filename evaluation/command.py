@@ -70,7 +70,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     is_eager=True,
     callback=_take_preset,
     expose_value=False,
-    help="Other defaults. small: 15 minutes on two cores; paper: its grid, for cifar100:ROOT or food101:ROOT.",
+    help="Other defaults. small: 10 runs of 3 epochs; paper: its grid, for cifar100:ROOT or food101:ROOT.",
 )
 @_list_option("--seeds", "0,1,2", "N", "Random seeds for each setting.")
 @click.option(
@@ -126,10 +126,12 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     """Train with ADC and with its rivals, and compare accuracy at equal bytes and at equal steps.
 
-    Bytes are those of the real messages, both ways. Each run is stored when it ends, and is not repeated.
+    Bytes are those of the real messages, both ways. Each run is stored when it ends, and is not repeated; one that was
+    cut short goes on from its last evaluation. The time left is told after the first steps.
     """
     from adc_edge.evaluation.report.output import write_all
     from adc_edge.evaluation.report.tables import study_tables
+    from adc_edge.evaluation.report.views import views
     from adc_edge.evaluation.study.runner import read_runs
     from adc_edge.evaluation.study.runner import run_study as run_all
     from adc_edge.evaluation.study.task import study_of
@@ -141,14 +143,19 @@ def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     try:
         failures = run_all(study, settings, seeds, output, jobs, console, allow_broken)
     except KeyboardInterrupt:
-        click.echo("finished runs are kept; the same command makes the others", err=True)
+        click.echo(
+            "finished runs are kept; the same command goes on with the others from their last evaluation", err=True
+        )
         raise
     study, runs = read_runs(output)
     if runs:
-        for table in study_tables(study, runs, budgets, console.width):
+        seen = views(study, runs, budgets)
+        for table in study_tables(seen, console.width):
             console.print(table)
         written = write_all(study, runs, budgets, output)
-        console.say(f"wrote    {output}: {', '.join(path.name for path in written)}")
+        if seen.note:
+            console.print(f"[yellow]note[/]     {seen.note}", highlight=False)
+        console.say(f"wrote    {output}\n         {', '.join(path.name for path in written)}")
     if failures:
         raise failures[0].error
 

@@ -14,7 +14,9 @@ from adc_edge.options import (
     OUTPUT_FILE,
     PATH,
     PRECISION,
+    broken_option,
     crop_option,
+    data_option,
     log_options,
     model_arg_option,
     parse_model_args,
@@ -90,21 +92,30 @@ def export(
 @click.option("-o", "--output", required=True, type=OUTPUT_FILE, help="File to write (safetensors).")
 @click.option("--step", type=COUNT, help="Merge the halves of this step of the device; default: the newest of both.")
 @click.option("--best", is_flag=True, help="Merge the halves of the best evaluation, which `serve --keep-best` kept.")
-def merge(run_device: Path, run_trainer: Path, output: Path, step: int | None, best: bool) -> None:
+@data_option(help="Measure the accuracy of the merged model on the test split of this data set:")
+@broken_option
+def merge(
+    run_device: Path,
+    run_trainer: Path,
+    output: Path,
+    step: int | None,
+    best: bool,
+    data: str | None,
+    allow_broken: bool,
+) -> None:
     """Join the trained trunk and head into one ordinary timm checkpoint."""
-    from adc_edge.data.classes import short_list
-    from adc_edge.export.classes import CLASS_NAMES
+    from adc_edge.data.sources import load_dataset
+
+    dataset = None if data is None else load_dataset(data)  # a wrong source is told before torch is imported
     from adc_edge.export.merge import merge_runs
 
-    merged = merge_runs(run_device, run_trainer, output, step, best=best)
-    manifest, step, others, names, accuracy = merged
+    merged = merge_runs(run_device, run_trainer, output, step, dataset, allow_broken, best=best)
+    from adc_edge.export.report import merge_lines
+
+    manifest = merged.manifest
     arguments = "".join(f", {key}={value!r}" for key, value in manifest.model_args.items())
-    judged = "" if accuracy is None else f", its best evaluation: test accuracy {accuracy:.1%}"
-    click.echo(f"wrote {output}: step {step} of the device{judged}")
-    if others:
-        click.echo(f"the head has also learned {others} steps of other sessions")
-    if names:
-        click.echo(f"its first outputs are {short_list(names)}; all of them: its metadata `{CLASS_NAMES}`")
+    for line in merge_lines(merged, output):
+        click.echo(line)
     click.echo("\nnext:")
     click.echo(f"  vit = timm.create_model({manifest.model!r}, num_classes={manifest.classes}{arguments})")
     click.echo(f"  vit.load_state_dict(safetensors.torch.load_file({str(output)!r}), strict=True)")

@@ -5,31 +5,45 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
 
+from adc_edge.data.sources import Dataset
 from adc_edge.errors import CheckpointError, SettingError
 from adc_edge.export.classes import CLASS_NAMES
+from adc_edge.export.score import Measured, Score, last_measured, score_model
 from adc_edge.files import write_atomic
 from adc_edge.storage.bundle import MANIFEST, Manifest, parse_manifest
 from adc_edge.storage.halves import HalfState, best_heads, best_trunk, head_states, trunk_states
 from adc_edge.storage.run_dir import CLASSES, LearnedClasses
 
+if TYPE_CHECKING:  # its import takes seconds, and mistakes are told before
+    from torch import nn
+
 _TRAINED = "run directories of one training, of `serve --run` and `trainer --run`"
 
 
 class Merged(NamedTuple):
-    """A merged model: step of the device's session, steps of others in the head, and its class names if known.
+    """A merged model.
 
-    ``accuracy`` is that of the best evaluation, if this is what was merged.
+    Attributes:
+        manifest: the manifest of both runs.
+        step: step of the device's session.
+        other_steps: steps of other sessions that the head has learned.
+        class_names: names of the head's outputs, if they are known.
+        score: right answers on a data source's test split, if one was given.
+        measured: the device's own last evaluation up to ``step``, if its run has one.
+        accuracy: that of the best evaluation, if its halves were merged.
     """
 
     manifest: Manifest
     step: int
     other_steps: int
     class_names: Sequence[str]
+    score: Score | None
+    measured: Measured | None
     accuracy: float | None = None
 
 
@@ -39,7 +53,16 @@ class _Pair(NamedTuple):
     head: HalfState
 
 
-def merge_runs(device: Path, trainer: Path, output: Path, step: int | None = None, *, best: bool = False) -> Merged:
+def merge_runs(
+    device: Path,
+    trainer: Path,
+    output: Path,
+    step: int | None = None,
+    dataset: Dataset | None = None,
+    allow_broken: bool = False,
+    *,
+    best: bool = False,
+) -> Merged:
     """Join a trunk and a head that have learned the same steps of one session; timm loads the result strictly.
 
     Args:
@@ -47,41 +70,79 @@ def merge_runs(device: Path, trainer: Path, output: Path, step: int | None = Non
         trainer: run directory of its trainer.
         output: file to write.
         step: the device's step to merge; None: the newest, which must be the newest of the head too.
+        dataset: data source on whose test split the merged model is judged before it is written.
+        allow_broken: accept any number of broken test images.
         best: merge the halves of the best evaluation, which `serve --keep-best` had both sides keep.
 
     Raises:
         SettingError: both ``step`` and ``best`` are given.
-        CheckpointError: the runs are of different bundles or sessions, their newest states are of different steps, or a
-            half is missing.
+        CheckpointError: the runs are of different bundles or sessions, their newest states are of different steps, a
+            half is missing, or a directory is not of the kind that its place asks for.
+        DataError: the model cannot be judged on the data. Nothing is written.
     """
+    if best and step is not None:
+        raise SettingError(f"--best and --step {step}", "one of them", "leave one out")
+    manifest, pair = _read(device, trainer, step, best)
+    vit = _joined(manifest, pair)
+    learned = _classes(manifest, trainer)
+    score = None if dataset is None else score_model(vit, manifest, learned.head, dataset, allow_broken)
+    names = [] if learned.positions else learned.head
+    known = {CLASS_NAMES: json.dumps(names)} if names else {}
+    from safetensors.torch import save
+
+    write_atomic(output, save(vit.state_dict(), metadata={"model": manifest.model, "format": "pt", **known}))
+    measured, accuracy = last_measured(device, pair.step), pair.trunk.accuracy if best else None
+    return Merged(manifest, pair.step, pair.head.steps - pair.step, names, score, measured, accuracy)
+
+
+def _read(device: Path, trainer: Path, step: int | None, best: bool) -> tuple[Manifest, _Pair]:
+    """Return the bundle's manifest and the two halves that are to be joined."""
     manifests = [_manifest(run) for run in (device, trainer)]
+    trunks, heads = trunk_states(device), head_states(trainer)
+    _check_roles(device, trainer, bool(trunks), bool(heads))
     if msgspec.json.encode(manifests[0]) != msgspec.json.encode(manifests[1]):
         raise CheckpointError(
             f"{device} and {trainer} are runs of different bundles",
             "runs of one bundle",
             "name the two runs of one training",
         )
-    if best and step is not None:
-        raise SettingError(f"--best and --step {step}", "one of them", "leave one out")
     if best:
-        pair = _best(device, trainer)
-    else:
-        pair = _choose(_kept(device, trunk_states(device)), _kept(trainer, head_states(trainer)), step)
-    manifest, state = manifests[0], pair.trunk.weights() | pair.head.weights()
+        return manifests[0], _best(device, trainer)
+    return manifests[0], _choose(_kept(device, trunks), _kept(trainer, heads), step)
+
+
+def _check_roles(device: Path, trainer: Path, is_device: bool, is_trainer: bool) -> None:
+    """Raise CheckpointError if a trainer's run stands where a device's is expected, or the other way round."""
+    device_in_second, trainer_in_first = (
+        not is_trainer and bool(trunk_states(trainer)),
+        not is_device and bool(head_states(device)),
+    )
+    if trainer_in_first and device_in_second:
+        raise CheckpointError(
+            f"--run-device {device} is a trainer's run, and --run-trainer {trainer} is a device's",
+            _TRAINED,
+            "swap the two directories",
+        )
+    if trainer_in_first:
+        received, remedy = f"--run-device {device} is a trainer's run", "name the directory of `serve --run`"
+        raise CheckpointError(received, "the run of a device", remedy)
+    if device_in_second:
+        received, remedy = f"--run-trainer {trainer} is a device's run", "name the directory of `trainer --run`"
+        raise CheckpointError(received, "the run of a trainer", remedy)
+
+
+def _joined(manifest: Manifest, pair: _Pair) -> nn.Module:
     import torch  # after the checks: its import takes seconds
-    from safetensors.torch import save
 
     from adc_edge.method.split import create_vit
 
-    vit = create_vit(manifest.model, manifest.model_args, manifest.classes)
+    state = pair.trunk.weights() | pair.head.weights()
+    vit: nn.Module = create_vit(manifest.model, manifest.model_args, manifest.classes)
     try:
         vit.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"the halves do not fit: {error}", "halves of one model", "name the right runs") from None
-    names = _class_names(manifest, trainer)
-    known = {CLASS_NAMES: json.dumps(names)} if names else {}
-    write_atomic(output, save(vit.state_dict(), metadata={"model": manifest.model, "format": "pt", **known}))
-    return Merged(manifest, pair.step, pair.head.steps - pair.step, names, pair.trunk.accuracy if best else None)
+    return vit
 
 
 def _best(device: Path, trainer: Path) -> _Pair:
@@ -149,16 +210,15 @@ def _kept(run: Path, states: list[HalfState]) -> list[HalfState]:
     return states
 
 
-def _class_names(manifest: Manifest, trainer: Path) -> list[str]:
-    """Return the head's class names: those that the trainer's run has learned, or else the bundle's."""
+def _classes(manifest: Manifest, trainer: Path) -> LearnedClasses:
+    """Return the head's classes: those that the trainer's run has learned, or else the bundle's."""
     path = trainer / CLASSES
     if not path.is_file():
-        return manifest.class_names
+        return LearnedClasses(manifest.class_names)
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=LearnedClasses)
+        return msgspec.json.decode(path.read_bytes(), type=LearnedClasses)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}", "class names as the trainer wrote them", "restore it") from None
-    return [] if found.positions else found.head
 
 
 def _manifest(run: Path) -> Manifest:

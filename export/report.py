@@ -1,12 +1,16 @@
-"""Table of the parity report."""
+"""Output of the commands: the table of the parity report, and the lines of `merge`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from adc_edge.data.classes import short_list
+from adc_edge.export.classes import CLASS_NAMES
+from adc_edge.export.merge import Merged
 from adc_edge.export.parity import PARITY_LIMITS, ParityRow
 
 _COLUMNS = ("stage", "B", "T", "k", "scores", "hidden", "activations", "clusters", "assigned", "tokens", "ok")
@@ -38,3 +42,21 @@ def _cells(row: ParityRow) -> Iterator[str]:
     yield "exact" if row.clustering else "differ"
     yield from (f"{share:.1%}" for share in (row.assignment, row.tokens))
     yield "yes" if row.passed else "no"
+
+
+def merge_lines(merged: Merged, output: Path) -> Iterator[str]:
+    """Yield the lines that say which model was written, and how accurate it is if it was judged."""
+    best = "" if merged.accuracy is None else f", its best evaluation: test accuracy {merged.accuracy:.1%}"
+    yield f"wrote {output}: step {merged.step} of the device{best}"
+    if merged.other_steps:
+        yield f"the head has also learned {merged.other_steps} steps of other sessions"
+    if merged.score is not None:
+        right, images = merged.score
+        yield f"{right:,} of {images:,} test images, accuracy {100 * merged.score.accuracy:.1f} %"
+    if (measured := merged.measured) is not None and not best:
+        last = "" if measured.step == merged.step else "last "
+        found = f"{100 * measured.accuracy:.1f} % of {measured.images:,} test images at step {measured.step}"
+        yield f"the device {last}measured {found}"
+    if merged.class_names:
+        names = short_list(merged.class_names)
+        yield f"its first outputs are {names}; all of them: its metadata `{CLASS_NAMES}`"

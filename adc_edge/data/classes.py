@@ -85,18 +85,22 @@ def map_classes(names: Sequence[str], head: Sequence[str], counts: Sequence[int]
     return np.array([outputs.get(name, -1) for name in names], np.int64)
 
 
-def label_for_head(dataset: Dataset, head: Sequence[str], outputs: int) -> None:
+def label_for_head(dataset: Dataset, head: Sequence[str], outputs: int, trained: bool = False) -> None:
     """Replace each label of a data source by the head's output for its class, once.
 
     Args:
         dataset: the data source.
         head: class names of the head; if it has none, labels are positions and stay as they are.
         outputs: number of the head's outputs.
+        trained: the head came with its weights, so its outputs have an order even if it has no names.
 
     Raises:
-        DataError: the head lacks a class of the source, a label has no class, or the source has no names.
+        DataError: the head lacks a class of the source, a label has no class, the source has no names, or nobody knows
+            which outputs of a trained head its classes are.
     """
     if not head:
+        if trained and dataset.named:
+            check_order_known(dataset.classes, outputs)
         check_labels(dataset, outputs)
         return
     if not dataset.named:

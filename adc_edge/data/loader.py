@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -159,3 +159,29 @@ class Loader:
             return None
         self.broken.tried(index)
         return image
+
+
+def test_batches(
+    split: Split, preprocessing: Preprocessing, limit: int, batch_size: int, allow_broken: bool
+) -> Iterator[Batch]:
+    """Yield up to ``limit`` images (0: all) of a test split in batches, the same ones each time, without broken ones.
+
+    Raises:
+        DataError: none of them can be read, or too few and not ``allow_broken``.
+    """
+    loader = Loader(split, preprocessing, min(batch_size, len(split.labels)), allow_broken=allow_broken)
+    seen = 0
+    try:
+        for indices in loader.sample(limit):
+            batch = loader.plain(indices)
+            seen += len(batch.labels)
+            if len(batch.labels):
+                yield batch
+    finally:
+        loader.close()
+    if not seen:
+        raise DataError(
+            f"all {len(loader.broken)} test images are broken",
+            "at least one that Pillow can read",
+            "check the files and their format",
+        )

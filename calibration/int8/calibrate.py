@@ -16,17 +16,18 @@ import onnx
 from adc_edge import __version__
 from adc_edge.calibration.int8.compare import Graphs, compare, load_head
 from adc_edge.calibration.int8.graph import frozen, kept_in_float, linears, quantise, tapped, zero_points
-from adc_edge.calibration.int8.images import CalibrationImages, test_batches
+from adc_edge.calibration.int8.images import CalibrationImages
 from adc_edge.calibration.int8.ranges import Method, collect
 from adc_edge.calibration.int8.report import CalibrationReport, Quality
-from adc_edge.data.classes import check_order_known, label_for_head
-from adc_edge.data.sources import Dataset, load_dataset
+from adc_edge.data.classes import label_for_head
+from adc_edge.data.loader import test_batches
+from adc_edge.data.sources import load_dataset
 from adc_edge.data.unreadable import check_images
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import json_bytes, sha256, write_atomic
 from adc_edge.onnx.session import cpu_session
 from adc_edge.onnx.tensorrt_lint import fits, lint, summary
-from adc_edge.storage.bundle import BUNDLE_FORMAT, CALIBRATION, CLIENT, CLIENT_INT8, HEAD, Bundle, Calibration, Manifest
+from adc_edge.storage.bundle import BUNDLE_FORMAT, CALIBRATION, CLIENT, CLIENT_INT8, HEAD, Bundle, Calibration
 
 logger = logging.getLogger(__name__)
 PERCENTILE = 99.99
@@ -80,8 +81,8 @@ def calibrate_bundle(settings: CalibrationSettings) -> CalibrationReport:
     has_head = (settings.bundle / HEAD).exists()  # a device's copy may lack it
     bundle = Bundle.load(settings.bundle, (CLIENT, HEAD) if has_head else (CLIENT,))
     dataset = load_dataset(settings.data)
-    _check_order(dataset, bundle.manifest)
-    label_for_head(dataset, bundle.manifest.class_names, bundle.manifest.classes)
+    manifest = bundle.manifest
+    label_for_head(dataset, manifest.class_names, manifest.classes, manifest.classifier_kept)
     check_images(dataset, settings.allow_broken)
     preprocessing = bundle.manifest.preprocessing
     sample = CalibrationImages(dataset.train, preprocessing, settings.images, settings.seed, settings.allow_broken)
@@ -106,12 +107,6 @@ def calibrate_bundle(settings: CalibrationSettings) -> CalibrationReport:
     )
     write_atomic(bundle.path / CALIBRATION, json_bytes(calibration))
     return report
-
-
-def _check_order(dataset: Dataset, manifest: Manifest) -> None:
-    """Raise DataError if nobody knows which outputs of a trained head the classes of the data are."""
-    if manifest.classifier_kept and not manifest.class_names and dataset.named:
-        check_order_known(dataset.classes, manifest.classes)
 
 
 def _quantise(bundle: Bundle, sample: CalibrationImages, settings: CalibrationSettings) -> Graphs:

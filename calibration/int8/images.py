@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from adc_edge.arrays import Float32
-from adc_edge.data.loader import Batch, Loader
+from adc_edge.data.loader import Loader
 from adc_edge.data.preprocessing import Preprocessing
 from adc_edge.data.sources import Split
 from adc_edge.errors import DataError
@@ -60,29 +60,3 @@ class CalibrationImages:
                 yield images
         finally:
             loader.close()
-
-
-def test_batches(
-    split: Split, preprocessing: Preprocessing, limit: int, batch_size: int, allow_broken: bool
-) -> Iterator[Batch]:
-    """Yield up to ``limit`` images (0: all) in batches, the same ones each time; broken images are left out.
-
-    Raises:
-        DataError: none of them can be read, or too few and not ``allow_broken``.
-    """
-    loader = Loader(split, preprocessing, min(batch_size, len(split.labels)), allow_broken=allow_broken)
-    seen = 0
-    try:
-        for indices in loader.sample(limit):
-            batch = loader.plain(indices)
-            seen += len(batch.labels)
-            if len(batch.labels):
-                yield batch
-    finally:
-        loader.close()
-    if not seen:
-        raise DataError(
-            f"all {len(loader.broken)} test images are broken",
-            "at least one that Pillow can read",
-            "check the files and their format",
-        )

@@ -51,6 +51,8 @@ BEST_DB = 100.0  # PSNR reported for an exact copy, where it is infinite
 _WIDTH, _HEADS, _LAYERS = 128, 4, 2
 _LEARNING_RATE, _WARM_UP = 3e-3, 0.05  # share of the steps
 _WINDOW = 7  # SSIM's window; scikit-image's default
+_BEYOND_CHANCE = 2.33  # standard errors
+_ROUNDING_DB = 0.01
 _TRAIN, _TEST = 8, 9  # random streams, apart from the loader's
 
 
@@ -67,6 +69,12 @@ class Leak(msgspec.Struct, frozen=True):
     ssim_mean_image: float
     images: int  # attacked
     images_a_row: float  # merged into one, on average
+    gain_sem_db: float = 0.0  # standard error over images of PSNR minus that of the mean image
+
+    @property
+    def learned(self) -> bool:
+        """Whether the reconstructions are better than the mean image, beyond chance (99 %, one-sided)."""
+        return self.psnr_db - self.psnr_db_mean_image > _BEYOND_CHANCE * max(_ROUNDING_DB, self.gain_sem_db)
 
 
 class Examples(NamedTuple):
@@ -250,8 +258,10 @@ class _Attack:
         spec, size = self.trunk.spec, self.study.batch_size
         whole = encoded_bytes((size, spec.tokens, spec.embed_dim), "fp32") + TRIPLE_BYTES * size
         share, images = bytes_up / (steps * whole), steps * size
-        (psnr_db, ssim), (mean_db, mean_ssim) = (np.concatenate(x).mean(0).tolist() for x in (scores, guesses))
-        found = (self.codec.ratio(size), share, psnr_db, ssim, mean_db, mean_ssim, images, images / rows)
+        made_scores, mean_scores = np.concatenate(scores), np.concatenate(guesses)
+        (psnr_db, ssim), (mean_db, mean_ssim) = made_scores.mean(0).tolist(), mean_scores.mean(0).tolist()
+        sem = float((made_scores - mean_scores)[:, 0].std(ddof=1) / math.sqrt(images))
+        found = (self.codec.ratio(size), share, psnr_db, ssim, mean_db, mean_ssim, images, images / rows, sem)
         return Leak(str(self.setting), self.seed, *found), pairs[0]
 
     def _loader(self, split: Split, changes: str) -> Loader:

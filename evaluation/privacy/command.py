@@ -120,8 +120,10 @@ def privacy(
     }
     for name, data in files.items():
         write_atomic(output / name, data)
-    console.say(_CAVEAT)
-    console.say(f"wrote    {output}: {', '.join(files)}")
+    if note := _nothing_learned(leaks):
+        console.print(f"[yellow]note[/]     {note}", highlight=False)
+    console.print(_CAVEAT, highlight=False)
+    console.say(f"wrote    {output}\n         {', '.join(files)}")
 
 
 def _attack(
@@ -154,13 +156,28 @@ def _attack(
     return list(leaks), list(examples)
 
 
+def _nothing_learned(leaks: Sequence[Leak]) -> str:
+    """Return what to say if no attack is better than the mean image; else nothing."""
+    if any(leak.learned for leak in leaks):
+        return ""
+    best = max(leaks, key=lambda leak: leak.psnr_db)
+    return (
+        f"The attack has learned nothing yet: {best.psnr_db:.2f} dB at best, and the mean training image has "
+        f"{best.psnr_db_mean_image:.2f} dB without any attack. So these scores do not tell what leaks: "
+        "raise --epochs or --train-images."
+    )
+
+
 def _table(leaks: Sequence[Leak]) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     result = Table(
         "setting",
         title=f"Reconstruction of {leaks[0].images} test images from the data sent",
-        caption=_CAPTION,
+        caption=" ".join(filter(None, (_nothing_learned(leaks), _CAPTION))),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
     )
     for name in ("share %", "merged", "PSNR", "SSIM"):
         result.add_column(name, justify="right")
@@ -184,7 +201,8 @@ def _json(study: Study, epochs: float, leaks: Sequence[Leak]) -> bytes:
     for name in ("epochs", "budget", "max_epochs", "evaluate_every", "optimizer"):  # not used by the attack
         del task[name]
     about = describe_machine(threads=torch.get_num_threads(), device=study.device)
-    content = {"note": _CAVEAT, "study": task, "inverter_epochs": epochs, "settings": leaks, "machine": about}
+    note = " ".join(filter(None, (_nothing_learned(leaks), _CAVEAT)))
+    content = {"note": note, "study": task, "inverter_epochs": epochs, "settings": leaks, "machine": about}
     return json_bytes(content)
 
 

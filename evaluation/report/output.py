@@ -65,6 +65,7 @@ def study_dict(study: Study, runs: Sequence[Run], seen: Views) -> dict[str, Any]
     """The study, its views and its machines as plain values for JSON, where NaN becomes null."""
     return {
         "study": msgspec.to_builtins(study),
+        "note": seen.note,
         "steps": records(seen.steps),
         "bytes": records(seen.bytes),
         "standings": records(seen.standings),

@@ -41,6 +41,7 @@ def page(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> str:
     return environment.get_template("page.html").render(
         title=f"ADC and its rivals: {study.model} on {study.data}, split after block {study.split}",
         plots=[_plot(picture) for picture in panels(study, runs, seen, budget)],
+        note=seen.note,
         sheets=sheets(seen),
         ours=OURS,
         facts=[(heading, {name: _plain(value) for name, value in about.items()}) for heading, about in facts],

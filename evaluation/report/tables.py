@@ -1,23 +1,27 @@
-"""Tables of the views, for a terminal of 80 columns or more and as Markdown. Accuracies and shares are in %."""
+"""Tables of the views, for a terminal of any width and as Markdown. Accuracies and shares are in %."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
-from adc_edge.evaluation.report.views import METHOD_GROUPS, OURS, Views, records, views
-from adc_edge.evaluation.study.records import Run, Study
+from adc_edge.evaluation.report.claims import LEVEL
+from adc_edge.evaluation.report.views import METHOD_GROUPS, OURS, Views, records
 from adc_edge.markdown import markdown_table
 
 NONE = "–"
+_CLAIM = "claim"
 _BUDGETS = 5  # columns of one table
-_WIDE = 100  # columns of a terminal on which every table has its full form
+_ANY = 1000  # columns of a terminal that holds every table
 _STEPS_CAPTION = (
     "share: bytes of a step, both ways, relative to uncompressed. accuracy: mean ± standard deviation over seeds; sem: "
     "standard error of the mean; best: highest accuracy until then. *: a run ended with over 5 % of the steps left."
@@ -27,9 +31,9 @@ _BYTES_CAPTION = (
     f"of an uncompressed run. {NONE}: no evaluation within it. *: a run ended with over 5 % of the budget left."
 )
 _STANDINGS_CAPTION = (
-    "accuracy: mean ± standard error over n seeds. tried: settings of the group within the budget. ahead: accuracy of "
-    "adc-edge's best minus this one's, in points and in standard errors of the difference (σ). paired: the same for "
-    "the differences seed by seed. *: a run ended early."
+    "accuracy: mean ± standard error over n seeds. tried: settings of the group within the budget. difference: accuracy"
+    " of adc-edge's best minus this one's, in points: mean ± standard error over the seeds of both. claim: whether "
+    f"adc-edge is ahead or behind by a paired t-test over seeds (p < {LEVEL:g}). *: a run ended early."
 )
 
 
@@ -49,12 +53,13 @@ class Sheet(NamedTuple):
     words: int  # number of leading columns that hold text
     sections: list[Section]
     caption: str
+    optional: tuple[str, ...] = ()  # columns that a narrow terminal does without, the first one first
 
 
-def study_tables(study: Study, runs: Sequence[Run], budgets: Sequence[float], width: int = _WIDE) -> Iterator[Table]:
+def study_tables(seen: Views, width: int) -> Iterator[Table]:
     """All tables, for a terminal of ``width`` columns."""
-    for sheet in sheets(views(study, runs, budgets)):
-        yield study_table(sheet, narrow=width < _WIDE)
+    for sheet in sheets(seen):
+        yield study_table(sheet, width)
 
 
 def sheets(seen: Views) -> list[Sheet]:
@@ -66,7 +71,9 @@ def steps_sheet(seen: Views) -> Sheet:
     """The table of every setting after the study's epochs."""
     columns = ("setting", "seeds", "share %", "accuracy %", "sem", "best %", "MB up", "MB down")
     rows = [(row["group"], _steps_cells(row)) for row in records(seen.steps)]
-    return Sheet("After equal steps", "group", columns, 1, _sections(rows), _STEPS_CAPTION)
+    caption = f"{seen.note} {_STEPS_CAPTION}" if seen.note else _STEPS_CAPTION
+    optional = ("sem", "best %", "MB down", "MB up", "seeds")
+    return Sheet("After equal steps", "group", columns, 1, _sections(rows), caption, optional)
 
 
 def bytes_sheets(seen: Views) -> Iterator[Sheet]:
@@ -86,33 +93,61 @@ def bytes_sheets(seen: Views) -> Iterator[Sheet]:
 
 def standings_sheets(seen: Views) -> Iterator[Sheet]:
     """Tables of the best setting of each group by budget, one for each view."""
-    columns = ("group", "best setting", "share %", "accuracy %", "n", "tried", "ahead", "paired")
+    columns = ("group", "best setting", "share %", "accuracy %", "n", "tried", "difference", _CLAIM)
     titles = {"steps": "After equal steps: the best at a share", "bytes": "After equal bytes: the best within a budget"}
     for view, title in titles.items():
         frame = seen.standings[seen.standings["view"] == view]
         rows = [(f"up to {_share(row['budget'])} %", _standing_cells(row)) for row in records(frame)]
         sections = [Section(name, [cells for of, cells in rows if of == name]) for name in dict.fromkeys(dict(rows))]
-        yield Sheet(title, "budget", columns, 2, sections, _STANDINGS_CAPTION)
+        yield Sheet(title, "budget", columns, 2, sections, _STANDINGS_CAPTION, ("tried", "n", "share %", "accuracy %"))
 
 
-def study_table(sheet: Sheet, narrow: bool = False) -> Table:
-    """One table for a terminal. If it is ``narrow``, a setting stands below its group, and columns lie closer."""
-    if narrow and sheet.words > 1:
+def study_table(sheet: Sheet, width: int) -> Table:
+    """One table in the first form that a terminal of ``width`` columns holds, without a broken word if there is one.
+
+    Columns lie closer, then settings stand below their groups, long cells take several lines, and columns are left out.
+    """
+    forms = _forms(sheet)
+    table = next(forms)
+    while _columns(table) > width and (narrower := next(forms, None)) is not None:
+        table = narrower
+    return table
+
+
+def _forms(sheet: Sheet) -> Iterator[Table]:
+    yield _table(sheet, roomy=True)
+    yield _table(sheet)
+    if sheet.words > 1:
         sheet = _stacked(sheet)
+        yield _table(sheet)
+    sheet = _in_lines(sheet)
+    yield _table(sheet)
+    caption = sheet.caption
+    for number, name in enumerate(sheet.optional, 1):
+        gone = f"Left out of this narrow table: {', '.join(sheet.optional[:number])}; index.html has them."
+        sheet = _without(sheet, name)._replace(caption=f"{caption} {gone}")
+        yield _table(sheet)
+
+
+def _columns(table: Table) -> int:
+    """Columns of a terminal that the table fills."""
+    console = Console(width=_ANY, file=io.StringIO())
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _table(sheet: Sheet, roomy: bool = False) -> Table:
     result = Table(
         title=sheet.title,
         box=SIMPLE_HEAD,
-        show_edge=not narrow,
-        padding=(0, 0 if narrow else 1, 0, 0),
+        show_edge=roomy,
+        padding=(0, 1 if roomy else 0, 0, 0),
         pad_edge=False,
         caption=sheet.caption,
         caption_justify="left",
     )
     for number, name in enumerate(sheet.columns):
-        setting = name.endswith("setting")  # the only column that may be wrapped
-        result.add_column(
-            name, justify="left" if number < sheet.words else "right", no_wrap=not setting, overflow="fold"
-        )
+        side: Literal["left", "right"] = "left" if number < sheet.words or name == _CLAIM else "right"
+        result.add_column(name, justify=side, no_wrap=True, overflow="fold")
     for section in sheet.sections:
         result.add_row(f"[bold]{escape(section.title)}[/]")
         for row in section.rows:
@@ -129,6 +164,21 @@ def _stacked(sheet: Sheet) -> Sheet:
         for title, rows in sheet.sections
     ]
     return sheet._replace(columns=("group and setting", *sheet.columns[2:]), words=1, sections=sections)
+
+
+def _in_lines(sheet: Sheet) -> Sheet:
+    """The sheet with precisions below their method, and claims in two lines."""
+    sections = [
+        Section(title, [tuple(cell.replace("/", "\n   /").replace(": ", ":\n") for cell in row) for row in rows])
+        for title, rows in sheet.sections
+    ]
+    return sheet._replace(sections=sections)
+
+
+def _without(sheet: Sheet, name: str) -> Sheet:
+    at = sheet.columns.index(name)
+    sections = [Section(title, [row[:at] + row[at + 1 :] for row in rows]) for title, rows in sheet.sections]
+    return sheet._replace(columns=sheet.columns[:at] + sheet.columns[at + 1 :], sections=sections)
 
 
 def study_markdown(shown: Sequence[Sheet]) -> str:
@@ -178,8 +228,8 @@ def _standing_cells(row: dict[str, Any]) -> tuple[str, ...]:
         _accuracy(row, "sem"),
         str(row["seeds"]),
         str(row["tried"]),
-        _ahead(row["ahead"], row["ahead_sigmas"]),
-        _ahead(row["paired"], row["paired_sigmas"]),
+        _difference(row),
+        row["claim"] if isinstance(row["claim"], str) else "",
     )
 
 
@@ -189,11 +239,13 @@ def _accuracy(row: dict[str, Any], spread: str) -> str:
     return ("*" if row["ended"] else "") + _percent(row["accuracy"]) + error
 
 
-def _ahead(difference: float, sigmas: float) -> str:
-    if math.isnan(difference):
+def _difference(row: dict[str, Any]) -> str:
+    """Text as ``+24.3 ± 1.7``, over common seeds if there are any; nothing beside adc-edge itself."""
+    points = row["paired"] if row["paired_seeds"] else row["difference"]
+    if math.isnan(points):
         return ""
-    points = f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: never -0.0
-    return points if math.isnan(sigmas) else f"{points} ({round(sigmas, 1) + 0.0:.{0 if abs(sigmas) >= 10 else 1}f} σ)"
+    error = "" if math.isnan(row["paired_sem"]) else f" ± {_percent(row['paired_sem'])}"
+    return f"{round(100 * points, 1) + 0.0:+.1f}{error}"  # + 0.0: never -0.0
 
 
 def _percent(share: float, digits: int = 1) -> str:

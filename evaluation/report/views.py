@@ -1,4 +1,4 @@
-"""Two views of finished runs, at equal steps and at equal bytes, and the leaders of each.
+"""Two views of finished runs, at equal steps and at equal bytes, and the most accurate setting of each group.
 
 Accuracies and shares are in 0..1; bytes are those on the wire. ``share`` is the bytes of a step, both ways, relative to
 an uncompressed step. A budget is a share of the bytes of an uncompressed run of the study's epochs. Over seeds, ``std``
@@ -7,13 +7,13 @@ is the standard deviation (ddof 1) and ``sem`` the standard error of the mean: N
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from adc_edge.errors import SettingError
+from adc_edge.evaluation.report.claims import NOTHING, Comparison, compare, learned_note
 from adc_edge.evaluation.study.records import Point, Run, Study
 from adc_edge.evaluation.study.setting import METHODS, Setting
 
@@ -32,7 +32,9 @@ METHOD_GROUPS = (
 )
 FITS = 1.02  # largest share of a budget that counts as within: its last step may overshoot it
 SHORT = 0.95  # a run that ended below this share of a budget ended early
-_JUDGED = "setting group method ratio precision seed epoch share spent bytes_up bytes_down accuracy best ended".split()
+_JUDGED = (
+    "setting group method ratio precision seed epoch share spent bytes_up bytes_down accuracy best ended images chance"
+).split()
 _SUMMARY = (
     "setting group method precision seeds share spent epoch bytes_up bytes_down accuracy std sem best ended".split()
 )
@@ -53,12 +55,16 @@ class SettingParts(NamedTuple):
 
 
 class Views(NamedTuple):
-    """The results of a study, as the functions ``by_steps``, ``by_bytes`` and ``standings`` describe."""
+    """The results of a study, as the functions ``by_steps``, ``by_bytes`` and ``standings`` describe.
+
+    ``note`` says that nothing was learned yet, if that is so.
+    """
 
     budgets: tuple[float, ...]
     steps: pd.DataFrame
     bytes: pd.DataFrame
     standings: pd.DataFrame
+    note: str = ""
 
 
 def parts_of(setting: Setting | str) -> SettingParts:
@@ -95,8 +101,12 @@ def views(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> Views:
     for budget in budgets:
         if not budget > 0:
             raise SettingError(f"a budget of {budget:g}", "a share of the uncompressed bytes", "for example 0.05")
-    steps, spent = by_steps(study, runs), by_bytes(study, runs, budgets)
-    return Views(tuple(budgets), steps, spent, standings(study, runs, budgets))
+    steps, spent, best = by_steps(study, runs), by_bytes(study, runs, budgets), standings(study, runs, budgets)
+    judged = _judged_by_steps(study, runs)
+    note = learned_note(judged[judged["group"] == UNCOMPRESSED])
+    if note:
+        best["claim"] = best["claim"].where(best["claim"].isna(), NOTHING)
+    return Views(tuple(budgets), steps, spent, best, note)
 
 
 def by_steps(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
@@ -125,19 +135,17 @@ def standings(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> pd
     """The setting of highest mean accuracy of each group, for each view (steps, bytes) and budget.
 
     A setting takes part if its step's share is within the budget (steps), or an evaluation is (bytes). Columns, beside
-    those of the views: tried (settings of the group that take part); ahead, ahead_sem, ahead_sigmas: the accuracy of
-    adc-edge's best minus this one's, its standard error (seeds taken as independent) and their ratio; paired_seeds,
-    paired, paired_sem, paired_sigmas: the same for the differences seed by seed.
+    those of the views: tried (settings of the group that take part); difference: accuracy of adc-edge's best minus this
+    one's; and the fields of ``Comparison``, of the differences seed by seed.
     """
     rows: list[dict[str, Any]] = []
     after_steps = _judged_by_steps(study, runs)
     for budget in budgets:
         summary = _summary(after_steps)
-        rows += _leaders("steps", budget, after_steps, summary[summary["share"] <= budget * FITS])
+        rows += _best("steps", budget, after_steps, summary[summary["share"] <= budget * FITS])
         after_bytes = _judged_by_bytes(study, runs, budget)
-        rows += _leaders("bytes", budget, after_bytes, _summary(after_bytes))
-    more = "tried ahead ahead_sem ahead_sigmas paired_seeds paired paired_sem paired_sigmas".split()
-    frame = pd.DataFrame(rows, columns=["view", "budget", *_SUMMARY, *more])
+        rows += _best("bytes", budget, after_bytes, _summary(after_bytes))
+    frame = pd.DataFrame(rows, columns=["view", "budget", *_SUMMARY, "tried", "difference", *Comparison._fields])
     return frame.sort_values("view", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -217,6 +225,8 @@ def _judged(runs: Sequence[Run], spent: Callable[[Run, Point], float], most: flo
                 "accuracy": last.best,
                 "best": max(point.best for point in within),
                 "ended": last is run.curve[-1] and spent(run, last) < SHORT,
+                "images": run.guess.images if run.guess else 0,
+                "chance": run.guess.chance if run.guess else 0.0,
             }
         )
     return pd.DataFrame(rows, columns=_JUDGED)
@@ -240,8 +250,8 @@ def _summary(judged: pd.DataFrame) -> pd.DataFrame:
     return frame[_SUMMARY]
 
 
-def _leaders(view: str, budget: float, judged: pd.DataFrame, fitting: pd.DataFrame) -> list[dict[str, Any]]:
-    """The best setting of each group, with the lead of adc-edge's best over it."""
+def _best(view: str, budget: float, judged: pd.DataFrame, fitting: pd.DataFrame) -> list[dict[str, Any]]:
+    """The most accurate setting of each group, compared with adc-edge's."""
     if fitting.empty:
         return []
     tried = fitting["group"].value_counts()
@@ -251,28 +261,13 @@ def _leaders(view: str, budget: float, judged: pd.DataFrame, fitting: pd.DataFra
     return [
         {"view": view, "budget": budget, "tried": int(tried[group]), "paired_seeds": 0}
         | best[group]
-        | ({} if ours is None or group == OURS else _ahead(ours, best[group], judged))
+        | ({} if ours is None or group == OURS else _compared(ours, best[group], judged))
         for group in METHOD_GROUPS
         if group in best
     ]
 
 
-def _ahead(ours: dict[str, Any], theirs: dict[str, Any], judged: pd.DataFrame) -> dict[str, float]:
-    ahead, sem = ours["accuracy"] - theirs["accuracy"], math.hypot(ours["sem"], theirs["sem"])
+def _compared(ours: dict[str, Any], theirs: dict[str, Any], judged: pd.DataFrame) -> dict[str, Any]:
     seeds = [judged[judged["setting"] == row["setting"]].set_index("seed")["accuracy"] for row in (ours, theirs)]
-    differences = (seeds[0] - seeds[1]).dropna()
-    paired, paired_sem = float(differences.mean()), float(differences.sem())
-    return {
-        "ahead": ahead,
-        "ahead_sem": sem,
-        "ahead_sigmas": _ratio(ahead, sem),
-        "paired_seeds": len(differences),
-        "paired": paired,
-        "paired_sem": paired_sem,
-        "paired_sigmas": _ratio(paired, paired_sem),
-    }
-
-
-def _ratio(difference: float, error: float) -> float:
-    """The difference in standard errors; NaN where the error is 0 or unknown."""
-    return difference / error if error > 0 else math.nan
+    found = compare(seeds[0], seeds[1], int(judged["images"].min()))
+    return {"difference": ours["accuracy"] - theirs["accuracy"], **found._asdict()}

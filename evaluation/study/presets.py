@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # 500 000 and 750 000 images of 50 000 and 75 750, at the paper's batch sizes (paper, section "Experiments").
     "paper-cifar100": {**_PAPER, "batch_size": 128, "epochs": 10.0},
     "paper-food101": {**_PAPER, "batch_size": 256, "epochs": 9.9},
-    # The main plot, small: a quarter of an hour on two cores.
+    # The main plot, small.
     "small": {
         "methods": f"none,int4,int2,adc,{_RIVALS}",
         "ratios": "0.02",

@@ -71,7 +71,14 @@ class Point(msgspec.Struct, frozen=True):
         return max(self.accuracy, self.accuracy_through or 0.0)
 
 
-class Run(msgspec.Struct, frozen=True):
+class Guess(msgspec.Struct, frozen=True):
+    """The test split as a model without knowledge sees it: its images, and the share of its commonest class."""
+
+    images: int
+    chance: float
+
+
+class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     """One setting with one seed, from start to end."""
 
     setting: str
@@ -81,6 +88,7 @@ class Run(msgspec.Struct, frozen=True):
     steps_per_epoch: int
     curve: tuple[Point, ...]
     machine: dict[str, Any] = {}
+    guess: Guess | None = None  # None in runs of 0.7 and older
 
     @property
     def share(self) -> float:
@@ -100,4 +108,9 @@ class StudyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def run_name(setting: Setting | str, seed: int) -> str:
     """File name of a run."""
-    return str(setting).replace("/", "_").replace(":", "-") + f".seed{seed}.json"
+    return f"{run_stem(setting, seed)}.json"
+
+
+def run_stem(setting: Setting | str, seed: int) -> str:
+    """Name of a run in names of files."""
+    return str(setting).replace("/", "_").replace(":", "-") + f".seed{seed}"

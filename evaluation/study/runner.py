@@ -1,4 +1,7 @@
-"""All runs of a study, several at a time; each is stored when it ends, and a stored run is not repeated."""
+"""All runs of a study, several at a time; each is stored when it ends, and a stored run is not repeated.
+
+A run that was cut short goes on from its last evaluation.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,13 @@ from typing import Any, NamedTuple
 import msgspec
 from joblib import Parallel, delayed, parallel_config
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adc_edge.data.sources import Dataset, load_dataset
 from adc_edge.data.unreadable import check_images
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
-from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name
+from adc_edge.evaluation.study.progress import Report, StudyDisplay, growths, spelt
+from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name, run_stem
+from adc_edge.evaluation.study.resuming import Unfinished
 from adc_edge.evaluation.study.setting import Setting, parse_setting
 from adc_edge.evaluation.study.task import on_device
 from adc_edge.files import json_bytes, write_atomic
@@ -28,24 +32,29 @@ from adc_edge.machine.threads import divide_cores
 
 _logger = logging.getLogger(__name__)
 
-_PLAN, _RUNS = "study.json", "runs"
+_PLAN, _RUNS, _UNFINISHED = "study.json", "runs", "unfinished"
 
 
 class _Task(NamedTuple):
     setting: Setting
     seed: int
+    directory: Path  # of the study
     allow_broken: bool = False
 
     @property
-    def file(self) -> str:
-        return run_name(self.setting, self.seed)
+    def path(self) -> Path:
+        return self.directory / _RUNS / run_name(self.setting, self.seed)
+
+    def unfinished(self, study: Study) -> Unfinished:
+        place = self.directory / _UNFINISHED / run_stem(self.setting, self.seed)
+        return Unfinished(place, study, self.setting, self.seed)
 
     def __str__(self) -> str:
         return f"{self.setting} seed {self.seed}"
 
 
 _Outcome = tuple[_Task, "Run | AdcEdgeError"]
-_RunTasks = Callable[[Study, list[_Task], Callable[[float], None]], Iterator[_Outcome]]
+_RunTasks = Callable[[Study, list[_Task], Report], Iterator[_Outcome]]
 
 
 class Failure(NamedTuple):
@@ -65,9 +74,8 @@ def read_runs(directory: Path) -> tuple[Study, list[Run]]:
     plan = _read_plan(directory)
     if plan is None:
         raise SettingError(f"{directory} holds no {_PLAN}", "the -o directory of an evaluation", "run `evaluate` first")
-    tasks = [_Task(parse_setting(text), seed) for text in plan.settings for seed in plan.seeds]
-    paths = [directory / _RUNS / task.file for task in tasks]
-    return plan.study, [_read(path, Run) for path in paths if path.exists()]
+    tasks = [_Task(parse_setting(text), seed, directory) for text in plan.settings for seed in plan.seeds]
+    return plan.study, [_read(task.path, Run) for task in tasks if task.path.exists()]
 
 
 def run_study(
@@ -86,7 +94,7 @@ def run_study(
             it has a number.
         settings: the methods.
         seeds: random seeds for each setting.
-        directory: each run is written to it when it ends.
+        directory: each run is written to it when it ends, and kept there at each evaluation until then.
         jobs: runs at a time; if more than one, each has a process and its share of the cores.
         console: shows the progress bar and the time left.
         allow_broken: accept any number of broken images.
@@ -105,8 +113,10 @@ def run_study(
         known = old.study.device if study.device == "auto" else study.device
         _plan(old, msgspec.structs.replace(study, device=known), settings, seeds, directory)
     # Seeds in the outer loop: every setting runs once before any runs twice.
-    tasks = [_Task(setting, seed, allow_broken) for seed in seeds for setting in settings]
-    missing = [task for task in tasks if not (directory / _RUNS / task.file).exists()]
+    tasks = [_Task(setting, seed, directory, allow_broken) for seed in seeds for setting in settings]
+    missing = [task for task in tasks if not task.path.exists()]
+    for task in set(tasks) - set(missing):
+        task.unfinished(study).delete()  # of a process that was killed before it could
     dataset = load_dataset(study.data) if missing else None
     if dataset is not None:
         check_images(dataset, allow_broken)
@@ -119,40 +129,36 @@ def run_study(
     write_atomic(directory / _PLAN, json_bytes(plan))
     if done := len(tasks) - len(missing):
         _logger.info("%d of %d runs are there already", done, len(tasks))
+    if begun_runs := sum(task.unfinished(study).kept() for task in missing):
+        _logger.info("%d of the others %s on from the last evaluation", begun_runs, "goes" if begun_runs == 1 else "go")
     if dataset is None:
         return []
     jobs = min(jobs, len(missing))
     run = partial(_one_by_one, dataset) if jobs <= 1 else partial(_side_by_side, jobs)
-    return _run_all(study, missing, directory, run, console)
+    return _run_all(study, missing, run, console)
 
 
-def _run_all(study: Study, tasks: list[_Task], directory: Path, run: _RunTasks, console: Console) -> list[Failure]:
+def _run_all(study: Study, tasks: list[_Task], run: _RunTasks, console: Console) -> list[Failure]:
     failures: list[Failure] = []
-    with _display(console) as display:
-        whole = display.add_task("all runs", total=float(len(tasks)))
-
-        def advance(share: float) -> None:
-            display.advance(whole, share)
-
-        for task, outcome in run(study, tasks, advance):
+    with StudyDisplay(console, len(tasks)) as display:
+        for task, outcome in run(study, tasks, display.report):
             if isinstance(outcome, AdcEdgeError):
                 failures.append(Failure(str(task), outcome))
                 _logger.warning("%s: %s", task, outcome)
                 continue
-            write_atomic(directory / _RUNS / task.file, msgspec.json.encode(outcome))
+            write_atomic(task.path, msgspec.json.encode(outcome))
+            task.unfinished(study).delete()
             _logger.info(_line(task, outcome))
-        display.update(whole, completed=float(len(tasks)))
+        display.complete()
     return failures
 
 
-def _one_by_one(
-    dataset: Dataset, study: Study, tasks: list[_Task], progress: Callable[[float], None]
-) -> Iterator[_Outcome]:
+def _one_by_one(dataset: Dataset, study: Study, tasks: list[_Task], report: Report) -> Iterator[_Outcome]:
     for task in tasks:
-        yield _outcome(study, task, progress, dataset)
+        yield _outcome(study, task, report, dataset)
 
 
-def _side_by_side(jobs: int, study: Study, tasks: list[_Task], progress: Callable[[float], None]) -> Iterator[_Outcome]:
+def _side_by_side(jobs: int, study: Study, tasks: list[_Task], report: Report) -> Iterator[_Outcome]:
     """Make runs in ``jobs`` processes; yield each outcome when its run ends."""
     import torch
 
@@ -160,7 +166,7 @@ def _side_by_side(jobs: int, study: Study, tasks: list[_Task], progress: Callabl
     # Spawned: a process that is forked may not use threads or CUDA.
     with multiprocessing.get_context("spawn").Manager() as manager:
         shares = manager.Queue()
-        reader = threading.Thread(target=_forward, args=(shares, progress), daemon=True)
+        reader = threading.Thread(target=_forward, args=(shares, report), daemon=True)
         reader.start()
         work = (delayed(_work)(study, task, threads, shares) for task in tasks)
         with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
@@ -173,7 +179,7 @@ def _side_by_side(jobs: int, study: Study, tasks: list[_Task], progress: Callabl
 
 def _line(task: _Task, run: Run) -> str:
     last = run.curve[-1]
-    return f"{task!s:40} {100 * run.share:6.2f} % of the bytes  {100 * last.best:5.1f} %  {last.seconds:5.0f} s"
+    return f"{task}: accuracy {100 * last.best:.1f} %, {100 * run.share:.2f} % of the bytes, {spelt(last.seconds)}"
 
 
 @contextlib.contextmanager
@@ -187,57 +193,36 @@ def _interrupt_blocked() -> Iterator[None]:
 
 
 def _work(study: Study, task: _Task, threads: int, shares: Any) -> _Outcome:
-    """Make one run in a worker, which puts each step's share of the run into ``shares``."""
+    """Make one run in a worker, which puts what each step adds to the run into ``shares``."""
     import torch
 
     torch.set_num_threads(threads)
     divide_cores(threads)
-    return _outcome(study, task, shares.put)
+    return _outcome(study, task, lambda *growth: shares.put(growth))
 
 
-def _outcome(study: Study, task: _Task, progress: Callable[[float], None], dataset: Dataset | None = None) -> _Outcome:
+def _outcome(study: Study, task: _Task, report: Report, dataset: Dataset | None = None) -> _Outcome:
     from adc_edge.evaluation.study.training import train
 
     try:
-        share = _increments(progress)
         return task, train(
-            study, task.setting, task.seed, progress=share, dataset=dataset, allow_broken=task.allow_broken
+            study,
+            task.setting,
+            task.seed,
+            progress=growths(report),
+            dataset=dataset,
+            allow_broken=task.allow_broken,
+            unfinished=task.unfinished(study),
         )
     except AdcEdgeError as error:
         return task, error
 
 
-def _increments(advance: Callable[[float], None]) -> Callable[[float], None]:
-    """Turn calls with the share of a run that is done into calls with its growth."""
-    before = 0.0
-
-    def progress(share: float) -> None:
-        nonlocal before
-        share = min(share, 1.0)
-        advance(share - before)
-        before = share
-
-    return progress
-
-
-def _forward(shares: Any, progress: Callable[[float], None]) -> None:
-    """Pass on the shares that workers report, until None."""
+def _forward(shares: Any, report: Report) -> None:
+    """Pass on the growth of shares that workers report, until None."""
     with contextlib.suppress(EOFError, OSError):  # the queue is gone after Ctrl-C
-        for share in iter(shares.get, None):
-            progress(share)
-
-
-def _display(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.1f} of {task.total:.0f}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        console=console,
-        speed_estimate_period=600,
-    )
+        for growth in iter(shares.get, None):
+            report(*growth)
 
 
 def _plan(

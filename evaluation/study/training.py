@@ -24,7 +24,8 @@ from adc_edge.data.sources import Dataset, check_labels, load_dataset
 from adc_edge.errors import ProtocolError
 from adc_edge.evaluation.codecs.base import Codec, CodecBatch
 from adc_edge.evaluation.codecs.factory import make_codec
-from adc_edge.evaluation.study.records import Point, Run, Study
+from adc_edge.evaluation.study.records import Guess, Point, Run, Study
+from adc_edge.evaluation.study.resuming import Unfinished
 from adc_edge.evaluation.study.setting import Setting
 from adc_edge.evaluation.study.wire import Counted, Wire
 from adc_edge.machine.description import describe_machine
@@ -83,6 +84,7 @@ def train(
     dataset: Dataset | None = None,
     make: MakeCodec = make_codec,
     allow_broken: bool = False,
+    unfinished: Unfinished | None = None,
 ) -> Run:
     """Train one setting from the study's weights. One seed gives every method the same images in the same order.
 
@@ -91,18 +93,20 @@ def train(
         setting: the method with its ratio and precisions.
         seed: random seed for data order, augmentation, a new classifier and the method's random choices.
         wire: carries the bodies; default: their bytes are counted only.
-        progress: called after each step with the share of the run that is done.
+        progress: called with the share of the run that is done: at the start and after each step.
         dataset: the study's full data set, if it is loaded already.
         make: makes the codec; default: the setting's own. `benchmarks/ideas.py` has others.
         allow_broken: accept any number of broken images.
+        unfinished: where the run goes on from, and where it is kept at each evaluation but the last; without ``wire``.
 
     Raises:
         ProtocolError: training diverged (code ``nan``).
     """
-    wire = wire or Counted()
     data = sampled(dataset or load_dataset(study.data), study)
     check_labels(data, len(data.classes))
     parts, preparation = make_split_model(study, setting, seed, len(data.classes), make)
+    curve = [] if unfinished is None else unfinished.restore(parts)
+    wire = wire or (Counted(curve[-1].bytes_up, curve[-1].bytes_down) if curve else Counted())
     with ExitStack() as stack:
         changes = augment.parse_augmentation(study.augment)
         loader = Loader(data.train, preparation, study.batch_size, seed, changes, allow_broken=allow_broken)
@@ -111,8 +115,9 @@ def train(
         stack.callback(test.close)
         tests = [test.plain(indices) for indices in test.sample(0)]
         end = _End(study, loader.steps_per_epoch, uncompressed_step_bytes(parts.trunk.spec, study.batch_size))
-        curve: list[Point] = []
-        start, losses, step = time.monotonic(), list[float](), 0
+        step, earlier = (curve[-1].step, curve[-1].seconds) if curve else (0, 0.0)
+        start, losses = time.monotonic() - earlier, list[float]()
+        progress(end.done(step, wire))
         while not end.reached(step, wire):
             losses.append(_step(parts, study, loader, step, wire))
             step += 1
@@ -121,10 +126,14 @@ def train(
                 epoch, loss, seconds = step / loader.steps_per_epoch, float(np.mean(losses)), time.monotonic() - start
                 curve.append(Point(step, epoch, wire.bytes_up, wire.bytes_down, accuracy, through, loss, seconds))
                 losses = []
+                if unfinished is not None and not end.reached(step, wire):
+                    unfinished.save(parts, curve)
             progress(end.done(step, wire))
     ratio = parts.codec.ratio(study.batch_size)
     about = describe_machine(threads=torch.get_num_threads(), device=study.device, compute=study.compute)
-    return Run(str(setting), seed, ratio, end.uncompressed_step_bytes, end.steps_per_epoch, tuple(curve), about)
+    shown = np.concatenate([batch.labels for batch in tests])
+    guess = Guess(len(shown), float(np.bincount(shown).max() / len(shown)))
+    return Run(str(setting), seed, ratio, end.uncompressed_step_bytes, end.steps_per_epoch, tuple(curve), about, guess)
 
 
 class _End(NamedTuple):

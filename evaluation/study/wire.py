@@ -82,10 +82,10 @@ def _place(step: int, body: memoryview) -> dict[str, Any]:
 
 
 class Counted(Wire):
-    """Adds up the bytes of each message's frames, and returns the bodies unchanged."""
+    """Adds up the bytes of each message's frames, from those already sent on, and returns the bodies unchanged."""
 
-    def __init__(self) -> None:
-        self._up = self._down = 0
+    def __init__(self, bytes_up: int = 0, bytes_down: int = 0) -> None:
+        self._up, self._down = bytes_up, bytes_down
 
     def totals(self) -> tuple[int, int]:
         """The sums of the lengths so far."""

@@ -106,3 +106,10 @@ def test_names_are_shown_short_and_without_control_characters(tmp_path: Path) ->
     assert short_list(["\x1b[31mred\n", "x" * 99]) == "\N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}, " + (
         "x" * 29 + "…"
     )
+
+
+def test_a_trained_head_whose_order_is_unknown_takes_no_other_number_of_classes() -> None:
+    with pytest.raises(DataError, match="2 of the 3 classes of a trained head whose order is unknown"):
+        label_for_head(dataset(["cat", "dog"], [0, 1], [1]), [], 3, trained=True)
+    label_for_head(dataset(["cat", "dog"], [0, 1], [1]), [], 2, trained=True)
+    label_for_head(dataset(["cat", "dog"], [0, 1], [1]), [], 3)

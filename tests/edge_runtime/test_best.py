@@ -86,9 +86,9 @@ def test_an_evaluation_without_images_or_by_a_head_of_another_step_is_never_the_
     assert not evaluation(2, 0.1, math.nan).gains_on(evaluation(1, 0.1))
     assert best_of([evaluation(1, 0.1), evaluation(2, 0.9, mixed=True)]) == (evaluation(1, 0.1), 0)
     answers = [Evaluated(1, 4, 0, 6, 3, 6.0, 0.1), Evaluated(1, 4, 1, 4, 2, 4.0, 0.1)]
-    assert summed(4, answers, [4, 4]) == evaluation(4, 0.5)
-    assert summed(4, answers, [4, 3]).mixed
-    assert summed(4, [*answers[:1], Evaluated(1, 4, 1, 4, 2, 4.0, 0.1, head_step=9)], [4, 4]).mixed
+    assert summed(4, answers, [6, 4]) == evaluation(4, 0.5)
+    assert summed(4, answers, [6, 3]).mixed
+    assert summed(4, [*answers[:1], Evaluated(1, 4, 1, 4, 2, 4.0, 0.1, head_step=9)], [6, 4]).mixed
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 import timm
+from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save
 from safetensors.torch import load_file as load_tensors
 
-from adc_edge.errors import CheckpointError, SettingError
+from adc_edge.cli import main
+from adc_edge.data.sources import load_dataset
+from adc_edge.errors import CheckpointError, DataError, SettingError
 from adc_edge.export.merge import Merged, merge_runs
 from adc_edge.storage.bundle import HEAD, MANIFEST, TRUNK, Bundle
 from adc_edge.storage.checkpoint import checkpoint_name, save_checkpoint
 from adc_edge.storage.halves import BEST_TRUNK, HEAD_PREFIX, TRUNK_PREFIX, best_head_name, label_weights
+from adc_edge.storage.run_dir import CLASSES, METRICS
 
 OURS, THEIRS = 7, 8  # sessions
 
@@ -28,7 +34,7 @@ class Halves:
 
     def __init__(self, bundle: Bundle, where: Path) -> None:
         self.bundle, self.device, self.trainer = bundle, where / "device", where / "trainer"
-        self._output = where / "model.safetensors"
+        self.output = where / "model.safetensors"
         for run in (self.device, self.trainer):
             run.mkdir()
             shutil.copy(bundle.path / MANIFEST, run)
@@ -65,20 +71,20 @@ class Halves:
             (self.trainer / best_head_name(session, step)).write_bytes(weights)
 
     def merge_best(self) -> tuple[Merged, float, float]:
-        merged = merge_runs(self.device, self.trainer, self._output, best=True)
-        state = load_tensors(self._output)
+        merged = merge_runs(self.device, self.trainer, self.output, best=True)
+        state = load_tensors(self.output)
         return merged, float(state["cls_token"].mean()), float(state["head.weight"].mean())
 
     def best_refusal(self) -> str:
         with pytest.raises(CheckpointError) as error:
-            merge_runs(self.device, self.trainer, self._output, best=True)
-        assert not self._output.exists()
+            merge_runs(self.device, self.trainer, self.output, best=True)
+        assert not self.output.exists()
         return str(error.value)
 
     def merge(self, step: int | None = None) -> tuple[float, float]:
         """The marks of the two halves that were merged: the trunk's step, and all steps of the head."""
-        merge_runs(self.device, self.trainer, self._output, step)
-        state = load_tensors(self._output)
+        merge_runs(self.device, self.trainer, self.output, step)
+        state = load_tensors(self.output)
         manifest = self.bundle.manifest
         vit = timm.create_model(manifest.model, num_classes=manifest.classes, **manifest.model_args)
         vit.load_state_dict(state, strict=True)
@@ -89,8 +95,8 @@ class Halves:
 
     def refusal(self, step: int | None = None) -> str:
         with pytest.raises(CheckpointError) as error:
-            merge_runs(self.device, self.trainer, self._output, step)
-        assert not self._output.exists()
+            merge_runs(self.device, self.trainer, self.output, step)
+        assert not self.output.exists()
         return str(error.value)
 
 
@@ -266,11 +272,125 @@ def test_the_best_of_a_frozen_trunk_has_the_weights_that_the_run_ends_with(halve
 
 def test_the_best_step_and_another_step_at_once_are_refused(halves: Halves) -> None:
     with pytest.raises(SettingError, match="--best and --step 3"):
-        merge_runs(halves.device, halves.trainer, halves._output, 3, best=True)
+        merge_runs(halves.device, halves.trainer, halves.output, 3, best=True)
 
 
-def test_the_two_runs_in_the_wrong_order_are_refused(halves: Halves) -> None:
+def test_two_runs_in_each_others_place_are_to_be_swapped(halves: Halves) -> None:
     halves.trunk_end(60)
     halves.head_end({OURS: 60})
     halves.device, halves.trainer = halves.trainer, halves.device
-    assert "keeps no trained weights" in halves.refusal()
+    refusal = halves.refusal()
+    assert (
+        f"--run-device {halves.device} is a trainer's run, and --run-trainer {halves.trainer} is a device's" in refusal
+    )
+    assert "swap the two directories" in refusal
+
+
+def test_one_run_in_both_places_is_named_as_what_it_is(halves: Halves) -> None:
+    halves.trunk_end(60)
+    halves.head_checkpoint({OURS: 60})
+    device, trainer = halves.device, halves.trainer
+    halves.device = trainer
+    assert f"--run-device {trainer} is a trainer's run" in halves.refusal()
+    halves.device = halves.trainer = device
+    assert f"--run-trainer {device} is a device's run" in halves.refusal()
+
+
+def test_a_killed_device_and_a_trainer_at_its_end_are_merged_at_a_common_step_or_refused(halves: Halves) -> None:
+    for step in (10, 20):
+        halves.trunk_checkpoint(step)
+        halves.head_checkpoint({OURS: step})
+    halves.head_end({OURS: 23})
+    (halves.trainer / checkpoint_name(10)).unlink(missing_ok=True)
+    refusal = halves.refusal()
+    assert "trunk stands at step 20, the trainer's head at step 23" in refusal
+    assert "type --step 20" in refusal
+    assert halves.merge(step=20) == (20, 20)
+    halves.trunk_end(23)  # the same command again
+    assert halves.merge() == (23, 23)
+
+
+def test_a_running_trainer_with_an_old_head_file_is_refused_until_it_has_kept_the_devices_end(halves: Halves) -> None:
+    halves.head_end({OURS: 24})
+    halves.trunk_end(60)
+    halves.head_checkpoint({OURS: 50})
+    assert "trunk stands at step 60, the trainer's head at step 50" in halves.refusal()
+    halves.head_checkpoint({OURS: 60})
+    assert halves.merge() == (60, 60)
+
+
+def test_each_of_two_devices_of_one_trainer_gives_its_own_trunk(halves: Halves, tmp_path: Path) -> None:
+    halves.trunk_end(60)
+    halves.head_end({OURS: 60, THEIRS: 40})
+    assert halves.merge() == (60, 100)
+    shutil.rmtree(halves.device)
+    halves.device.mkdir()
+    shutil.copy(halves.bundle.path / MANIFEST, halves.device)
+    halves.trunk_end(40, THEIRS)
+    assert halves.merge() == (40, 100)
+    halves.trunk_end(41, THEIRS)
+    (tmp_path / "model.safetensors").unlink()
+    assert "trunk stands at step 41, the trainer's head at step 40" in halves.refusal()
+
+
+def test_a_session_that_began_anew_does_not_join_the_head_of_the_old_one(halves: Halves) -> None:
+    halves.trunk_end(20, THEIRS)  # `serve --fresh`, not yet known to the head that is on disk
+    halves.head_checkpoint({OURS: 20})
+    assert f"it knows no session {THEIRS:016x}" in halves.refusal()
+
+
+def judged(halves: Halves, head: list[str] | None = None) -> Merged:
+    """Merge and judge on the digits; weights that are all equal always answer with the first output."""
+    halves.trunk_end(60)
+    halves.head_end({OURS: 60})
+    if head is not None:
+        (halves.trainer / CLASSES).write_bytes(msgspec.json.encode({"head": head}))
+    return merge_runs(halves.device, halves.trainer, halves.output, None, load_dataset("digits"))
+
+
+@pytest.mark.parametrize("names", [None, list("7012345689")])
+def test_the_merged_model_is_judged_on_the_test_split_with_its_classes_by_name(
+    halves: Halves, names: list[str] | None
+) -> None:
+    labels = load_dataset("digits").test.labels
+    first = 0 if names is None else int(names[0])
+    assert judged(halves, names).score == ((labels == first).sum(), 360)
+
+
+def test_data_with_a_class_that_the_head_lacks_writes_nothing(halves: Halves) -> None:
+    with pytest.raises(DataError, match="that the head lacks: 9"):
+        judged(halves, ["cat", *"012345678"])
+    assert not halves.output.exists()
+
+
+def test_the_devices_own_last_evaluation_stands_beside_the_accuracy(halves: Halves) -> None:
+    lines = [
+        {"kind": "evaluation", "step": step, "images": 200, "accuracy": accuracy, "loss": 1.0}
+        for step, accuracy in ((30, 0.2), (60, 0.38), (90, 0.9))
+    ]
+    text = "\n".join(map(json.dumps, [{"kind": "step", "step": 1}, *lines])) + "\n{torn"
+    (halves.device / METRICS).write_text(text)
+    assert judged(halves).measured == (60, 200, 0.38)
+    halves.trunk_checkpoint(40)
+    halves.head_checkpoint({OURS: 40})
+    assert merge_runs(halves.device, halves.trainer, halves.output, 40).measured == (30, 200, 0.2)
+
+
+def typed(halves: Halves, *more: str) -> Result:
+    runs = ["--run-device", str(halves.device), "--run-trainer", str(halves.trainer)]
+    return CliRunner().invoke(main, ["merge", *runs, "-o", str(halves.output), *more])
+
+
+def test_the_command_prints_the_accuracy_and_a_wrong_source_writes_nothing(halves: Halves, tmp_path: Path) -> None:
+    halves.trunk_end(60)
+    halves.head_end({OURS: 60})
+    (halves.device / METRICS).write_text('{"kind": "evaluation", "step": 50, "images": 200, "accuracy": 0.38}\n')
+    for source in (f"folder:{tmp_path / 'nowhere'}", "digit"):
+        result = typed(halves, "--data", source)
+        assert result.exit_code == 2, result.output
+        assert not halves.output.exists()
+    zeros = int((load_dataset("digits").test.labels == 0).sum())
+    result = typed(halves, "--data", "digits")
+    assert result.exit_code == 0, result.output
+    assert f"{zeros} of 360 test images, accuracy {100 * zeros / 360:.1f} %" in result.output
+    assert "the device last measured 38.0 % of 200 test images at step 50" in result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from numpy.lib.stride_tricks import sliding_window_view
+from rich.console import Console
 from torch import Tensor, nn
 
 from adc_edge.arrays import Float32
@@ -26,6 +28,7 @@ from adc_edge.evaluation.codecs.base import Codec, CodecBatch, Header
 from adc_edge.evaluation.codecs.factory import make_codec
 from adc_edge.evaluation.privacy import attack as privacy
 from adc_edge.evaluation.privacy.attack import Examples, Inverter, Leak, View, invert, look, score
+from adc_edge.evaluation.privacy.command import _nothing_learned, _table
 from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.study.training import sampled
@@ -163,6 +166,7 @@ def test_a_constant_prediction_scores_as_the_mean_training_image_does(monkeypatc
     leak, examples = invert(STUDY, parse_setting("none"), 0, 0.01)
     assert leak.psnr_db == pytest.approx(leak.psnr_db_mean_image)
     assert leak.ssim == pytest.approx(leak.ssim_mean_image)
+    assert not leak.learned
     mean = mean_image()
     np.testing.assert_allclose(examples.reconstructions, np.broadcast_to(255 * mean, (8, 16, 16, 3)), atol=0.51)
     split = sampled(load_dataset("digits"), STUDY).test
@@ -177,6 +181,7 @@ def test_a_constant_prediction_scores_as_the_mean_training_image_does(monkeypatc
 def test_full_activations_reveal_images_and_few_of_adcs_less() -> None:
     whole, few = attack("none")[0], attack("adc@0.1")[0]
     assert whole.psnr_db > whole.psnr_db_mean_image + 3
+    assert whole.learned
     assert whole.ssim > whole.ssim_mean_image + 0.2
     assert few.psnr_db < whole.psnr_db - 2
     assert few.ssim < whole.ssim - 0.1
@@ -268,3 +273,21 @@ def test_the_loss_counts_each_image_against_its_row_and_each_token_against_its_p
     pixels = np.mean([(made[row] - image).square().mean().item() for row, image in zip(view.rows, images, strict=True)])
     chances: Tensor = logits.softmax(-1).gather(2, view.places[:, :, None]).log()
     assert loss == pytest.approx(pixels / 0.3**2 - chances.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_an_attack_that_learned_nothing_is_no_sign_of_privacy_and_the_table_breaks_no_word(width: int) -> None:
+    leaks = [
+        Leak(setting, 0, 0.1, 0.5, 14.1, 0.4, 14.0, 0.4, 64, 8.0, gain_sem_db=0.2)
+        for setting in ("none", "adc-batch@0.125/pca0.5:pca0.75")
+    ]
+    screen = io.StringIO()
+    console = Console(file=screen, width=width)
+    console.print(_table(leaks))
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = screen.getvalue().split()
+    assert {"none", "adc-batch@0.125/pca0.5:pca0.75", "share", "merged", "PSNR", "SSIM", "14.10"} <= set(words)
+    assert "The attack has learned nothing yet: 14.10 dB at best" in " ".join(words)
+    learned = msgspec.structs.replace(leaks[0], psnr_db=14.6)
+    assert _nothing_learned([learned, leaks[1]]) == ""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -33,7 +35,7 @@ from adc_edge.evaluation.report.plots import (
 )
 from adc_edge.evaluation.report.tables import sheets, study_markdown
 from adc_edge.evaluation.report.views import METHOD_GROUPS, by_steps, views
-from adc_edge.evaluation.study.records import Run, Study
+from adc_edge.evaluation.study.records import Guess, Run, Study
 from tests.evaluation.report.test_views import STUDY, a_run, rises, some_runs
 
 BUDGETS = (0.01, 0.05, 1.0)
@@ -260,6 +262,16 @@ def test_the_page_shows_each_panel_as_a_picture_with_its_own_legend() -> None:
     points = line(curves.axes[0], "uncompressed: none")
     assert points == pytest.approx(np.array([(10_000, 0.45), (20_000, 0.72), (30_000, 0.81), (40_000, 0.9)]))
     assert svg(steps).startswith(b"<?xml")
+
+
+def test_a_study_that_has_learned_nothing_says_so_on_the_page_and_in_the_json(tmp_path: Path) -> None:
+    runs = [msgspec.structs.replace(run, guess=Guess(200, 0.1)) for run in rises(0.1, 0.12, setting="none", share=1.0)]
+    write_all(STUDY, runs, BUDGETS, tmp_path)
+    text = re.sub("<[^>]*>", "", (tmp_path / "index.html").read_text())
+    note = "Nothing was learned yet: uncompressed training has 11.0 % of 200 test images right"
+    assert text.index(note) < text.index("After equal steps")
+    assert json.loads((tmp_path / "results.json").read_text())["note"].startswith(note)
+    assert "Nothing was learned" not in page(STUDY, RUNS, SEEN, 0.05)
 
 
 def test_a_name_that_looks_like_a_tag_is_text() -> None:

@@ -7,12 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from adc_edge.codec.precision import PRECISIONS
 from adc_edge.errors import SettingError
+from adc_edge.evaluation.report.claims import compare, guessing_bound
 from adc_edge.evaluation.report.views import (
     METHOD_GROUPS,
     by_bytes,
@@ -25,7 +28,7 @@ from adc_edge.evaluation.report.views import (
     standings,
     views,
 )
-from adc_edge.evaluation.study.records import Point, Run, Study
+from adc_edge.evaluation.study.records import Guess, Point, Run, Study
 from adc_edge.evaluation.study.setting import METHODS, Setting, parse_setting
 from adc_edge.method.ratio import Ratio
 
@@ -212,38 +215,74 @@ def test_the_best_of_a_group_at_equal_steps_is_among_those_within_the_share() ->
 
 
 @pytest.mark.parametrize("view", ["steps", "bytes"])
-def test_how_far_adc_edge_is_ahead_and_how_surely(view: str) -> None:
+def test_a_lead_is_claimed_by_a_paired_t_test_over_seeds(view: str) -> None:
     found = row(standings(STUDY, some_runs(), (0.05,)), view=view, budget=0.05, group="plain quantization")
     ours, theirs = np.array((0.85, 0.88, 0.86)), np.array((0.70, 0.72, 0.74))
-    error = np.sqrt(np.var(ours, ddof=1) / 3 + np.var(theirs, ddof=1) / 3)
-    assert found["ahead"] == pytest.approx(np.mean(ours) - np.mean(theirs))
-    assert found["ahead_sem"] == pytest.approx(error)
-    assert found["ahead_sigmas"] == pytest.approx((np.mean(ours) - np.mean(theirs)) / error)
-    error = np.std(ours - theirs, ddof=1) / np.sqrt(3)
-    assert found["paired"] == pytest.approx(np.mean(ours - theirs))
-    assert found["paired_sem"] == pytest.approx(error)
-    assert found["paired_sigmas"] == pytest.approx(np.mean(ours - theirs) / error)
+    assert [found["difference"], found["paired"]] == pytest.approx([np.mean(ours - theirs)] * 2)
+    assert found["paired_sem"] == pytest.approx(np.std(ours - theirs, ddof=1) / np.sqrt(3))
+    assert found["p_value"] == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
+    assert (found["paired_seeds"], found["claim"]) == (3, "ahead")
+
+
+def seeded(setting: str, finals: Mapping[int, float]) -> list[Run]:
+    return [a_run(setting, (0.1, 0.1, 0.1, final), seed, 0.05) for seed, final in finals.items()]
 
 
 def test_only_seeds_that_both_have_are_paired() -> None:
-    def seeded(setting: str, finals: Mapping[int, float]) -> list[Run]:
-        return [a_run(setting, (0.1, 0.1, 0.1, final), seed, 0.05) for seed, final in finals.items()]
-
     runs = seeded("none/pca1", {0: 0.9, 1: 0.8, 5: 0.1}) + seeded("topk@0.05", {5: 0.2, 1: 0.5, 7: 0.0})
     found = row(standings(STUDY, runs, (0.05,)), view="steps", group="Top-K")
     assert found["paired_seeds"] == 2
     assert found["paired"] == pytest.approx((0.8 - 0.5 + 0.1 - 0.2) / 2)
-    assert found["ahead"] == pytest.approx(0.6 - 0.7 / 3)
+    assert found["difference"] == pytest.approx(0.6 - 0.7 / 3)
+    assert found["claim"] == "within noise"
 
 
-def test_without_adc_edge_or_without_a_second_seed_nobody_is_ahead_by_any_number_of_errors() -> None:
+@pytest.mark.parametrize(
+    ("ours", "theirs", "claim"),
+    [
+        ({0: 0.9, 1: 0.91, 2: 0.9}, {0: 0.5, 1: 0.52, 2: 0.5}, "ahead"),
+        ({0: 0.5, 1: 0.52, 2: 0.5}, {0: 0.9, 1: 0.91, 2: 0.9}, "behind"),
+        ({0: 0.9, 1: 0.7, 2: 0.8}, {0: 0.8, 1: 0.8, 2: 0.75}, "within noise"),
+        ({0: 0.9, 1: 0.9}, {0: 0.9, 1: 0.9}, "within noise"),
+        ({0: 0.9}, {0: 0.1}, "one seed: no claim"),
+        ({0: 0.9, 1: 0.8}, {1: 0.1, 2: 0.1}, "one seed: no claim"),
+        ({0: 0.9, 1: 0.9}, {2: 0.1, 3: 0.1}, "no common seed: no claim"),
+    ],
+)
+def test_a_difference_within_noise_or_of_one_seed_is_no_lead(
+    ours: Mapping[int, float], theirs: Mapping[int, float], claim: str
+) -> None:
+    runs = seeded("none/pca1", ours) + seeded("topk@0.05", theirs)
+    assert row(standings(STUDY, runs, (0.05,)), view="steps", group="Top-K")["claim"] == claim
+
+
+def test_two_seeds_that_differ_by_the_same_one_image_are_no_proof() -> None:
+    ours, theirs = (pd.Series({0: 0.51, 1: 0.61}) - less for less in (0.0, 0.01))
+    assert compare(ours, theirs, images=100).claim == "within noise"
+    assert compare(ours, theirs - 0.4, images=100).claim == "ahead"
+
+
+def test_without_adc_edge_nothing_is_compared() -> None:
     rivals = [run for run in some_runs() if group_of(run.setting) != "adc-edge"]
-    assert all(math.isnan(r["ahead"]) for r in records(standings(STUDY, rivals, (1.0,)))) is True
-    once = [run for run in some_runs() if run.seed == 0]
-    found = row(standings(STUDY, once, (0.05,)), view="steps", group="Top-K")
-    assert found["ahead"] == pytest.approx(0.25)
-    assert math.isnan(found["ahead_sigmas"])
-    assert math.isnan(found["paired_sigmas"])
+    assert all(math.isnan(r["difference"]) for r in records(standings(STUDY, rivals, (1.0,)))) is True
+
+
+@pytest.mark.parametrize(("images", "chance"), [(50, 0.1), (360, 0.103), (10_000, 0.01)])
+def test_one_guessing_model_in_a_hundred_exceeds_the_bound(images: int, chance: float) -> None:
+    right = np.random.default_rng(0).binomial(images, chance, 100_000)
+    assert 0.002 < np.mean(right > images * guessing_bound(images, chance) + 1e-9) <= 0.011
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "said"), [(0.12, 200, True), (0.5, 200, False), (0.12, 10_000, False), (0.1, 0, False)]
+)
+def test_nothing_was_learned_if_uncompressed_training_is_as_good_as_guessing(
+    accuracy: float, images: int, said: bool
+) -> None:
+    runs = seeded("none", {0: accuracy, 1: accuracy}) + seeded("none/pca1", {0: 0.9, 1: 0.9})
+    known = [msgspec.structs.replace(run, guess=Guess(images, 0.1) if images else None) for run in runs]
+    assert views(STUDY, known, (0.05,)).note.startswith("Nothing was learned yet: uncompressed training has") is said
+    assert views(STUDY, known[2:], (0.05,)).note == ""  # without an uncompressed run nobody can tell
 
 
 def test_of_two_that_are_equally_accurate_the_one_of_fewer_bytes_is_best() -> None:

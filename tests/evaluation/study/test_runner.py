@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 from rich.console import Console
-from rich.progress import Progress
 
 from adc_edge.errors import CheckpointError, SettingError
+from adc_edge.evaluation.study.progress import StudyDisplay
 from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.runner import read_runs, run_study
 from adc_edge.evaluation.study.setting import parse_setting
@@ -61,12 +61,12 @@ def test_missing_runs_are_made_and_stored_ones_are_not_repeated(finished: Path) 
 def test_settings_added_later_run_two_at_a_time_and_report_their_progress(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares: list[float] = []
-    monkeypatch.setattr(Progress, "advance", lambda _, task, share: shares.append(share))
+    shares: list[tuple[float, bool]] = []
+    monkeypatch.setattr(StudyDisplay, "report", lambda _, *growth: shares.append(growth))
     assert run_study(STUDY, [parse_setting("int2"), parse_setting("int3")], [0], finished, 2, QUIET) == []
     assert {run.setting for run in read_runs(finished)[1]} == {"none", "adc@0.3/int8", "int2", "int3"}
-    assert len(shares) == 2 * 2  # steps of each
-    assert sum(shares) == pytest.approx(2.0)
+    assert len([share for share, computed in shares if computed]) == 2 * 2  # steps of each
+    assert sum(share for share, _ in shares) == pytest.approx(2.0)
 
 
 def test_another_study_is_refused_by_what_differs(finished: Path) -> None:

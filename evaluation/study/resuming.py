@@ -1,0 +1,123 @@
+"""Checkpoints of a run at its evaluations, so that a run that was cut short goes on from the last one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from adc_edge.arrays import Arrays
+from adc_edge.errors import CheckpointError
+from adc_edge.evaluation.study.records import Point, Study
+from adc_edge.evaluation.study.setting import Setting
+from adc_edge.files import json_bytes
+from adc_edge.storage.checkpoint import latest_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:  # torch, whose import takes seconds, and mistakes are told before
+    from torch import nn
+
+    from adc_edge.evaluation.study.training import SplitModel
+
+_logger = logging.getLogger(__name__)
+_RANDOM, _CUDA_RANDOM = "random", "random.cuda"
+
+
+class Unfinished:
+    """The checkpoints of one run that has not ended.
+
+    A checkpoint holds all that the steps after it depend on: weights and buffers of both halves and of the codec, both
+    optimizers, torch's random state, and the evaluations so far with their bytes and seconds. Checkpoints of another
+    study, setting or seed are never used.
+
+    Args:
+        directory: made with the first checkpoint.
+        study: the task.
+        setting: the method.
+        seed: the run's seed.
+    """
+
+    def __init__(self, directory: Path, study: Study, setting: Setting, seed: int) -> None:
+        self._directory = directory
+        self._run = json_bytes({"study": study, "setting": str(setting), "seed": seed}).decode()
+
+    def save(self, parts: SplitModel, curve: Sequence[Point]) -> None:
+        """Keep the state after the last evaluation. On a full disk the run goes on without it."""
+        meta = {"run": self._run, "curve": msgspec.to_builtins(curve)}
+        try:
+            save_checkpoint(self._directory, curve[-1].step, _arrays(parts), meta)
+        except OSError as error:
+            _logger.warning("no checkpoint of step %d: %s; the run goes on", curve[-1].step, error)
+
+    def kept(self) -> bool:
+        """Return whether a state of this very run is kept; its weights are not verified."""
+        try:
+            with safe_open(next(self._directory.glob("checkpoint-*")), framework="numpy") as file:
+                return bool(json.loads(file.metadata()["meta"])["run"] == self._run)
+        except (StopIteration, OSError, SafetensorError, KeyError, ValueError):
+            return False
+
+    def restore(self, parts: SplitModel) -> list[Point]:
+        """Bring ``parts`` to the newest state that was kept; return the evaluations until then: none without one."""
+        try:
+            kept = latest_checkpoint(self._directory)
+        except CheckpointError as error:
+            _logger.warning("%s; the run starts again", error.received)
+            kept = None
+        if kept is None or kept.meta["run"] != self._run:
+            self.delete()  # or the newest of another study would push out the first of this one
+            return []
+        _restore(parts, kept.arrays)
+        return msgspec.convert(kept.meta["curve"], list[Point])
+
+    def delete(self) -> None:
+        """Delete all checkpoints, and the directory of all runs' if it is empty."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._directory.parent.rmdir()
+
+
+def _modules(parts: SplitModel) -> Iterator[tuple[str, nn.Module]]:
+    codec = parts.codec
+    named = {"trunk": parts.trunk, "head": parts.head, "device": codec.device, "trainer": codec.trainer}
+    return ((name, module) for name, module in named.items() if module is not None)
+
+
+def _arrays(parts: SplitModel) -> dict[str, Any]:
+    import torch
+
+    arrays = {
+        f"{side}.{name}": np.asarray(value.detach().cpu())
+        for side, module in _modules(parts)
+        for name, value in module.state_dict().items()
+    }
+    for number, optimizer in enumerate(parts.optimizers):
+        arrays |= {f"optimizer{number}.{name}": value for name, value in optimizer.arrays().items()}
+    arrays[_RANDOM] = torch.get_rng_state().numpy()
+    if parts.place.type == "cuda":
+        arrays[_CUDA_RANDOM] = torch.cuda.get_rng_state(parts.place).numpy()
+    return arrays
+
+
+def _restore(parts: SplitModel, arrays: Arrays) -> None:
+    import torch
+
+    for side, module in _modules(parts):
+        module.load_state_dict({name: torch.from_numpy(value) for name, value in _under(arrays, side).items()})
+    for number, optimizer in enumerate(parts.optimizers):
+        optimizer.restore(_under(arrays, f"optimizer{number}"))
+    torch.set_rng_state(torch.from_numpy(arrays[_RANDOM]))
+    if _CUDA_RANDOM in arrays:
+        torch.cuda.set_rng_state(torch.from_numpy(arrays[_CUDA_RANDOM]), parts.place)
+
+
+def _under(arrays: Arrays, prefix: str) -> dict[str, Any]:
+    """Return the arrays whose names begin with ``prefix.``, without it."""
+    return {name[len(prefix) + 1 :]: value for name, value in arrays.items() if name.startswith(f"{prefix}.")}
