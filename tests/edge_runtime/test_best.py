@@ -61,7 +61,7 @@ def trainer(
 
 
 def serve(bundle: Bundle, endpoint: str, run: Path | None, **more: Any) -> dict[str, Any]:
-    given = {"threads": 1, "evaluate_images": 32, "evaluate_every": 2, "steps": 20} | more
+    given = {"threads": 1, "evaluate_images": 32, "evaluate_every": 1, "steps": 10} | more
     return Serve(ServeSettings(bundle.path, endpoint, run=run, **given), Console(quiet=True), stop=lambda: False).run()
 
 
@@ -155,7 +155,7 @@ def test_with_stale_weights_in_the_engine_those_that_were_judged_are_kept(bundle
         report = serve(bundle, endpoint, tmp_path / "device", keep_best=True, **options)
     state = best_trunk(tmp_path / "device")
     assert state is not None
-    assert report["best"]["step"] == 2  # neither half has changed since the start, as far as the engine knows
+    assert report["best"]["step"] == 1  # neither half has changed since the start, as far as the engine knows
     start = load_file(bundle.path / "trunk.safetensors")
     assert all((start[name].numpy() == value).all() for name, value in state.weights().items())
 
@@ -165,14 +165,14 @@ def test_a_run_without_gain_ends_complete_and_goes_on_only_with_a_larger_number(
     with trainer(bundle, tmp_path / "trainer", lr=0.0) as endpoint:
         report = serve(bundle, endpoint, device, stop_after=3, **NO_GAIN)
         assert report["complete"]
-        assert report["stopped"]["step"] == report["steps"] == 8
+        assert report["stopped"]["step"] == report["steps"] == 4
         assert report["stopped"]["why"].startswith("3 evaluations in a row without gain (--stop-after 3); the best was")
         with logged("adc_edge.edge_runtime") as lines:
-            assert serve(bundle, endpoint, device, stop_after=3, **NO_GAIN)["stopped"]["step"] == 8
+            assert serve(bundle, endpoint, device, stop_after=3, **NO_GAIN)["stopped"]["step"] == 4
         assert any(line.startswith("nothing is left to do: 3 evaluations in a row") for line in lines)
-        assert serve(bundle, endpoint, device, stop_after=5, **NO_GAIN)["stopped"]["step"] == 12
+        assert serve(bundle, endpoint, device, stop_after=5, **NO_GAIN)["stopped"]["step"] == 6
         report = serve(bundle, endpoint, device, stop_after=9, **NO_GAIN)
-        assert (report["stopped"], report["steps"], report["complete"]) == (None, 20, True)
+        assert (report["stopped"], report["steps"], report["complete"]) == (None, 10, True)
     ended = serve(bundle, endpoint, device, stop_after=9, wait_s=0.1, **NO_GAIN)  # its trainer has gone
     assert ended["complete"]
 
@@ -184,5 +184,5 @@ def test_the_table_shows_the_best_accuracy_with_its_step(bundle: Bundle, tmp_pat
     console.print(report_table(report))
     shown = console.export_text()
     assert "best, kept" in shown
-    assert f"{report['best']['accuracy']:.1%}, step 2" in shown
-    assert "at step 4" in shown
+    assert f"{report['best']['accuracy']:.1%}, step 1" in shown
+    assert "at step 2" in shown
