@@ -161,8 +161,7 @@ class DeviceLoop:
         watch.drift(self._drift(step, part.sent))
         if self.shim is not None:
             with watch.phase("decode"):
-                place = step * self.settings.micro_batches + part.number
-                received = self._codec.decode(answer, self._shapes[part.number], gradient.precision, place)
+                received = self._received(answer, gradient, step)
             with watch.phase("backward"):
                 self.shim.backward(received)
 
@@ -271,6 +270,10 @@ class DeviceLoop:
             self._journal.append(JournalKey(message.step, message.micro_batch), pack_header(message), body)
         except OSError as error:  # the run goes on; a trainer that comes back older may now lack this step
             self.trouble = error
+
+    def _received(self, answer: memoryview, gradient: Gradient, step: int) -> Float32:
+        place = step * self.settings.micro_batches + gradient.micro_batch
+        return self._codec.decode(answer, self._shapes[gradient.micro_batch], gradient.precision, place)
 
     def _gradient(self, step: int, micro_batch: int) -> tuple[Gradient, memoryview]:
         answer, body = self.session.result(self.settings.outage_s)

@@ -71,7 +71,7 @@ class NoisyCodec:
         self._settings, self._seed = settings, seed
 
     def encode(self, x: Float32, precision: Precision, place: int, tail: bytes) -> Body:
-        """Return ``x`` ``[T, k, D]`` in bytes as they reach the trainer, and ``tail`` after them, which has no noise."""
+        """Return ``x`` ``[T, k, D]`` as bytes that reach the trainer, and ``tail`` after them, which has no noise."""
         settings = self._settings
         if not settings.any:
             return encode(x, precision, tail)
