@@ -13,6 +13,7 @@ import click
 from adc_edge import __version__, terminal
 from adc_edge.config import add_config_options
 from adc_edge.errors import AdcEdgeError
+from adc_edge.options import add_no_color
 from adc_edge.signals import INTERRUPTED
 
 # By default OpenMP's threads spin while they wait. That slows down everything that shares the cores: the engine, the
@@ -61,7 +62,7 @@ class _LazyGroup(click.Group):
             return None
         command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
-        return add_config_options(command)
+        return add_no_color(add_config_options(command))
 
     def invoke(self, ctx: click.Context) -> object:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __main__
@@ -139,3 +140,6 @@ _EXTRAS = {  # what each command needs in addition
 @click.version_option(__version__, prog_name="adc-edge")
 def main() -> None:
     """Train a Vision Transformer across a slow link, with attention-based double compression."""
+
+
+add_no_color(main)

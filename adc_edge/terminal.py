@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import re
 import sys
 import unicodedata
 
@@ -48,6 +49,27 @@ def spell(text: str, encoding: str) -> str:
 def readable(text: str) -> str:
     """Return ``text`` with each byte of a file name that is not UTF-8 as ``\\xff``: what a JSON or HTML file takes."""
     return spell(text, "utf-8")
+
+
+def command_lines(command: str, width: int | None, begin: str = "  ") -> list[str]:
+    """Return a shell command in lines of at most ``width`` columns, as far as its words allow; None: in one line.
+
+    Lines are broken before options and end with a backslash, so that they can be pasted as they stand. The first one
+    stands behind ``begin``.
+    """
+    parts: list[str] = []
+    for word in re.findall(r"(?:'[^']*'|[^\s'])+", command):
+        if parts and not word.startswith("-"):
+            parts[-1] += f" {word}"
+        else:
+            parts.append(word)
+    line, lines = f"{begin}{parts[0]}", []
+    for part in parts[1:]:
+        if width is not None and len(f"{line} {part} \\") > width:
+            lines.append(f"{line} \\")
+            line = f"{' ' * len(begin)}   "
+        line += f" {part}"
+    return [*lines, line]
 
 
 def silence(stream: object) -> None:

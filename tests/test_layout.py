@@ -19,6 +19,7 @@ LIGHT = {
     "functools",
     "json",
     "math",
+    "os",
     "pathlib",
     "typing",
     "__future__",

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adc_edge.arrays import Array, Labels
+from adc_edge.data.listing import log_held_out
 from adc_edge.data.sources import ArraySplit, Dataset
 from adc_edge.errors import DataError
 
@@ -268,6 +269,7 @@ def _parsed(key: str) -> tuple[str, str] | None:
 
 def _held_out(part: _Part) -> tuple[_Part, _Part]:
     """Hold out a tenth, the same images each time."""
+    log_held_out()
     count = min(len(part.x) if part.x.ndim else 0, len(part.y) if part.y.ndim else 0)
     order = np.random.default_rng(0).permutation(count)
     test, train = np.sort(order[: -(-count // 10)]), np.sort(order[-(-count // 10) :])

@@ -91,7 +91,9 @@ def check_images(dataset: Dataset, allow_broken: bool = False) -> None:
         parts.append(f"{len(faults):,} unreadable (first: {faults[0].received})")
     tail = f"; skipped {', '.join(parts)}" if parts else ""
     level = logging.WARNING if faults else logging.INFO
-    logger.log(level, "images   %s train, %s test%s", *(f"{len(s.labels):,}" for s in dataset[:2]), tail)
+    train, test = (f"{len(split.labels):,}" for split in dataset[:2])
+    classes = f"{len(dataset.classes)} class{'' if len(dataset.classes) == 1 else 'es'}"
+    logger.log(level, "data     %s train, %s test images, %s%s", train, test, classes, tail)
 
 
 def _look(paths: Sequence[Path], allow_broken: bool) -> list[DataError]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import click
 
 from adc_edge import __version__
+from adc_edge.terminal import command_lines
 
 Kind = Literal["ok", "info", "missing", "warning", "bad"]
 MARKS: dict[Kind, str] = {"ok": "✓", "info": " ", "missing": "–", "warning": "!", "bad": "✗"}
@@ -72,7 +74,7 @@ def lines(report: DoctorReport, width: int, bundle: Path | None, trainer: str | 
         for row in rows:
             yield from _row(row, width)
     yield ""
-    yield from _verdict(report, bundle, trainer)
+    yield from _verdict(report, width, bundle, trainer)
 
 
 def health_line(report: DoctorReport) -> str:
@@ -98,13 +100,15 @@ def _wrap(text: str, room: int) -> list[str]:
     return textwrap.wrap(text, room, break_on_hyphens=False) or [""]
 
 
-def _verdict(report: DoctorReport, bundle: Path | None, trainer: str | None) -> Iterator[str]:
+def _verdict(report: DoctorReport, width: int, bundle: Path | None, trainer: str | None) -> Iterator[str]:
     if report.faults:
         names = ", ".join(row.name for row in report.faults)
-        yield click.style(f"this device cannot serve: {names}", fg="red", bold=True)
+        for line in _wrap(f"this device cannot serve: {names}", width):
+            yield click.style(line, fg="red", bold=True)
         return
     how = "serve, and train its trunk" if report.trains else "serve with a frozen trunk"
     yield click.style(f"this device can {how}", fg="green", bold=True)
     place = shlex.quote(str(bundle)) if bundle else "BUNDLE"
     frozen = "" if report.trains else " --trunk frozen"
-    yield f"next: adc-edge serve --bundle {place} --trainer {trainer or 'tcp://HOST:5700'} --data folder:PHOTOS{frozen}"
+    command = f"adc-edge serve --bundle {place} --trainer {trainer or 'tcp://HOST:5700'} --data folder:PHOTOS{frozen}"
+    yield from command_lines(command, width if sys.stdout.isatty() else None, "next: ")

@@ -22,7 +22,7 @@ def test_log_json_gives_one_object_a_line(bundle_dir: Path, tmp_path: Path, comm
     assert code == 0, output
     lines = [json.loads(line) for line in output.splitlines()]
     assert {tuple(line) for line in lines} == {("time", "level", "logger", "message")}
-    assert "listening on tcp://127.0.0.1:" in lines[0]["message"]
+    assert any(line["message"].startswith("listens  tcp://127.0.0.1:") for line in lines)
     assert lines[-1]["message"] == f"stopped after 0 steps; run kept in {tmp_path / 'run'}"
     assert {line["logger"] for line in lines} == {"adc_edge.cloud_trainer.runner"}
 

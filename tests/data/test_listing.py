@@ -394,9 +394,12 @@ def test_one_line_tells_how_many_images_there_are_and_what_is_skipped(
     )
     put(tmp_path, "train/cat/._001.png", "test/cat/notes.txt", ".DS_Store")
     for source, line in (  # after what is skipped
-        (dataset, "images   200 train, 200 test; skipped 3 unreadable (first: cat/000.png: truncated)"),
+        (
+            dataset,
+            "data     200 train, 200 test images, 2 classes; skipped 3 unreadable (first: cat/000.png: truncated)",
+        ),
         (load(tmp_path), "; skipped 2 hidden, 1 other, 3 unreadable (first: cat/000.png: truncated)"),
-        (Dataset(numbers, numbers, ["a"]), "images   1,437 train, 1,437 test"),
+        (Dataset(numbers, numbers, ["a"]), "data     1,437 train, 1,437 test images, 1 class"),
     ):
         caplog.clear()
         with caplog.at_level(logging.INFO):

@@ -15,7 +15,7 @@ def log_lines(bundle_dir: Path, *options: str) -> list[str]:
     arguments = ["--bundle", str(bundle_dir), "--trainer", "tcp://127.0.0.1:9", "--wait", "0.3", "--trunk", "frozen"]
     result = CliRunner().invoke(main, ["serve", *arguments, *options])
     assert result.exit_code == 1, result.output
-    return [line for line in result.stdout.splitlines() if "images   " not in line and "classes " not in line]
+    return [line for line in result.stdout.splitlines() if "data     " not in line and "classes " not in line]
 
 
 def test_json_lines_tell_time_level_and_message(bundle_dir: Path) -> None:

@@ -9,7 +9,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from adc_edge.edge_runtime.display import Display
+from adc_edge.edge_runtime.screen.display import Display
 from adc_edge.edge_runtime.tally import StepRecord, Tally
 
 
