@@ -13,7 +13,6 @@ import click
 from adc_edge import __version__, terminal
 from adc_edge.config import add_config_options
 from adc_edge.errors import AdcEdgeError
-from adc_edge.options import add_no_color
 from adc_edge.signals import INTERRUPTED
 
 # By default OpenMP's threads spin while they wait. That slows down everything that shares the cores: the engine, the
@@ -62,7 +61,7 @@ class _LazyGroup(click.Group):
             return None
         command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
-        return add_no_color(add_config_options(command))
+        return terminal.add_no_color(add_config_options(command))
 
     def invoke(self, ctx: click.Context) -> object:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __main__
@@ -142,4 +141,4 @@ def main() -> None:
     """Train a Vision Transformer across a slow link, with attention-based double compression."""
 
 
-add_no_color(main)
+terminal.add_no_color(main)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -37,6 +36,8 @@ class _OutputPath(click.Path):
         self._directory = directory
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        import os
+
         from adc_edge.files import check_output
 
         return check_output(Path(os.fsdecode(super().convert(value, param, ctx))), directory=self._directory)
@@ -264,32 +265,6 @@ def log_options(command: F) -> F:
         click.option("--quiet", "-q", is_flag=True, help="Log warnings and errors only."),
         click.option("--log-json", is_flag=True, help="Log one JSON object a line."),
     )
-
-
-def add_no_color(command: click.Command) -> click.Command:
-    """Give a command, and those below it, ``--no-color``; the variable ``NO_COLOR`` has the same effect."""
-    for inner in command.commands.values() if isinstance(command, click.Group) else ():
-        add_no_color(inner)
-    if not any(param.name == "no_color" for param in command.params):
-        option = click.Option(
-            ["--no-color"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_leave_colour_out,
-            help="Print without colours, as with NO_COLOR=1.",
-        )
-        vars(option)["heading"] = "Logging"
-        command.params.append(option)
-    return command
-
-
-def _leave_colour_out(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """Tell click, rich and the processes that the command starts."""
-    if value:
-        os.environ["NO_COLOR"] = "1"
-    if os.environ.get("NO_COLOR"):
-        ctx.find_root().color = ctx.color = False
 
 
 def parse_model_args(pairs: tuple[str, ...], img_size: int | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Standard output and standard error that take any text in any encoding. Imports nothing heavy.
+"""Standard output and standard error that take any text in any encoding, with or without colours. Imports click alone.
 
 A character that the encoding lacks is written in ASCII: ξ as xi, … as ..., ✓ as ok. A byte of a file name that is not
 UTF-8 is written as \\xff. An output whose reader has gone takes the rest without a word.
@@ -12,6 +12,8 @@ import os
 import re
 import sys
 import unicodedata
+
+import click
 
 _SPELLED = "adc-edge.spelled"  # error handler
 _ASCII = "adc-edge-ascii"  # codec; click writes UTF-8 to an output whose encoding has the name ascii
@@ -81,6 +83,32 @@ def silence(stream: object) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, handle)
     os.close(null)
+
+
+def add_no_color(command: click.Command) -> click.Command:
+    """Give a command, and those below it, ``--no-color``; the variable ``NO_COLOR`` has the same effect."""
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        add_no_color(inner)
+    if not any(param.name == "no_color" for param in command.params):
+        option = click.Option(
+            ["--no-color"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_leave_colour_out,
+            help="Print without colours, as with NO_COLOR=1.",
+        )
+        vars(option)["heading"] = "Logging"
+        command.params.append(option)
+    return command
+
+
+def _leave_colour_out(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Tell click, rich and the processes that the command starts."""
+    if value:
+        os.environ["NO_COLOR"] = "1"
+    if os.environ.get("NO_COLOR"):
+        ctx.find_root().color = ctx.color = False
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:

@@ -19,7 +19,6 @@ LIGHT = {
     "functools",
     "json",
     "math",
-    "os",
     "pathlib",
     "typing",
     "__future__",

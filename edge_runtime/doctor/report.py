@@ -103,8 +103,7 @@ def _wrap(text: str, room: int) -> list[str]:
 def _verdict(report: DoctorReport, width: int, bundle: Path | None, trainer: str | None) -> Iterator[str]:
     if report.faults:
         names = ", ".join(row.name for row in report.faults)
-        for line in _wrap(f"this device cannot serve: {names}", width):
-            yield click.style(line, fg="red", bold=True)
+        yield click.style(f"this device cannot serve: {names}", fg="red", bold=True)
         return
     how = "serve, and train its trunk" if report.trains else "serve with a frozen trunk"
     yield click.style(f"this device can {how}", fg="green", bold=True)

@@ -1,1 +1,1 @@
-"""What `serve` shows: the lines before a run, its progress, and the table at its end."""
+"""Screen of `serve`: the lines before a run, its progress, and the table at its end."""

@@ -103,9 +103,9 @@ def engine_line(engine: Engine, why: str = "") -> str:
 
 def kept_in_words(shape: Shape, micro_batches: int = 1, window: int = 1) -> str:
     """Return what a message sends of its images and tokens: ξ, T and k."""
-    each = f"{micro_batches} messages a step, {window} in flight; each " if micro_batches > 1 else ""
+    each = f"{micro_batches} messages a step, {window} in flight; in each " if micro_batches > 1 else ""
     if shape.xi == 1.0:
-        return f"{each}all T={shape.clusters} images and k={shape.kept} tokens: nothing merged or dropped"
+        return f"{each}nothing merged or dropped: T={shape.clusters} images, k={shape.kept} tokens"
     merged = shape.clusters < shape.images
     images = f"{shape.images} images merged to T={shape.clusters}" if merged else f"all T={shape.clusters} images"
     tokens = f"k={shape.kept} of {shape.tokens}" if shape.kept < shape.tokens else f"all k={shape.kept}"

@@ -33,5 +33,5 @@ def test_a_program_that_uses_the_trainer_as_a_library_decides_what_is_logged(
     settings = TrainerSettings(bundle_dir, "tcp://127.0.0.1:*", run=tmp_path / "run", device="cpu")
     with caplog.at_level(logging.INFO, "adc_edge"):
         Trainer(settings, Console(), stop=lambda: True).run()
-    assert [record.getMessage().split(" ")[0] for record in caplog.records] == ["head", "stopped"]
+    assert [record.getMessage().split(" ")[0] for record in caplog.records] == ["model", "head", "listens", "stopped"]
     assert capsys.readouterr() == ("", "")

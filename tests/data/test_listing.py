@@ -396,7 +396,7 @@ def test_one_line_tells_how_many_images_there_are_and_what_is_skipped(
     for source, line in (  # after what is skipped
         (
             dataset,
-            "data     200 train, 200 test images, 2 classes; skipped 3 unreadable (first: cat/000.png: truncated)",
+            "data     200 train, 200 test images, 1 class; skipped 3 unreadable (first: cat/000.png: truncated)",
         ),
         (load(tmp_path), "; skipped 2 hidden, 1 other, 3 unreadable (first: cat/000.png: truncated)"),
         (Dataset(numbers, numbers, ["a"]), "data     1,437 train, 1,437 test images, 1 class"),
