@@ -98,8 +98,8 @@ def test_json_lines_are_ascii_whatever_they_say() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "evaluate every 100 steps and at the end: 1000 test images, 43.0 MB up, of trainer-of-the-whole-company.example",
-        "the trainer came back at step 12; sending it the steps up to 14, and this goes on for more than eighty columns",
+        "eval     every 100 steps, at the end: 1000 images, 43.0 MB up to tcp://trainer.company.example:5700",
+        "the trainer came back at step 12; sending it the steps up to 14, which is more than eighty columns",
     ],
 )
 def test_a_long_message_breaks_between_words_and_goes_on_beside_its_label(text: str, width: int) -> None:
@@ -108,8 +108,8 @@ def test_a_long_message_breaks_between_words_and_goes_on_beside_its_label(text: 
     logger.info(text)
     lines = [line.rstrip() for line in file.getvalue().splitlines()]
     assert max(map(len, lines)) <= width
-    assert " ".join(" ".join(line[18:] for line in lines).split()) == text
-    assert all(line[18:].startswith(" " * 9) == text.startswith("evaluate") for line in lines[1:])
+    assert " ".join(line[18:] for line in lines).split() == text.split()
+    assert all(line[18:].startswith(" " * 9) == text.startswith("eval ") for line in lines[1:])
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, None])

@@ -149,7 +149,7 @@ def test_the_help_of_every_command_fits(width: int) -> None:
 
 
 def on_a_terminal(*arguments: str, **more: str) -> str:
-    """What a command prints on a terminal of 80 columns that shows colours."""
+    """Output of a command on a terminal that shows colours."""
     parent, child = pty.openpty()
     without = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
     environment = without | {"TERM": "xterm-256color"} | more

@@ -1,6 +1,6 @@
 """The lines that `serve` logs before a run: where and what it trains, what is sent, and how many bytes that takes.
 
-Each line is a label of eight columns and a text, short enough for a terminal of 80 columns beside time and level.
+Each line is a label of up to seven letters and a text, short enough for a terminal of 80 columns beside time and level.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def banner(
     yield f"trainer  {settings.trainer}{', encrypted' if settings.keys else ''}{sending}"
     yield f"model    {manifest.model}, cut after block {manifest.split} of {manifest.depth}"
     yield f"trunk    {_trunk(settings, manifest)}"
-    yield f"sends    {kept_in_words(step.shape, step.micro_batches, step.window)}"
+    if step.micro_batches > 1:
+        yield f"batch    {step.micro_batches} messages of {step.shape.images} images, {step.window} in flight"
+    yield f"sends    {kept_in_words(step.shape)}"
     yield from _byte_lines(planned_bytes(settings, manifest, step, test_images), settings, step, test_images)
     if settings.augment != "none":
         yield f"augment  {', '.join(settings.augment.split(','))}"
@@ -101,15 +103,14 @@ def engine_line(engine: Engine, why: str = "") -> str:
     return f"engine   {engine.name} on {where}{f' ({because})' if because else ''}"
 
 
-def kept_in_words(shape: Shape, micro_batches: int = 1, window: int = 1) -> str:
+def kept_in_words(shape: Shape) -> str:
     """Return what a message sends of its images and tokens: ξ, T and k."""
-    each = f"{micro_batches} messages a step, {window} in flight; in each " if micro_batches > 1 else ""
     if shape.xi == 1.0:
-        return f"{each}nothing merged or dropped: T={shape.clusters} images, k={shape.kept} tokens"
+        return f"nothing merged or dropped: T={shape.clusters} images, k={shape.kept} tokens"
     merged = shape.clusters < shape.images
     images = f"{shape.images} images merged to T={shape.clusters}" if merged else f"all T={shape.clusters} images"
     tokens = f"k={shape.kept} of {shape.tokens}" if shape.kept < shape.tokens else f"all k={shape.kept}"
-    return f"{each}ξ={shape.xi:.3f}: {images}, {tokens} tokens"
+    return f"ξ={shape.xi:.3f}: {images}, {tokens} tokens"
 
 
 def _trunk(settings: ServeSettings, manifest: Manifest) -> str:
@@ -126,14 +127,12 @@ def _byte_lines(planned: PlannedBytes, settings: ServeSettings, step: StepSettin
         down += f" in {step.gradient_precision}"
     yield f"step     {up}, {down}"
     yield f"share    {percent(planned.share)} of the uncompressed bytes"
-    often = f"every {settings.evaluate_every} steps and " if settings.evaluate_every else ""
-    yield f"evaluate {often}at the end: {test_images} images, {decimal(planned.evaluation)} up"
+    often = f"every {settings.evaluate_every} steps, " if settings.evaluate_every else ""
+    yield f"eval     {often}at the end: {test_images} images, {decimal(planned.evaluation)} up"
     training, judging = planned.steps * (planned.up + planned.down), planned.all_evaluations
     if training + judging:
-        yield (
-            f"total    {planned.steps} steps: {decimal(training)}; evaluations: {decimal(judging)}, "
-            f"{percent(judging / (training + judging))} of all"
-        )
+        share = percent(judging / (training + judging))
+        yield f"total    training {decimal(training)}, evaluations {decimal(judging)}: {share} of all"
 
 
 def percent(share: float) -> str:

@@ -425,3 +425,17 @@ def test_float_images_are_refused_at_the_start_with_the_remedy(tmp_path: Path) -
             Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / name / "cat" / f"{n}.tif")
     with pytest.raises(DataError, match=r"3 of 3 images are unreadable \(first: cat/0.tif: float pixels\)[^$]*np\.ptp"):
         check_images(load(tmp_path))
+
+
+def test_a_tenth_that_is_held_out_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "adc_edge")
+    for number in range(60):
+        put(tmp_path, f"{number % 2}/{number}.png")
+    np.savez(tmp_path / "one.npz", x=np.zeros((40, 8, 8), np.uint8) + 200, y=np.arange(40) % 2)
+    (tmp_path / "one.csv").write_text("path,label\n" + "".join(f"{n % 2}/{n}.png,{n % 2}\n" for n in range(60)))
+    for source in (f"folder:{tmp_path}", f"npz:{tmp_path}/one.npz", f"csv:{tmp_path}/one.csv"):
+        caplog.clear()
+        load_dataset(source)
+        assert [record.getMessage() for record in caplog.records] == [
+            "data     there is no test split: a tenth is held out"
+        ]
