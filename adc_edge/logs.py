@@ -103,7 +103,8 @@ class _StreamHandler(logging.StreamHandler[Any]):
 def wrap_message(message: str, room: int) -> list[str]:
     """Return ``message`` in lines of at most ``room`` columns, broken between words; a longer word stays whole."""
     label = _LABEL.match(message)
-    indent = " " * (label.end() if label else 0)
+    longest = max(map(len, message.split()), default=0)
+    indent = " " * (label.end() if label and label.end() + longest <= room else 0)
     return [part for line in message.splitlines() for part in _filled(line, room, indent)]
 
 

@@ -81,7 +81,7 @@ def export(
 
     arguments = parse_model_args(model_arg, img_size)
     rows = export_bundle(ExportSettings(output=output, classes=num_classes, model_args=arguments, **rest))
-    console.print(parity_table(rows))
+    console.print(parity_table(rows, console.width))
     console.say(f"wrote    {output}")
     bundle = shlex.quote(str(output))
     console.say_next(

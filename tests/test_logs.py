@@ -98,7 +98,7 @@ def test_json_lines_are_ascii_whatever_they_say() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "eval     every 100 steps, at the end: 1000 images, 43.0 MB up to tcp://trainer.company.example:5700",
+        "eval     every 100 steps, at the end: 1000 images, 43.0 MB up to tcp://cloud.example:5700",
         "the trainer came back at step 12; sending it the steps up to 14, which is more than eighty columns",
     ],
 )
@@ -123,3 +123,8 @@ def test_a_command_to_type_next_can_be_pasted_as_it_stands(width: int | None) ->
     pasted = "\n".join(lines).replace("adc-edge", "printf '%s|'", 1)
     shown = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, check=True).stdout
     assert shown.split("|")[:-1] == shlex.split(command)[1:]
+
+
+def test_a_word_that_fits_only_without_its_label_stays_whole() -> None:
+    address = "tcp://trainer.company.example:5700"
+    assert logs.wrap_message(f"trainer  {address}", 40) == ["trainer", address]

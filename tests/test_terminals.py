@@ -108,6 +108,16 @@ def test_the_parity_table_shows_every_column_on_a_terminal_of_80(encoding: str, 
     assert max(map(len, lines)) <= width
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_parity_table_leaves_columns_out_on_a_terminal_of_60(encoding: str) -> None:
+    rows = [ParityRow("fp16", "refresh 1", 16, 12, 1025, 1.2e-7, 3e-7, True, 1.0, 0.9876, 2e-7)]
+    lines = printed(parity_table(rows, 60), encoding, 60)
+    assert max(map(len, lines)) <= 60
+    assert "refresh 1 fp16" in " ".join(lines)
+    assert {"activations", "clusters", "assigned", "tokens", "ok"} <= {word for line in lines for word in line.split()}
+    assert not any(mark in line for line in lines for mark in ("…", "..."))
+
+
 def test_keys_list_shows_whole_fingerprints_on_a_terminal_of_80(tmp_path: Path) -> None:
     for name in ("trainer", "device"):
         run("keys", "new", "--keys", tmp_path / name)
