@@ -10,9 +10,10 @@ install: $(READY)
 
 # torch, torchvision and timm are resolved together: torch's small CPU wheels do not fit torchvision's.
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): torch and other packages, about 6 GB, some minutes; pip shows them below"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
 demo: $(READY)

@@ -64,7 +64,7 @@ class _LazyGroup(click.Group):
             return None
         command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
-        return add_config_options(command)
+        return terminal.add_no_color(add_config_options(command))
 
     def invoke(self, ctx: click.Context) -> object:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __main__
@@ -142,3 +142,6 @@ _EXTRAS = {  # what each command needs in addition
 @click.version_option(__version__, prog_name="adc-edge")
 def main() -> None:
     """Train a Vision Transformer across a slow link, with attention-based double compression."""
+
+
+terminal.add_no_color(main)

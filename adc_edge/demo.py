@@ -78,9 +78,14 @@ class _Process:
     """One adc-edge command in a process, which ends with the block."""
 
     def __init__(self, *arguments: str, log: Path | None = None) -> None:
+        import shutil
         import sys
 
-        click.secho("$ adc-edge " + shlex.join(arguments), dim=True)
+        from adc_edge.terminal import command_lines
+
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in command_lines("adc-edge " + shlex.join(arguments), width, "$ "):
+            click.secho(line, dim=True)
         output = None if log is None else log.open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "adc_edge", *arguments],

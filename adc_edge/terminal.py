@@ -1,4 +1,4 @@
-"""Standard output and standard error that take any text in any encoding. Imports nothing heavy.
+"""Standard output and standard error that take any text in any encoding, with or without colours. Imports click alone.
 
 A character that the encoding lacks is written in ASCII: ξ as xi, … as ..., ✓ as ok. A byte of a file name that is not
 UTF-8 is written as \\xff. An output whose reader has gone takes the rest without a word.
@@ -9,8 +9,11 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import re
 import sys
 import unicodedata
+
+import click
 
 _SPELLED = "adc-edge.spelled"  # error handler
 _ASCII = "adc-edge-ascii"  # codec; click writes UTF-8 to an output whose encoding has the name ascii
@@ -50,6 +53,27 @@ def readable(text: str) -> str:
     return spell(text, "utf-8")
 
 
+def command_lines(command: str, width: int | None, begin: str = "  ") -> list[str]:
+    """Return a shell command in lines of at most ``width`` columns, as far as its words allow; None: in one line.
+
+    Lines are broken before options and end with a backslash, so that they can be pasted as they stand. The first one
+    stands behind ``begin``.
+    """
+    parts: list[str] = []
+    for word in re.findall(r"(?:'[^']*'|[^\s'])+", command):
+        if parts and not word.startswith("-"):
+            parts[-1] += f" {word}"
+        else:
+            parts.append(word)
+    line, lines = f"{begin}{parts[0]}", []
+    for part in parts[1:]:
+        if width is not None and len(f"{line} {part} \\") > width:
+            lines.append(f"{line} \\")
+            line = f"{' ' * len(begin)}   "
+        line += f" {part}"
+    return [*lines, line]
+
+
 def silence(stream: object) -> None:
     """Send what is written to ``stream`` from now on to the null device."""
     try:
@@ -59,6 +83,32 @@ def silence(stream: object) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, handle)
     os.close(null)
+
+
+def add_no_color(command: click.Command) -> click.Command:
+    """Give a command, and those below it, ``--no-color``; the variable ``NO_COLOR`` has the same effect."""
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        add_no_color(inner)
+    if not any(param.name == "no_color" for param in command.params):
+        option = click.Option(
+            ["--no-color"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_leave_colour_out,
+            help="Print without colours, as with NO_COLOR=1.",
+        )
+        vars(option)["heading"] = "Logging"
+        command.params.append(option)
+    return command
+
+
+def _leave_colour_out(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Tell click, rich and the processes that the command starts."""
+    if value:
+        os.environ["NO_COLOR"] = "1"
+    if os.environ.get("NO_COLOR"):
+        ctx.find_root().color = ctx.color = False
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:

@@ -100,6 +100,8 @@ def calibrate(console: AnyConsole, **options: Any) -> None:
 
     INT8 is forward only: its scales do not follow weights that learn.
     """
+    import shlex
+
     from adc_edge.calibration.int8.calibrate import CalibrationSettings, calibrate_bundle
     from adc_edge.calibration.int8.report import calibration_notes, calibration_tables
 
@@ -109,8 +111,8 @@ def calibrate(console: AnyConsole, **options: Any) -> None:
         console.print(table)
     for note in calibration_notes(report):
         console.print(f"note     {note}", markup=False)
-    console.say(f"wrote    {settings.bundle}: client.int8.onnx, calibration.json\n\nnext:")
-    console.say(
-        f"  adc-edge serve --bundle {settings.bundle} --trainer tcp://127.0.0.1:5700 --data {settings.data} "
-        "--trunk frozen --compute int8"
+    console.say(f"wrote    {settings.bundle}: client.int8.onnx, calibration.json")
+    bundle, data = shlex.quote(str(settings.bundle)), shlex.quote(settings.data)
+    console.say_next(
+        f"adc-edge serve --bundle {bundle} --trainer tcp://127.0.0.1:5700 --data {data} --trunk frozen --compute int8"
     )

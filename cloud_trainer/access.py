@@ -51,13 +51,17 @@ class Access:
         """The public key that the sender of a frame has proved."""
         return str(frame.get("User-Id"))
 
+    def name(self, owner: str) -> str | None:
+        """The name that the trainer's directory gives a key; None for a key that is not admitted."""
+        return self.devices.name(owner.encode())
+
     def check(self, owner: str) -> None:
         """Check the sender's key; needed for every message, since removing a key cuts no connection.
 
         Raises:
             ProtocolError: code ``key``: the key is unknown or revoked.
         """
-        if self.devices.name(owner.encode()) is None:
+        if self.name(owner) is None:
             raise self.refusal(owner)
 
     def refusal(self, owner: str) -> ProtocolError:

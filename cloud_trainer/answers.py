@@ -64,6 +64,7 @@ class RequestContext:
     peer: Peer
     congestion: str | None = None  # congestion control that the kernel uses towards the device
     down_mbit_s: float | None = None  # rate at which the kernel delivers to the device
+    key_name: str | None = None  # name of the device's key in the trainer's directory
 
 
 class Answers:
@@ -129,6 +130,7 @@ class Answers:
 
     def _open_session(self, context: RequestContext, hello: Hello) -> Welcome:
         ours, peer = self._bundle, context.peer
+        hello = msgspec.structs.replace(hello, device=_shown_name(hello, context.key_name))
         if hello.bundle != ours.digest:
             raise ProtocolError(
                 f"bundle {hello.bundle[:12]}…",
@@ -280,6 +282,13 @@ class Answers:
             session.write()
         except OSError as error:
             self._refusals.warn("journal", f"the log of answers cannot be written: {error}")
+
+
+def _shown_name(hello: Hello, key_name: str | None) -> str:
+    """The name of a device for people: that of its key, and the one that a person gave it; without keys its own."""
+    if key_name is None:
+        return hello.device
+    return f"{key_name} ({hello.device})" if hello.named is True and hello.device != key_name else key_name
 
 
 def outside_session(message: FromDevice) -> ProtocolError:

@@ -110,13 +110,17 @@ class Trainer:
     def _log_start(self, endpoint: str, finished: int, names: list[str]) -> None:
         manifest, training = self.bundle.manifest, self.training
         where = f"{training.device}{', bf16' if training.bf16 else ''}{', compiled' if training.compiled else ''}"
-        logger.info("head of %s after block %d on %s; listening on %s", manifest.model, manifest.split, where, endpoint)
+        logger.info("model    %s, cut after block %d of %d", manifest.model, manifest.split, manifest.depth)
+        logger.info("head     blocks %d to %d trained here, on %s", manifest.split + 1, manifest.depth, where)
         if names:
-            logger.info("classes %s (%d of %d)", short_list(names), len(names), manifest.classes)
+            logger.info("classes  %s (%d of %d)", short_list(names), len(names), manifest.classes)
         if self.access is not None:
-            logger.info("encrypted with key %s; adc-edge keys list shows who may connect", self.access.fingerprint)
+            logger.info("keys     encrypted; this trainer's key: %s", self.access.fingerprint)
+            allowed = self.access.devices.names()
+            logger.info("devices  %s", short_list(allowed) if allowed else "no key is allowed yet: adc-edge keys allow")
             for file, fault in self.access.devices.faults.items():
                 logger.warning("%s admits no device: %s", file, fault)
+        logger.info("listens  %s, %s", endpoint, self._end_in_words())
         if self.settings.insecure:
             logger.warning(OPEN)
         if training.device.type == "cuda":
@@ -127,6 +131,10 @@ class Trainer:
             logger.info("this run's devices are done already; to train them further, leave --devices out")
         if self.settings.run is None:
             logger.info("without --run nothing outlives this process: if it dies, its devices must start over")
+
+    def _end_in_words(self) -> str:
+        devices = self.settings.devices
+        return f"until {devices} device{'s are' if devices > 1 else ' is'} done" if devices else "until Ctrl-C"
 
     def _training(self) -> HeadTraining:
         settings = self.settings

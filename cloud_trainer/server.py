@@ -220,7 +220,8 @@ class Server:
             return
         congestion = prefer_bbr(fd) if isinstance(message, Hello) else None  # before the first gradient leaves
         live = tcp_info(fd)  # a device cannot see from its end how fast its trainer sends
-        context = RequestContext(route, peer, congestion, live.delivery_mbit_s if live else None)
+        name = None if self._access is None else self._access.name(peer.owner)
+        context = RequestContext(route, peer, congestion, live.delivery_mbit_s if live else None, name)
         (answer, answer_body), after_send = self._answers.answer(context, message, body)
         try:
             self._send(route, fd, to_frames(answer, answer_body, chunk_bytes(live)))

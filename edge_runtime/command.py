@@ -31,7 +31,7 @@ from adc_edge.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from adc_edge.logs import AnyConsole
 
 _POSITIVE = click.IntRange(min=1)
 
@@ -170,7 +170,7 @@ _POSITIVE = click.IntRange(min=1)
 @heading("Logging")
 @log_options
 def serve(
-    console: Console,
+    console: AnyConsole,
     wait_s: float,
     outage_s: float,
     snr_up: float | None,
@@ -181,11 +181,12 @@ def serve(
     """Train from this device: run trunk + ADC on its data, send activations, apply the gradients that come back."""
     import json
     import logging
+    import shlex
 
     from adc_edge.config import chosen_options
-    from adc_edge.edge_runtime.display import report_table
     from adc_edge.edge_runtime.noise import NoiseSettings
     from adc_edge.edge_runtime.runner import Serve
+    from adc_edge.edge_runtime.screen.display import report_table
     from adc_edge.edge_runtime.settings import ServeSettings, resolved_source
     from adc_edge.files import write_atomic
     from adc_edge.optimizer.settings import take_settings
@@ -201,13 +202,17 @@ def serve(
     stop, logger = StopFlag(), logging.getLogger(__name__)
     options = chosen_options(click.get_current_context()) | {"data": resolved_source(settings.data)}
     report = Serve(settings, console, stop, options).run()
-    if not click.get_current_context().params["log_json"]:
+    as_json = click.get_current_context().params["log_json"]
+    if not as_json:
         console.print(report_table(report))
     if settings.report is not None:  # after the table: if this fails, the result is on the screen
         write_atomic(settings.report, json.dumps(report, indent=2).encode() + b"\n")
     if settings.run is not None:
         go_on = "" if report["complete"] else "; type the same command to go on"
         logger.info("run kept in %s%s", settings.run, go_on)
+        if report["complete"] and not as_json:
+            run = shlex.quote(str(settings.run))
+            console.say_next(f"adc-edge merge --run-device {run} --run-trainer RUN_OF_THE_TRAINER -o model.safetensors")
     elif not report["complete"]:
         logger.info("without --run nothing of this run is kept")
     if stop.by_ctrl_c and not report["complete"]:

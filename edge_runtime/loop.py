@@ -195,7 +195,7 @@ class DeviceLoop:
 
     def _full_outputs(self, loader: Loader, indices: npt.NDArray[np.int64]) -> tuple[Float32, Labels]:
         """The trunk's output ``[B, N, D]`` and the labels of these images, computed a batch at a time."""
-        parts = [indices[start : start + loader.batch_size] for start in range(0, len(indices), loader.batch_size)]
+        parts = np.split(indices, range(loader.batch_size, len(indices), loader.batch_size))
         batches = [batch for batch in map(loader.plain, parts) if len(batch.labels)]
         if not batches:
             return np.empty((0, 0, 0), np.float32), np.empty(0, np.int64)

@@ -37,6 +37,15 @@ class NoiseSettings(msgspec.Struct, frozen=True):
         """Whether the channel is noisy at all."""
         return self.snr_up_db is not None or self.snr_down_db is not None or self.bit_error_rate > 0.0
 
+    @property
+    def in_words(self) -> str:
+        """The noise in words: ``10 dB SNR up, 1e-05 of the bits flipped``."""
+        ways = (("up", self.snr_up_db), ("down", self.snr_down_db))
+        parts = [f"{snr_db:g} dB SNR {way}" for way, snr_db in ways if snr_db is not None]
+        if self.bit_error_rate:
+            parts.append(f"{self.bit_error_rate:g} of the bits flipped")
+        return ", ".join(parts) or "none"
+
     def check(self) -> NoiseSettings:
         """Return self; raises SettingError unless ``awgn`` and ``bit_errors`` take these settings."""
         for snr_db in (self.snr_up_db, self.snr_down_db):

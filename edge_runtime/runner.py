@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import UNSET
 from rich.console import Console
 
 from adc_edge.data import augment
@@ -16,10 +17,10 @@ from adc_edge.data import sources as data
 from adc_edge.data.loader import Loader
 from adc_edge.data.unreadable import check_images
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
-from adc_edge.edge_runtime.display import Display
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.factory import ENGINE, WHERE, check_provider, make_engine, make_shim
 from adc_edge.edge_runtime.loop import DeviceLoop, StepSettings
+from adc_edge.edge_runtime.screen.display import Display
 from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.state import RunState
@@ -187,6 +188,7 @@ class Serve:
             steps=total,
             micro_batches=self.settings.micro_batches,
             class_names=True,
+            named=bool(self.settings.name) or UNSET,
         )
 
     def _engine(self, run_dir: RunDir, shim: Shim | None) -> Engine:

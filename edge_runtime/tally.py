@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import UNSET
 
 from adc_edge.method.ratio import Shape
+from adc_edge.planning.bottleneck import PHASES, busiest
 from adc_edge.wire.messages import Evaluated
 
 SAMPLES = 1000
@@ -177,6 +178,9 @@ class Tally(msgspec.Struct):
         values["bytes_total_up"] = self.bytes_up + self.bytes_evaluation_up + self.bytes_probe_up
         values["bytes_total_down"] = self.bytes_down + self.bytes_evaluation_down + self.bytes_probe_down
         values["bytes_uncompressed_fp32"] = one_way * (1 if frozen else 2)
+        measured = {phase: values[f"seconds_{phase}"] for phases in PHASES.values() for phase in phases}
+        found = busiest(measured, self.seconds, more.get("micro_batches", 1))
+        values["busiest"] = None if found is None else found._asdict()
         return values | more
 
 

@@ -9,16 +9,16 @@ from contextlib import ExitStack
 
 import msgspec
 import numpy as np
-from rich.filesize import decimal
 
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data.loader import Loader
-from adc_edge.edge_runtime.display import Display
 from adc_edge.edge_runtime.engines.auto import LinkSeconds, choose
 from adc_edge.edge_runtime.engines.factory import ENGINE
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.recovery import Behind
+from adc_edge.edge_runtime.screen.banner import banner, engine_line
+from adc_edge.edge_runtime.screen.display import Display
 from adc_edge.edge_runtime.session import PROBE_BYTES
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.state import RunState
@@ -81,16 +81,7 @@ class Training:
         state = self.state
         done = self._is_over()
         try:
-            try:
-                self._open_session()
-                if done:
-                    logger.info("nothing is left to do: %s", self.stop_reason or "this run has come to its end")
-                else:
-                    self._prepare()
-            except LinkError:
-                if not done:
-                    raise
-                logger.info("this run is complete, and its trainer has ended too: nothing is left to do")
+            if not self._begin(done):
                 return
             while not self.stop():
                 try:
@@ -113,43 +104,41 @@ class Training:
         finally:
             state.save()
 
-    def _prepare(self) -> None:
-        if self.settings.keep_best:
+    def _begin(self, done: bool) -> bool:
+        """Open the session and say what the run will do; False if it is ``done``, and its trainer has ended too."""
+        try:
+            self._open(self.settings.wait_s)
+        except LinkError:
+            if not done:
+                raise
+            logger.info("this run is complete, and its trainer has ended too: nothing is left to do")
+            return False
+        if done:
+            logger.info("nothing is left to do: %s", self.stop_reason or "this run is complete")
+            return True
+        settings, loop = self.settings, self.loop
+        if settings.keep_best:
             self._best.check_trainer()
-        self._choose_engine()
+        test_images = sum(map(len, self.test.sample(settings.evaluate_images)))
+        for line in banner(settings, self.manifest, loop.settings, test_images, loop.session.channel.congestion):
+            logger.info(line)
+        why = self._choose_engine()  # may exchange the engine
+        logger.info(engine_line(loop.engine, why))
+        return True
 
-    def _open_session(self) -> None:
-        settings, loop, manifest, shape = self.settings, self.loop, self.manifest, self.loop.settings.shape
-        self._open(settings.wait_s)
-        logger.info(
-            f"training {manifest.model} split {manifest.split} with {settings.trainer}: "
-            f"B={loop.loader.batch_size}, {self._cut_note()}T={shape.clusters}, k={shape.kept} of "
-            f"{manifest.tokens}, ξ={shape.xi:.3f}, {self._precision_note()}, trunk {settings.trunk}, "
-            f"engine {loop.engine.name} ({loop.engine.description}), "
-            f"sending by {loop.session.channel.congestion or 'an unknown congestion control'}"
-            + (f", noise {settings.noise}" if settings.noise.any else "")
-        )
-        logger.info(self._evaluation_note())
+    def _choose_engine(self) -> str:
+        """Choose the engine for ``--engine auto``, once in a run: another choice later would change the last bits.
 
-    def _cut_note(self) -> str:
-        cut = self.loop.settings
-        if cut.micro_batches == 1:
-            return ""
-        return f"{cut.micro_batches} micro-batches ({cut.window} in flight) of {cut.shape.images}, "
-
-    def _precision_note(self) -> str:
-        up, down = self.loop.settings.precision, self.loop.settings.gradient_precision
-        return up if up == down else f"{up} up and {down} down"
-
-    def _choose_engine(self) -> None:
-        """Choose the engine for ``--engine auto``, once in a run: another choice later would change the last bits."""
+        Returns why the engine was chosen; nothing where it was named.
+        """
         loop, shape = self.loop, self.loop.settings.shape
         engine = loop.engine
-        if self.settings.engine != "auto" or self.run_dir.kept(ENGINE) or not isinstance(engine, OnnxEngine):
-            return
+        if self.settings.engine != "auto":
+            return ""
+        if self.run_dir.kept(ENGINE) or not isinstance(engine, OnnxEngine):
+            return "auto: chosen when this run began"
         if loop.shim is None or loop.refresher is None:
-            logger.info("engine auto: onnxruntime, the only one that a frozen trunk needs")
-            return
+            return "auto: a frozen trunk needs no other"
         link, *probed = loop.counted_apart(loop.session.probe)
         self.state.tally.probe(*probed)
         self.state.try_to_save()  # a run that has made its choice does not probe again
@@ -170,13 +159,14 @@ class Training:
             LinkSeconds(rtt, up, down),
             loop.settings,
         )
-        logger.info(str(choice))
+        logger.debug(choice.details)
         self.run_dir.keep(ENGINE, choice.engine.encode())
         if choice.engine == "torch":
             from adc_edge.edge_runtime.engines.torch import TorchEngine
 
             self.engines.close()
             loop.use_engine(self.engines.enter_context(TorchEngine(loop.shim)))
+        return str(choice)
 
     def _step(self) -> None:
         settings, state, loop, run_dir = self.settings, self.state, self.loop, self.run_dir
@@ -244,14 +234,6 @@ class Training:
         """Whether the run has done what it was asked for."""
         ended = self.state.step >= self.total and not self._evaluation_due()
         return ended or self.stop_reason is not None
-
-    def _evaluation_note(self) -> str:
-        """The cost of each evaluation: it sends all tokens, which matters on a slow link."""
-        settings, manifest = self.settings, self.manifest
-        images = sum(len(indices) for indices in self.test.sample(settings.evaluate_images))
-        size = encoded_bytes((images, manifest.tokens, manifest.dim), settings.evaluate_precision)
-        often = f"every {settings.evaluate_every} steps and " if settings.evaluate_every else ""
-        return f"evaluating {images} test images {often}at the end: {decimal(size)} up each time (--eval-images)"
 
     def _evaluate(self) -> None:
         settings, tally, start = self.settings, self.state.tally, time.monotonic()

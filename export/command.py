@@ -53,9 +53,11 @@ if TYPE_CHECKING:
 @click.option(
     "--precision",
     type=PRECISION,
-    help="Default precision of activations and gradients; without it pca1 up and pca0.25 down.",
+    metavar="P",
+    help="Default precision of activations and gradients; without it pca1 up and pca0.25 down. "
+    f"One of {', '.join(PRECISION.choices)}.",
 )
-@click.option("--gradient-precision", type=PRECISION, help="Default precision of gradients alone.")
+@click.option("--gradient-precision", type=PRECISION, metavar="P", help="Default precision of gradients alone.")
 @click.option("--fp16", is_flag=True, help="Add a graph that computes in fp16, for GPUs (ADC stays in fp32).")
 @click.option(
     "--tensorrt",
@@ -74,16 +76,21 @@ def export(
     **rest: Any,
 ) -> None:
     """Split a ViT, export trunk + ADC to ONNX and write the bundle that `serve` and `trainer` load."""
+    import shlex
+
     from adc_edge.export.build import ExportSettings, export_bundle
 
     arguments = parse_model_args(model_arg, img_size)
     rows = export_bundle(ExportSettings(output=output, classes=num_classes, model_args=arguments, **rest))
     from adc_edge.export.report import parity_table  # torch, whose import takes seconds
 
-    console.print(parity_table(rows))
-    console.say(f"wrote    {output}\n\nnext:")
-    console.say(f"  adc-edge trainer --bundle {output}")
-    console.say(f"  adc-edge serve --bundle {output} --trainer tcp://127.0.0.1:5700 --data digits --epochs 1")
+    console.print(parity_table(rows, console.width))
+    console.say(f"wrote    {output}")
+    bundle = shlex.quote(str(output))
+    console.say_next(
+        f"adc-edge trainer --bundle {bundle}",
+        f"adc-edge serve --bundle {bundle} --trainer tcp://127.0.0.1:5700 --data digits --epochs 1",
+    )
 
 
 @click.command()

@@ -174,7 +174,7 @@ def _choose(trunks: Sequence[HalfState], heads: Sequence[HalfState], step: int |
     head = {state.learned[session]: state for state in heads if session in state.learned}
     if not head:
         raise CheckpointError(
-            f"this head has never trained with this trunk: it knows no session {session:016x}",
+            "this head has never trained with this trunk",
             _TRAINED,
             "name the run of the trainer that the device trained with",
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from adc_edge.data.classes import short_list
@@ -14,10 +15,23 @@ from adc_edge.export.merge import Merged
 from adc_edge.export.parity import PARITY_LIMITS, ParityRow
 
 _COLUMNS = ("stage", "B", "T", "k", "scores", "hidden", "activations", "clusters", "assigned", "tokens", "ok")
+_LEFT_OUT_FIRST = ("hidden", "scores", "B", "T", "k")
+_ANY_WIDTH = 10_000  # columns of a terminal on which no table is too wide
 
 
-def parity_table(rows: Sequence[ParityRow]) -> Table:
-    """Return a table with one row per case: its sizes, the differences of values, and the agreement of choices."""
+def parity_table(rows: Sequence[ParityRow], width: int = 80) -> Table:
+    """Return a table with one row per case: its sizes, the differences of values, and the agreement of choices.
+
+    A terminal of fewer columns than the table needs gets it without some: the least telling ones go first.
+    """
+    for number in range(len(_LEFT_OUT_FIRST)):
+        table = _table(rows, _LEFT_OUT_FIRST[:number])
+        if Console(width=_ANY_WIDTH).measure(table).maximum <= width:
+            return table
+    return _table(rows, _LEFT_OUT_FIRST)
+
+
+def _table(rows: Sequence[ParityRow], left_out: Sequence[str]) -> Table:
     limits = ", ".join(f"{PARITY_LIMITS[c].difference:.0e} in {c}" for c in dict.fromkeys(row.compute for row in rows))
     table = Table(
         title="ONNX Runtime against PyTorch",
@@ -28,10 +42,12 @@ def parity_table(rows: Sequence[ParityRow]) -> Table:
         "clusters: against PyTorch on the graph's own scores. assigned, tokens: against PyTorch, end to end.",
         caption_justify="left",
     )
-    for name in _COLUMNS:
+    shown = [name for name in _COLUMNS if name not in left_out]
+    for name in shown:
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*_cells(row), style="" if row.passed else "red")
+        cells = dict(zip(_COLUMNS, _cells(row), strict=True))
+        table.add_row(*(cells[name] for name in shown), style="" if row.passed else "red")
     return table
 
 

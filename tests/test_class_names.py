@@ -73,7 +73,7 @@ def test_a_class_folder_added_before_a_resume_shifts_no_label(bundle: Bundle, se
     with logged("adc_edge.edge_runtime") as lines:
         spelt = f"folder:{tmp_path}/./photos/"
         assert serve(bundle, server, spelt, 42, **run)["accuracy"] == 1.0
-    assert "classes cat 24+8, dog 24+8, ant 24+0 (train+test)" in lines
+    assert "classes  cat 24+8, dog 24+8, ant 24+0 (train+test)" in lines
     assert "new classes in the data: ant" in lines
     assert server._answers._classes.names == ["cat", "dog", "ant"]
 

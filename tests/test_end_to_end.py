@@ -389,8 +389,9 @@ def test_engine_auto_measures_once_logs_its_choice_and_keeps_it(
         caplog.clear()
         chosen = (device / "engine").read_text()
         assert chosen in ("onnxruntime", "torch")
-        assert f"engine auto: {chosen}." in said
-        assert "a step would take" in said
+        (line,) = [line for line in said.splitlines() if "engine   " in line]
+        assert f"engine   {chosen} on cpu (auto: " in line
+        assert "ms a step, " in line
         sent = [json.loads(line)["bytes_up"] for line in (device / "metrics.jsonl").read_text().splitlines()][:3]
         # Three empty round trips and three of PROBE_BYTES each way, which are no part of any step.
         assert 3 * PROBE_BYTES < report["bytes_probe_up"] < 4 * PROBE_BYTES < 2 * report["bytes_probe_down"]
@@ -407,8 +408,8 @@ def test_engine_auto_measures_once_logs_its_choice_and_keeps_it(
         again = Serve(settings(bundle_dir, endpoint, steps=3, **more), Console(width=200), stop=lambda: False)
         again.run()
         said = caplog.text
-    assert "engine torch" in said
-    assert "engine auto:" not in said
+    assert "engine   torch on cpu (auto: chosen when this run began)" in said
+    assert "ms a step, " not in said
 
 
 def test_without_run_directories_no_journal_is_written(bundle_dir: Path, cloud: Any) -> None:

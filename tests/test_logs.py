@@ -6,12 +6,15 @@ import io
 import json
 import logging
 import re
+import shlex
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
 
 from adc_edge import logs
+from adc_edge.terminal import command_lines
 
 logger = logging.getLogger("adc_edge.test")
 
@@ -89,3 +92,39 @@ def test_json_lines_are_ascii_whatever_they_say() -> None:
     logger.info("resuming %s", "runs/\xe9\udcff")
     assert file.getvalue().isascii()
     assert json.loads(file.getvalue())["message"] == "resuming runs/\xe9\udcff"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eval     every 100 steps, at the end: 1000 images, 43.0 MB up to tcp://cloud.example:5700",
+        "the trainer came back at step 12; sending it the steps up to 14, which is more than eighty columns",
+    ],
+)
+def test_a_long_message_breaks_between_words_and_goes_on_beside_its_label(text: str, width: int) -> None:
+    file = io.StringIO()
+    logs.configure(Console(file=file, force_terminal=True, width=width, color_system=None))
+    logger.info(text)
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    assert " ".join(line[18:] for line in lines).split() == text.split()
+    assert all(line[18:].startswith(" " * 9) == text.startswith("eval ") for line in lines[1:])
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, None])
+def test_a_command_to_type_next_can_be_pasted_as_it_stands(width: int | None) -> None:
+    command = (
+        "adc-edge merge --run-device '/data/my runs -3/device' --run-trainer RUN_OF_THE_TRAINER -o model.safetensors"
+    )
+    lines = command_lines(command, width)
+    assert all(len(line) <= (width or 1000) for line in lines)
+    assert len(lines) == (1 if width in (120, None) else 2 if width == 80 else 3)
+    pasted = "\n".join(lines).replace("adc-edge", "printf '%s|'", 1)
+    shown = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, check=True).stdout
+    assert shown.split("|")[:-1] == shlex.split(command)[1:]
+
+
+def test_a_word_that_fits_only_without_its_label_stays_whole() -> None:
+    address = "tcp://trainer.company.example:5700"
+    assert logs.wrap_message(f"trainer  {address}", 40) == ["trainer", address]

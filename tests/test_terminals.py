@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from PIL import Image
 from rich.table import Table
 
-from adc_edge.cli import COMMANDS
+from adc_edge.cli import COMMANDS, main
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.defaults import Compute
 from adc_edge.export.parity import ParityRow
@@ -104,6 +108,16 @@ def test_the_parity_table_shows_every_column_on_a_terminal_of_80(encoding: str, 
     assert max(map(len, lines)) <= width
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_parity_table_leaves_columns_out_on_a_terminal_of_60(encoding: str) -> None:
+    rows = [ParityRow("fp16", "refresh 1", 16, 12, 1025, 1.2e-7, 3e-7, True, 1.0, 0.9876, 2e-7)]
+    lines = printed(parity_table(rows, 60), encoding, 60)
+    assert max(map(len, lines)) <= 60
+    assert "refresh 1 fp16" in " ".join(lines)
+    assert {"activations", "clusters", "assigned", "tokens", "ok"} <= {word for line in lines for word in line.split()}
+    assert not any(mark in line for line in lines for mark in ("…", "..."))
+
+
 def test_keys_list_shows_whole_fingerprints_on_a_terminal_of_80(tmp_path: Path) -> None:
     for name in ("trainer", "device"):
         run("keys", "new", "--keys", tmp_path / name)
@@ -114,6 +128,78 @@ def test_keys_list_shows_whole_fingerprints_on_a_terminal_of_80(tmp_path: Path) 
     assert code == 0
     assert max(map(len, lines)) <= 80
     assert "..." not in output.decode("ascii")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_keys_list_stacks_its_columns_where_they_do_not_fit(width: int, tmp_path: Path) -> None:
+    name = "a-rather-long-device-name-in-hall-7"
+    for place in ("trainer", "device"):
+        run("keys", "new", "--keys", tmp_path / place)
+    run("keys", "allow", name, tmp_path / "device" / "public.key", "--keys", tmp_path / "trainer")
+    _, output = run("keys", "list", "--keys", tmp_path / "trainer", encoding="utf-8", COLUMNS=str(width))
+    lines = output.decode().splitlines()
+    assert max(map(len, lines)) <= width
+    words = output.decode().split()
+    assert name in " ".join(words).replace("│", " ").split()
+    assert len([word for word in words if word.count("-") == 3]) == 2  # whole fingerprints
+    assert ("fingerprint" in words) == (width == 120)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_help_of_every_command_fits(width: int) -> None:
+    code = (
+        "from adc_edge.cli import main\n"
+        f"for command in {['', *COMMANDS]!r}:\n"
+        "    try: main([*command.split(), '--help'])\n"
+        "    except SystemExit as end: assert not end.code\n"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "COLUMNS": str(width)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
+    assert [line for line in done.stdout.decode().splitlines() if len(line) > width] == []
+
+
+def on_a_terminal(*arguments: str, **more: str) -> str:
+    """Output of a command on a terminal that shows colours."""
+    parent, child = pty.openpty()
+    without = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
+    environment = without | {"TERM": "xterm-256color"} | more
+    command = [sys.executable, "-m", "adc_edge", *arguments]
+    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment)
+    os.close(child)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal whose other side has gone
+        while part := os.read(parent, 1 << 16):
+            shown += part
+    process.wait()
+    os.close(parent)
+    return shown.decode(errors="replace")
+
+
+COLOUR = re.compile("\x1b\\[[0-9;]*(3[0-9]|4[0-7]|9[0-7])[0-9;]*m")
+
+
+@pytest.mark.parametrize(
+    "command", ["link --trainer tcp://127.0.0.1:9 --wait 0.1", "doctor --trainer tcp://127.0.0.1:9"]
+)
+def test_colours_are_left_out_where_they_are_not_wanted(command: str) -> None:
+    words = command.split()
+    assert COLOUR.search(on_a_terminal(*words))
+    assert not COLOUR.search(on_a_terminal(*words, NO_COLOR="1"))
+    assert not COLOUR.search(on_a_terminal(*words, "--no-color"))
+    assert not COLOUR.search(on_a_terminal("--no-color", *words))
+
+
+def test_every_command_has_no_color() -> None:
+    groups: list[click.Command] = [main, *(get_command(main, name) for name in COMMANDS)]
+    groups += [inner for group in groups[1:] if isinstance(group, click.Group) for inner in group.commands.values()]
+    assert len(groups) > 15
+    assert all(any("--no-color" in param.opts for param in command.params) for command in groups)
+
+
+def get_command(group: click.Group, name: str) -> click.Command:
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    return command
 
 
 def test_names_that_are_not_utf8_go_through_the_commands(tmp_path: Path) -> None:

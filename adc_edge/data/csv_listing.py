@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adc_edge.data.listing import FileSplit, is_held_out
+from adc_edge.data.listing import FileSplit, is_held_out, log_held_out
 from adc_edge.data.sources import Dataset
 from adc_edge.errors import DataError
 
@@ -160,6 +160,7 @@ def _divide(rows: Sequence[_Row], root: Path) -> tuple[list[_Row], list[_Row]]:
             unused = sum(row.split == "val" for row in rows)
             logger.info("data     %d rows of the split val are not used: test is the test split", unused)
         return [row for row in rows if row.split == "train"], [row for row in rows if row.split == held]
+    log_held_out()
     marks = [is_held_out(Path(os.path.relpath(row.path, root)).as_posix()) for row in rows]
     pairs = list(zip(rows, marks, strict=True))
     return [row for row, out in pairs if not out], [row for row, out in pairs if out]

@@ -75,6 +75,11 @@ def is_held_out(name: str) -> bool:
     return hashlib.sha256(os.fsencode(name)).digest()[0] < 26
 
 
+def log_held_out() -> None:
+    """Log that a tenth of the images is the test split, for a source that has none."""
+    logger.info("data     there is no test split: a tenth is held out")
+
+
 def _as_they_stand(train: Path, test: Path, skipped: Counter[str]) -> tuple[FileSplit, FileSplit, list[str]]:
     folders = _class_folders(train)
     _check_no_level_between(train, folders)
@@ -108,6 +113,7 @@ def _held_out_by_hash(root: Path) -> tuple[FileSplit, FileSplit, list[str]]:
             f"folder:{root} has {len(held)} images in {len(classes)} classes, too few to hold a tenth of them out",
             "add images, or divide them into train and test yourself",
         )
+    log_held_out()
     train, test = _subset(everything, np.flatnonzero(~held)), _subset(everything, np.flatnonzero(held))
     return FileSplit(train.paths, train.labels, everything.skipped), test, classes
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adc_edge.arrays import Array, Labels
+from adc_edge.data.listing import log_held_out
 from adc_edge.data.sources import ArraySplit, Dataset
 from adc_edge.errors import DataError
 
@@ -268,9 +269,9 @@ def _parsed(key: str) -> tuple[str, str] | None:
 
 def _held_out(part: _Part) -> tuple[_Part, _Part]:
     """Hold out a tenth, the same images each time."""
-    count = min(len(part.x) if part.x.ndim else 0, len(part.y) if part.y.ndim else 0)
-    order = np.random.default_rng(0).permutation(count)
-    test, train = np.sort(order[: -(-count // 10)]), np.sort(order[-(-count // 10) :])
+    log_held_out()
+    order = np.random.default_rng(0).permutation(min(len(a) if a.ndim else 0 for a in (part.x, part.y)))
+    test, train = np.sort(order[: -(-len(order) // 10)]), np.sort(order[-(-len(order) // 10) :])
     return part._replace(x=part.x[train], y=part.y[train]), part._replace(x=part.x[test], y=part.y[test])
 
 

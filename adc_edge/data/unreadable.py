@@ -80,11 +80,11 @@ def check_images(dataset: Dataset, allow_broken: bool = False) -> None:
         DataError: see ``summarise_images``.
     """
     text, unreadable = summarise_images(dataset, allow_broken)
-    logger.log(logging.WARNING if unreadable else logging.INFO, "images   %s", text)
+    logger.log(logging.WARNING if unreadable else logging.INFO, "data     %s", text)
 
 
 def summarise_images(dataset: Dataset, allow_broken: bool = False) -> tuple[str, bool]:
-    """Return in words the number of images, and of files skipped or unreadable, and whether any are unreadable.
+    """Return in words the number of images and classes, files skipped or unreadable, and whether any are unreadable.
 
     Of each split of files up to 20,000 are opened, and 256 decoded.
 
@@ -101,7 +101,8 @@ def summarise_images(dataset: Dataset, allow_broken: bool = False) -> tuple[str,
         parts.append(f"{len(faults):,} unreadable (first: {faults[0].received})")
     tail = f"; skipped {', '.join(parts)}" if parts else ""
     train, test = (f"{len(split.labels):,}" for split in dataset[:2])
-    return f"{train} train, {test} test{tail}", bool(faults)
+    classes = f"{len(dataset.classes)} class{'' if len(dataset.classes) == 1 else 'es'}"
+    return f"{train} train, {test} test images, {classes}{tail}", bool(faults)
 
 
 def _look(paths: Sequence[Path], allow_broken: bool) -> list[DataError]:

@@ -1,1 +1,1 @@
-"""The model of a step's time."""
+"""The model of a step's time, and the place that it waits for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from adc_edge.options import F
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+_ANY_WIDTH = 10_000  # columns of a terminal on which no table is too wide
 
 
 def _keys_option(command: F) -> F:
@@ -93,45 +97,61 @@ def revoke_device(name: str, directory: Path) -> None:
 @_keys_option
 def show(directory: Path) -> None:
     """Show the keys of this machine and its peers."""
-    from rich.table import Table
+    from rich.console import Console
 
     from adc_edge.errors import SettingError
     from adc_edge.logs import AnyConsole
     from adc_edge.security.keystore import Devices, load_pair, read_keys, trainer_key
 
-    table = Table(padding=(0, 0, 0, 1))
-    for name in ("what", "name", "fingerprint", "state", "since"):
-        table.add_column(name, no_wrap=name != "name", overflow="fold")
+    rows: list[tuple[str, ...]] = []
     secret, pinned = directory / "secret.key", directory / "trainer.key"
     troubles = []
     if not secret.exists():
         load_pair(directory)  # raises the error that names the command to type
     try:
-        _add_row(table, "this machine", secret, load_pair(directory).public, "own")
+        _add_row(rows, "this machine", secret, load_pair(directory).public, "own")
     except SettingError as error:
-        _add_row(table, "this machine", secret, None, "unreadable")
+        _add_row(rows, "this machine", secret, None, "unreadable")
         troubles.append(str(error))
     if pinned.exists():
         try:
-            _add_row(table, "trainer", pinned, trainer_key(directory), "pinned")
+            _add_row(rows, "trainer", pinned, trainer_key(directory), "pinned")
         except SettingError as error:
-            _add_row(table, "trainer", pinned, None, "unreadable")
+            _add_row(rows, "trainer", pinned, None, "unreadable")
             troubles.append(str(error))
     devices = Devices(directory)
     for place in ("devices", "revoked"):
         for file, key in read_keys(directory / place).items():
             if isinstance(key, str):
-                _add_row(table, "device", file, None, "unreadable", file.stem)
+                _add_row(rows, "device", file, None, "unreadable", file.stem)
             else:
-                _add_row(table, "device", file, key, "revoked" if devices.name(key) is None else "allowed", file.stem)
+                _add_row(rows, "device", file, key, "revoked" if devices.name(key) is None else "allowed", file.stem)
     troubles += devices.faults.values()
     console = AnyConsole(markup=False, highlight=False)
+    table = _keys_table(rows)
+    if Console(width=_ANY_WIDTH).measure(table).maximum > console.width:
+        table = _keys_table(
+            [(f"{what} {name}".strip() + f"\n{code}", f"{state}\n{since}") for what, name, code, state, since in rows]
+        )
     console.print(table)
     for trouble in troubles:
         console.say(trouble)
 
 
-def _add_row(table: Table, what: str, file: Path, key: bytes | None, state: str, name: str = "") -> None:
+def _keys_table(rows: Sequence[Sequence[str]]) -> Table:
+    """A table of five columns, or of two for a narrow terminal."""
+    from rich.table import Table
+
+    wide = ("what", "name", "fingerprint", "state", "since")
+    table = Table(padding=(0, 0, 0, 1))
+    for name in wide if len(rows[0]) == len(wide) else ("key", "state"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _add_row(rows: list[tuple[str, ...]], what: str, file: Path, key: bytes | None, state: str, name: str = "") -> None:
     import datetime
 
     from adc_edge.security.keystore import fingerprint
@@ -141,4 +161,4 @@ def _add_row(table: Table, what: str, file: Path, key: bytes | None, state: str,
         since = f"{datetime.datetime.fromtimestamp(file.stat().st_ctime):%Y-%m-%d %H:%M}"
     except OSError:
         since = ""
-    table.add_row(what, name, "" if key is None else fingerprint(key), state, since)
+    rows.append((what, name, "" if key is None else fingerprint(key), state, since))

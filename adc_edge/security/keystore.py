@@ -140,6 +140,10 @@ class Devices:
         """Return the name of a device if its key was allowed when the directory was last read. Otherwise None."""
         return self._allowed.get(public)
 
+    def names(self) -> list[str]:
+        """Return the names of all devices whose keys were allowed when the directory was last read."""
+        return sorted(self._allowed.values())
+
     def refresh(self) -> set[bytes]:
         """Read the directory again. Return the keys that were allowed at the last call and are not any more."""
         with self._lock:

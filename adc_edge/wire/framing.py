@@ -153,7 +153,7 @@ class Assembler(Generic[_M]):
         message = cast(Any, self._message)
         if message is None or (chunk.session, chunk.transfer) != (message.session, message.transfer):
             raise ProtocolError(
-                f"a chunk of transfer {chunk.transfer}", "a chunk of the message in progress", "send it again", "order"
+                "a chunk of another message", "a chunk of the message in progress", "send it again", "order"
             )
         if chunk.offset != self._filled:
             raise ProtocolError(f"a chunk at offset {chunk.offset}", f"offset {self._filled}", "send it again", "order")

@@ -67,6 +67,7 @@ class Hello(Message, frozen=True):
     steps: Count = 0  # planned steps of the run, 0 if unknown; the head's learning-rate schedule may need them
     micro_batches: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # micro-batches a step
     class_names: bool | UnsetType = UNSET  # whether it tells its class names if it is asked; 0.6 does not
+    named: bool | UnsetType = UNSET  # whether ``device`` is a name that a person gave it, not its host's
 
 
 class Step(Message, frozen=True):

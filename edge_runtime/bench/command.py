@@ -60,11 +60,11 @@ def bench(
     with console.status("measuring") as status:
         done = measure_all(settings, batch_sizes, say=lambda text: status.update(f"measuring {text}"), **chosen)
     for name, text in report.header(done).items():
-        console.print(f"{name:12} {text}", highlight=False, markup=False)
+        console.say_wrapped(f"{name:12} {text}", indent=13)
     console.print(report.bench_table(done, console.width))
     for text in report.bench_notes(done):
-        console.print(text, highlight=False, markup=False)
+        console.say_wrapped(text, indent=2)
     if command := report.next_command(done):
-        console.say(f"next: {command}")
+        console.say_command(command, "next: ")
     report.save(done, markdown_file, json_file)
     click.get_current_context().exit(0 if all(result.good for result in done.results) else 1)

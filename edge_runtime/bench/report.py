@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 from adc_edge.edge_runtime import board
@@ -36,7 +37,8 @@ COLUMNS = (
     "agreement",
     "status",
 )
-_WIDE, _NOT_NARROW = 98, ("p90 ms", "p99 ms", "peak MB", "size MB")
+# From which width on all columns are shown, and those to leave out below it: the first four, then one by one.
+_WIDE, _NOT_NARROW = 98, ("p90 ms", "p99 ms", "peak MB", "size MB", "mJ/image", "refresh ms", "agreement")
 _WORDS = {"backend", "compute", "agreement", "status"}  # columns that are no numbers
 _CAPTION = (
     "agreement with the golden pair: assignments, tokens, largest difference. refresh: new weights, and what the next "
@@ -69,7 +71,16 @@ def header(bench: Bench) -> dict[str, str]:
 
 def bench_table(bench: Bench, width: int = _WIDE) -> Table:
     """Return a table for a terminal; a narrow one lacks some columns."""
-    left_out = _NOT_NARROW if width < _WIDE else ()
+    if width >= _WIDE:
+        return _table(bench, ())
+    for number in range(4, len(_NOT_NARROW)):
+        table = _table(bench, _NOT_NARROW[:number])
+        if Console(width=_WIDE).measure(table).maximum <= width:
+            return table
+    return _table(bench, _NOT_NARROW)
+
+
+def _table(bench: Bench, left_out: Sequence[str]) -> Table:
     more = f" --markdown and a terminal of {_WIDE} columns have {', '.join(left_out)} too." if left_out else ""
     result = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption=_CAPTION + more, caption_justify="left", pad_edge=False)
     shown = [name for name in COLUMNS[2:] if name not in left_out]

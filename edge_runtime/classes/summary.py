@@ -16,11 +16,11 @@ def overview(head: Sequence[str], images: Mapping[str, Images]) -> str:
     have = [name for name in head if sum(images.get(name, (0, 0)))]
     lacks = [name for name in head if name not in set(have)]
     parts = [_counted(name, images) for name in have + lacks]
-    whole = f"classes {', '.join(parts)} (train+test)"
+    whole = f"classes  {', '.join(parts)} (train+test)"
     if len(whole) <= _WIDTH:
         return whole
     end = f", … {len(have)} of {len(head)} here (train+test)"
-    shown = f"classes {parts[0]}"
+    shown = f"classes  {parts[0]}"
     for part in parts[1:]:
         if len(f"{shown}, {part}{end}") > _WIDTH:
             break

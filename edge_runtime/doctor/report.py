@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import click
 
 from adc_edge import __version__
+from adc_edge.terminal import command_lines
 
 Kind = Literal["ok", "info", "missing", "warning", "bad"]
 MARKS: dict[Kind, str] = {"ok": "✓", "info": " ", "missing": "–", "warning": "!", "bad": "✗"}
@@ -72,7 +74,7 @@ def lines(report: DoctorReport, width: int, following: str) -> Iterator[str]:
         for row in rows:
             yield from _row(row, width)
     yield ""
-    yield from _verdict(report, following)
+    yield from _verdict(report, width, following)
 
 
 def health_line(report: DoctorReport) -> str:
@@ -106,11 +108,12 @@ def serve_command(bundle: Path | None, trainer: str | None, keys: Path | None, i
     return f"adc-edge serve --bundle {place} --trainer {trainer or 'tcp://HOST:5700'} --data {source}{more}"
 
 
-def _verdict(report: DoctorReport, following: str) -> Iterator[str]:
+def _verdict(report: DoctorReport, width: int, following: str) -> Iterator[str]:
     if report.faults:
         names = ", ".join(row.name for row in report.faults)
         yield click.style(f"this device cannot serve: {names}", fg="red", bold=True)
         return
     how = "serve, and train its trunk" if report.trains else "serve with a frozen trunk"
     yield click.style(f"this device can {how}", fg="green", bold=True)
-    yield f"next: {following}{'' if report.trains else ' --trunk frozen'}"
+    command = following + ("" if report.trains else " --trunk frozen")
+    yield from command_lines(command, width if sys.stdout.isatty() else None, "next: ")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,8 +47,8 @@ class Trainer:
         peer = self.sessions.peer(b"route", 5, "", lambda: Assembler(unpack_from_device, lambda message: 0))
         self.context = RequestContext(b"route", peer, "bbr", 20.0)
 
-    def hello(self, session: int = 1) -> Welcome:
-        hello = Hello(VERSION, self.bundle.digest, session, 1, "orin", 0, 0, 0, class_names=True)
+    def hello(self, session: int = 1, device: str = "orin", **more: Any) -> Welcome:
+        hello = Hello(VERSION, self.bundle.digest, session, 1, device, 0, 0, 0, class_names=True, **more)
         (reply, _), after_send = self.answers.answer(self.context, hello, memoryview(b""))
         assert isinstance(reply, Welcome)
         assert after_send is None
@@ -209,6 +211,29 @@ def test_opening_a_session_logs_the_device_and_the_congestion_control(trainer: T
     with logged() as lines:
         trainer.hello()
     assert lines == ["device 'orin' at step 0, sending by bbr"]
+
+
+@pytest.mark.parametrize(
+    ("key_name", "told", "shown"),
+    [
+        (None, {"device": "ubuntu"}, "ubuntu"),
+        (None, {"device": "lab bench", "named": True}, "lab bench"),
+        ("orin-1", {"device": "ubuntu"}, "orin-1"),  # the host's name says no more
+        ("orin-1", {"device": "lab bench", "named": True}, "orin-1 (lab bench)"),
+        ("orin-1", {"device": "orin-1", "named": True}, "orin-1"),
+    ],
+)
+def test_a_device_appears_under_the_name_of_its_key(
+    trainer: Trainer, run: Path, key_name: str | None, told: dict[str, Any], shown: str
+) -> None:
+    trainer.context = dataclasses.replace(trainer.context, key_name=key_name)
+    with logged() as lines:
+        trainer.hello(**told)
+        _, after_send = trainer.answers.answer(trainer.context, *step_message(trainer.bundle, 0))
+    assert lines == [f"device {shown!r} at step 0, sending by bbr"]
+    assert after_send is not None
+    after_send()
+    assert json.loads((run / "metrics.jsonl").read_text())["device"] == shown
 
 
 def test_a_device_is_told_the_steps_of_others_that_its_head_begins_with(trainer: Trainer) -> None:

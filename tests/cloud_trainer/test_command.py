@@ -22,7 +22,7 @@ def test_log_json_gives_one_object_a_line(bundle_dir: Path, tmp_path: Path, comm
     assert code == 0, output
     lines = [json.loads(line) for line in output.splitlines()]
     assert {tuple(line) for line in lines} == {("time", "level", "logger", "message")}
-    assert "listening on tcp://127.0.0.1:" in lines[0]["message"]
+    assert any(line["message"].startswith("listens  tcp://127.0.0.1:") for line in lines)
     assert lines[-1]["message"] == f"stopped after 0 steps; run kept in {tmp_path / 'run'}"
     assert {line["logger"] for line in lines} == {"adc_edge.cloud_trainer.runner"}
 
@@ -33,5 +33,5 @@ def test_a_program_that_uses_the_trainer_as_a_library_decides_what_is_logged(
     settings = TrainerSettings(bundle_dir, "tcp://127.0.0.1:*", run=tmp_path / "run", device="cpu")
     with caplog.at_level(logging.INFO, "adc_edge"):
         Trainer(settings, Console(), stop=lambda: True).run()
-    assert [record.getMessage().split(" ")[0] for record in caplog.records] == ["head", "stopped"]
+    assert [record.getMessage().split(" ")[0] for record in caplog.records] == ["model", "head", "listens", "stopped"]
     assert capsys.readouterr() == ("", "")

@@ -394,9 +394,12 @@ def test_one_line_tells_how_many_images_there_are_and_what_is_skipped(
     )
     put(tmp_path, "train/cat/._001.png", "test/cat/notes.txt", ".DS_Store")
     for source, line in (  # after what is skipped
-        (dataset, "images   200 train, 200 test; skipped 3 unreadable (first: cat/000.png: truncated)"),
+        (
+            dataset,
+            "data     200 train, 200 test images, 1 class; skipped 3 unreadable (first: cat/000.png: truncated)",
+        ),
         (load(tmp_path), "; skipped 2 hidden, 1 other, 3 unreadable (first: cat/000.png: truncated)"),
-        (Dataset(numbers, numbers, ["a"]), "images   1,437 train, 1,437 test"),
+        (Dataset(numbers, numbers, ["a"]), "data     1,437 train, 1,437 test images, 1 class"),
     ):
         caplog.clear()
         with caplog.at_level(logging.INFO):
@@ -422,3 +425,17 @@ def test_float_images_are_refused_at_the_start_with_the_remedy(tmp_path: Path) -
             Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / name / "cat" / f"{n}.tif")
     with pytest.raises(DataError, match=r"3 of 3 images are unreadable \(first: cat/0.tif: float pixels\)[^$]*np\.ptp"):
         check_images(load(tmp_path))
+
+
+def test_a_tenth_that_is_held_out_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "adc_edge")
+    for number in range(60):
+        put(tmp_path, f"{number % 2}/{number}.png")
+    np.savez(tmp_path / "one.npz", x=np.zeros((40, 8, 8), np.uint8) + 200, y=np.arange(40) % 2)
+    (tmp_path / "one.csv").write_text("path,label\n" + "".join(f"{n % 2}/{n}.png,{n % 2}\n" for n in range(60)))
+    for source in (f"folder:{tmp_path}", f"npz:{tmp_path}/one.npz", f"csv:{tmp_path}/one.csv"):
+        caplog.clear()
+        load_dataset(source)
+        assert [record.getMessage() for record in caplog.records] == [
+            "data     there is no test split: a tenth is held out"
+        ]

@@ -279,12 +279,15 @@ def test_a_narrow_terminal_leaves_columns_out_and_cuts_no_number_short(
         images_s=1234.5, refresh_ms=1176.0, peak_mb=4760.0, mj_image=123.4, size_mb=173.0, assignment=0.5, tokens=0.5,
         difference=0.25,
     )  # fmt: skip
-    output = io.StringIO()
-    table = bench_report.bench_table(a_bench(tmp_path, bundle, monkeypatch, row), 80)
-    Console(file=output, width=80).print(table)
-    assert "…" not in output.getvalue()
-    assert "validation" in output.getvalue()
-    assert "have p90 ms, p99 ms, peak MB, size" in " ".join(output.getvalue().split())
+    run = a_bench(tmp_path, bundle, monkeypatch, row)
+    for width, shown in ((60, "images/s"), (80, "agreement"), (120, "p99")):
+        output = io.StringIO()
+        Console(file=output, width=width).print(bench_report.bench_table(run, width))
+        text = output.getvalue()
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        assert {"onnxruntime", "validation", "1234", "13731", shown} <= set(text.split())
+        assert ("have p90 ms, p99 ms, peak MB, size" in " ".join(text.split())) == (width < 98)
 
 
 def test_the_next_command_is_the_fastest_that_may_be_used(

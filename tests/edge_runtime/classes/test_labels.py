@@ -181,10 +181,10 @@ def test_the_screen_shows_classes_and_images_at_the_start_and_what_changed_at_a_
 ) -> None:
     head = ["cat", "dog", "zebra", "ant"]
     assert log_of({"cat": (12, 3), "dog": (11, 2)}, bundle, run_dir, head) == [
-        "classes cat 12+3, dog 11+2, zebra 0+0, ant 0+0 (train+test)"
+        "classes  cat 12+3, dog 11+2, zebra 0+0, ant 0+0 (train+test)"
     ]
     assert log_of({"ant": (4, 0), "dog": (10, 2)}, bundle, run_dir, head) == [
-        "classes dog 10+2, ant 4+0, cat 0+0, zebra 0+0 (train+test)",
+        "classes  dog 10+2, ant 4+0, cat 0+0, zebra 0+0 (train+test)",
         "new classes in the data: ant",
         "classes gone from the data: cat",
         "data changed: dog 10+2, was 11+2",
@@ -193,7 +193,7 @@ def test_the_screen_shows_classes_and_images_at_the_start_and_what_changed_at_a_
 
 def test_a_single_class_and_a_class_without_images_are_said(bundle: Bundle, run_dir: RunDir) -> None:
     assert log_of({"cat": (3, 1), "dog": (0, 1), "yak": (0, 0)}, bundle, run_dir, ["cat", "dog", "yak"]) == [
-        "classes cat 3+1, dog 0+1, yak 0+0 (train+test)",
+        "classes  cat 3+1, dog 0+1, yak 0+0 (train+test)",
         "all training images are of one class, cat",
         "no training image of dog, yak",
     ]
@@ -201,7 +201,7 @@ def test_a_single_class_and_a_class_without_images_are_said(bundle: Bundle, run_
 
 def test_many_classes_fit_into_a_line() -> None:
     line = overview([f"n{number:08}" for number in range(1000)], {f"n{number:08}": (1300, 50) for number in range(10)})
-    assert line == "classes n00000000 1300+50, … 10 of 1000 here (train+test)"
+    assert line == "classes  n00000000 1300+50, … 10 of 1000 here (train+test)"
     assert len(line) <= 62
 
 

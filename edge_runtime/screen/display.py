@@ -1,4 +1,7 @@
-"""The progress of `serve`: a live line on a terminal, a log line every few seconds elsewhere, a table at the end."""
+"""The progress of `serve`: a live line on a terminal, a log line every few seconds elsewhere, a table at the end.
+
+Step and time left come first; the rest is left out from its end where there are too few columns.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from adc_edge.edge_runtime.tally import Evaluation, Tally
+from adc_edge.logs import plain_room
 from adc_edge.wire.tcp import KERNEL_COUNTS
 
 _LOG_EVERY_S = 5.0
+_FIRST_STEPS = 5  # after which the time of a step is told; the very first one is not counted
 _NARROW, _WIDE = 60, 100  # columns of a terminal: below the first a shorter warning, from the second on a bar
 _BAR = 20
-_PHASES = (  # link and cloud overlap with the phases of the device
+_PHASES = (  # link and trainer overlap with the phases of the device
     ("data", "data"),
     ("forward", "forward"),
+    ("encode", "encode"),
     ("send", "send, journal"),
     ("recompute", "recompute"),
     ("wait", "wait"),
+    ("decode", "decode"),
     ("backward", "backward"),
     ("link", "(link)"),
-    ("cloud", "(cloud)"),
+    ("cloud", "(trainer)"),
+    ("cloud_codec", "(trainer's codec)"),
 )
 
 logger = logging.getLogger(__name__)
@@ -51,7 +59,7 @@ class Display:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=total, completed=done)
-        self._total, self._logged_at = total, 0.0
+        self._total, self._logged_at, self._pace = total, 0.0, _Pace()
         fixed = len(f"step {total}/{total} 0:00:00 ") + (len(warning) + 1 if insecure else 0)
         self._room = console.width - fixed - (_BAR + 1 if console.width >= _WIDE else 0)
         if insecure:
@@ -93,13 +101,20 @@ class Display:
             f"down {decimal(tally.bytes_down)}",
             f"{1e3 * tally.seconds / tally.steps:.0f} ms/step",
         ]
-        line = "  ".join(parts)
-        while parts and len("  ".join(parts)) > self._room:
-            parts.pop()
-        self._progress.update(self._task, completed=step + 1, description="  ".join(parts))
-        if not self._console.is_terminal and time.monotonic() - self._logged_at > _LOG_EVERY_S:
+        self._progress.update(self._task, completed=step + 1, description=fitted(parts, self._room))
+        if not self._console.is_terminal:
+            self._log(step + 1, tally, parts)
+
+    def _log(self, done: int, tally: Tally, parts: list[str]) -> None:
+        """Log progress every few seconds, and once what the first steps say about the time of all."""
+        pace_s = self._pace.seconds(tally)
+        left = "" if pace_s is None else roughly((self._total - done) * pace_s)
+        if pace_s is not None and self._pace.steps == _FIRST_STEPS and done < self._total:
+            logger.info("about %s to go at %s a step, evaluations apart", left, roughly(pace_s))
+        if time.monotonic() - self._logged_at > _LOG_EVERY_S:
             self._logged_at = time.monotonic()
-            logger.info("step %d/%d  %s", step + 1, self._total, line)
+            begun = [f"step {done}/{self._total}", *([f"{left} left"] if left else [])]
+            logger.info(fitted([*begun, *parts], plain_room(self._console), keep=len(begun)))
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Log the result of an evaluation."""
@@ -107,6 +122,39 @@ class Display:
             f"step {evaluation.step}/{self._total}  test accuracy {evaluation.accuracy:.1%}, "
             f"loss {evaluation.loss:.3f} on {evaluation.images} images"
         )
+
+
+class _Pace:
+    """Time of a step of this process, without the first, which also warms up."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self.steps = 0  # that were timed
+
+    def seconds(self, tally: Tally) -> float | None:
+        """Note a step that was added to ``tally``; return the mean time of those so far, None after the first."""
+        if self._first is None:
+            self._first = tally.steps, tally.seconds
+            return None
+        steps, seconds = self._first
+        self.steps = tally.steps - steps
+        return (tally.seconds - seconds) / self.steps if self.steps > 0 else None
+
+
+def fitted(parts: list[str], room: int | None, keep: int = 0) -> str:
+    """Join ``parts``, without the last ones if they need more than ``room`` columns; the first ``keep`` stay."""
+    shown = list(parts)
+    while room is not None and len(shown) > keep and len("  ".join(shown)) > room:
+        shown.pop()
+    return "  ".join(shown)
+
+
+def roughly(seconds: float) -> str:
+    """Return a time with two digits: ``85 ms``, ``1.3 s``, ``12 min``, ``3.5 h``, ``2.1 days``."""
+    units = (("ms", 1e-3, 0.9995), ("s", 1.0, 99.5), ("min", 60.0, 5970.0), ("h", 3600.0, 172800.0))
+    unit, length = next(((unit, length) for unit, length, most in units if seconds < most), ("days", 86400.0))
+    value = seconds / length
+    return f"{value:.1f} {unit}" if value < 9.95 and unit != "ms" else f"{value:.0f} {unit}"
 
 
 def report_table(report: Mapping[str, Any]) -> Table:
@@ -134,7 +182,12 @@ def report_table(report: Mapping[str, Any]) -> Table:
     table.add_section()
     table.add_row("time per step", f"{1e3 * report['seconds'] / steps:.1f} ms")
     for name, what in _PHASES:
-        table.add_row(f"  {what}", f"{1e3 * report[f'seconds_{name}'] / steps:.1f} ms")
+        seconds = report[f"seconds_{name}"]
+        share = f"{seconds / report['seconds']:5.0%}" if report["seconds"] else ""
+        table.add_row(f"  {what}", f"{1e3 * seconds / steps:.1f} ms {share}")
+    if found := report["busiest"]:
+        table.add_row("busiest", f"{found['place']}, {found['share']:.0%} of a step")
+        table.caption, table.caption_justify = found["relief"], "left"
     table.add_section()
     if report["rtt_ms"] is None:
         table.add_row("link", f"not measured ({_why_not_measured(report['steps'])})")

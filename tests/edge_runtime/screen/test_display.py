@@ -9,10 +9,10 @@ import logging
 import pytest
 from rich.console import Console
 
-from adc_edge.edge_runtime import display as display_module
-from adc_edge.edge_runtime.display import Display, report_table
+from adc_edge.edge_runtime.screen import display as display_module
+from adc_edge.edge_runtime.screen.display import Display, report_table, roughly
 from adc_edge.edge_runtime.tally import StepRecord, Tally
-from adc_edge.method.ratio import Ratio
+from adc_edge.method.ratio import Ratio, Shape
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,58 @@ def test_without_a_terminal_progress_is_logged_but_not_every_step(caplog: pytest
     for step in range(3):
         display.step(step, one_step())
     assert [record.message[:9] for record in caplog.records] == ["step 1/10"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_log_line_keeps_step_and_time_left_and_fits_a_terminal(
+    width: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("adc_edge.edge_runtime.screen.display._LOG_EVERY_S", -1.0)
+    display, tally = Display(Console(file=io.StringIO()), total=12000, done=0), Tally()
+    for step in range(3):
+        tally.add(StepRecord(step, 2.5, 0.25, 3000, 1000, 1.3, *[0.0] * 8), 16)
+        display.step(step, tally)
+    line = caplog.records[-1].message
+    assert line.startswith("step 3/12000  4.3 h left")
+    assert len(line) + len("2026-01-01 00:00:00 INFO    ") <= max(width, 52)
+    assert ("loss 2.500" in line) == (width >= 80)
+
+
+def test_the_time_to_go_is_said_once_after_a_few_steps(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    display, tally = Display(Console(file=io.StringIO()), total=560, done=0), Tally()
+    for step in range(20):  # the first step warms up, and is not counted
+        tally.add(StepRecord(step, 2.5, 0.25, 3000, 1000, 30.0 if step == 0 else 1.3, *[0.0] * 8), 16)
+        display.step(step, tally)
+    (said,) = [record.message for record in caplog.records if "to go" in record.message]
+    assert said == "about 12 min to go at 1.3 s a step, evaluations apart"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0854, "85 ms"), (1.31, "1.3 s"), (40.0, "40 s"), (99.6, "1.7 min"), (720.0, "12 min"), (12600.0, "3.5 h"),
+     (176400.0, "2.0 days")],
+)  # fmt: skip
+def test_times_are_told_with_two_digits(seconds: float, text: str) -> None:
+    assert roughly(seconds) == text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_report_fits_and_breaks_no_word(width: int) -> None:
+    tally = one_step()
+    tally.rtt_samples_ms, tally.up_samples_mbit_s = [123.4], [20_000.0]
+    more = {"precision": "pca0.0625", "gradient_precision": "pca0.0625", "complete": True}
+    table = report_table(tally.report(Shape(16, 197, 4, 98), 192, False, **more))
+    words = []
+    for columns in (width, 200):
+        console = Console(file=io.StringIO(), width=columns, record=True)
+        console.print(table)
+        shown = console.export_text()
+        assert max(map(len, shown.splitlines())) <= columns
+        words.append({word for word in shown.split() if word[0] not in "│┌├└"})
+    assert words[0] == words[1]
 
 
 def test_a_file_that_cannot_be_written_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:

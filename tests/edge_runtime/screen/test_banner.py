@@ -1,0 +1,106 @@
+"""The lines before a run: what is trained, what is sent, and how many bytes that will take."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from rich.console import Console
+
+from adc_edge import logs
+from adc_edge.cloud_trainer.server import Server
+from adc_edge.edge_runtime.loop import StepSettings
+from adc_edge.edge_runtime.noise import NoiseSettings
+from adc_edge.edge_runtime.runner import Serve
+from adc_edge.edge_runtime.screen.banner import banner, kept_in_words, percent, planned_bytes
+from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.method.ratio import Ratio, Shape
+from adc_edge.storage.bundle import Bundle
+
+ALL = Ratio(1.0)
+LOGGER = logging.getLogger("adc_edge.test")
+
+
+def lines(bundle: Bundle, ratio: Ratio = ALL, steps: int = 100, **more: Any) -> list[str]:
+    settings = ServeSettings(bundle.path, "tcp://cloud.example:5700", batch_size=32, steps=steps, **more)
+    return list(banner(settings, bundle.manifest, step_settings(bundle, settings, ratio), 200, "bbr"))
+
+
+def step_settings(bundle: Bundle, settings: ServeSettings, ratio: Ratio = ALL) -> StepSettings:
+    up, down = settings.precisions(bundle.manifest)
+    return StepSettings(
+        session=1,
+        shape=settings.cut(ratio, bundle.manifest),
+        prefix=bundle.manifest.prefix,
+        classes=bundle.manifest.classes,
+        precision=up,
+        gradient_precision=down,
+        planned_steps=settings.steps or 0,
+        micro_batches=settings.micro_batches,
+        window=settings.micro_batches,
+        noise=settings.noise,
+    )
+
+
+def test_a_run_says_where_and_what_it_trains_and_nothing_that_is_the_default(bundle: Bundle) -> None:
+    found = dict(line.split(maxsplit=1) for line in lines(bundle))
+    assert list(found) == ["trainer", "model", "trunk", "sends", "step", "share", "eval", "total"]
+    assert found["trainer"] == "tcp://cloud.example:5700, sending by bbr"
+    assert found["sends"].startswith("nothing merged or dropped: T=32 images, k=")
+    more = lines(bundle, augment="flip,jitter", seed=7, noise=NoiseSettings(10.0, None, 1e-5))
+    assert more[-3:] == ["augment  flip, jitter", "seed     7", "noise    10 dB SNR up, 1e-05 of the bits flipped"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        (Shape(32, 196, 32, 196), "nothing merged or dropped: T=32 images, k=196 tokens"),
+        (Shape(32, 196, 8, 98), "ξ=0.125: 32 images merged to T=8, k=98 of 196 tokens"),
+        (Shape(32, 196, 32, 98), "ξ=0.500: all T=32 images, k=98 of 196 tokens"),
+        (Shape(32, 196, 8, 196), "ξ=0.250: 32 images merged to T=8, all k=196 tokens"),
+    ],
+)
+def test_xi_clusters_and_tokens_are_one_line_in_words(shape: Shape, text: str) -> None:
+    assert kept_in_words(shape) == text
+
+
+@pytest.mark.parametrize("trunk", ["train", "frozen"])
+@pytest.mark.parametrize("every", [0, 3])
+def test_the_bytes_said_before_are_those_that_were_sent(
+    bundle_dir: Path, bundle: Bundle, server: Server, trunk: Literal["train", "frozen"], every: int
+) -> None:
+    settings = ServeSettings(
+        bundle_dir, server.endpoint, steps=8, trunk=trunk, evaluate_every=every, evaluate_images=64, batch_size=32
+    )
+    report = Serve(settings, Console(width=200), stop=lambda: False).run()
+    planned = planned_bytes(settings, bundle.manifest, step_settings(bundle, settings, bundle.manifest.ratio), 64)
+    assert planned.evaluations == len(report["evaluations"])
+    for said, sent in (
+        (planned.steps * planned.up, report["bytes_up"]),
+        (planned.steps * planned.down, report["bytes_down"]),
+        (planned.all_evaluations, report["bytes_evaluation_up"]),
+    ):
+        assert said == pytest.approx(sent, rel=0.15, abs=4000)
+    assert planned.uncompressed * planned.steps == report["bytes_uncompressed_fp32"]
+
+
+@pytest.mark.parametrize(("share", "text"), [(1.0, "100 %"), (0.1, "10 %"), (0.0196, "2 %"), (0.0067, "0.67 %")])
+def test_shares_have_two_digits(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_line_of_the_banner_is_too_long_or_broken_inside_a_word(bundle: Bundle, width: int) -> None:
+    said = lines(bundle, Ratio(0.3), evaluate_every=100, micro_batches=2, augment="flip,randaugment", seed=3)
+    with open("/dev/null", "w", encoding="utf-8") as null:
+        console = Console(file=null, force_terminal=True, width=width, color_system=None, record=True)
+        logs.configure(console)
+        for line in said:
+            LOGGER.info(line)
+    shown = console.export_text().splitlines()
+    assert max(map(len, shown)) <= width
+    assert set(" ".join(said).split()) <= {word for line in shown for word in line.split()}
+    if width >= 80:
+        assert len(shown) == len(said)
