@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET
@@ -17,15 +16,15 @@ from adc_edge.arrays import Body, Float32, Labels
 from adc_edge.codec.precision import Precision, encode
 from adc_edge.data.loader import Batch, Loader
 from adc_edge.edge_runtime.engines.base import Engine
-from adc_edge.edge_runtime.noise import NoiseSettings, NoisyCodec
+from adc_edge.edge_runtime.noise import NoisyCodec
 from adc_edge.edge_runtime.session import DeviceSession
+from adc_edge.edge_runtime.settings import StepSettings
 from adc_edge.edge_runtime.stopwatch import Stopwatch
 from adc_edge.edge_runtime.tally import Evaluation, StepRecord, summed
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import ProtocolError
 from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.labels import label_triples
-from adc_edge.method.ratio import Shape
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.headers import pack_header
 from adc_edge.wire.messages import Evaluate, Evaluated, Gradient, HeadKept, KeepHead, Step
@@ -37,24 +36,6 @@ if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
 _TRANSFER_BITS = 62
 _EVALUATED_ROWS = 16_384  # tokens of one message of an evaluation
 _R = TypeVar("_R")
-
-
-class StepSettings(msgspec.Struct, frozen=True):
-    """The settings that every step of a run shares."""
-
-    session: int
-    shape: Shape  # of a micro-batch
-    prefix: int
-    classes: int
-    precision: Precision
-    gradient_precision: Precision
-    planned_steps: int
-    micro_batches: int = 1
-    window: int = 1  # most micro-batches in flight
-    drift_every: int = 0
-    noise: NoiseSettings = NoiseSettings()
-    seed: int = 0  # of the noise
-    outage_s: float | None = None  # how long to wait for a trainer that went away; None: for ever
 
 
 class _InFlight(NamedTuple):

@@ -19,10 +19,10 @@ from adc_edge.data.unreadable import check_images
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.factory import ENGINE, WHERE, check_provider, make_engine, make_shim
-from adc_edge.edge_runtime.loop import DeviceLoop, StepSettings
+from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.screen.display import Display
 from adc_edge.edge_runtime.session import DeviceSession
-from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.edge_runtime.state import RunState
 from adc_edge.edge_runtime.training import Training
 from adc_edge.edge_runtime.trunk.refresher import Refresher

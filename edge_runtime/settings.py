@@ -146,6 +146,24 @@ class ServeSettings(msgspec.Struct, frozen=True):
         }
 
 
+class StepSettings(msgspec.Struct, frozen=True):
+    """The settings that every step of a run shares."""
+
+    session: int
+    shape: Shape  # of a micro-batch
+    prefix: int
+    classes: int
+    precision: Precision
+    gradient_precision: Precision
+    planned_steps: int
+    micro_batches: int = 1
+    window: int = 1  # most micro-batches in flight
+    drift_every: int = 0
+    noise: NoiseSettings = NoiseSettings()
+    seed: int = 0  # of the noise
+    outage_s: float | None = None  # how long to wait for a trainer that went away; None: for ever
+
+
 def same_source(source: str, run: Path | None) -> str:
     """Return the data source as ``run`` has it if that names the same one: ``./x``, ``x/``, a link, the whole path.
 

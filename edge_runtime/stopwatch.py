@@ -41,7 +41,7 @@ class Stopwatch:
         self._losses.append(gradient.loss)
         self._accuracies.append(gradient.accuracy)
         self._cloud += gradient.seconds_cloud
-        self._cloud_codec += gradient.seconds_codec
+        self._cloud_codec += gradient.seconds_codec or 0.0
 
     def drift(self, value: float | None) -> None:
         """Note the largest difference between engine and PyTorch in a micro-batch, if it was measured."""

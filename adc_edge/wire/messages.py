@@ -203,7 +203,7 @@ class Gradient(Message, frozen=True):
     down_mbit_s: float | None = None  # delivery rate, measured by the trainer's kernel
     durable: Count | None = None  # as in Welcome
     offset: Count = 0  # of the first piece in the body
-    seconds_codec: float = 0.0  # to decode and encode, apart from seconds_cloud; 0.7 does not tell
+    seconds_codec: float | UnsetType = UNSET  # to decode and encode, apart from seconds_cloud; 0.7 does not tell
 
 
 class Evaluated(Message, frozen=True):

@@ -11,7 +11,7 @@ import numpy as np
 
 from adc_edge.arrays import Float32, Int64
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
-from adc_edge.edge_runtime.loop import StepSettings
+from adc_edge.edge_runtime.settings import StepSettings
 from adc_edge.planning.schedule import Costs, step_seconds
 
 if TYPE_CHECKING:

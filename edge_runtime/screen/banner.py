@@ -12,8 +12,7 @@ from rich.filesize import decimal
 
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.edge_runtime.engines.base import Engine
-from adc_edge.edge_runtime.loop import StepSettings
-from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.method.ratio import Shape
 from adc_edge.storage.bundle import Manifest
 from adc_edge.wire.messages import LABEL_BYTES, TRIPLE_BYTES

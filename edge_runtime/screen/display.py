@@ -167,7 +167,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
     table.add_row("test accuracy", _percent(report["accuracy"]))
     if best := report["best"]:
         table.add_row("best, kept", f"{_percent(best['accuracy'])}, step {best['step']}")
-    if stopped := report["stopped"]:
+    if stopped := report.get("stopped"):
         table.add_row("ended early", f"at step {stopped['step']}")
     table.add_row("steps, images", f"{report['steps']}, {report['images']}")
     both = dict.fromkeys((report["precision"], report["gradient_precision"]))

@@ -44,6 +44,6 @@ def test_a_finished_run_tells_what_to_type_next_and_that_nothing_is_left_to_do(
     assert "sends    " in first
     assert "engine   onnxruntime on cpu" in first
     assert "nothing is left to do" not in first
-    assert "this run is complete: nothing is left to do" in again
+    assert "nothing is left to do: this run is complete" in again
     assert "sends    " not in again
     assert "test accuracy" in again

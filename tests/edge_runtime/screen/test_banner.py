@@ -11,11 +11,10 @@ from rich.console import Console
 
 from adc_edge import logs
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.edge_runtime.loop import StepSettings
 from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.screen.banner import banner, kept_in_words, percent, planned_bytes
-from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.storage.bundle import Bundle
 
