@@ -29,6 +29,7 @@ import numpy as np
 
 from adc_edge.arrays import Float32, UInt8
 from adc_edge.codec import lowrank
+from adc_edge.codec.blas import one_blas_thread
 from adc_edge.codec.casts import from_bfloat, from_half, from_integers, to_bfloat, to_half, to_integers
 from adc_edge.defaults import Precision as Precision
 from adc_edge.errors import ProtocolError
@@ -91,7 +92,8 @@ def encode(x: Float32, precision: Precision, tail: bytes = b"") -> memoryview:
     buffer.data[size:] = tail
     if pca_bits(precision):
         _finite_peak(x)
-        lowrank.encode_rows(_as_rows(x), buffer[:size])
+        with one_blas_thread():
+            lowrank.encode_rows(_as_rows(x), buffer[:size])
     elif bits := integer_bits(precision):
         _encode_rows(_as_rows(x), bits, buffer[:size])
     else:
@@ -128,7 +130,8 @@ def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
         x = x.astype(np.float32, copy=not (x.flags.writeable and x.flags.aligned))
         _finite_peak(x)
     elif pca_bits(precision):
-        x = lowrank.decode_rows(view, math.prod(shape[:-1]), shape[-1])
+        with one_blas_thread():
+            x = lowrank.decode_rows(view, math.prod(shape[:-1]), shape[-1])
         _finite_peak(x)
     elif bits := integer_bits(precision):
         x = _decode_rows(view, math.prod(shape[:-1]), shape[-1], bits)

@@ -1,0 +1,72 @@
+"""Basis vectors and mean of a low-rank message (`lowrank.py`): their codes, of one width a vector, and bit planes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from adc_edge.arrays import Float32, UInt8
+from adc_edge.codec import lloyd_max
+
+# Factors on a vector's entries before they are quantised, 3 dB apart; the one that keeps the direction best is used.
+# Entries of most vectors are spread like a normal variable (factor 1); a few large ones would be cut off at 1.
+_SPREADS = 2.0 ** (-0.5 * np.arange(7))
+
+
+def vector_codes(vectors: Float32, widths: UInt8) -> UInt8:
+    """Return codes ``[m, D]`` of ``widths`` ``[m]`` bits whose vectors are closest to ``vectors`` in direction."""
+    x = unit_vectors(vectors) * np.float32(math.sqrt(vectors.shape[1]))
+    best, chosen = np.full(len(x), -math.inf, np.float32), np.zeros(x.shape, np.uint8)
+    left = np.arange(len(x))  # vectors that the last factor improved: the cosine has one maximum
+    for spread in _SPREADS:
+        codes = _codes(x[left] * np.float32(spread), widths[left])
+        cosine = np.einsum("md,md->m", x[left], decoded_vectors(codes, widths[left]))  # times sqrt(D)
+        better = cosine > best[left]
+        left = left[better]
+        best[left], chosen[left] = cosine[better], codes[better]
+    return chosen
+
+
+def decoded_vectors(codes: UInt8, widths: UInt8) -> Float32:
+    """Return the vectors ``[m, D]``, of length one, or zero where codes have no bits."""
+    return unit_vectors(lloyd_max.values(codes, widths[:, None]))
+
+
+def unit_vectors(vectors: Float32) -> Float32:
+    """Return the vectors ``[m, D]`` scaled to length one; zero stays zero."""
+    lengths = np.sqrt(np.einsum("md,md->m", vectors, vectors))[:, None]
+    unit: Float32 = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return unit
+
+
+def _codes(x: Float32, widths: UInt8) -> UInt8:
+    codes = np.empty(x.shape, np.uint8)
+    for width in np.unique(widths):
+        same = widths == width
+        codes[same] = lloyd_max.codes(x[same], int(width))
+    return codes
+
+
+def planes_bytes(widths: UInt8, size: int) -> int:
+    """Return the size of the planes of vectors with ``size`` entries each."""
+    wider = (widths[:, None] > np.arange(lloyd_max.LARGEST_WIDTH)).sum(axis=0)
+    return int((-(-wider * size // 8)).sum())
+
+
+def pack_vectors(codes: UInt8, widths: UInt8) -> bytes:
+    """Return the planes of codes ``[m, D]``."""
+    planes = [codes[widths > bit] & np.uint8(1 << bit) for bit in range(lloyd_max.LARGEST_WIDTH)]
+    return b"".join(np.packbits(plane, bitorder="little").tobytes() for plane in planes)
+
+
+def unpack_vectors(data: memoryview, at: int, widths: UInt8, size: int) -> UInt8:
+    """Return the codes ``[m, size]`` whose planes begin at offset ``at``."""
+    codes = np.zeros((len(widths), size), np.uint8)
+    for bit in range(lloyd_max.LARGEST_WIDTH):
+        kept = widths > bit
+        count = int(np.count_nonzero(kept)) * size
+        plane = np.frombuffer(data, np.uint8, -(-count // 8), at)
+        codes[kept] |= np.unpackbits(plane, count=count, bitorder="little").reshape(-1, size) << np.uint8(bit)
+        at += len(plane)
+    return codes
