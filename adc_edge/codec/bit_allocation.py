@@ -10,6 +10,7 @@ and therefore alike on any processor. `docs/codec.md` works an example.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ _LARGEST_THRESHOLD = 2**15 - 1  # above every level, so that nothing has a bit
 _BIT_EXCESS = np.array([0, 44, 94, 149, 208, 269, 332, 395])
 _EXCESSES = np.arange(-1, _BIT_EXCESS[-1] + _CLASS_UNITS * len(_CLASSES))  # the widths are the same above and below
 _SEARCH_SPAN = 24 * _UNIT  # below the highest level: a weaker component lies under float32's 24 bits of precision
-_SAMPLE = 512  # rows of a class whose coordinates tell its energies
+_SAMPLE = 256  # rows of a class whose coordinates tell its energies
 _SURE = 1e-5  # of the largest component's energy: far above the rounding of a covariance in float32
 _SEARCH_STRIDE = 32  # of the first, coarse search: less than the 44 between two bits of a coordinate
 _SLACK_BITS = 2 * lloyd_max.LARGEST_WIDTH * 8  # 8 planes of vectors and 8 of coordinates each end in a partial byte
@@ -191,10 +192,10 @@ def _fit(
     levels, offset = _levels(np.append(mean_energy / weight, variances[order])), _vector_offset(weight, size)
     present = np.flatnonzero(counts)
     counts, energy = counts[present], energy[present][:, order]
-    # By excess: the bits that a component takes in all, and the share of each class's energy that it saves.
-    widths, entry_widths = _bits(_EXCESSES - _CLASS_UNITS * present[:, None]), _entry_bits(_EXCESSES, offset)
+    # By excess: the bits that a component takes in all, and the error that each component saves, [n, excesses].
+    widths, entry_widths = _widths_by_class()[present], _entry_bits(_EXCESSES, offset)
     taken = counts @ widths + entry_widths.astype(np.int64) * size + 8 * LEVEL_DTYPE.itemsize
-    saved = np.where(widths > 0, 1 - lloyd_max.ERRORS[widths] - lloyd_max.ERRORS[entry_widths], 0.0)
+    saved = energy.T @ np.where(widths > 0, 1 - lloyd_max.ERRORS[widths] - lloyd_max.ERRORS[entry_widths], 0.0)
     budget_bits = 8 * (budget - allocation.overhead_bytes()) - _SLACK_BITS
 
     def search(thresholds: Int64) -> tuple[float, int, int]:
@@ -204,7 +205,7 @@ def _fit(
         mean_bits = mean_widths.astype(np.int64) * size
         ranks = ((taken[places].cumsum(axis=1) + mean_bits[:, None] <= budget_bits) & (places > 0)).sum(axis=1)
         gains = np.zeros((len(thresholds), len(levels)))
-        np.einsum("ck,ctk->tk", energy, saved[:, places]).cumsum(axis=1, out=gains[:, 1:])
+        saved[np.arange(len(saved)), places].cumsum(axis=1, out=gains[:, 1:])
         total = gains[np.arange(len(ranks)), ranks] + mean_energy * (1 - lloyd_max.ERRORS[mean_widths])
         total[mean_bits > budget_bits] = -math.inf
         best = int(total.argmax())
@@ -214,6 +215,12 @@ def _fit(
     gain, threshold, rank = search(np.arange(near + _SEARCH_STRIDE, near - _SEARCH_STRIDE, -1))
     allocation = allocation._replace(threshold=threshold, vector_offset=offset, levels=levels[: 1 + rank])
     return AllocationCandidate(float(energy.sum()) + mean_energy - gain, allocation, vectors.T[order[:rank]])
+
+
+@functools.cache
+def _widths_by_class() -> UInt8:
+    """Bits of the coordinates in rows of each class by the excess of class 0, ``[classes, excesses]``."""
+    return _bits(_EXCESSES - _CLASS_UNITS * _CLASSES[:, None])
 
 
 def _bits(excess: npt.NDArray[Any]) -> UInt8:

@@ -36,8 +36,11 @@ def codes(x: Float32, width: int) -> UInt8:
     """
     if width > _COMPARED:
         return _looked_up(x, width)
-    found = np.zeros(x.shape, np.uint8)
-    for bound in _tables().bounds[width]:
+    if not width:
+        return np.zeros(x.shape, np.uint8)
+    first, *bounds = _tables().bounds[width]
+    found: UInt8 = (x >= first).view(np.uint8)
+    for bound in bounds:
         found += (x >= bound).view(np.uint8)
     return found
 

@@ -36,14 +36,16 @@ from adc_edge.codec.bit_allocation import (
     allocation_candidates,
     empty_allocation,
 )
-from adc_edge.codec.casts import pack_bits, unpack_bits
+from adc_edge.codec.casts import finite_peak, pack_bits, unpack_bits
 from adc_edge.codec.planes import Block, CodePlanes, blocks_of
-from adc_edge.codec.vectors import decoded_vectors, pack_vectors, planes_bytes, unpack_vectors, vector_codes
+from adc_edge.codec.vectors import decoded_vectors, pack_vectors, planes_bytes, runs, unpack_vectors, vector_codes
 from adc_edge.errors import ProtocolError
 
 _HEAD = struct.Struct("<iHhhH")
 _EXPONENTS = range(-149, 129)  # float32's, as frexp returns them
 _BELOW_ONE = np.float32(1 - 2.0**-24)
+_CLEARLY = 0.95  # a second candidate doubles the time; the errors that are compared are known within some percent
+_MANY_ROWS = 4  # for each channel
 _RIDGE = 1e-4  # keeps the equations solvable where two quantised vectors coincide; ten times as much costs 1 %
 _PLAIN = range(-126, 127)  # powers of two that are normal float32 values, and so are their inverses
 
@@ -58,10 +60,13 @@ def encode_rows(x: Float32, out: UInt8) -> None:
     """Encode ``x`` to ``out``, as closely as the length of ``out`` allows; the mean of the rows always fits.
 
     Args:
-        x: ``[rows, D]``, finite.
+        x: ``[rows, D]``.
         out: ``[payload_bytes(rows, D, bits)]``.
+
+    Raises:
+        ProtocolError: a value is NaN or infinite.
     """
-    peak = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
+    peak = finite_peak(x)
     exponent = math.frexp(peak)[1]
     best, message = math.inf, _pack_head(exponent, empty_allocation(len(x)))
     if peak > 0:
@@ -69,7 +74,8 @@ def encode_rows(x: Float32, out: UInt8) -> None:
         mean = rows.mean(axis=0)
         rows -= mean
         for candidate in allocation_candidates(rows, mean, len(out) - _HEAD.size):
-            if candidate.error >= best:  # expected errors are close to real ones: most often one candidate is tried
+            # Expected errors are close to real ones: most often one candidate is tried. The mean's is exact.
+            if candidate.error >= best * (_CLEARLY if len(candidate.vectors) else 1):
                 break
             error, codes = _code(candidate, rows, mean)
             if error < best:
@@ -133,12 +139,14 @@ def _code(candidate: AllocationCandidate, rows: Float32, mean: Float32) -> tuple
     entry_widths, blocks, lengths = allocation.entry_widths(), blocks_of(allocation), allocation.lengths()
     mean_codes = vector_codes(mean[None], entry_widths[:1])
     shift = mean - lengths[0] * decoded_vectors(mean_codes, entry_widths[:1])[0]
+    if len(rows) < _MANY_ROWS * rows.shape[1]:  # a rough vector shows in few rows, and finding its codes is cheap
+        rough = decoded_vectors(vector_codes(vectors, entry_widths[1:]), entry_widths[1:])
+        vectors = _dual(rough)
     fit = _fit(blocks, vectors, lengths[1:], rows, shift)
     codes = vector_codes(fit.vectors, entry_widths[1:])
     basis = decoded_vectors(codes, entry_widths[1:])
-    dual = _solve(basis @ basis.T, basis)  # quantised vectors are not orthogonal
     planes = CodePlanes(blocks, len(rows))
-    for piece, _, exact in _coordinates(blocks, dual, lengths[1:], rows, shift):
+    for piece, _, exact in _coordinates(blocks, _dual(basis), lengths[1:], rows, shift):
         planes.write(piece, _codes(piece, exact).T.copy())
     packed = pack_vectors(np.concatenate((mean_codes, codes)), entry_widths) + planes.pack()
     energy = float(np.vdot(rows, rows)) + len(rows) * float(np.vdot(shift, shift))
@@ -160,13 +168,15 @@ class _Fit(NamedTuple):
 def _fit(blocks: list[Block], vectors: Float32, lengths: Float32, rows: Float32, shift: Float32) -> _Fit:
     """Round the coordinates in exact vectors and fit the vectors to them: that saves some percent of the error."""
     gram, products = np.zeros((len(vectors), len(vectors)), np.float32), np.zeros_like(vectors)
+    sums = np.zeros(len(vectors), np.float32)
     for piece, part, exact in _coordinates(blocks, vectors, lengths, rows, shift):
         rounded = lloyd_max.values(_codes(piece, exact), piece.widths[:, None])
         rounded *= piece.scale
         used = slice(0, len(rounded))
         gram[used, used] += rounded @ rounded.T
         products[used] += rounded @ part
-        products[used] += np.outer(rounded.sum(axis=1), shift)
+        sums[used] += rounded.sum(axis=1)
+    products += np.outer(sums, shift)
     return _Fit(_solve(gram, products), gram, products)
 
 
@@ -188,9 +198,14 @@ def _coordinates(
 def _codes(block: Block, exact: Float32) -> UInt8:
     """Codes of coordinates ``[n, rows]``, in deviations."""
     codes = np.empty(exact.shape, np.uint8)
-    for run, width in block.runs():
+    for run, width in runs(block.widths):
         codes[run] = lloyd_max.codes(exact[run], width)
     return codes
+
+
+def _dual(basis: Float32) -> Float32:
+    """Vectors whose products with the rows are their least-squares coordinates: quantised ones are not orthogonal."""
+    return _solve(basis @ basis.T, basis)
 
 
 def _solve(matrix: Float32, right: Float32) -> Float32:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adc_edge.arrays import Int64, UInt8
-from adc_edge.codec import lloyd_max
+from adc_edge.arrays import Array, Int64, UInt8
 from adc_edge.codec.bit_allocation import BitAllocation
 from adc_edge.codec.casts import row_slices
 
+_PIECE_VALUES = 262_144
 Places = slice | Int64  # of rows or columns: a range where they lie side by side, because that is faster
 
 
@@ -30,35 +30,33 @@ class Block(NamedTuple):
 
     def pieces(self, width: int) -> Iterator[Block]:
         """Yield the block in pieces that stay in the cache, of rows with ``width`` values."""
-        for part in row_slices(_size(self.rows), width):
+        for part in row_slices(_size(self.rows), width, _PIECE_VALUES):
             yield self._replace(rows=part if isinstance(self.rows, slice) else self.rows[part])
-
-    def runs(self) -> Iterator[tuple[slice, int]]:
-        """Yield the places in ``widths`` of neighbours of the same width, and that width."""
-        ends = [*(np.flatnonzero(np.diff(self.widths)) + 1), len(self.widths)] if len(self.widths) else []
-        for start, end in zip([0, *ends], ends, strict=False):
-            yield slice(start, end), int(self.widths[start])
 
 
 def blocks_of(allocation: BitAllocation) -> list[Block]:
     """Return the rows of each class that has bits, together."""
-    classes, widths, scales = allocation.classes, allocation.class_widths(), allocation.class_scales()
+    classes, scales = allocation.classes, allocation.class_scales()
     if not allocation.has_classes:
-        return [_block(slice(0, len(classes)), scales[0], widths[0])]
-    members = [np.flatnonzero(classes == index) for index in range(len(widths))]
-    return [_block(rows, scales[index], widths[index]) for index, rows in enumerate(members) if len(rows)]
+        return [_block(slice(0, len(classes)), scales[0], allocation.class_widths()[0])]
+    members = [np.flatnonzero(classes == index) for index in range(len(scales))]
+    found = zip(members, scales, allocation.class_widths(), strict=True)
+    return [_block(rows, scale, widths) for rows, scale, widths in found if len(rows)]
 
 
 def _block(rows: Places, scale: np.float32, widths: UInt8) -> Block:
-    components = _together(widths > 0)
+    components = _together(widths)
     widths = widths[components]
-    return Block(rows, scale, components, widths, tuple(_together(widths > bit) for bit in range(widths.max(initial=0))))
+    wider: list[Places] = []
+    while (widths > len(wider)).any():
+        wider.append(_together(widths > len(wider)))
+    return Block(rows, scale, components, widths, tuple(wider))
 
 
-def _together(chosen: np.ndarray) -> Places:
-    """Places of the true values: a range if the true ones come first, as in all that our encoder writes."""
+def _together(chosen: Array) -> Places:
+    """Places of the values that are not zero: a range if they come first, as in all that our encoder writes."""
     count = int(np.count_nonzero(chosen))
-    return slice(0, count) if chosen[:count].all() else np.flatnonzero(chosen)
+    return slice(0, count) if np.count_nonzero(chosen[:count]) == count else np.flatnonzero(chosen)
 
 
 def _size(places: Places) -> int:
@@ -74,12 +72,13 @@ class CodePlanes:
     """The planes of the coordinates' codes, row after row in each plane; here with a byte for each bit."""
 
     def __init__(self, blocks: list[Block], rows: int) -> None:
-        counts = np.zeros((lloyd_max.LARGEST_WIDTH, rows), np.intp)
+        counts = np.zeros((max((len(block.wider) for block in blocks), default=0), rows), np.intp)
         for block in blocks:
             for bit, columns in enumerate(block.wider):
                 counts[bit, block.rows] = _size(columns)
-        self._starts = counts.cumsum(axis=1) - counts
-        self._bits = [np.empty(count, np.uint8) for count in counts.sum(axis=1)]
+        ends = counts.cumsum(axis=1)
+        self._starts = ends - counts
+        self._bits = [np.empty(end, np.uint8) for end in ends[:, -1:].reshape(-1)]
 
     def nbytes(self) -> int:
         """Return the size of the packed planes."""

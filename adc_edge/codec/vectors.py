@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,7 +22,9 @@ def vector_codes(vectors: Float32, widths: UInt8) -> UInt8:
     left = np.arange(len(x))  # vectors that the last factor improved: the cosine has one maximum
     for spread in _SPREADS:
         codes = _codes(x[left] * np.float32(spread), widths[left])
-        cosine = np.einsum("md,md->m", x[left], decoded_vectors(codes, widths[left]))  # times sqrt(D)
+        decoded = lloyd_max.values(codes, widths[left, None])
+        along, length = np.einsum("md,md->m", x[left], decoded), np.sqrt(np.einsum("md,md->m", decoded, decoded))
+        cosine = np.divide(along, length, out=np.zeros_like(along), where=length > 0)  # times sqrt(D)
         better = cosine > best[left]
         left = left[better]
         best[left], chosen[left] = cosine[better], codes[better]
@@ -42,10 +45,16 @@ def unit_vectors(vectors: Float32) -> Float32:
 
 def _codes(x: Float32, widths: UInt8) -> UInt8:
     codes = np.empty(x.shape, np.uint8)
-    for width in np.unique(widths):
-        same = widths == width
-        codes[same] = lloyd_max.codes(x[same], int(width))
+    for same, width in runs(widths):
+        codes[same] = lloyd_max.codes(x[same], width)
     return codes
+
+
+def runs(widths: UInt8) -> Iterator[tuple[slice, int]]:
+    """Yield the places of neighbours of the same width, and that width."""
+    starts = np.flatnonzero(np.diff(widths, prepend=np.uint8(255))).tolist()  # no width is 255
+    for start, end in zip(starts, [*starts[1:], len(widths)], strict=False):
+        yield slice(start, end), int(widths[start])
 
 
 def planes_bytes(widths: UInt8, size: int) -> int:
