@@ -35,9 +35,11 @@ _LARGEST_THRESHOLD = 2**15 - 1  # above every level, so that nothing has a bit
 _BIT_EXCESS = np.array([0, 44, 94, 149, 208, 269, 332, 395])
 _EXCESSES = np.arange(-1, _BIT_EXCESS[-1] + _CLASS_UNITS * len(_CLASSES))  # the widths are the same above and below
 _SEARCH_SPAN = 24 * _UNIT  # below the highest level: a weaker component lies under float32's 24 bits of precision
-_SAMPLE = 256  # rows of a class whose coordinates tell its energies
+_SAMPLE = 1024  # rows whose coordinates tell the energies of all classes
+_FEWEST = 64  # of them in each class
+_TINY = 1e-300  # keeps a quotient of zeros defined
 _SURE = 1e-5  # of the largest component's energy: far above the rounding of a covariance in float32
-_SEARCH_STRIDE = 32  # of the first, coarse search: less than the 44 between two bits of a coordinate
+_SEARCH_STRIDES = (32, 1)  # the first one is less than the 44 between two bits of a coordinate
 _SLACK_BITS = 2 * lloyd_max.LARGEST_WIDTH * 8  # 8 planes of vectors and 8 of coordinates each end in a partial byte
 
 
@@ -103,7 +105,7 @@ def allocation_candidates(rows: Float32, mean: Float32, budget: int) -> list[All
     variances, vectors = _components(rows)
     squares = np.einsum("nd,nd->n", rows, rows)
     classes = _classes(squares)
-    energy = _energies(rows, vectors, variances, classes)
+    energy = _energies(rows, vectors, variances, squares, classes)
     mean_energy = len(rows) * float(np.square(mean, dtype=np.float64).sum())
     one_class = empty_allocation(len(rows))
     found = [
@@ -127,18 +129,17 @@ def _components(rows: Float32) -> tuple[Float64, Float32]:
     return variances, np.divide(vectors, lengths, out=np.zeros_like(vectors), where=sure).astype(np.float32)
 
 
-def _energies(rows: Float32, vectors: Float32, variances: Float64, classes: UInt8) -> Float64:
+def _energies(rows: Float32, vectors: Float32, variances: Float64, squares: Float32, classes: UInt8) -> Float64:
     """Sums of the squares of each class's coordinates, ``[classes, n]``, estimated from some rows of a large class."""
     energy = np.zeros((len(_CLASSES), vectors.shape[1]))
+    weights = np.bincount(classes, np.sqrt(squares), len(_CLASSES))
+    most = np.maximum(_SAMPLE * weights / max(weights.sum(), _TINY), _FEWEST if len(rows) > _SAMPLE else _SAMPLE)
     sampled = False
-    for index in range(len(_CLASSES)):
+    for index in np.flatnonzero(np.bincount(classes)):
         members = np.flatnonzero(classes == index)
-        if len(members) > _SAMPLE:
-            sampled, some = True, _sample(members)
-            squares = np.square(rows[some] @ vectors).sum(axis=0, dtype=np.float64)
-            energy[index] = squares * (len(members) / len(some))
-        elif len(members):
-            energy[index] = np.square(rows[members] @ vectors).sum(axis=0, dtype=np.float64)
+        some = _sample(members, int(most[index]))
+        sampled |= len(some) < len(members)
+        energy[index] = np.square(rows[some] @ vectors).sum(axis=0, dtype=np.float64) * (len(members) / len(some))
     if sampled:  # the components' energies are known, except small ones, which the covariance in float32 rounds
         sums = energy.sum(axis=0)
         known = (variances > _SURE * variances.max()) & (sums > 0)
@@ -146,9 +147,11 @@ def _energies(rows: Float32, vectors: Float32, variances: Float64, classes: UInt
     return energy
 
 
-def _sample(members: Int64) -> Int64:
+def _sample(members: Int64, most: int) -> Int64:
     """The same random members for the same number of them: regular ones could all be the same token of an image."""
-    return np.random.default_rng(0).choice(members, _SAMPLE, replace=False, shuffle=False)
+    if len(members) <= most:
+        return members
+    return np.random.default_rng(0).choice(members, most, replace=False, shuffle=False)
 
 
 def _classes(squares: Float32) -> UInt8:
@@ -211,8 +214,10 @@ def _fit(
         best = int(total.argmax())
         return float(total[best]), int(thresholds[best]), int(ranks[best])
 
-    _, near, _ = search(np.arange(levels[1] + _SEARCH_STRIDE, levels[1] - _SEARCH_SPAN, -_SEARCH_STRIDE))
-    gain, threshold, rank = search(np.arange(near + _SEARCH_STRIDE, near - _SEARCH_STRIDE, -1))
+    start, end = levels[1] + _SEARCH_STRIDES[0], levels[1] - _SEARCH_SPAN
+    for stride in _SEARCH_STRIDES:
+        gain, threshold, rank = search(np.arange(start, end, -stride))
+        start, end = threshold + stride, threshold - stride
     allocation = allocation._replace(threshold=threshold, vector_offset=offset, levels=levels[: 1 + rank])
     return AllocationCandidate(float(energy.sum()) + mean_energy - gain, allocation, vectors.T[order[:rank]])
 

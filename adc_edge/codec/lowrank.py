@@ -47,6 +47,7 @@ _BELOW_ONE = np.float32(1 - 2.0**-24)
 _CLEARLY = 0.95  # a second candidate doubles the time; the errors that are compared are known within some percent
 _MANY_ROWS = 4  # for each channel
 _RIDGE = 1e-4  # keeps the equations solvable where two quantised vectors coincide; ten times as much costs 1 %
+_SURE = 2.0**64  # sums of products of codes with entries below it are finite
 _PLAIN = range(-126, 127)  # powers of two that are normal float32 values, and so are their inverses
 
 
@@ -88,10 +89,10 @@ def decode_rows(data: memoryview, rows: int, width: int) -> Float32:
     """Decode a ``[rows, width]`` tensor that ``encode_rows`` encoded.
 
     Returns:
-        A new tensor. It holds NaN if the message has levels that no encoder writes.
+        A new tensor, finite.
 
     Raises:
-        ProtocolError: the message has a head that no encoder writes, or more codes than bytes.
+        ProtocolError: the message has a head or levels that no encoder writes, or more codes than bytes.
     """
     exponent, allocation, at = _unpack_head(data, rows, width)
     entry_widths, blocks = allocation.entry_widths(), blocks_of(allocation)
@@ -103,20 +104,22 @@ def decode_rows(data: memoryview, rows: int, width: int) -> Float32:
     with np.errstate(over="ignore", invalid="ignore"):  # by levels that no encoder writes
         vectors = decoded_vectors(unpack_vectors(data, at, entry_widths, width), entry_widths)
         vectors *= allocation.lengths()[:, None]
+        sure = finite_peak(vectors) < _SURE
         for block in blocks:
             for piece in block.pieces(width):
-                x[piece.rows] = _decoded(piece, planes.read(piece), vectors, exponent)
-    return x
+                x[piece.rows] = _decoded(piece, planes.read(piece), vectors)
+    if not sure:
+        finite_peak(x)
+    return _times_power(x, exponent, x)
 
 
-def _decoded(block: Block, codes: UInt8, vectors: Float32, exponent: int) -> Float32:
-    """The rows of a block; ``vectors`` are mean and components, ``[1 + rank, D]``."""
+def _decoded(block: Block, codes: UInt8, vectors: Float32) -> Float32:
+    """The rows of a block, times ``2**-e``; ``vectors`` are mean and components, ``[1 + rank, D]``."""
     coordinates = lloyd_max.values(codes, block.widths)
     coordinates *= block.scale
     x = coordinates @ vectors[1:][block.components]
     x += vectors[0]
-    np.clip(x, -_BELOW_ONE, _BELOW_ONE, out=x)  # x * 2**-e was below 1, so x stays in float32
-    return _times_power(x, exponent, x)
+    return np.clip(x, -_BELOW_ONE, _BELOW_ONE, out=x)  # x * 2**-e was below 1, so x stays in float32
 
 
 def _times_power(x: Float32, exponent: int, out: Float32) -> Float32:

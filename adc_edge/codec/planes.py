@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adc_edge.arrays import Array, Int64, UInt8
+from adc_edge.arrays import Int64, UInt8
 from adc_edge.codec.bit_allocation import BitAllocation
 from adc_edge.codec.casts import row_slices
 
@@ -45,18 +45,13 @@ def blocks_of(allocation: BitAllocation) -> list[Block]:
 
 
 def _block(rows: Places, scale: np.float32, widths: UInt8) -> Block:
-    components = _together(widths)
-    widths = widths[components]
-    wider: list[Places] = []
-    while (widths > len(wider)).any():
-        wider.append(_together(widths > len(wider)))
-    return Block(rows, scale, components, widths, tuple(wider))
-
-
-def _together(chosen: Array) -> Places:
-    """Places of the values that are not zero: a range if they come first, as in all that our encoder writes."""
-    count = int(np.count_nonzero(chosen))
-    return slice(0, count) if np.count_nonzero(chosen[:count]) == count else np.flatnonzero(chosen)
+    if (widths[1:] > widths[:-1]).any():  # our encoder writes no such message
+        components = np.flatnonzero(widths)
+        widths = widths[components]
+        return Block(rows, scale, components, widths, tuple(np.flatnonzero(widths > bit) for bit in range(max(widths))))
+    wider = np.bincount(widths, minlength=1)[:0:-1].cumsum()[::-1].tolist()  # how many are wider than each bit
+    components = slice(0, wider[0] if wider else 0)
+    return Block(rows, scale, components, widths[components], tuple(slice(0, count) for count in wider))
 
 
 def _size(places: Places) -> int:

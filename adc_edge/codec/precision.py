@@ -140,7 +140,6 @@ def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
     elif pca_bits(precision):
         with one_blas_thread():
             x = lowrank.decode_rows(view, math.prod(shape[:-1]), shape[-1])
-        finite_peak(x)
     elif bits := integer_bits(precision):
         x = _decode_rows(view, math.prod(shape[:-1]), shape[-1], bits)
     else:

@@ -79,7 +79,7 @@ def test_the_search_in_strides_finds_what_an_exhaustive_one_finds(
 ) -> None:
     rows, mean = uneven_rows(seed), np.zeros(32, np.float32)
     found = allocation_candidates(rows, mean, budget)[0]
-    monkeypatch.setattr(bit_allocation, "_SEARCH_STRIDE", 1)
+    monkeypatch.setattr(bit_allocation, "_SEARCH_STRIDES", (1,))
     assert found.error <= 1.001 * allocation_candidates(rows, mean, budget)[0].error
 
 
