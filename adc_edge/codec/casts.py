@@ -27,9 +27,9 @@ _SMALLEST_NORMAL_HALF = np.uint32((127 - 14) << 23)  # 2**-14 as float32's bits
 _TEN_BITS_ABOVE = np.uint32(13 << 23)  # times 2**13: float32's mantissa has 13 bits more
 
 
-def row_slices(rows: int, width: int, values: int = _SLICE_VALUES) -> Iterator[slice]:
+def row_slices(rows: int, width: int, values: int = 0) -> Iterator[slice]:
     """Yield slices of ``rows`` rows of ``width`` values, ``values`` in all: multiples of 8 rows, which fill bytes."""
-    step = max(8, values // max(1, width) // 8 * 8)
+    step = max(8, (values or _SLICE_VALUES) // max(1, width) // 8 * 8)
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
 
 

@@ -189,11 +189,11 @@ def _coordinates(
     """Yield pieces, their rows, and the coordinates of these rows plus ``shift``, in deviations, ``[n, rows]``."""
     dual = dual / lengths[:, None]
     for block in blocks:
-        scaled = dual[block.components] / block.scale
+        scaled: Float32 = dual[block.components] / block.scale
         offset = (scaled @ shift)[:, None]
         for piece in block.pieces(rows.shape[1]) if len(scaled) else ():
             part = rows[piece.rows]
-            exact = scaled @ part.T
+            exact: Float32 = scaled @ part.T
             exact += offset
             yield piece, part, exact
 

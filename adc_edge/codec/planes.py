@@ -50,8 +50,8 @@ def _block(rows: Places, scale: np.float32, widths: UInt8) -> Block:
         widths = widths[components]
         return Block(rows, scale, components, widths, tuple(np.flatnonzero(widths > bit) for bit in range(max(widths))))
     wider = np.bincount(widths, minlength=1)[:0:-1].cumsum()[::-1].tolist()  # how many are wider than each bit
-    components = slice(0, wider[0] if wider else 0)
-    return Block(rows, scale, components, widths[components], tuple(slice(0, count) for count in wider))
+    first = slice(0, wider[0] if wider else 0)
+    return Block(rows, scale, first, widths[first], tuple(slice(0, count) for count in wider))
 
 
 def _size(places: Places) -> int:

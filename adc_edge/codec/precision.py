@@ -29,7 +29,7 @@ import numpy as np
 
 from adc_edge.arrays import Float32, UInt8
 from adc_edge.codec import lowrank
-from adc_edge.codec.blas import one_blas_thread
+from adc_edge.codec.blas import limit_blas
 from adc_edge.codec.casts import (
     finite_peak,
     from_bfloat,
@@ -100,8 +100,8 @@ def encode(x: Float32, precision: Precision, tail: bytes = b"") -> memoryview:
     buffer = np.empty(size + len(tail), np.uint8)
     buffer.data[size:] = tail
     if pca_bits(precision):
-        with one_blas_thread():
-            lowrank.encode_rows(_as_rows(x), buffer[:size])
+        limit_blas()
+        lowrank.encode_rows(_as_rows(x), buffer[:size])
     elif bits := integer_bits(precision):
         _encode_rows(_as_rows(x), bits, buffer[:size])
     else:
@@ -138,8 +138,8 @@ def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
         x = x.astype(np.float32, copy=not (x.flags.writeable and x.flags.aligned))
         finite_peak(x)
     elif pca_bits(precision):
-        with one_blas_thread():
-            x = lowrank.decode_rows(view, math.prod(shape[:-1]), shape[-1])
+        limit_blas()
+        x = lowrank.decode_rows(view, math.prod(shape[:-1]), shape[-1])
     elif bits := integer_bits(precision):
         x = _decode_rows(view, math.prod(shape[:-1]), shape[-1], bits)
     else:

@@ -19,15 +19,17 @@ def vector_codes(vectors: Float32, widths: UInt8) -> UInt8:
     """Return codes ``[m, D]`` of ``widths`` ``[m]`` bits whose vectors are closest to ``vectors`` in direction."""
     x = unit_vectors(vectors) * np.float32(math.sqrt(vectors.shape[1]))
     best, chosen = np.full(len(x), -math.inf, np.float32), np.zeros(x.shape, np.uint8)
-    left = np.arange(len(x))  # vectors that the last factor improved: the cosine has one maximum
+    left, peaks = np.arange(len(x)), np.abs(x).max(axis=1, initial=0.0)
+    outermost = lloyd_max.values((np.left_shift(1, widths) - 1).astype(np.uint8), widths)
     for spread in _SPREADS:
         codes = _codes(x[left] * np.float32(spread), widths[left])
         decoded = lloyd_max.values(codes, widths[left, None])
         along, length = np.einsum("md,md->m", x[left], decoded), np.sqrt(np.einsum("md,md->m", decoded, decoded))
         cosine = np.divide(along, length, out=np.zeros_like(along), where=length > 0)  # times sqrt(D)
         better = cosine > best[left]
-        left = left[better]
-        best[left], chosen[left] = cosine[better], codes[better]
+        best[left[better]], chosen[left[better]] = cosine[better], codes[better]
+        # A smaller factor brings nothing where this one brought nothing, unless it still cuts the largest entry off.
+        left = left[better | (peaks[left] * spread > outermost[left])]
     return chosen
 
 
@@ -74,8 +76,8 @@ def unpack_vectors(data: memoryview, at: int, widths: UInt8, size: int) -> UInt8
     codes = np.zeros((len(widths), size), np.uint8)
     for bit in range(lloyd_max.LARGEST_WIDTH):
         kept = widths > bit
-        count = int(np.count_nonzero(kept)) * size
-        plane = np.frombuffer(data, np.uint8, -(-count // 8), at)
-        codes[kept] |= np.unpackbits(plane, count=count, bitorder="little").reshape(-1, size) << np.uint8(bit)
+        shape = int(np.count_nonzero(kept)), size
+        plane = np.frombuffer(data, np.uint8, -(-math.prod(shape) // 8), at)
+        codes[kept] |= np.unpackbits(plane, count=math.prod(shape), bitorder="little").reshape(shape) << np.uint8(bit)
         at += len(plane)
     return codes

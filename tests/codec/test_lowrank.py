@@ -344,10 +344,10 @@ def test_any_bytes_of_the_right_length_are_a_tensor_or_refused(shape: tuple[int,
         try:
             x = decode_rows(memoryview(message), *shape)
         except ProtocolError as refusal:
-            assert refusal.code == "size"  # noqa: PT017 - both outcomes are allowed
+            assert refusal.code in {"size", "nan"}  # noqa: PT017 - both outcomes are allowed
         else:
             assert x.shape == shape
-            assert not np.isinf(x).any()
+            assert np.isfinite(x).all()
             assert coordinates_in(memoryview(message), *shape).stop <= len(message)
 
 
