@@ -38,7 +38,8 @@ def deit_like(images: int, slope: float, spread: float) -> Float32:
     basis = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0]
     x = rng.standard_normal((rows, WIDTH)) * deviations @ basis + 0.3 * rng.standard_normal(WIDTH) * deviations.mean()
     x *= 2.0 ** (spread / 2 * rng.standard_normal((rows, 1)))
-    return x.astype(np.float32).reshape(images, TOKENS, WIDTH)
+    tensor: Float32 = x.astype(np.float32).reshape(images, TOKENS, WIDTH)
+    return tensor
 
 
 def activations(images: int) -> Float32:

@@ -37,6 +37,7 @@ _EXCESSES = np.arange(-1, _BIT_EXCESS[-1] + _CLASS_UNITS * len(_CLASSES))  # the
 _SEARCH_SPAN = 24 * _UNIT  # below the highest level: a weaker component lies under float32's 24 bits of precision
 _SAMPLE = 1024  # rows whose coordinates tell the energies of all classes
 _FEWEST = 64  # of them in each class
+_FEW_COMPONENTS = 16  # where hardly any fits without classes, more may fit with them
 _TINY = 1e-300  # keeps a quotient of zeros defined
 _SURE = 1e-5  # of the largest component's energy: far above the rounding of a covariance in float32
 _SEARCH_STRIDES = (32, 1)  # the first one is less than the 44 between two bits of a coordinate
@@ -105,15 +106,23 @@ def allocation_candidates(rows: Float32, mean: Float32, budget: int) -> list[All
     variances, vectors = _components(rows)
     squares = np.einsum("nd,nd->n", rows, rows)
     classes = _classes(squares)
-    energy = _energies(rows, vectors, variances, squares, classes)
+    known = bool((variances > _SURE * variances.max()).all())
+    energy = variances[None] if known else _energies(rows, vectors, variances, squares, classes)
     mean_energy = len(rows) * float(np.square(mean, dtype=np.float64).sum())
     one_class = empty_allocation(len(rows))
-    found = [
-        _mean_alone(one_class, energy, mean_energy, vectors),
-        _fit(one_class, energy.sum(axis=0)[None], mean_energy, vectors, budget),
-        _fit(one_class._replace(classes=classes, has_classes=True), energy, mean_energy, vectors, budget),
-    ]
+    alike = _fit(one_class, energy.sum(axis=0)[None], mean_energy, vectors, budget)
+    found = [_mean_alone(one_class, energy, mean_energy, vectors), alike]
+    if not _saved_bits(squares) * max(len(alike.vectors), _FEW_COMPONENTS) < CLASS_BITS:  # true for NaN, too
+        energy = _energies(rows, vectors, variances, squares, classes) if known else energy
+        by_class = one_class._replace(classes=classes, has_classes=True)
+        found.append(_fit(by_class, energy, mean_energy, vectors, budget))
     return sorted(found, key=lambda candidate: candidate.error)
+
+
+def _saved_bits(squares: Float32) -> float:
+    """Bits that classes save in each coordinate: half the logarithm of rows' mean energy over its geometric mean."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.log2(squares.mean(dtype=np.float64)) - np.log2(squares).mean(dtype=np.float64)) / 2
 
 
 def _components(rows: Float32) -> tuple[Float64, Float32]:
