@@ -21,7 +21,7 @@ from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.guard import Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
-from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
+from adc_edge.cloud_trainer.registry import Peer, SessionRegistry, outside_session
 from adc_edge.cloud_trainer.served_session import ServedSession
 from adc_edge.codec.precision import decode, encode, encoded_bytes
 from adc_edge.errors import ProtocolError
@@ -289,13 +289,6 @@ def _shown_name(hello: Hello, key_name: str | None) -> str:
     if key_name is None:
         return hello.device
     return f"{key_name} ({hello.device})" if hello.named is True and hello.device != key_name else key_name
-
-
-def outside_session(message: FromDevice) -> ProtocolError:
-    """The refusal of a message whose peer has not said hello on its connection."""
-    return ProtocolError(
-        f"a {type(message).__name__} outside a session", "a Hello first", "say hello", "unknown-device"
-    )
 
 
 def _difference(applied: int, hello: Hello) -> str:

@@ -181,3 +181,10 @@ class SessionRegistry:
                 peer.leave_session()
         session.forget()
         self.on_evict(session.id)
+
+
+def outside_session(message: FromDevice) -> ProtocolError:
+    """The refusal of a message whose peer has not said hello on its connection."""
+    return ProtocolError(
+        f"a {type(message).__name__} outside a session", "a Hello first", "say hello", "unknown-device"
+    )

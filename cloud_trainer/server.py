@@ -10,13 +10,13 @@ import zmq
 
 from adc_edge import __version__
 from adc_edge.cloud_trainer.access import Access
-from adc_edge.cloud_trainer.answers import Answers, RequestContext, outside_session
+from adc_edge.cloud_trainer.answers import Answers, RequestContext
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
-from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
+from adc_edge.cloud_trainer.registry import Peer, SessionRegistry, outside_session
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.addresses import Address, listening_addresses, listening_error, parse_address

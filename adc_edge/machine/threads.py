@@ -7,6 +7,7 @@ one on a busy core costs far more than the second thread gains. Images are decod
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
@@ -30,18 +31,26 @@ def usable_cores(root: Path = Path("/")) -> int:
 def divide_cores(threads: int) -> int:
     """Give NumPy's linear algebra one thread, and return the number for torch and ONNX Runtime.
 
-    Call it when NumPy is imported: a library that is loaded later keeps its own number.
-
     Args:
         threads: as the user has set it; 0: all usable cores.
     """
+    limit_blas()
+    return threads or usable_cores()
+
+
+@functools.cache  # once, because the search for libraries takes a millisecond
+def limit_blas() -> None:
+    """Limit NumPy's linear algebra to one thread, in the whole process and for good.
+
+    OpenBLAS has no limit for a part of a program, and after the main thread has set one, other threads cannot. With one
+    thread a message's bytes do not depend on the number of cores.
+    """
     import threadpoolctl  # `doctor` runs where it is missing
 
-    for library in threadpoolctl.ThreadpoolController().lib_controllers:
+    for library in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers:
         # torch has a BLAS of its own on ARM, for products that gain from every core.
-        if library.user_api == "blas" and not any(part.startswith("torch") for part in Path(library.filepath).parts):
+        if not any(part.startswith("torch") for part in Path(library.filepath).parts):
             library.set_num_threads(1)
-    return threads or usable_cores()
 
 
 def give_way() -> None:

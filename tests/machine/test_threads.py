@@ -7,9 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import threadpoolctl
 
 from adc_edge.machine import threads
 from adc_edge.onnx.session import session_options
@@ -65,19 +63,35 @@ print(usable_cores(pathlib.Path({str(tmp_path)!r})))
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"
 
 
-def blas_threads() -> set[int]:
-    np.ones((2, 2)) @ np.ones((2, 2))
-    return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
+PROGRAM = """
+import sys
+import numpy as np, threadpoolctl
+from adc_edge.codec.precision import decode, encode
+x = np.random.default_rng(0).standard_normal((3000, 96)).astype(np.float32)
+data = encode(x, "pca1")
+assert {found["num_threads"] for found in threadpoolctl.threadpool_info() if found["user_api"] == "blas"} == {1}
+sys.stdout.buffer.write(bytes(data) + decode(data, x.shape, "pca1").tobytes())
+"""
 
 
-def test_numpy_computes_with_one_thread_whatever_the_others_have() -> None:
-    before = blas_threads()
-    with threadpoolctl.threadpool_limits(2, user_api="blas"):  # and as before afterwards
-        assert threads.divide_cores(0) == threads.usable_cores()
-        assert blas_threads() == {1}
-        assert threads.divide_cores(5) == 5
-        assert blas_threads() == {1}
-    assert blas_threads() == before
+def test_a_message_has_the_same_bytes_whatever_the_number_of_threads() -> None:
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
+            capture_output=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for threads in ("1", "4")
+    ]
+    assert len(found[0]) > 3000 * 96 * 4
+    assert found[0] == found[1]
+
+
+def test_the_number_of_threads_is_the_users_or_that_of_the_usable_cores() -> None:
+    assert threads.divide_cores(0) == threads.usable_cores()
+    assert threads.divide_cores(5) == 5
 
 
 def test_onnx_runtime_takes_the_usable_cores_unless_told() -> None:
