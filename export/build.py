@@ -39,6 +39,7 @@ from adc_edge.storage.bundle import (
     TRUNK,
     Compute,
     Manifest,
+    is_run,
 )
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,8 @@ def _manifest(
 def _check_output(output: Path, force: bool) -> None:
     if not output.exists():
         return
-    if not output.is_dir() or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
+    bundle = (output / MANIFEST).is_file() and not is_run(output)  # a run directory has a manifest too
+    if not output.is_dir() or (any(output.iterdir()) and not bundle):
         raise SettingError(f"{output} exists and is no bundle", "a new directory, or a bundle", "choose another -o")
     if any(output.iterdir()) and not force:
         raise SettingError(f"{output} holds a bundle already", "a new directory", "choose another -o, or type --force")

@@ -91,7 +91,10 @@ class NpzReader:
                 with np.load(raw, allow_pickle=False) as file:
                     return {key: file[key] for key in file.files if key == "classes" or _parsed(key)}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-            raise self._error(error, f"an .npz with {_KEYS}", "write it with numpy.savez") from None
+            missing = isinstance(error, FileNotFoundError | IsADirectoryError)
+            remedy = "check the path" if missing else "write it with numpy.savez"
+            why = getattr(error, "strerror", None) or error
+            raise self._error(why, f"an .npz with {_KEYS}", remedy) from None
 
     def _parts(self, arrays: dict[str, Array]) -> tuple[_Part, _Part]:
         keys: dict[tuple[str, str], str] = {}
@@ -112,6 +115,7 @@ class NpzReader:
         whole, test = found.get("train") or found.get(""), found.get("test") or found.get("val")
         if whole is None:
             raise self._error(f"it holds {', '.join(arrays) or 'none of these'}", f"an .npz with {_KEYS}", _SAVE)
+        self._check_length(whole)  # before a tenth is held out, which takes as many images as labels
         if test is None and "train" in found:  # or a file that was cut off would be taken
             remedy = f"add them, or np.savez(FILE, x={whole.x_name}, y={whole.y_name}): then a tenth is held out"
             raise self._error("x_test and y_test are missing", f"an .npz with {_KEYS}", remedy)

@@ -27,6 +27,7 @@ import msgspec
 from adc_edge.arrays import Arrays
 from adc_edge.errors import CheckpointError, SettingError
 from adc_edge.files import json_bytes, temporary_directory, write_atomic
+from adc_edge.storage.bundle import CLIENT
 from adc_edge.storage.checkpoint import Checkpoint, checkpoint_steps, drop_newer, latest_checkpoint, save_checkpoint
 
 SETTINGS = "settings.json"
@@ -93,11 +94,13 @@ class RunDir:
         self.journal = Path(self._temporary.name) if self._temporary else Path(str(path)) / JOURNAL
         if path is None:
             return
+        _check_no_bundle(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = self._take(path)
             try:
                 if fresh:
+                    _check_fresh(path, fixed)
                     _clear(path)
                 known = {"fixed": fixed, "free": free, "machine": machine or {}}
                 now = json.loads(json_bytes(known if options is None else known | {"options": options}))
@@ -137,6 +140,7 @@ class RunDir:
                 "use another --run directory, or start over with --fresh",
             ) from None
         self.changes = _changes(old.machine, now["machine"]) if old.machine else []
+        _check_role(path.parent, old.fixed, now["fixed"])
         changed = _changes(old.fixed, now["fixed"])
         if changed and not _has_begun(path.parent):
             _clear(path.parent)
@@ -211,6 +215,26 @@ class RunDir:
         else:
             os.close(self._metrics)
             os.close(self._lock)
+
+
+def _check_no_bundle(path: Path) -> None:
+    """Raise SettingError if ``path`` is a bundle, whose weights a run would replace."""
+    if (path / CLIENT).exists():
+        raise SettingError(f"--run {path} is a bundle", "a directory of its own for the run", "choose another --run")
+
+
+def _check_role(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if ``path`` holds a run of another command, which `--fresh` would delete."""
+    roles = {"device": "serve"}
+    was, now = (roles.get(fixed.get("role", ""), fixed.get("role")) for fixed in (old, new))
+    if was != now:
+        raise CheckpointError(f"{path} holds a run of `{was}`", f"a run of `{now}`", "choose another --run directory")
+
+
+def _check_fresh(path: Path, fixed: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the run to forget is one of another command; a damaged one may be forgotten."""
+    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
+        _check_role(path, msgspec.json.decode((path / SETTINGS).read_bytes(), type=_Settings).fixed, fixed)
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import torch
 
+from adc_edge.data.augment import parse_augmentation
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.study.records import Study
 from adc_edge.options import parse_model_args
@@ -16,8 +17,9 @@ def study_of(options: dict[str, Any]) -> Study:
     """Make a study of a command's options. Those left in ``options`` must be fields of ``Study``.
 
     Raises:
-        SettingError: CUDA is requested but absent, or a model argument is not NAME=VALUE.
+        SettingError: CUDA is requested but absent, an augmentation is unknown, or a model argument is not NAME=VALUE.
     """
+    parse_augmentation(options["augment"])  # a wrong name is told before any run
     weights, device, crop_pct = (options.pop(name) for name in ("weights", "device", "crop_pct"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
