@@ -36,9 +36,8 @@ class Environment:
     def __init__(self, path: Path, checkout: Path, line: str, extras: Iterable[str]) -> None:
         self.path = path
         venv.create(path, with_pip=True)
-        names = needed(extras)
         site = Path(sysconfig.get_path("purelib", vars={"base": str(path)}))
-        pins = [_link(name, site) for name in names] if extras else []
+        pins = [_link(name, site) for name in needed(extras)] if extras else []
         constraints = path / "constraints.txt"
         known = {pin.partition("==")[0] for pin in pins}
         rest = [
@@ -47,7 +46,9 @@ class Environment:
             if canonicalize_name(pin.partition("==")[0]) not in known and not pin.startswith("#")
         ]
         constraints.write_text("\n".join([*pins, *rest]) + "\n")
-        self.run(f"{line} --quiet --disable-pip-version-check", checkout, PIP_CONSTRAINT=str(constraints))
+        self.run(
+            f"{line} --quiet --disable-pip-version-check", checkout, PIP_CONSTRAINT=str(constraints), PIP_NO_COMPILE="1"
+        )
 
     def variables(self, **more: str) -> dict[str, str]:
         """Return the variables of a shell in which this environment is active."""
@@ -81,7 +82,7 @@ class Environment:
 def needed(extras: Iterable[str]) -> set[str]:
     """Return the names of all packages that adc-edge needs here with these extras, and that those need."""
     project = _project()
-    todo = [Requirement(text) for text in project["dependencies"]]
+    todo = [needs for needs in map(Requirement, project["dependencies"]) if _holds(needs, set())]
     todo.append(Requirement(f"adc-edge[{','.join(extras)}]"))
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:

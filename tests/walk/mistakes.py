@@ -118,9 +118,6 @@ LIGHT = [  # torch is not needed to tell
     _serve("a table with other columns", "--data csv:{t}/columns.csv", "name, kind", "path and label", "first line"),
     _serve("a table of files that are gone", "--data csv:{t}/gone.csv", "line 2", "no such file", "mend the path"),
     _serve("an empty table", "--data csv:{t}/nothing", "line 1: nothing", "path and label"),
-    _serve(
-        "cifar10 that is not there", "--data cifar10:{t}/empty", "not found or corrupted", "download it there first"
-    ),
     _serve("a module that is not there", "--data flowers:make", "no module 'flowers'", "current directory"),
     _serve("a function that is not there", "--data json:nothing", "no attribute 'nothing'", "check the name"),
     _serve("a function with arguments", "--data json:loads", "takes arguments", "a function without arguments"),
@@ -147,10 +144,8 @@ LIGHT = [  # torch is not needed to tell
     _serve("parts that do not divide a batch", "--micro-batches 7", "7 of a batch of 16", "divides the batch"),
     _serve("a channel without any signal", "--snr-up nan", "nan dB", "-200 to 200 dB"),
     _serve("more bit errors than bits", "--bit-errors 1", "1.0 is not in the range 0<=x<=0.5"),
-    _serve("more frozen blocks than there are", "--freeze-first 9", "9 of 2 blocks", "0 to 1", "--trunk frozen"),
     # Engines, keys, outputs, runs, files of options.
     _serve("TensorRT without its graph", "--engine tensorrt", "no client.fp16.onnx", "export it again with --tensorrt"),
-    _serve("CUDA where there is none", "--provider cuda", "without CUDAExecutionProvider", "cpu", "onnxruntime-gpu"),
     _serve("int8 for a trunk that learns", "--compute int8", "a trunk that trains", "add --trunk frozen"),
     _serve(
         "int8 that was not calibrated", "--compute int8 --trunk frozen", "no calibration.json", "adc-edge calibrate"
@@ -164,19 +159,6 @@ LIGHT = [  # torch is not needed to tell
     ),
     _serve("a report onto a device", "--report /dev/full", "a device or a pipe", "choose another path"),
     _serve("a file as the run", "--run {t}/text", "it is a file, not a directory", "choose another path"),
-    _serve("the bundle as the run", "--run {b}", "is a bundle", "a directory of its own", "choose another --run"),
-    Mistake(
-        "the trainer's run", f"{SERVE} --run {{cloud}}", ("a run of `trainer`", "choose another --run directory"), 1
-    ),
-    Mistake(
-        "the trainer's run, to be forgotten",
-        f"{SERVE} --run {{cloud}} --fresh",
-        ("a run of `trainer`", "a run of `serve`", "choose another --run directory"),
-        1,
-    ),
-    Mistake(
-        "other options in a run", f"{SERVE} --run {{device}} --lr 1", ("optimizer lr was 0.0001, is 1.0", "--fresh"), 1
-    ),
     Mistake(
         "--resume of nothing", "serve --resume {t}/absent", ("No such file", "the --run directory", "check the path")
     ),
@@ -208,7 +190,25 @@ LIGHT = [  # torch is not needed to tell
     Mistake("demo: a report onto a directory", "demo --report {t}/empty", ("it is a directory, not a file",)),
 ]
 
-HEAVY = [  # a host's commands
+HEAVY = [  # a host's commands, and what a device tells once torch is loaded
+    _serve(
+        "cifar10 that is not there", "--data cifar10:{t}/empty", "not found or corrupted", "download it there first"
+    ),
+    _serve("more frozen blocks than there are", "--freeze-first 9", "9 of 2 blocks", "0 to 1", "--trunk frozen"),
+    _serve("CUDA where there is none", "--provider cuda", "without CUDAExecutionProvider", "cpu", "onnxruntime-gpu"),
+    _serve("the bundle as the run", "--run {b}", "is a bundle", "a directory of its own", "choose another --run"),
+    Mistake(
+        "the trainer's run", f"{SERVE} --run {{cloud}}", ("a run of `trainer`", "choose another --run directory"), 1
+    ),
+    Mistake(
+        "the trainer's run, to be forgotten",
+        f"{SERVE} --run {{cloud}} --fresh",
+        ("a run of `trainer`", "a run of `serve`", "choose another --run directory"),
+        1,
+    ),
+    Mistake(
+        "other options in a run", f"{SERVE} --run {{device}} --lr 1", ("optimizer lr was 0.0001, is 1.0", "--fresh"), 1
+    ),
     Mistake(
         "a trainer on another machine's address",
         "trainer --bundle {b} --bind tcp://192.0.2.7:5700 --insecure",

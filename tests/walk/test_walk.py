@@ -209,7 +209,7 @@ def test_a_device_that_learns_types_the_page_to_a_merged_model(page: str, new_wa
 def test_a_device_without_torch_types_the_page_of_boards_with_a_frozen_trunk(new_walk: Callable[..., Walk]) -> None:
     walk = new_walk("device", " --trunk frozen")
     said = [walk.type(line) for line in typed_lines("docs/boards.md")]
-    assert "orin-1" in walk.log()
+    assert "is done after" in walk.log()
     assert any("agree" in text for text in said)  # bench, with the golden pair
     again = walk.type(
         "adc-edge serve --bundle out/ --trainer tcp://127.0.0.1:5700 --keys keys/ --data folder:photos --epochs 1 "
