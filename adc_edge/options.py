@@ -21,8 +21,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 class FloatRange(click.FloatRange):
     """Numbers in a range, of which NaN is none; nor is infinity, if ``finite``."""
 
-    def __init__(self, *bounds: float, finite: bool = False, **more: Any) -> None:
-        super().__init__(*bounds, **more)
+    def __init__(
+        self, min: float | None = None, max: float | None = None, *, min_open: bool = False, finite: bool = False
+    ) -> None:
+        super().__init__(min, max, min_open)
         self._finite = finite
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
