@@ -64,8 +64,6 @@ class NpzReader:
         arrays = self._arrays()
         names = self._class_names(arrays.pop("classes")) if "classes" in arrays else []
         train, test = self._parts(arrays)
-        for part in (train, test):
-            self._check_length(part)
         train, test = self._pixels(train, test)
         y_train, y_test, found = self._labels(train, test, names)
         named = bool(names) or train.y.dtype.kind in "US"
@@ -91,10 +89,8 @@ class NpzReader:
                 with np.load(raw, allow_pickle=False) as file:
                     return {key: file[key] for key in file.files if key == "classes" or _parsed(key)}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-            missing = isinstance(error, FileNotFoundError | IsADirectoryError)
-            remedy = "check the path" if missing else "write it with numpy.savez"
-            why = getattr(error, "strerror", None) or error
-            raise self._error(why, f"an .npz with {_KEYS}", remedy) from None
+            remedy = "check the path" if isinstance(error, OSError) else "write it with numpy.savez"
+            raise self._error(getattr(error, "strerror", None) or error, f"an .npz with {_KEYS}", remedy) from None
 
     def _parts(self, arrays: dict[str, Array]) -> tuple[_Part, _Part]:
         keys: dict[tuple[str, str], str] = {}
@@ -109,13 +105,13 @@ class NpzReader:
             x, y = keys.get((split, "x")), keys.get((split, "y"))
             if x is not None and y is not None:
                 found[split] = _Part(arrays[x], arrays[y], x, y)
+                self._check_length(found[split])  # before a tenth is held out
             elif x is not None or y is not None:
                 missing = f"{'y' if y is None else 'x'}_{split}".rstrip("_")
                 raise self._error(f"{x or y} without {missing}", f"an .npz with {_KEYS}", "write it with numpy.savez")
         whole, test = found.get("train") or found.get(""), found.get("test") or found.get("val")
         if whole is None:
             raise self._error(f"it holds {', '.join(arrays) or 'none of these'}", f"an .npz with {_KEYS}", _SAVE)
-        self._check_length(whole)  # before a tenth is held out, which takes as many images as labels
         if test is None and "train" in found:  # or a file that was cut off would be taken
             remedy = f"add them, or np.savez(FILE, x={whole.x_name}, y={whole.y_name}): then a tenth is held out"
             raise self._error("x_test and y_test are missing", f"an .npz with {_KEYS}", remedy)

@@ -1,7 +1,7 @@
 """Mistakes that a person makes: what is typed, the exit code, and what the message must say.
 
 Places in a line: {b} a bundle, {other} another bundle, {device} and {cloud} runs of it, {t} a directory with the
-files that `tests/walk/conftest.py` makes.
+files that `tests/walk/test_mistakes.py` makes.
 """
 
 from __future__ import annotations
