@@ -63,8 +63,7 @@ class NpzReader:
         """
         arrays = self._arrays()
         names = self._class_names(arrays.pop("classes")) if "classes" in arrays else []
-        train, test = self._parts(arrays)
-        train, test = self._pixels(train, test)
+        train, test = self._pixels(*self._parts(arrays))
         y_train, y_test, found = self._labels(train, test, names)
         named = bool(names) or train.y.dtype.kind in "US"
         return Dataset(ArraySplit(train.x, y_train), ArraySplit(test.x, y_test), names or found, named)
@@ -268,7 +267,7 @@ def _parsed(key: str) -> tuple[str, str] | None:
 
 def _held_out(part: _Part) -> tuple[_Part, _Part]:
     """Hold out a tenth, the same images each time."""
-    count = min(len(part.x) if part.x.ndim else 0, len(part.y) if part.y.ndim else 0)
+    count = len(part.x)
     order = np.random.default_rng(0).permutation(count)
     test, train = np.sort(order[: -(-count // 10)]), np.sort(order[-(-count // 10) :])
     return part._replace(x=part.x[train], y=part.y[train]), part._replace(x=part.x[test], y=part.y[test])
