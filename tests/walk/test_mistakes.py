@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -157,6 +158,25 @@ def test_a_process_tells_it_within_two_seconds_of_computing(mistake: Mistake, un
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     _check(mistake, done.returncode, done.stdout + done.stderr, untouched)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < MOST_CPU_SECONDS
+
+
+@pytest.mark.slow
+def test_two_trainers_on_one_port_or_in_one_run_are_refused(bundle_dir: Path, tmp_path: Path, command: Any) -> None:
+    trainer = ("trainer", "--bundle", bundle_dir, "--bind", "tcp://127.0.0.1:*", "--run", tmp_path / "run")
+    with command(*trainer):
+        while not (tmp_path / "run" / "endpoint").exists():
+            time.sleep(0.05)
+        port = (tmp_path / "run" / "endpoint").read_text()
+        for arguments, words in (
+            ((*trainer[:3], "--bind", port), ("cannot listen on", "in use", "remedy:")),
+            (trainer, ("in use by another process", "one process for each run", "remedy:")),
+        ):
+            with command(*arguments) as second:
+                code, output = second.finish()
+            assert code == 2, output
+            assert "Traceback" not in output
+            for word in words:
+                assert word in output
 
 
 def test_there_are_mistakes_of_many_kinds() -> None:
