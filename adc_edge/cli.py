@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import os
@@ -65,6 +66,12 @@ class _LazyGroup(click.Group):
         command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
         return terminal.add_no_color(add_config_options(command))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        typed = args[0]
+        if typed not in COMMANDS and (near := difflib.get_close_matches(typed, COMMANDS, n=1)):
+            ctx.fail(f"No such command {typed!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __main__

@@ -105,7 +105,9 @@ def resume_run(ctx: click.Context, param: click.Parameter, run: Path | None) -> 
             f"--resume {run}: settings.json: {why}", "the --run directory of a run", "check the path"
         ) from None
     if role != ctx.command.name:
-        raise SettingError(f"--resume {run}: a run of {role}", f"a run of {ctx.command.name}", f"type adc-edge {role}")
+        raise SettingError(
+            f"--resume {run}: a run of {role}", f"a run of {ctx.command.name}", f"type adc-edge {role} --resume {run}"
+        )
     if "options" not in settings:
         remedy = "type all options once more, with --run instead of --resume; then they are kept"
         raise SettingError(f"--resume {run}: its options were not kept (version 0.6)", "a run of 0.7 or newer", remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -18,13 +19,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class FloatRange(click.FloatRange):
-    """Numbers in a range, of which NaN is none."""
+    """Numbers in a range, of which NaN is none; nor is infinity, if ``finite``."""
+
+    def __init__(
+        self, min: float | None = None, max: float | None = None, *, min_open: bool = False, finite: bool = False
+    ) -> None:
+        super().__init__(min, max, min_open)
+        self._finite = finite
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number, or fail as click does."""
         number: float = super().convert(value, param, ctx)
         if number != number:
             self.fail(f"{value!r} is not a number.", param, ctx)
+        if self._finite and math.isinf(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
 
 
@@ -51,6 +60,7 @@ def choices(literal: Any, *more: str) -> click.Choice[str]:
 PRECISION = choices(defaults.Precision)
 COUNT = click.IntRange(min=0)
 NUMBER = FloatRange(min=0)
+_FINITE = FloatRange(min=0, finite=True)
 IMAGES = click.IntRange(min=2)  # of a batch
 PATH = click.Path(path_type=Path)
 OUTPUT_FILE, OUTPUT_DIRECTORY = _OutputPath(), _OutputPath(directory=True)
@@ -239,8 +249,8 @@ def optimizer_options(command: F) -> F:
     return _with(
         command,
         click.option("--optimizer", type=names, default="adamw", help="Optimizer of this half."),
-        click.option("--lr", type=NUMBER, default=rate, help="Learning rate."),
-        click.option("--weight-decay", type=NUMBER, default=0.0, help="Weight decay."),
+        click.option("--lr", type=_FINITE, default=rate, help="Learning rate."),
+        click.option("--weight-decay", type=_FINITE, default=0.0, help="Weight decay."),
         click.option("--momentum", type=FloatRange(0, 1), default=momentum, help="Momentum of sgd."),
         click.option("--clip-norm", type=NUMBER, default=0.0, help="Clip the norm of this half's gradient; 0: no."),
         click.option("--schedule", type=schedules, default="constant", help="Learning rate after the warm-up."),

@@ -15,7 +15,7 @@ from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import Manifest
-from adc_edge.storage.run_dir import SETTINGS
+from adc_edge.storage.run_settings import SETTINGS
 
 _WITH_PATH = ("folder", "npz", "csv", "cifar10", "cifar100", "food101")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,12 +169,13 @@ def _take_lists(options: dict[str, Any]) -> tuple[list[Any], list[int], list[flo
     methods, extra = options.pop("methods"), options.pop("extra")
     wanted = product(methods or ([] if extra else ["none", "adc"]), options.pop("ratios"), options.pop("precisions"))
     lists: dict[str, list[Any]] = {}
-    for name, kind in (("seeds", int), ("budgets", float)):
+    for name, kind, example in (("seeds", int, "0,1,2"), ("budgets", float, "0.02,0.1")):
         texts = options.pop(name)
         try:
             lists[name] = [kind(text) for text in texts]
         except ValueError:
-            raise SettingError(
-                f"--{name} {','.join(texts)}", "numbers separated by commas", "for example 0,1,2"
-            ) from None
+            lists[name] = []
+        if not lists[name] or not all(0 <= value < math.inf for value in lists[name]):  # NaN is not
+            received = f"--{name} {','.join(texts)}"
+            raise SettingError(received, "numbers from 0 on, separated by commas", f"for example --{name} {example}")
     return unique([*wanted, *map(parse_setting, extra)]), lists["seeds"], lists["budgets"], options.pop("jobs")

@@ -12,7 +12,7 @@ from adc_edge.codec.precision import Precision
 from adc_edge.errors import SettingError
 from adc_edge.export.classes import check_number, read_class_names
 from adc_edge.method.ratio import Ratio
-from adc_edge.storage.bundle import MANIFEST
+from adc_edge.storage.bundle import MANIFEST, is_run
 from adc_edge.weights.opening import check_origin
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def export_bundle(settings: ExportSettings) -> list[ParityRow]:
 def _check_output(output: Path, force: bool) -> None:
     if not output.exists():
         return
-    if not output.is_dir() or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
+    bundle = (output / MANIFEST).is_file() and not is_run(output)  # a run directory has a manifest too
+    if not output.is_dir() or (any(output.iterdir()) and not bundle):
         raise SettingError(f"{output} exists and is no bundle", "a new directory, or a bundle", "choose another -o")
     if any(output.iterdir()) and not force:
         raise SettingError(f"{output} holds a bundle already", "a new directory", "choose another -o, or type --force")

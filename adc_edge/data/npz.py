@@ -64,10 +64,7 @@ class NpzReader:
         """
         arrays = self._arrays()
         names = self._class_names(arrays.pop("classes")) if "classes" in arrays else []
-        train, test = self._parts(arrays)
-        for part in (train, test):
-            self._check_length(part)
-        train, test = self._pixels(train, test)
+        train, test = self._pixels(*self._parts(arrays))
         y_train, y_test, found = self._labels(train, test, names)
         named = bool(names) or train.y.dtype.kind in "US"
         return Dataset(ArraySplit(train.x, y_train), ArraySplit(test.x, y_test), names or found, named)
@@ -92,7 +89,8 @@ class NpzReader:
                 with np.load(raw, allow_pickle=False) as file:
                     return {key: file[key] for key in file.files if key == "classes" or _parsed(key)}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-            raise self._error(error, f"an .npz with {_KEYS}", "write it with numpy.savez") from None
+            remedy = "check the path" if isinstance(error, OSError) else "write it with numpy.savez"
+            raise self._error(getattr(error, "strerror", None) or error, f"an .npz with {_KEYS}", remedy) from None
 
     def _parts(self, arrays: dict[str, Array]) -> tuple[_Part, _Part]:
         keys: dict[tuple[str, str], str] = {}
@@ -107,6 +105,7 @@ class NpzReader:
             x, y = keys.get((split, "x")), keys.get((split, "y"))
             if x is not None and y is not None:
                 found[split] = _Part(arrays[x], arrays[y], x, y)
+                self._check_length(found[split])  # before a tenth is held out
             elif x is not None or y is not None:
                 missing = f"{'y' if y is None else 'x'}_{split}".rstrip("_")
                 raise self._error(f"{x or y} without {missing}", f"an .npz with {_KEYS}", "write it with numpy.savez")
@@ -270,8 +269,9 @@ def _parsed(key: str) -> tuple[str, str] | None:
 def _held_out(part: _Part) -> tuple[_Part, _Part]:
     """Hold out a tenth, the same images each time."""
     log_held_out()
-    order = np.random.default_rng(0).permutation(min(len(a) if a.ndim else 0 for a in (part.x, part.y)))
-    test, train = np.sort(order[: -(-len(order) // 10)]), np.sort(order[-(-len(order) // 10) :])
+    count = len(part.x)
+    order = np.random.default_rng(0).permutation(count)
+    test, train = np.sort(order[: -(-count // 10)]), np.sort(order[-(-count // 10) :])
     return part._replace(x=part.x[train], y=part.y[train]), part._replace(x=part.x[test], y=part.y[test])
 
 

@@ -10,7 +10,9 @@ MODULE:FACTORY  your own Python function (`user_module.py`), for example mypacka
 
 from __future__ import annotations
 
+import difflib
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -100,7 +102,19 @@ def _loader(source: str, kind: str, where: str) -> Callable[[str], Dataset]:
         from adc_edge.data.user_module import load_module
 
         return functools.partial(load_module, kind)
-    raise DataError(f"data source {source!r}", SOURCES, "for example --data folder:/data/flowers")
+    raise DataError(f"data source {source!r}", SOURCES, _likely(source, kind, where))
+
+
+def _likely(source: str, kind: str, where: str) -> str:
+    """Return the remedy: the source that was likely meant, or an example."""
+    suffix = os.path.splitext(source)[1].removeprefix(".")
+    if os.path.isdir(source):
+        return f"--data folder:{source}"
+    if suffix in ("npz", "csv") and ":" not in source:
+        return f"--data {suffix}:{source}"
+    if near := difflib.get_close_matches(kind, _LOADERS, n=1):
+        return "do you mean " + (near[0] if near[0] == "digits" else f"{near[0]}:{where or 'PATH'}") + "?"
+    return "for example --data folder:/data/flowers"
 
 
 def check_labels(dataset: Dataset, classes: int) -> None:

@@ -9,7 +9,9 @@ imported from the current directory or from the installed packages.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
 import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +28,7 @@ from adc_edge.errors import DataError
 
 _EXPECTED = "a Dataset, or a pair (train, test) of sequences of (image, label)"
 _DOCS = "see adc_edge/data/user_module.py"
+_OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class PairSplit:
@@ -81,6 +84,10 @@ def _find(module: str, factory: str, source: str) -> Callable[[], Any]:
         raise _failed(source, error) from error
     if not callable(found):
         raise DataError(f"{source} is {_kind(found)}", "a function without arguments", _DOCS)
+    with contextlib.suppress(ValueError):  # a function of C without a signature
+        signature = inspect.signature(found)
+        if any(p.default is p.empty and p.kind not in _OPTIONAL for p in signature.parameters.values()):
+            raise DataError(f"{source}{signature} takes arguments", "a function without arguments", _DOCS)
     return found
 
 

@@ -35,12 +35,13 @@ class Ratio(msgspec.Struct, frozen=True):
 
     def check(self) -> Ratio:
         """Return self, or raise SettingError unless it has ξ alone or both parts alone, each in (0, 1]."""
-        given = [v for v in (self.xi, self.batch, self.token) if v is not None]
+        values = {"--ratio": self.xi, "--batch-ratio": self.batch, "--token-ratio": self.token}
+        given = {name: value for name, value in values.items() if value is not None}
         apart = self.batch is not None and self.token is not None and self.xi is None
         alone = self.xi is not None and self.batch is None and self.token is None
-        if not (apart or alone) or not all(0.0 < v <= 1.0 for v in given):
+        if not (apart or alone) or not all(0.0 < value <= 1.0 for value in given.values()):
             raise SettingError(
-                f"ratio ξ={self.xi}, batch-ratio={self.batch}, token-ratio={self.token}",
+                ", ".join(f"{name} {value}" for name, value in given.items()) or "no ratio",
                 "either --ratio, or --batch-ratio and --token-ratio together, each in (0, 1]",
                 "for example --ratio 0.1, or --batch-ratio 0.25 --token-ratio 0.4",
             )

@@ -8,6 +8,7 @@ shows as a name or a number that differs, and is refused. The head is timm's mod
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -120,13 +121,22 @@ def _timm_vit(
         raise ModelError(
             f"timm cannot make {model!r}: {type(error).__name__}: {error}",
             "a model name, arguments and weights that timm takes",
-            "without a network name a weights file with --weights"
-            if pretrained
-            else "list names with python -c \"import timm; print(timm.list_models('*vit*'))\"",
+            _remedy(model, str(error), pretrained),
         ) from error
     if not isinstance(vit, VisionTransformer):
         raise ModelError(f"{model} is a {type(vit).__name__}", _SUPPORTED, "for example --model deit_tiny_patch16_224")
     return vit
+
+
+def _remedy(model: str, error: str, pretrained: bool) -> str:
+    """Return the remedy for what timm said."""
+    if "unexpected keyword argument" in error:
+        return "mend or leave out that --model-arg"
+    if "Unknown model" in error and (near := difflib.get_close_matches(model, timm.list_models(), n=2)):
+        return f"do you mean {' or '.join(near)}?"
+    if pretrained:
+        return "without a network name a weights file with --weights"
+    return "list names with python -c \"import timm; print(timm.list_models('*vit*'))\""
 
 
 def split_vit(vit: VisionTransformer, split: int) -> tuple[Trunk, Head]:

@@ -63,8 +63,14 @@ def make(directory: Path) -> None:
 @_keys_option
 def allow_device(name: str, file: Path, directory: Path) -> None:
     """Allow the device with public key FILE as NAME (on a trainer)."""
+    from adc_edge.errors import SettingError
     from adc_edge.security.keystore import allow, fingerprint, load_public
 
+    if Path(name).is_file() and not file.exists():
+        typed = f"keys allow {name} {file}"
+        raise SettingError(
+            typed, "the name first, then the file", f"adc-edge keys allow {file} {name} --keys {directory}"
+        )
     public = load_public(file)
     allow(directory, name, public)
     click.echo(f"{name} may connect, fingerprint {fingerprint(public)}; a running trainer needs no restart")

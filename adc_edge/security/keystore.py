@@ -111,7 +111,8 @@ def revoke(directory: Path, name: str) -> None:
     devices, revoked = directory / "devices", directory / "revoked"
     known = [file.stem for file in _key_files(devices)]
     if name not in known:
-        raise SettingError(f"no device {name!r}", f"one of: {', '.join(known) or 'nobody'}", "check the name")
+        expected = f"one of: {', '.join(known)}" if known else "a device that is allowed: here none is"
+        raise SettingError(f"no device {name!r}", expected, "check the name: adc-edge keys list shows all")
     revoked.mkdir(mode=0o700, exist_ok=True)
     file = devices / f"{name}.key"
     targets = (revoked / f"{name}{suffix}.key" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))

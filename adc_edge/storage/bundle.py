@@ -83,6 +83,12 @@ class Bundle(msgspec.Struct, frozen=True):
         Raises:
             BundleError: there is no bundle, its format is unknown, or a file is missing or changed.
         """
+        if is_run(path):
+            raise BundleError(
+                f"{path} is the directory of a run",
+                "a directory made by `adc-edge export`",
+                "name the bundle of that run",
+            )
         text = _read(path / MANIFEST)
         manifest = parse_manifest(text, str(path / MANIFEST))
         for name in need:
@@ -129,6 +135,11 @@ class Bundle(msgspec.Struct, frozen=True):
 
 
 _CALIBRATE = "calibrate it again: adc-edge calibrate --bundle DIR --data SRC"
+
+
+def is_run(path: Path) -> bool:
+    """Return whether ``path`` is the directory of a run (`run_dir.py`), which has a manifest too."""
+    return (path / "settings.json").exists() and not (path / CLIENT).exists()
 
 
 class _Format(msgspec.Struct):

@@ -26,11 +26,19 @@ from typing import Any
 import msgspec
 
 from adc_edge.arrays import Arrays
-from adc_edge.errors import CheckpointError, SettingError
+from adc_edge.errors import SettingError
 from adc_edge.files import json_bytes, temporary_directory, write_atomic
 from adc_edge.storage.checkpoint import Checkpoint, checkpoint_steps, drop_newer, latest_checkpoint, save_checkpoint
+from adc_edge.storage.run_settings import (
+    SETTINGS,
+    another_run,
+    changes_between,
+    check_fresh,
+    check_no_bundle,
+    check_role,
+    read_settings,
+)
 
-SETTINGS = "settings.json"
 METRICS = "metrics.jsonl"
 JOURNAL = "journal"
 LOCK = "lock"
@@ -55,11 +63,6 @@ class LearnedClasses(msgspec.Struct, frozen=True):
 
     head: list[str]
     positions: bool = False  # learned from data without names: these are the labels' numbers
-
-
-class _Settings(msgspec.Struct):
-    fixed: dict[str, Any]
-    machine: dict[str, Any] = {}
 
 
 class RunDir:
@@ -95,11 +98,13 @@ class RunDir:
         self.journal = Path(self._temporary.name) if self._temporary else Path(str(path)) / JOURNAL
         if path is None:
             return
+        check_no_bundle(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = self._take(path)
             try:
                 if fresh:
+                    check_fresh(path, fixed)
                     _clear(path)
                 known = {"fixed": fixed, "free": free, "machine": machine or {}}
                 now = json.loads(json_bytes(known if options is None else known | {"options": options}))
@@ -130,13 +135,14 @@ class RunDir:
     def _match(self, path: Path, now: Mapping[str, Any]) -> None:
         if not path.exists():
             return
-        old = _read_settings(path)
-        self.changes = _changes(old.machine, now["machine"]) if old.machine else []
-        changed = _changes(old.fixed, now["fixed"])
+        old = read_settings(path)
+        self.changes = changes_between(old.machine, now["machine"]) if old.machine else []
+        check_role(path.parent, old.fixed, now["fixed"])
+        changed = changes_between(old.fixed, now["fixed"])
         if changed and not _has_begun(path.parent):
             _clear(path.parent)
         elif changed:
-            raise _another_run(path.parent, changed)
+            raise another_run(path.parent, changed)
 
     def latest(self, until: int | None = None) -> Checkpoint | None:
         """Return the newest intact checkpoint, of a step up to ``until``, or None."""
@@ -208,48 +214,25 @@ def check_run(path: Path | None, fixed: Mapping[str, Any], fresh: bool) -> None:
     """Check that ``RunDir`` will take this directory up; nothing is written.
 
     Raises:
-        CheckpointError: it holds a run with other ``fixed`` settings, which is not to be deleted (``fresh``).
-        SettingError: another process uses it.
+        CheckpointError: it holds a run of another command, or one with other ``fixed`` settings that is not to be
+            deleted (``fresh``).
+        SettingError: another process uses it, or it is a bundle.
     """
-    if path is None or not (path / LOCK).exists():
+    if path is None:
+        return
+    check_no_bundle(path)
+    if not (path / LOCK).exists():
         return
     with contextlib.suppress(OSError):  # RunDir says so
         os.close(RunDir._take(path))
-    if not fresh and (path / SETTINGS).exists():
-        changed = _changes(_read_settings(path / SETTINGS).fixed, json.loads(json_bytes(fixed)))
+    if fresh:
+        check_fresh(path, fixed)
+    elif (path / SETTINGS).exists():
+        old = read_settings(path / SETTINGS).fixed
+        check_role(path, old, fixed)
+        changed = changes_between(old, json.loads(json_bytes(fixed)))
         if changed and _has_begun(path):
-            raise _another_run(path, changed)
-
-
-def _read_settings(path: Path) -> _Settings:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Settings)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path}: {error}",
-            "settings as adc-edge wrote them",
-            "use another --run directory, or start over with --fresh",
-        ) from None
-
-
-def _another_run(path: Path, changed: list[str]) -> CheckpointError:
-    return CheckpointError(
-        f"{path} holds another run: {'; '.join(changed)}",
-        "the settings it was started with",
-        "use those, or another --run directory, or start over with --fresh",
-    )
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> list[str]:
-    """Return what differs, one entry for each value: of a mapping only the values that do."""
-    changes = []
-    for key in {**old, **new}:
-        before, now, name = old.get(key), new.get(key), f"{within}{key}"
-        if isinstance(before, dict) and isinstance(now, dict):
-            changes += _changes(before, now, f"{name} ")
-        elif before != now:
-            changes.append(f"{name} was {before!r}, is {now!r}")
-    return changes
+            raise another_run(path, changed)
 
 
 def _has_begun(path: Path) -> bool:
