@@ -101,7 +101,7 @@ def test_list_names_torn_files_and_continues(sides: tuple[Path, Path]) -> None:
         ("allow cam {trainer}/public.key --keys {trainer}", ["this machine's own"]),
         ("allow ../cam {device}/public.key --keys {trainer}", ["name '../cam'", "for example cam-01"]),
         ("pin {device}/public.key --keys {device}", ["this machine's own"]),
-        ("revoke cam --keys {trainer}", ["no device 'cam'", "one of: nobody"]),
+        ("revoke cam --keys {trainer}", ["no device 'cam'", "here none is"]),
     ],
 )
 def test_a_mistake_gives_one_clear_error_and_the_remedy(

@@ -292,7 +292,7 @@ def test_every_key_that_was_revoked_under_one_name_is_kept(home: Path) -> None:
 
 
 def test_revoking_an_unknown_name_lists_those_known(home: Path) -> None:
-    with pytest.raises(SettingError, match="one of: nobody"):
+    with pytest.raises(SettingError, match="here none is"):
         revoke(home, "cam")
     for name in ("front", "back"):
         allow(home, name, new_pair().public)
