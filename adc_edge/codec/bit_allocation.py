@@ -10,6 +10,7 @@ and therefore alike on any processor. `docs/codec.md` works an example.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ import numpy.typing as npt
 
 from adc_edge.arrays import Float32, Float64, Int64, UInt8
 from adc_edge.codec import lloyd_max
-from adc_edge.codec.casts import row_slices
 
 CLASS_BITS = 4  # 16 classes, 3 dB each: rows that differ by up to 45 dB
 LEVEL_DTYPE = np.dtype("<i2")
@@ -35,7 +35,12 @@ _LARGEST_THRESHOLD = 2**15 - 1  # above every level, so that nothing has a bit
 _BIT_EXCESS = np.array([0, 44, 94, 149, 208, 269, 332, 395])
 _EXCESSES = np.arange(-1, _BIT_EXCESS[-1] + _CLASS_UNITS * len(_CLASSES))  # the widths are the same above and below
 _SEARCH_SPAN = 24 * _UNIT  # below the highest level: a weaker component lies under float32's 24 bits of precision
-_SEARCH_STRIDE = 32  # of the first, coarse search: less than the 44 between two bits of a coordinate
+_SAMPLE = 1024  # rows whose coordinates tell the energies of all classes, at one bit a value or less
+_FEWEST = 64  # of them in each class
+_FEW_COMPONENTS = 16  # where hardly any fits without classes, more may fit with them
+_TINY = 1e-300  # keeps a quotient of zeros defined
+_SURE = 1e-5  # of the largest component's energy: far above the rounding of a covariance in float32
+_SEARCH_STRIDES = (32, 1)  # the first one is less than the 44 between two bits of a coordinate
 _SLACK_BITS = 2 * lloyd_max.LARGEST_WIDTH * 8  # 8 planes of vectors and 8 of coordinates each end in a partial byte
 
 
@@ -48,25 +53,28 @@ class BitAllocation(NamedTuple):
     classes: UInt8  # [rows], 0 for the largest row
     has_classes: bool  # if not, all classes are 0 and are not sent
 
-    def widths(self) -> UInt8:
-        """Bits of the coordinates, ``[rows, rank]``."""
-        by_class = _bits(self.levels[1:] - _CLASS_UNITS * _CLASSES[:, None] - self.threshold)
-        return by_class[self.classes]
+    def class_widths(self) -> UInt8:
+        """Bits of the coordinates in rows of each class, ``[classes, rank]``."""
+        return _bits(self.levels[1:] - _CLASS_UNITS * _CLASSES[:, None] - self.threshold)
 
     def entry_widths(self) -> UInt8:
         """Bits of each entry of the mean and of the vectors, ``[1 + rank]``."""
         excess = self.levels - self.threshold
         return np.concatenate((_bits(excess[:1] - self.vector_offset), _entry_bits(excess[1:], self.vector_offset)))
 
-    def scales(self) -> Float32:
-        """Magnitudes of the rows as shares of class 0's, ``[rows, 1]``."""
-        return _magnitudes(-_CLASS_UNITS * self.classes.astype(np.int64))[:, None]
+    def class_scales(self) -> Float32:
+        """Magnitudes of the rows of each class as shares of class 0's, ``[classes]``."""
+        return _magnitudes(-_CLASS_UNITS * _CLASSES)
 
     def lengths(self) -> Float32:
         """Length of the mean, and standard deviations of the components in rows of class 0, ``[1 + rank]``."""
         lengths = _magnitudes(self.levels)
-        lengths[0] *= math.sqrt(np.square(self.scales(), dtype=np.float64).sum() / max(1, len(self.classes)))
+        lengths[0] *= math.sqrt(self._square_scales() / max(1, len(self.classes)))
         return lengths
+
+    def _square_scales(self) -> float:
+        counts = np.bincount(self.classes, minlength=len(_CLASSES))
+        return float(counts @ np.square(self.class_scales(), dtype=np.float64))
 
     def overhead_bytes(self) -> int:
         """Bytes of the levels and classes."""
@@ -95,25 +103,71 @@ def allocation_candidates(rows: Float32, mean: Float32, budget: int) -> list[All
         mean: ``[D]``.
         budget: bytes for levels, classes and codes; enough for the mean at 8 bits.
     """
-    vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64))[1].astype(np.float32)
-    classes = _classes(rows)
-    members = (classes == _CLASSES[:, None]).astype(np.float32)
-    energy = np.zeros((len(_CLASSES), len(vectors)))
-    for part in row_slices(*rows.shape):
-        energy += members[:, part] @ np.square(rows[part] @ vectors)
+    variances, vectors = _components(rows)
+    squares = np.einsum("nd,nd->n", rows, rows)
+    classes = _classes(squares)
+    known = bool((variances > _SURE * variances.max()).all())
+    sample = int(_SAMPLE * max(1.0, 8 * budget / rows.size))  # wide codes need exact levels
+    energy = variances[None] if known else _energies(rows, vectors, variances, squares, classes, sample)
     mean_energy = len(rows) * float(np.square(mean, dtype=np.float64).sum())
     one_class = empty_allocation(len(rows))
-    found = [
-        _mean_alone(one_class, energy, mean_energy, vectors),
-        _fit(one_class, energy.sum(axis=0)[None], mean_energy, vectors, budget),
-        _fit(one_class._replace(classes=classes, has_classes=True), energy, mean_energy, vectors, budget),
-    ]
+    alike = _fit(one_class, energy.sum(axis=0)[None], mean_energy, vectors, budget)
+    found = [_mean_alone(one_class, energy, mean_energy, vectors), alike]
+    if not _saved_bits(squares) * max(len(alike.vectors), _FEW_COMPONENTS) < CLASS_BITS:  # true for NaN, too
+        energy = _energies(rows, vectors, variances, squares, classes, sample) if known else energy
+        by_class = one_class._replace(classes=classes, has_classes=True)
+        found.append(_fit(by_class, energy, mean_energy, vectors, budget))
     return sorted(found, key=lambda candidate: candidate.error)
 
 
-def _classes(rows: Float32) -> UInt8:
+def _saved_bits(squares: Float32) -> float:
+    """Bits that classes save in each coordinate: half the logarithm of rows' mean energy over its geometric mean."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.log2(squares.mean(dtype=np.float64)) - np.log2(squares).mean(dtype=np.float64)) / 2
+
+
+def _components(rows: Float32) -> tuple[Float64, Float32]:
+    """Energies of the principal components, ``[n]``, and the components, ``[D, n]``; n is the smaller of rows and D."""
+    if len(rows) >= rows.shape[1]:
+        variances, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64))
+        return variances, vectors.astype(np.float32)
+    exact = rows.astype(np.float64)
+    variances, coordinates = np.linalg.eigh(exact @ exact.T)  # smaller, and with the same energies
+    vectors = exact.T @ coordinates
+    lengths = np.sqrt(np.square(vectors).sum(axis=0))
+    sure = lengths > _SURE * lengths.max(initial=0.0)  # others are rounding errors along the large components
+    return variances, np.divide(vectors, lengths, out=np.zeros_like(vectors), where=sure).astype(np.float32)
+
+
+def _energies(
+    rows: Float32, vectors: Float32, variances: Float64, squares: Float32, classes: UInt8, sample: int
+) -> Float64:
+    """Sums of the squares of each class's coordinates, ``[classes, n]``, from ``sample`` rows or a few more."""
+    energy = np.zeros((len(_CLASSES), vectors.shape[1]))
+    weights = np.bincount(classes, np.sqrt(squares), len(_CLASSES))
+    most = np.maximum(sample * weights / max(weights.sum(), _TINY), _FEWEST if len(rows) > sample else sample)
+    sampled = False
+    for index in np.flatnonzero(np.bincount(classes)):
+        members = np.flatnonzero(classes == index)
+        some = _sample(members, int(most[index]))
+        sampled |= len(some) < len(members)
+        energy[index] = np.square(rows[some] @ vectors).sum(axis=0, dtype=np.float64) * (len(members) / len(some))
+    if sampled:  # the components' energies are known, except small ones, which the covariance in float32 rounds
+        sums = energy.sum(axis=0)
+        known = (variances > _SURE * variances.max()) & (sums > 0)
+        energy *= np.divide(variances, sums, out=np.ones_like(sums), where=known)
+    return energy
+
+
+def _sample(members: Int64, most: int) -> Int64:
+    """The same random members for the same number of them: regular ones could all be the same token of an image."""
+    if len(members) <= most:
+        return members
+    return np.random.default_rng(0).choice(members, most, replace=False, shuffle=False)
+
+
+def _classes(squares: Float32) -> UInt8:
     """Classes of rows by energy: ``round(-log2(energy / largest energy))``, 15 at most."""
-    squares = np.einsum("nd,nd->n", rows, rows)
     largest = squares.max()
     shares = np.divide(squares, largest, out=np.ones_like(squares), where=largest > 0)
     classes: UInt8 = np.rint(-np.log2(np.maximum(shares, np.float32(2.0 ** -(len(_CLASSES) - 1))))).astype(np.uint8)
@@ -129,7 +183,7 @@ def _mean_alone(
     threshold = int(levels[0]) - offset - int(_BIT_EXCESS[-1])
     error = float(energy.sum()) + mean_energy * float(lloyd_max.ERRORS[-1])
     allocation = allocation._replace(threshold=threshold, vector_offset=offset, levels=levels)
-    return AllocationCandidate(error, allocation, vectors[:0])
+    return AllocationCandidate(error, allocation, vectors.T[:0])
 
 
 def _fit(
@@ -139,9 +193,9 @@ def _fit(
 
     Args:
         allocation: its classes are kept.
-        energy: sum of the squares of each class's coordinates, ``[classes, D]``.
+        energy: sum of the squares of each class's coordinates, ``[classes, n]``.
         mean_energy: squares of the mean, in all rows together.
-        vectors: ``[D, D]``, a column for each component.
+        vectors: ``[D, n]``, a column for each component.
         budget: bytes for levels, classes and codes.
     """
     counts, size = np.bincount(allocation.classes, minlength=len(energy)), len(vectors)
@@ -153,29 +207,37 @@ def _fit(
     levels, offset = _levels(np.append(mean_energy / weight, variances[order])), _vector_offset(weight, size)
     present = np.flatnonzero(counts)
     counts, energy = counts[present], energy[present][:, order]
-    # By excess: the bits that a component takes in all, and the share of each class's energy that it saves.
-    widths, entry_widths = _bits(_EXCESSES - _CLASS_UNITS * present[:, None]), _entry_bits(_EXCESSES, offset)
+    # By excess: the bits that a component takes in all, and the error that each component saves, [n, excesses].
+    widths, entry_widths = _widths_by_class()[present], _entry_bits(_EXCESSES, offset)
     taken = counts @ widths + entry_widths.astype(np.int64) * size + 8 * LEVEL_DTYPE.itemsize
-    saved = np.where(widths > 0, 1 - lloyd_max.ERRORS[widths] - lloyd_max.ERRORS[entry_widths], 0.0)
+    saved = energy.T @ np.where(widths > 0, 1 - lloyd_max.ERRORS[widths] - lloyd_max.ERRORS[entry_widths], 0.0)
     budget_bits = 8 * (budget - allocation.overhead_bytes()) - _SLACK_BITS
 
     def search(thresholds: Int64) -> tuple[float, int, int]:
         """Error saved, threshold and rank of the best one; as many components as fit, the largest first."""
-        places = np.clip(levels[1:] - thresholds[:, None] + 1, 0, len(_EXCESSES) - 1)  # [thresholds, D]
+        places = np.clip(levels[1:] - thresholds[:, None] + 1, 0, len(_EXCESSES) - 1)  # [thresholds, n]
         mean_widths = _bits(levels[0] - offset - thresholds)
         mean_bits = mean_widths.astype(np.int64) * size
         ranks = ((taken[places].cumsum(axis=1) + mean_bits[:, None] <= budget_bits) & (places > 0)).sum(axis=1)
-        gains = np.zeros((len(thresholds), 1 + size))
-        np.einsum("ck,ctk->tk", energy, saved[:, places]).cumsum(axis=1, out=gains[:, 1:])
+        gains = np.zeros((len(thresholds), len(levels)))
+        saved[np.arange(len(saved)), places].cumsum(axis=1, out=gains[:, 1:])
         total = gains[np.arange(len(ranks)), ranks] + mean_energy * (1 - lloyd_max.ERRORS[mean_widths])
         total[mean_bits > budget_bits] = -math.inf
         best = int(total.argmax())
         return float(total[best]), int(thresholds[best]), int(ranks[best])
 
-    _, near, _ = search(np.arange(levels[1] + _SEARCH_STRIDE, levels[1] - _SEARCH_SPAN, -_SEARCH_STRIDE))
-    gain, threshold, rank = search(np.arange(near + _SEARCH_STRIDE, near - _SEARCH_STRIDE, -1))
+    start, end = levels[1] + _SEARCH_STRIDES[0], levels[1] - _SEARCH_SPAN
+    for stride in _SEARCH_STRIDES:
+        gain, threshold, rank = search(np.arange(start, end, -stride))
+        start, end = threshold + stride, threshold - stride
     allocation = allocation._replace(threshold=threshold, vector_offset=offset, levels=levels[: 1 + rank])
     return AllocationCandidate(float(energy.sum()) + mean_energy - gain, allocation, vectors.T[order[:rank]])
+
+
+@functools.cache
+def _widths_by_class() -> UInt8:
+    """Bits of the coordinates in rows of each class by the excess of class 0, ``[classes, excesses]``."""
+    return _bits(_EXCESSES - _CLASS_UNITS * _CLASSES[:, None])
 
 
 def _bits(excess: npt.NDArray[Any]) -> UInt8:

@@ -8,12 +8,14 @@ does not change the result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from adc_edge.arrays import Float32, UInt8
+from adc_edge.errors import ProtocolError
 
 UInt16 = npt.NDArray[np.uint16]
 
@@ -25,9 +27,9 @@ _SMALLEST_NORMAL_HALF = np.uint32((127 - 14) << 23)  # 2**-14 as float32's bits
 _TEN_BITS_ABOVE = np.uint32(13 << 23)  # times 2**13: float32's mantissa has 13 bits more
 
 
-def row_slices(rows: int, width: int) -> Iterator[slice]:
-    """Yield slices of ``rows`` rows of ``width`` values: multiples of 8 rows, whose bits fill whole bytes."""
-    step = max(8, _SLICE_VALUES // max(1, width) // 8 * 8)
+def row_slices(rows: int, width: int, values: int = 0) -> Iterator[slice]:
+    """Yield slices of ``rows`` rows of ``width`` values, ``values`` in all: multiples of 8 rows, which fill bytes."""
+    step = max(8, (values or _SLICE_VALUES) // max(1, width) // 8 * 8)
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
 
 
@@ -148,3 +150,23 @@ def unpack_bits(planes: UInt8, count: int) -> UInt8:
         values += values
         values |= np.unpackbits(plane, count=count, bitorder="little")
     return values
+
+
+def finite_peak(x: Float32) -> float:
+    """Return the largest magnitude, without a copy of ``x``.
+
+    Raises:
+        ProtocolError: a value is NaN or infinite.
+    """
+    with np.errstate(invalid="ignore"):
+        peak = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))  # with a NaN both are NaN
+    if not math.isfinite(peak):
+        raise not_finite()
+    return peak
+
+
+def not_finite() -> ProtocolError:
+    """Return the error of a tensor with values that are not finite."""
+    return ProtocolError(
+        "a tensor with NaN or infinite values", "finite values", "lower the learning rate or clip gradients", "nan"
+    )

@@ -10,6 +10,7 @@ import functools
 import math
 from itertools import pairwise
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,44 +23,67 @@ ERRORS = np.array([1.0, 0.36338, 0.11748, 0.03455, 0.009501, 0.002505, 0.000644,
 _CODES = 2**LARGEST_WIDTH
 _GRID = 256  # table cells per standard deviation: the closest two levels, of 8 bits, lie four cells apart
 _REACH = 5 * _GRID  # the table ends at 5 deviations: the outermost bound between two levels, of 8 bits, is at 4.5
+_COMPARED = 3  # bits: a comparison with each bound is faster than the table below 4 bits
 _ROUNDS = 16  # Lloyd iterations: the error is then within 1 % of the least one
 
 
-def codes(x: Float32, widths: UInt8) -> UInt8:
+def codes(x: Float32, width: int) -> UInt8:
     """Return the codes of the nearest levels.
 
     Args:
         x: values in standard deviations, any shape, magnitudes up to 2**100.
-        widths: bits of each code, 0 to 8; broadcast to the shape of ``x``.
+        width: bits of each code, 0 to 8.
     """
+    if width > _COMPARED:
+        return _looked_up(x, width)
+    if not width:
+        return np.zeros(x.shape, np.uint8)
+    first, *bounds = _tables().bounds[width]
+    found: UInt8 = (x >= first).view(np.uint8)
+    for bound in bounds:
+        found += (x >= bound).view(np.uint8)
+    return found
+
+
+def _looked_up(x: Float32, width: int) -> UInt8:
     cells = x * np.float32(_GRID)
     cells += np.float32(_REACH)
     np.clip(cells, 0, 2 * _REACH - 1, out=cells)
-    places = cells.astype(np.intp)
-    places += np.multiply(widths, 2 * _REACH, dtype=np.intp)
-    nearest: UInt8 = _tables()[0].take(places, mode="clip")
+    nearest: UInt8 = _tables().by_cell[width].take(cells.astype(np.intp), mode="clip")
     return nearest
 
 
 def values(chosen: UInt8, widths: UInt8) -> Float32:
-    """Return the levels, in standard deviations, that codes of ``widths`` bits stand for."""
-    places = np.multiply(widths, _CODES, dtype=np.intp) + chosen
-    levels: Float32 = _tables()[1].take(places, mode="clip")
+    """Return the levels, in standard deviations, that codes of ``widths`` bits stand for.
+
+    Args:
+        chosen: codes, any shape.
+        widths: bits of each code, 0 to 8; broadcast to the shape of ``chosen``.
+    """
+    places = np.multiply(widths, _CODES, dtype=np.uint16) + chosen
+    levels: Float32 = _tables().levels.take(places, mode="clip")
     return levels
 
 
+class _Tables(NamedTuple):
+    by_cell: UInt8  # [1 + LARGEST_WIDTH, cells], the codes
+    levels: Float32  # by width and code, one flat array
+    bounds: list[Float32]  # between the levels of each width
+
+
 @functools.cache
-def _tables() -> tuple[UInt8, Float32]:
-    """Codes by width and table cell, and levels by width and code, each as one flat array."""
+def _tables() -> _Tables:
     by_cell = np.zeros((LARGEST_WIDTH + 1, 2 * _REACH), np.uint8)
     levels = np.zeros((LARGEST_WIDTH + 1, _CODES), np.float32)
+    bounds = [np.zeros(0, np.float32)]
     middles = (np.arange(-_REACH, _REACH) + 0.5) / _GRID
     for width in range(1, LARGEST_WIDTH + 1):
         upper = np.array(_upper_levels(width))
         both = np.concatenate((-upper[::-1], upper))
         levels[width, : len(both)] = both
+        bounds.append(((both[1:] + both[:-1]) / 2).astype(np.float32))
         by_cell[width] = np.searchsorted((both[1:] + both[:-1]) / 2, middles)
-    return by_cell.reshape(-1), levels.reshape(-1)
+    return _Tables(by_cell, levels.reshape(-1), bounds)
 
 
 def _upper_levels(width: int) -> list[float]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -35,16 +36,19 @@ from adc_edge.codec.bit_allocation import (
     allocation_candidates,
     empty_allocation,
 )
-from adc_edge.codec.casts import pack_bits, row_slices, unpack_bits
+from adc_edge.codec.casts import finite_peak, pack_bits, unpack_bits
+from adc_edge.codec.planes import Block, CodePlanes, blocks_of
+from adc_edge.codec.vectors import decoded_vectors, pack_vectors, planes_bytes, runs, unpack_vectors, vector_codes
 from adc_edge.errors import ProtocolError
 
 _HEAD = struct.Struct("<iHhhH")
 _EXPONENTS = range(-149, 129)  # float32's, as frexp returns them
 _BELOW_ONE = np.float32(1 - 2.0**-24)
+_CLEARLY = 0.95  # a second candidate doubles the time; the errors that are compared are known within some percent
+_MANY_ROWS = 4  # for each channel
 _RIDGE = 1e-4  # keeps the equations solvable where two quantised vectors coincide; ten times as much costs 1 %
-# Factors on a vector's entries before they are quantised, 3 dB apart; the one that keeps the direction best is used.
-# Entries of most vectors are spread like a normal variable (factor 1); a few large ones would be cut off at 1.
-_SPREADS = 2.0 ** (-0.5 * np.arange(7))
+_SURE = 2.0**64  # sums of products of codes with entries below it are finite
+_PLAIN = range(-126, 127)  # powers of two that are normal float32 values, and so are their inverses
 
 
 def payload_bytes(rows: int, width: int, bits: float) -> int:
@@ -57,18 +61,22 @@ def encode_rows(x: Float32, out: UInt8) -> None:
     """Encode ``x`` to ``out``, as closely as the length of ``out`` allows; the mean of the rows always fits.
 
     Args:
-        x: ``[rows, D]``, finite.
+        x: ``[rows, D]``.
         out: ``[payload_bytes(rows, D, bits)]``.
+
+    Raises:
+        ProtocolError: a value is NaN or infinite.
     """
-    peak = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
+    peak = finite_peak(x)
     exponent = math.frexp(peak)[1]
     best, message = math.inf, _pack_head(exponent, empty_allocation(len(x)))
     if peak > 0:
-        rows = np.ldexp(x, -exponent)
+        rows = _times_power(x, -exponent, np.empty_like(x))
         mean = rows.mean(axis=0)
         rows -= mean
         for candidate in allocation_candidates(rows, mean, len(out) - _HEAD.size):
-            if candidate.error >= best:  # expected errors are close to real ones: most often one candidate is tried
+            # Expected errors are close to real ones: most often one candidate is tried. The mean's is exact.
+            if candidate.error >= best * (_CLEARLY if len(candidate.vectors) else 1):
                 break
             error, codes = _code(candidate, rows, mean)
             if error < best:
@@ -81,110 +89,131 @@ def decode_rows(data: memoryview, rows: int, width: int) -> Float32:
     """Decode a ``[rows, width]`` tensor that ``encode_rows`` encoded.
 
     Returns:
-        A new tensor. It holds NaN if the message has levels that no encoder writes.
+        A new tensor, finite.
 
     Raises:
-        ProtocolError: the message has a head that no encoder writes, or more codes than bytes.
+        ProtocolError: the message has a head or levels that no encoder writes, or more codes than bytes.
     """
     exponent, allocation, at = _unpack_head(data, rows, width)
-    entry_widths, widths = allocation.entry_widths(), allocation.widths()
-    entries, at = _unpack_codes(data, at, np.repeat(entry_widths[:, None], width, axis=1))
-    chosen, _ = _unpack_codes(data, at, widths)
+    entry_widths, blocks = allocation.entry_widths(), blocks_of(allocation)
+    planes, start = CodePlanes(blocks, rows), at + planes_bytes(entry_widths, width)
+    if start + planes.nbytes() > len(data):
+        raise _broken(f"more codes than fit into {len(data)} bytes")
+    planes.unpack(data, start)
     x = np.empty((rows, width), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # by levels that no encoder writes
-        vectors = _vectors(entries, entry_widths) * allocation.lengths()[:, None]
-        scales = allocation.scales()
-        for part in row_slices(rows, width):
-            np.matmul(lloyd_max.values(chosen[part], widths[part]) * scales[part], vectors[1:], out=x[part])
-            x[part] += vectors[0]
-            np.clip(x[part], -_BELOW_ONE, _BELOW_ONE, out=x[part])  # x * 2**-e was below 1, so x stays in float32
-            np.ldexp(x[part], exponent, out=x[part])
-    return x
+        vectors = decoded_vectors(unpack_vectors(data, at, entry_widths, width), entry_widths)
+        vectors *= allocation.lengths()[:, None]
+        sure = finite_peak(vectors) < _SURE
+        for block in blocks:
+            for piece in block.pieces(width):
+                x[piece.rows] = _decoded(piece, planes.read(piece), vectors)
+    if not sure:
+        finite_peak(x)
+    return _times_power(x, exponent, x)
+
+
+def _decoded(block: Block, codes: UInt8, vectors: Float32) -> Float32:
+    """The rows of a block, times ``2**-e``; ``vectors`` are mean and components, ``[1 + rank, D]``."""
+    coordinates = lloyd_max.values(codes, block.widths)
+    coordinates *= block.scale
+    x = coordinates @ vectors[1:][block.components]
+    x += vectors[0]
+    return np.clip(x, -_BELOW_ONE, _BELOW_ONE, out=x)  # x * 2**-e was below 1, so x stays in float32
+
+
+def _times_power(x: Float32, exponent: int, out: Float32) -> Float32:
+    """Write ``x * 2**exponent``; ``np.ldexp`` takes twenty times as long as a product."""
+    if exponent in _PLAIN:
+        return np.multiply(x, np.float32(2.0**exponent), out=out)
+    return np.ldexp(x, exponent, out=out)
 
 
 def coordinates_in(data: memoryview, rows: int, width: int) -> slice:
     """Return the range of bytes that holds the planes of the coordinates; raises as ``decode_rows`` does."""
     _, allocation, at = _unpack_head(data, rows, width)
-    start = at + _codes_bytes(np.repeat(allocation.entry_widths(), width))
-    return slice(start, start + _codes_bytes(allocation.widths()))
-
-
-class _Quantised(NamedTuple):
-    """Quantised vectors and coordinates, and what the next two steps need to know of the rows."""
-
-    vector_codes: UInt8  # [rank, D]
-    coordinate_codes: UInt8  # [rows, rank]
-    basis: Float32  # [rank, D], decoded vectors of length one
-    gram: Float32  # [rank, rank], products of the decoded coordinates with one another
-    products: Float32  # [rank, D], products of the decoded coordinates with the rows
+    start = at + planes_bytes(allocation.entry_widths(), width)
+    return slice(start, start + CodePlanes(blocks_of(allocation), rows).nbytes())
 
 
 def _code(candidate: AllocationCandidate, rows: Float32, mean: Float32) -> tuple[float, bytes]:
     """The squared error that a candidate leaves, and all its codes."""
     _, allocation, vectors = candidate
-    entry_widths = allocation.entry_widths()
-    mean_codes = _vector_codes(mean[None], entry_widths[:1])
-    rows = rows + (mean - allocation.lengths()[0] * _vectors(mean_codes, entry_widths[:1])[0])
-    quantised = _quantise(allocation, vectors, rows)
-    # A second pass saves some percent of the error: it takes the vectors that fit the rounded coordinates best.
-    quantised = _quantise(allocation, _solve(quantised.gram, quantised.products), rows)
-    codes = np.concatenate((mean_codes, quantised.vector_codes))
-    packed = _pack_codes(codes, np.repeat(entry_widths, rows.shape[1]))
-    packed += _pack_codes(quantised.coordinate_codes, allocation.widths())
-    return _squared_error(allocation, quantised, rows), packed
+    entry_widths, blocks, lengths = allocation.entry_widths(), blocks_of(allocation), allocation.lengths()
+    mean_codes = vector_codes(mean[None], entry_widths[:1])
+    shift = mean - lengths[0] * decoded_vectors(mean_codes, entry_widths[:1])[0]
+    if len(rows) < _MANY_ROWS * rows.shape[1]:  # a rough vector shows in few rows, and finding its codes is cheap
+        rough = decoded_vectors(vector_codes(vectors, entry_widths[1:]), entry_widths[1:])
+        vectors = _dual(rough)
+    fit = _fit(blocks, vectors, lengths[1:], rows, shift)
+    codes = vector_codes(fit.vectors, entry_widths[1:])
+    basis = decoded_vectors(codes, entry_widths[1:])
+    planes = CodePlanes(blocks, len(rows))
+    for piece, _, exact in _coordinates(blocks, _dual(basis), lengths[1:], rows, shift):
+        planes.write(piece, _codes(piece, exact).T.copy())
+    packed = pack_vectors(np.concatenate((mean_codes, codes)), entry_widths) + planes.pack()
+    energy = float(np.vdot(rows, rows)) + len(rows) * float(np.vdot(shift, shift))
+    return energy - fit.saved(basis * lengths[1:, None]), packed
 
 
-def _quantise(allocation: BitAllocation, vectors: Float32, rows: Float32) -> _Quantised:
-    """Quantise the vectors, then each row's least-squares coordinates in the quantised vectors."""
-    entry_widths, widths = allocation.entry_widths()[1:], allocation.widths()
-    deviations, scales = allocation.lengths()[1:, None], allocation.scales()
-    codes = _vector_codes(vectors, entry_widths)
-    basis = _vectors(codes, entry_widths)
-    dual: Float32 = _solve(basis @ basis.T, basis) / deviations  # quantised vectors are not orthogonal
-    chosen = np.empty(widths.shape, np.uint8)
-    gram, products = np.zeros((len(basis), len(basis)), np.float32), np.zeros_like(basis)
-    for part in row_slices(*rows.shape):
-        exact: Float32 = rows[part] @ dual.T / scales[part]
-        chosen[part] = lloyd_max.codes(exact, widths[part])
-        coordinates = lloyd_max.values(chosen[part], widths[part]) * scales[part]
-        gram += coordinates.T @ coordinates
-        products += coordinates.T @ rows[part]
-    return _Quantised(codes, chosen, basis, gram, products)
+class _Fit(NamedTuple):
+    """Vectors that fit the rounded coordinates best."""
+
+    vectors: Float32  # [rank, D]
+    gram: Float32  # [rank, rank], products of the rounded coordinates with one another
+    products: Float32  # [rank, D], products of the rounded coordinates with the rows
+
+    def saved(self, basis: Float32) -> float:
+        """Squared error that the rounded coordinates save in these vectors."""
+        return float(2 * np.vdot(self.products, basis) - np.vdot(self.gram, basis @ basis.T))
 
 
-def _squared_error(allocation: BitAllocation, quantised: _Quantised, rows: Float32) -> float:
-    """Squared error of the rows as they will be decoded, from the products alone."""
-    basis = quantised.basis * allocation.lengths()[1:, None]
-    fitted = np.vdot(quantised.gram, basis @ basis.T)
-    return float(np.vdot(rows, rows) - 2 * np.vdot(quantised.products, basis) + fitted)
+def _fit(blocks: list[Block], vectors: Float32, lengths: Float32, rows: Float32, shift: Float32) -> _Fit:
+    """Round the coordinates in exact vectors and fit the vectors to them: that saves some percent of the error."""
+    gram, products = np.zeros((len(vectors), len(vectors)), np.float32), np.zeros_like(vectors)
+    sums = np.zeros(len(vectors), np.float32)
+    for piece, part, exact in _coordinates(blocks, vectors, lengths, rows, shift):
+        rounded = lloyd_max.values(_codes(piece, exact), piece.widths[:, None])
+        rounded *= piece.scale
+        used = slice(0, len(rounded))
+        gram[used, used] += rounded @ rounded.T
+        products[used] += rounded @ part
+        sums[used] += rounded.sum(axis=1)
+    products += np.outer(sums, shift)
+    return _Fit(_solve(gram, products), gram, products)
+
+
+def _coordinates(
+    blocks: list[Block], dual: Float32, lengths: Float32, rows: Float32, shift: Float32
+) -> Iterator[tuple[Block, Float32, Float32]]:
+    """Yield pieces, their rows, and the coordinates of these rows plus ``shift``, in deviations, ``[n, rows]``."""
+    dual = dual / lengths[:, None]
+    for block in blocks:
+        scaled: Float32 = dual[block.components] / block.scale
+        offset = (scaled @ shift)[:, None]
+        for piece in block.pieces(rows.shape[1]) if len(scaled) else ():
+            part = rows[piece.rows]
+            exact: Float32 = scaled @ part.T
+            exact += offset
+            yield piece, part, exact
+
+
+def _codes(block: Block, exact: Float32) -> UInt8:
+    """Codes of coordinates ``[n, rows]``, in deviations."""
+    codes = np.empty(exact.shape, np.uint8)
+    for run, width in runs(block.widths):
+        codes[run] = lloyd_max.codes(exact[run], width)
+    return codes
+
+
+def _dual(basis: Float32) -> Float32:
+    """Vectors whose products with the rows are their least-squares coordinates: quantised ones are not orthogonal."""
+    return _solve(basis @ basis.T, basis)
 
 
 def _solve(matrix: Float32, right: Float32) -> Float32:
     solution: Float32 = np.linalg.solve(matrix + np.diag(np.float32(_RIDGE) * matrix.diagonal()), right)
     return solution
-
-
-def _vector_codes(vectors: Float32, widths: UInt8) -> UInt8:
-    """Codes ``[m, D]`` whose decoded vectors are closest to ``vectors`` ``[m, D]`` in direction."""
-    x = _unit(vectors) * np.float32(math.sqrt(vectors.shape[1]))
-    best, chosen = np.full(len(x), -math.inf, np.float32), np.zeros(x.shape, np.uint8)
-    for spread in _SPREADS:
-        codes = lloyd_max.codes(x * np.float32(spread), widths[:, None])
-        cosine = np.einsum("md,md->m", x, _vectors(codes, widths))  # times sqrt(D)
-        better = cosine > best
-        best[better], chosen[better] = cosine[better], codes[better]
-    return chosen
-
-
-def _vectors(codes: UInt8, widths: UInt8) -> Float32:
-    """Decoded vectors ``[m, D]``, of length one, or zero where codes have no bits."""
-    return _unit(lloyd_max.values(codes, widths[:, None]))
-
-
-def _unit(vectors: Float32) -> Float32:
-    lengths = np.sqrt(np.einsum("md,md->m", vectors, vectors))[:, None]
-    unit: Float32 = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-    return unit
 
 
 def _pack_head(exponent: int, allocation: BitAllocation) -> bytes:
@@ -206,37 +235,6 @@ def _unpack_head(data: memoryview, rows: int, width: int) -> tuple[int, BitAlloc
     planes = np.frombuffer(data, np.uint8, end - at, at).reshape(class_bits, -(-rows // 8))
     classes = unpack_bits(planes, rows) if class_bits else np.zeros(rows, np.uint8)
     return exponent, BitAllocation(threshold, offset, levels, classes, bool(class_bits)), end
-
-
-def _codes_bytes(widths: UInt8) -> int:
-    """Size of the planes of codes of these widths."""
-    counts = np.bincount(widths.reshape(-1), minlength=lloyd_max.LARGEST_WIDTH + 1)
-    wider = counts[:0:-1].cumsum()  # codes wider than 7 bits, than 6, ...
-    return int((-(-wider // 8)).sum())
-
-
-def _pack_codes(codes: UInt8, widths: UInt8) -> bytes:
-    codes, widths = codes.reshape(-1), widths.reshape(-1)
-    planes = []
-    for bit in range(lloyd_max.LARGEST_WIDTH):
-        kept = widths > bit
-        codes, widths = codes[kept], widths[kept]
-        planes.append(np.packbits(codes & np.uint8(1 << bit), bitorder="little").tobytes())
-    return b"".join(planes)
-
-
-def _unpack_codes(data: memoryview, at: int, widths: UInt8) -> tuple[UInt8, int]:
-    """The codes that ``_pack_codes`` packed at offset ``at``, and the offset of their end."""
-    if len(data) - at < _codes_bytes(widths):
-        raise _broken(f"more codes than fit into {len(data)} bytes")
-    codes = np.zeros(widths.shape, np.uint8)
-    for bit in range(lloyd_max.LARGEST_WIDTH):
-        kept = widths > bit
-        count = int(np.count_nonzero(kept))
-        plane = np.frombuffer(data, np.uint8, -(-count // 8), at)
-        codes[kept] |= np.unpackbits(plane, count=count, bitorder="little") << np.uint8(bit)
-        at += len(plane)
-    return codes, at
 
 
 def _broken(what: str) -> ProtocolError:

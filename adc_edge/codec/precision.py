@@ -29,7 +29,17 @@ import numpy as np
 
 from adc_edge.arrays import Float32, UInt8
 from adc_edge.codec import lowrank
-from adc_edge.codec.casts import from_bfloat, from_half, from_integers, to_bfloat, to_half, to_integers
+from adc_edge.codec.blas import limit_blas
+from adc_edge.codec.casts import (
+    finite_peak,
+    from_bfloat,
+    from_half,
+    from_integers,
+    not_finite,
+    to_bfloat,
+    to_half,
+    to_integers,
+)
 from adc_edge.defaults import Precision as Precision
 from adc_edge.errors import ProtocolError
 
@@ -90,7 +100,7 @@ def encode(x: Float32, precision: Precision, tail: bytes = b"") -> memoryview:
     buffer = np.empty(size + len(tail), np.uint8)
     buffer.data[size:] = tail
     if pca_bits(precision):
-        _finite_peak(x)
+        limit_blas()
         lowrank.encode_rows(_as_rows(x), buffer[:size])
     elif bits := integer_bits(precision):
         _encode_rows(_as_rows(x), bits, buffer[:size])
@@ -126,10 +136,10 @@ def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
     if precision == "fp32":
         x = np.frombuffer(view, "<f4")
         x = x.astype(np.float32, copy=not (x.flags.writeable and x.flags.aligned))
-        _finite_peak(x)
+        finite_peak(x)
     elif pca_bits(precision):
+        limit_blas()
         x = lowrank.decode_rows(view, math.prod(shape[:-1]), shape[-1])
-        _finite_peak(x)
     elif bits := integer_bits(precision):
         x = _decode_rows(view, math.prod(shape[:-1]), shape[-1], bits)
     else:
@@ -142,7 +152,7 @@ def _as_rows(x: Float32) -> Float32:
 
 
 def _encode_values(x: Float32, precision: Precision, out: UInt8) -> None:
-    peak = _finite_peak(x)
+    peak = finite_peak(x)
     if precision == "fp32":
         out.view("<f4")[:] = x
         return
@@ -162,23 +172,23 @@ def _decode_values(view: memoryview, precision: Precision) -> Float32:
     if precision == "bf16":
         x = np.empty(view.nbytes // 2, np.float32)
         from_bfloat(np.frombuffer(view, "<u2"), x)
-        _finite_peak(x)
+        finite_peak(x)
         return x
     exponent = _exponent(view)
     halves = np.frombuffer(view, "<u2", offset=_EXPONENT.itemsize)
     x = np.empty(len(halves), np.float32)
     from_half(halves, 2.0**exponent if exponent in _FOLDED else 1.0, x)
     x = _apply_exponent(x, exponent)
-    if _finite_peak(x) > math.ldexp(_LARGEST_HALF, exponent):  # a half was NaN or infinite (``from_half``)
-        raise _not_finite()
+    if finite_peak(x) > math.ldexp(_LARGEST_HALF, exponent):  # a half was NaN or infinite (``from_half``)
+        raise not_finite()
     return x
 
 
 def _encode_rows(x: Float32, bits: int, out: UInt8) -> None:
     """Write exponent, scales and values of ``x`` ``[rows, D]`` to ``out``."""
-    with np.errstate(invalid="ignore"):  # NaN is refused by _finite_peak
+    with np.errstate(invalid="ignore"):  # NaN is refused by finite_peak
         high, low = x.max(axis=-1, initial=0.0), x.min(axis=-1, initial=0.0)
-    exponent = math.frexp(_finite_peak(np.stack((high, low))))[1]
+    exponent = math.frexp(finite_peak(np.stack((high, low))))[1]
     extremes = np.clip(np.where(high >= -low, high, low).astype(np.float64), -_LARGEST, _LARGEST)
     units = np.ldexp(extremes, -exponent)  # |unit| < 1
     levels = np.copysign(_INT8_MAX, extremes) if bits == 8 else np.float64(-(2 ** (bits - 1)))
@@ -208,7 +218,7 @@ def _decode_rows(view: memoryview, rows: int, width: int, bits: int) -> Float32:
         from_integers(body, steps, bits, x)
     x = _apply_exponent(x, exponent)
     if not largest <= _LARGEST_FLOAT32:  # true for NaN, too; otherwise no value can be too large
-        _finite_peak(x)
+        finite_peak(x)
     return x
 
 
@@ -221,24 +231,5 @@ def _apply_exponent(x: Float32, exponent: int) -> Float32:
 def _exponent(view: memoryview) -> int:
     exponent = int.from_bytes(view[: _EXPONENT.itemsize], "little", signed=True)
     if exponent not in _EXPONENTS:
-        raise _not_finite()
+        raise not_finite()
     return exponent
-
-
-def _finite_peak(x: Float32) -> float:
-    """Return the largest magnitude, without a copy of ``x``.
-
-    Raises:
-        ProtocolError: a value is NaN or infinite.
-    """
-    with np.errstate(invalid="ignore"):
-        peak = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))  # with a NaN both are NaN
-    if not math.isfinite(peak):
-        raise _not_finite()
-    return peak
-
-
-def _not_finite() -> ProtocolError:
-    return ProtocolError(
-        "a tensor with NaN or infinite values", "finite values", "lower the learning rate or clip gradients", "nan"
-    )

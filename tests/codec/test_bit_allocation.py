@@ -11,6 +11,7 @@ import pytest
 from adc_edge.arrays import Float32
 from adc_edge.codec import bit_allocation, lloyd_max, lowrank
 from adc_edge.codec.bit_allocation import LEVEL_DTYPE, allocation_candidates
+from adc_edge.codec.vectors import decoded_vectors, unit_vectors, vector_codes
 
 WIDTHS = range(1, lloyd_max.LARGEST_WIDTH + 1)
 POINTS = np.linspace(-9, 9, 90_001)
@@ -79,7 +80,7 @@ def test_the_search_in_strides_finds_what_an_exhaustive_one_finds(
 ) -> None:
     rows, mean = uneven_rows(seed), np.zeros(32, np.float32)
     found = allocation_candidates(rows, mean, budget)[0]
-    monkeypatch.setattr(bit_allocation, "_SEARCH_STRIDE", 1)
+    monkeypatch.setattr(bit_allocation, "_SEARCH_STRIDES", (1,))
     assert found.error <= 1.001 * allocation_candidates(rows, mean, budget)[0].error
 
 
@@ -93,9 +94,9 @@ def test_a_vector_with_one_large_entry_keeps_its_direction() -> None:
     vector = np.full((1, 192), 0.05, np.float32)
     vector[0, 7] = 1.0
     widths = np.array([4], np.uint8)
-    decoded = lowrank._vectors(lowrank._vector_codes(vector, widths), widths)
+    decoded = decoded_vectors(vector_codes(vector, widths), widths)
     assert float(decoded[0] @ vector[0]) > 0.99 * float(np.linalg.norm(vector))
-    narrow = lowrank._vectors(lloyd_max.codes(lowrank._unit(vector) * np.float32(math.sqrt(192)), widths), widths)
+    narrow = decoded_vectors(lloyd_max.codes(unit_vectors(vector) * np.float32(math.sqrt(192)), 4), widths)
     assert float(narrow[0] @ vector[0]) < 0.9 * float(np.linalg.norm(vector))  # without a factor of its own
 
 

@@ -12,7 +12,9 @@ import pytest
 from adc_edge.arrays import Array, UInt8
 from adc_edge.codec import lloyd_max, lowrank
 from adc_edge.codec.bit_allocation import allocation_candidates
+from adc_edge.codec.planes import CodePlanes, blocks_of
 from adc_edge.codec.precision import decode, encode, encoded_bytes
+from adc_edge.codec.vectors import decoded_vectors, planes_bytes, unpack_vectors
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "codec.md").read_text(encoding="utf-8")
 EXAMPLE = DOCUMENT.partition("## A worked example")[2]
@@ -32,14 +34,17 @@ def computed() -> dict[str, Array]:
     exponent, sent, at = lowrank._unpack_head(out.data, *X.shape)
     assert sent.levels.tolist() == allocation.levels.tolist()
     assert (sent.threshold, sent.vector_offset) == (allocation.threshold, allocation.vector_offset)
-    entry_widths, widths = allocation.entry_widths()[:, None], allocation.widths()
-    vectors, at = lowrank._unpack_codes(out.data, at, np.repeat(entry_widths, X.shape[1], axis=1))
-    coordinates, _ = lowrank._unpack_codes(out.data, at, widths)
+    entry_widths, widths = allocation.entry_widths()[:, None], allocation.class_widths()[:1]
+    vectors = unpack_vectors(out.data, at, entry_widths[:, 0], X.shape[1])
+    (block,) = blocks_of(allocation)
+    planes = CodePlanes([block], len(X))
+    planes.unpack(out.data, at + planes_bytes(entry_widths[:, 0], X.shape[1]))
+    coordinates = planes.read(block)
     sign = np.float32(np.sign(best.vectors[0, 0]))  # an eigenvector's sign is arbitrary
     if sign < 0:
         vectors[1], coordinates = 2 ** entry_widths[1] - 1 - vectors[1], 2**widths - 1 - coordinates
     excess = allocation.levels - allocation.threshold
-    decoded = lowrank._vectors(vectors, entry_widths[:, 0]) * allocation.lengths()[:, None]
+    decoded = decoded_vectors(vectors, entry_widths[:, 0]) * allocation.lengths()[:, None]
     return {
         "rows x": X,
         "exponent e": np.array(exponent),
