@@ -1,13 +1,17 @@
-"""Time to encode and decode 1 MB of float32, compared with one NumPy copy of it, and the size of the result.
+"""Time to encode and decode 1, 5 and 20 MB v one NumPy copy, and v the forward of the trunk that computed them.
 
     python benchmarks/codec.py --json out/codec.json
+    python benchmarks/codec.py --busy 2
 
-The codec uses one thread.
+The tensors have the spectrum and the unlike rows of DeiT-T's activations and gradients at 224 px, without its weights.
+The forward is that of DeiT-T's first six blocks for the same images. Everything here has one thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from harness import Result, arguments, compare, medians_ms, show
@@ -15,10 +19,38 @@ from harness import Result, arguments, compare, medians_ms, show
 from adc_edge.arrays import Float32
 from adc_edge.codec.precision import PRECISIONS, Precision, decode, encode, encoded_bytes
 
-SHAPE = (195, 7, 192)  # 1 MB: clusters of seven tokens
+IMAGES = {1: 7, 5: 33, 20: 132}  # by megabytes
+TOKENS, WIDTH, SIZE, SPLIT = 197, 192, 224, 6
+Cases = dict[str, Callable[[], object]]
 
 
-def cases_of(x: Float32, precision: Precision) -> dict[str, Callable[[], object]]:
+def deit_like(images: int, slope: float, spread: float) -> Float32:
+    """Rows in unlike directions and of unlike sizes, ``[images, TOKENS, WIDTH]``.
+
+    Args:
+        images: number of images.
+        slope: component k has ``k**-slope`` of the first one's variance, and a little less.
+        spread: standard deviation of the logarithm of a row's energy, in bits.
+    """
+    rng, k = np.random.default_rng(0), np.arange(1, WIDTH + 1)
+    rows = images * TOKENS
+    deviations = np.sqrt(k**-slope * 2.0 ** (-k / 128))
+    basis = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0]
+    x = rng.standard_normal((rows, WIDTH)) * deviations @ basis + 0.3 * rng.standard_normal(WIDTH) * deviations.mean()
+    x *= 2.0 ** (spread / 2 * rng.standard_normal((rows, 1)))
+    tensor: Float32 = x.astype(np.float32).reshape(images, TOKENS, WIDTH)
+    return tensor
+
+
+def activations(images: int) -> Float32:
+    return deit_like(images, slope=0.55, spread=0.4)
+
+
+def gradients(images: int) -> Float32:
+    return deit_like(images, slope=1.0, spread=3.9) * np.float32(1e-5)
+
+
+def cases_of(x: Float32, precision: Precision) -> Cases:
     data = encode(x, precision)
     return {
         f"encode {precision}": lambda: encode(x, precision),
@@ -26,23 +58,80 @@ def cases_of(x: Float32, precision: Precision) -> dict[str, Callable[[], object]
     }
 
 
-def main() -> None:
-    parser = arguments(__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=200)
-    args = parser.parse_args()
-    x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    cases: dict[str, Callable[[], object]] = {"copy": x.copy}
+def against_copy(megabytes: int, rounds: int) -> list[Result]:
+    x = activations(IMAGES[megabytes])
+    cases: Cases = {"copy": x.copy}
     for precision in PRECISIONS:
         cases |= cases_of(x, precision)
-    ms = medians_ms(cases, args.rounds, warm_up=10)
-    results: list[Result] = [
-        compare(f"{name} v x.copy()", ms[name], ms["copy"], "ms") for name in cases if name != "copy"
+    ms = medians_ms(cases, max(5, rounds // megabytes))
+    return [
+        compare(f"{megabytes} MB: {name} v x.copy()", ms[name], ms["copy"], "ms") for name in cases if name != "copy"
     ]
-    results += [
-        compare(f"size of {precision} v fp32", encoded_bytes(SHAPE, precision), x.nbytes, "bytes")
-        for precision in PRECISIONS
+
+
+def against_forward(megabytes: int, rounds: int) -> list[Result]:
+    """Codec of the default precisions on device and trainer v the trunk's forward; nothing where PyTorch is missing."""
+    images = IMAGES[megabytes]
+    try:
+        cases: Cases = {"forward": forward_of(images)}
+    except ImportError:
+        return []
+    cases |= cases_of(activations(images), "pca1") | cases_of(gradients(images), "pca0.25")
+    ms = medians_ms(cases, max(3, rounds // (8 * megabytes)), warm_up=1)
+    device, trainer = ms["encode pca1"] + ms["decode pca0.25"], ms["decode pca1"] + ms["encode pca0.25"]
+    return [
+        compare(f"{images} images: codec of the device v the trunk's forward", device, ms["forward"], "ms"),
+        compare(f"{images} images: codec of the trainer v the trunk's forward", trainer, ms["forward"], "ms"),
     ]
-    show(f"codec, 1 MB of float32, one thread, median of {args.rounds}", results, args.json)
+
+
+def forward_of(images: int) -> Callable[[], object]:
+    import torch
+
+    from adc_edge.method.split import create_vit, split_vit
+
+    torch.set_num_threads(1)
+    trunk, _ = split_vit(create_vit("deit_tiny_patch16_224", {"img_size": SIZE}, None), SPLIT)
+    x = torch.randn(images, 3, SIZE, SIZE)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            trunk(x)
+
+    return forward
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+@contextmanager
+def busy(cores: int) -> Iterator[None]:
+    """Load so many cores with processes that never wait."""
+    processes = [multiprocessing.Process(target=spin, daemon=True) for _ in range(cores)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=100, help="rounds at 1 MB; fewer at more")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="cores to load with other processes")
+    args = parser.parse_args()
+    with busy(args.busy):
+        results = [one for megabytes in IMAGES for one in against_copy(megabytes, args.rounds)]
+        results += [one for megabytes in IMAGES for one in against_forward(megabytes, args.rounds)]
+    shape = (IMAGES[1], TOKENS, WIDTH)
+    fp32 = encoded_bytes(shape, "fp32")
+    results += [compare(f"size of {one} v fp32", encoded_bytes(shape, one), fp32, "bytes") for one in PRECISIONS]
+    show(f"codec, one thread, {args.busy} cores busy with other processes", results, args.json)
 
 
 if __name__ == "__main__":
