@@ -33,7 +33,7 @@ CASES = (  # a command line with a mistake, and words of the message
     ("trainer --bundle {bundle} --bind tcp://127.0.0.1:{taken}", "is in use"),
     (f"{TRAINER} --keys {{tmp}}/none", "no key at"),
     (f"{TRAINER} --keys {{tmp}}/none --insecure", "--keys and --insecure"),
-    (f"{TRAINER} --run {{tmp}}/begun", "holds another run: role was 'device', is 'trainer'"),
+    (f"{TRAINER} --run {{tmp}}/begun", "holds a run of `serve`"),
     (f"{TRAINER} --run {{tmp}}/used", "is in use by another process"),
     (f"{TRAINER} --run {{tmp}}/damaged", "settings as adc-edge wrote them"),
     (f"{TRAINER} --one-session --devices 2", "--one-session and --devices 2"),

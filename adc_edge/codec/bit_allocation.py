@@ -35,7 +35,7 @@ _LARGEST_THRESHOLD = 2**15 - 1  # above every level, so that nothing has a bit
 _BIT_EXCESS = np.array([0, 44, 94, 149, 208, 269, 332, 395])
 _EXCESSES = np.arange(-1, _BIT_EXCESS[-1] + _CLASS_UNITS * len(_CLASSES))  # the widths are the same above and below
 _SEARCH_SPAN = 24 * _UNIT  # below the highest level: a weaker component lies under float32's 24 bits of precision
-_SAMPLE = 1024  # rows whose coordinates tell the energies of all classes
+_SAMPLE = 1024  # rows whose coordinates tell the energies of all classes, at one bit a value or less
 _FEWEST = 64  # of them in each class
 _FEW_COMPONENTS = 16  # where hardly any fits without classes, more may fit with them
 _TINY = 1e-300  # keeps a quotient of zeros defined
@@ -107,13 +107,14 @@ def allocation_candidates(rows: Float32, mean: Float32, budget: int) -> list[All
     squares = np.einsum("nd,nd->n", rows, rows)
     classes = _classes(squares)
     known = bool((variances > _SURE * variances.max()).all())
-    energy = variances[None] if known else _energies(rows, vectors, variances, squares, classes)
+    sample = int(_SAMPLE * max(1.0, 8 * budget / rows.size))  # wide codes need exact levels
+    energy = variances[None] if known else _energies(rows, vectors, variances, squares, classes, sample)
     mean_energy = len(rows) * float(np.square(mean, dtype=np.float64).sum())
     one_class = empty_allocation(len(rows))
     alike = _fit(one_class, energy.sum(axis=0)[None], mean_energy, vectors, budget)
     found = [_mean_alone(one_class, energy, mean_energy, vectors), alike]
     if not _saved_bits(squares) * max(len(alike.vectors), _FEW_COMPONENTS) < CLASS_BITS:  # true for NaN, too
-        energy = _energies(rows, vectors, variances, squares, classes) if known else energy
+        energy = _energies(rows, vectors, variances, squares, classes, sample) if known else energy
         by_class = one_class._replace(classes=classes, has_classes=True)
         found.append(_fit(by_class, energy, mean_energy, vectors, budget))
     return sorted(found, key=lambda candidate: candidate.error)
@@ -138,11 +139,13 @@ def _components(rows: Float32) -> tuple[Float64, Float32]:
     return variances, np.divide(vectors, lengths, out=np.zeros_like(vectors), where=sure).astype(np.float32)
 
 
-def _energies(rows: Float32, vectors: Float32, variances: Float64, squares: Float32, classes: UInt8) -> Float64:
-    """Sums of the squares of each class's coordinates, ``[classes, n]``, estimated from some rows of a large class."""
+def _energies(
+    rows: Float32, vectors: Float32, variances: Float64, squares: Float32, classes: UInt8, sample: int
+) -> Float64:
+    """Sums of the squares of each class's coordinates, ``[classes, n]``, from ``sample`` rows or a few more."""
     energy = np.zeros((len(_CLASSES), vectors.shape[1]))
     weights = np.bincount(classes, np.sqrt(squares), len(_CLASSES))
-    most = np.maximum(_SAMPLE * weights / max(weights.sum(), _TINY), _FEWEST if len(rows) > _SAMPLE else _SAMPLE)
+    most = np.maximum(sample * weights / max(weights.sum(), _TINY), _FEWEST if len(rows) > sample else sample)
     sampled = False
     for index in np.flatnonzero(np.bincount(classes)):
         members = np.flatnonzero(classes == index)

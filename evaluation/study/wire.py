@@ -61,6 +61,7 @@ class Wire:
             loss=loss,
             accuracy=0.5,
             seconds_cloud=0.1,
+            seconds_codec=0.1,
             down_mbit_s=20.1,
         )
         return self._carry(message, body)

@@ -128,7 +128,7 @@ def test_messages_for_a_session_that_was_not_opened_here(world: World) -> None:
     bob.session.channel.send(message, body)
     with pytest.raises(LinkLost, match="unknown-device"):
         bob.session.channel.receive(5_000)
-    assert world.has_logged("refused 'test' (unknown-device)")
+    assert world.has_logged("refused 'bob' (unknown-device)")
 
 
 def test_a_routing_id_of_another_device(world: World) -> None:
