@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
 
 
 _TRANSFER_BITS = 62
-_EVALUATED_ROWS = 16_384  # tokens of one message of an evaluation
+EVALUATED_ROWS = 16_384  # tokens of one message of an evaluation
 _R = TypeVar("_R")
 
 
@@ -172,7 +172,7 @@ class DeviceLoop:
         welcome = self.session.welcome
         if welcome is None or welcome.max_images is UNSET:
             return loader.batch_size
-        return max(loader.batch_size, min(welcome.max_images, _EVALUATED_ROWS // self.settings.shape.tokens))
+        return max(loader.batch_size, min(welcome.max_images, EVALUATED_ROWS // self.settings.shape.tokens))
 
     def _full_outputs(self, loader: Loader, indices: npt.NDArray[np.int64]) -> tuple[Float32, Labels]:
         """The trunk's output ``[B, N, D]`` and the labels of these images, computed a batch at a time."""

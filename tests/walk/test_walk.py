@@ -22,7 +22,8 @@ from PIL import Image
 
 from tests.walk.environments import ROOT, Environment, copy_checkout
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+# `timed`: by itself, so that the environments are made once, not in each worker.
+pytestmark = [pytest.mark.slow, pytest.mark.timed, pytest.mark.timeout(900)]
 
 INSTALL = {  # environment: the line of README, and its extras
     "device": ("pip install .", ()),
@@ -137,7 +138,7 @@ class Walk:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self._wait(lambda: "listening on" in self.log())
+        self._wait(lambda: "listens " in self.log())
 
     def _wait(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
