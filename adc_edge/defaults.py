@@ -14,6 +14,7 @@ Precision = Literal[
 Compute = Literal["fp32", "fp16", "int8"]  # what an engine computes in
 Provider = Literal["cpu", "cuda", "tensorrt", "xnnpack"]  # of ONNX Runtime
 EngineName = Literal["onnxruntime", "tensorrt", "torch"]
+ShimDevice = Literal["cpu", "cuda"]  # where PyTorch trains the trunk
 OptimizerName = Literal["adamw", "adam", "sgd"]
 LearningRateSchedule = Literal["constant", "cosine"]
 

@@ -122,6 +122,12 @@ _POSITIVE = click.IntRange(min=1)
 @engine_options
 @engine_cache_option
 @click.option(
+    "--shim-device",
+    type=choices(defaults.ShimDevice, "auto"),
+    default="auto",
+    help="Device on which PyTorch trains the trunk; auto: CUDA if torch's works on this board, or else the CPU.",
+)
+@click.option(
     "--refresh-every",
     default=1,
     type=_POSITIVE,

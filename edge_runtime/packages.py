@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adc_edge.edge_runtime.trunk.torch_cuda import TorchCuda
 from adc_edge.machine.description import installed_version
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ for name in sys.argv[1:]:
     except BaseException as error:
         fault = " ".join(f"{type(error).__name__}: {error}".split())
     print(json.dumps([name, fault, more]), flush=True)
+"""
+_ASK_TORCH = """
+import json
+from adc_edge.edge_runtime.trunk.torch_cuda import examine_torch_cuda
+print(json.dumps(examine_torch_cuda()._asdict()))
 """
 
 Versions = Callable[[str], "str | None"]
@@ -130,6 +136,17 @@ def try_imports(modules: list[str]) -> dict[str, Import]:
         if started not in found:
             found[started] = Import(f"its import {end}")
     return found
+
+
+def ask_torch_cuda() -> TorchCuda | None:
+    """Return what torch's CUDA can do on this board, asked in another process; None: it did not answer."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=_IMPORT_TIMEOUT_S, check=False
+        )
+        return TorchCuda(**json.loads(done.stdout.splitlines()[-1]))
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError, TypeError):
+        return None
 
 
 def _requirements() -> Iterator[tuple[str, Requirement]]:

@@ -25,6 +25,7 @@ from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.edge_runtime.state import RunState
 from adc_edge.edge_runtime.training import Training
+from adc_edge.edge_runtime.trunk.device import check_shim_device, choose_shim_device
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.machine.description import describe_machine
 from adc_edge.machine.threads import divide_cores
@@ -69,6 +70,7 @@ class Serve:
         self.batch_size = settings.batch_size or self.manifest.batch_size
         ratio = self.manifest.ratio if settings.ratio == Ratio() else settings.ratio.check()
         self.shape: Shape = settings.cut(ratio, self.manifest)  # of a micro-batch
+        check_shim_device(settings.shim_device, self._torchless)  # last: it may import torch
 
     @property
     def _torchless(self) -> bool:
@@ -93,7 +95,7 @@ class Serve:
             run_dir = RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh)
             stack.callback(run_dir.close)
             run_dir.keep(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
-            shim = None if self._torchless else make_shim(self.bundle, settings)  # last: torch's import takes seconds
+            shim = None if self._torchless else self._shim(run_dir)  # last: torch's import takes seconds
             learning = shim if settings.trunk == "train" else None
             refresher = None if learning is None else Refresher(learning, settings.refresh_every)
             self.state = RunState(run_dir, refresher, settings.micro_batches)
@@ -190,6 +192,10 @@ class Serve:
             class_names=True,
             named=bool(self.settings.name) or UNSET,
         )
+
+    def _shim(self, run_dir: RunDir) -> Shim:
+        device = choose_shim_device(self.settings.shim_device, run_dir)
+        return make_shim(self.bundle, self.settings, device)
 
     def _engine(self, run_dir: RunDir, shim: Shim | None) -> Engine:
         name: str = self.settings.engine

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from adc_edge import defaults
-from adc_edge.defaults import Compute, EngineName, Precision, Provider
+from adc_edge.defaults import Compute, EngineName, Precision, Provider, ShimDevice
 from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Ratio, Shape
@@ -35,6 +35,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
     provider: Provider | Literal["auto"] = "auto"
     compute: Compute | None = None
     engine_cache: Path | None = None
+    shim_device: ShimDevice | Literal["auto"] = "auto"
     freeze_first: int = 0
     refresh_every: int = 1
     ratio: Ratio = Ratio()

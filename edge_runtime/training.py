@@ -120,7 +120,9 @@ class Training:
         if settings.keep_best:
             self._best.check_trainer()
         test_images = sum(map(len, self.test.sample(settings.evaluate_images)))
-        for line in banner(settings, self.manifest, loop.settings, test_images, loop.session.channel.congestion):
+        device = "cpu" if loop.shim is None else loop.shim.device.type
+        congestion = loop.session.channel.congestion
+        for line in banner(settings, self.manifest, loop.settings, test_images, congestion, device):
             logger.info(line)
         why = self._choose_engine()  # may exchange the engine
         logger.info(engine_line(loop.engine, why))

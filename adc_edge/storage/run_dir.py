@@ -49,6 +49,8 @@ _OURS = (
     "manifest.json",
     "endpoint",
     "engine",
+    "engine-where",
+    "shim-device",
     CLASSES,
     "checkpoint-*.safetensors",
     "trunk.safetensors",
@@ -143,6 +145,11 @@ class RunDir:
             _clear(path.parent)
         elif changed:
             raise another_run(path.parent, changed)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run has done a step, in an earlier process or this one."""
+        return self.path is not None and _has_begun(self.path)
 
     def latest(self, until: int | None = None) -> Checkpoint | None:
         """Return the newest intact checkpoint, of a step up to ``until``, or None."""

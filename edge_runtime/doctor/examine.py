@@ -11,6 +11,7 @@ from pathlib import Path
 from adc_edge.edge_runtime import board, packages
 from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow
 from adc_edge.edge_runtime.packages import DEVICE, Package, Versions
+from adc_edge.edge_runtime.trunk.torch_cuda import TorchCuda
 from adc_edge.errors import SettingError
 from adc_edge.machine.description import installed_version
 from adc_edge.wire.addresses import Address, Finding, NameUnknown, examine_address, parse_address, resolve
@@ -39,7 +40,7 @@ def examine(
         trainer: ``tcp://HOST:PORT`` to connect to, as `serve` does but without a session.
         root: where /proc, /sys and /etc are.
         versions: of installed distributions.
-        golden: whether to compute the bundle's golden pair, and to open a part of the images.
+        golden: whether to compute the bundle's golden pair, open a part of the images and try torch on the GPU.
         keys: key directory for the trainer.
         insecure: an address that is not loopback is allowed without keys.
         data: data source to read.
@@ -54,6 +55,8 @@ def examine(
     found = packages.find(versions)
     imports = packages.imports(package for package in found if package.group == DEVICE)
     rows = [*_machine(facts, bundle or Path()), *_board(facts, state), *_packages(found, imports, facts)]
+    cuda = _ask_torch_cuda(found, facts) if golden else None
+    rows += [] if cuda is None else [_torch_cuda(cuda)]
     trains = any(package.name == "torch" and package.good for package in found)
     imports_well = not any(row.fault for row in rows)
     bundle_here = None
@@ -73,6 +76,7 @@ def examine(
         "packages": [asdict(package) for package in found],
         "imports": {name: asdict(how) for name, how in imports.items()},
         "torch_cuda": packages.torch_cuda(),
+        "torch_gpu": None if cuda is None else cuda._asdict(),
     }
     return DoctorReport(tuple(rows), trains, details)
 
@@ -136,6 +140,21 @@ def _packages(found: list[Package], imports: dict[str, packages.Import], facts: 
         yield DoctorRow("packages", "CURVE", "ok" if zmq.more else "warning", text, remedy)
     if (facts.l4t or "").startswith("36."):
         yield from _clashes({package.name: package.version for package in found})
+
+
+def _ask_torch_cuda(found: list[Package], facts: board.Board) -> TorchCuda | None:
+    """Ask torch where it is installed and there is a GPU of NVIDIA."""
+    torch = any(package.name == "torch" and package.version for package in found)
+    return packages.ask_torch_cuda() if torch and (facts.jetson or facts.gpus) else None
+
+
+def _torch_cuda(cuda: TorchCuda) -> DoctorRow:
+    """Tell whether torch's CUDA fits this board; the trunk is trained there."""
+    if not cuda.fault:
+        text = f"works on {cuda.gpu} ({cuda.architecture}): serve --shim-device cuda"
+        return DoctorRow("packages", "torch on the GPU", "ok", text)
+    remedy = f"PyTorch for this board: {_BOARDS}; until then the trunk is trained on the CPU"
+    return DoctorRow("packages", "torch on the GPU", "warning", cuda.fault, remedy)
 
 
 def _clashes(versions: dict[str, str | None]) -> Iterator[DoctorRow]:

@@ -36,6 +36,7 @@ class EngineChoice(NamedTuple):
     torch: Costs
     step_onnxruntime: float
     step_torch: float
+    device: str = "cpu"  # of PyTorch
 
     def __str__(self) -> str:
         """Return the choice in a few words: ``auto: 115 ms a step, onnxruntime 146 ms``."""
@@ -50,9 +51,9 @@ class EngineChoice(NamedTuple):
         engine, torch = self.onnxruntime, self.torch
         return (
             f"engine auto: a micro-batch takes ONNX Runtime {1e3 * engine.forward:.0f} ms (and "
-            f"{1e3 * engine.recompute:.0f} ms to recompute), PyTorch {1e3 * torch.forward:.0f} ms, the backward "
-            f"{1e3 * torch.backward:.0f} ms, the link {1e3 * engine.up:.0f} ms up and {1e3 * engine.down:.0f} ms "
-            "down; the time of a step is without the cloud's"
+            f"{1e3 * engine.recompute:.0f} ms to recompute), PyTorch on {self.device} {1e3 * torch.forward:.0f} ms, "
+            f"the backward {1e3 * torch.backward:.0f} ms, the link {1e3 * engine.up:.0f} ms up and "
+            f"{1e3 * engine.down:.0f} ms down; the time of a step is without the cloud's"
         )
 
 
@@ -90,4 +91,6 @@ def choose(
     ours = Costs(forward, recompute, backward, link.up, 0.0, link.down)
     theirs = Costs(with_graph, 0.0, backward, link.up, 0.0, link.down)
     steps = [step_seconds(costs, link.rtt, cut.micro_batches, cut.window) for costs in (ours, theirs)]
-    return EngineChoice("onnxruntime" if steps[0] <= steps[1] else "torch", ours, theirs, *steps)
+    return EngineChoice(
+        "onnxruntime" if steps[0] <= steps[1] else "torch", ours, theirs, steps[0], steps[1], shim.device.type
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,9 @@ from adc_edge.method.compressed import CompressedBatch, Compressor, drop_empty
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.storage.bundle import OUTPUTS
 
+if TYPE_CHECKING:  # a device with a frozen trunk has no torch
+    from torch import Tensor
+
 
 class Engine(Compressor, Protocol):
     """Trunk + ADC with weights that can be replaced."""
@@ -21,6 +25,7 @@ class Engine(Compressor, Protocol):
     name: str
     description: str  # processor, provider and precision that it runs with, for people; known once it is entered
     keeps_graph: bool  # its forward is the shim's own, with autograd: nothing is left to recompute
+    reads_gpu: bool  # it computes on a GPU and takes weights there by address; known once it is entered
 
     def __enter__(self) -> Engine:
         """Load the model."""
@@ -35,6 +40,9 @@ class Engine(Compressor, Protocol):
 
     def refresh(self, weights: Weights) -> None:
         """Use these weights, by timm name, from the next call on."""
+
+    def refresh_on_gpu(self, weights: Mapping[str, Tensor]) -> None:
+        """Use these weights, which lie on the GPU, from the next call on; only with ``reads_gpu``."""
 
 
 class GraphEngine:

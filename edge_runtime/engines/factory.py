@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adc_edge.defaults import ShimDevice
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.settings import ServeSettings
@@ -21,8 +22,8 @@ ENGINE = "engine"  # file in the run directory: the engine that `auto` has chose
 WHERE = "engine-where"  # file in the run directory: the engine that has computed
 
 
-def make_shim(bundle: Bundle, settings: ServeSettings) -> Shim:
-    """Return the trunk in PyTorch; it learns unless the run freezes it."""
+def make_shim(bundle: Bundle, settings: ServeSettings, device: ShimDevice = "cpu") -> Shim:
+    """Return the trunk in PyTorch on ``device``; it learns unless the run freezes it."""
     import torch
 
     from adc_edge.edge_runtime.trunk.trainer import Shim
@@ -31,7 +32,7 @@ def make_shim(bundle: Bundle, settings: ServeSettings) -> Shim:
         keep_freed_memory()
     torch.set_num_threads(settings.threads or usable_cores())
     learning = settings.optimizer if settings.trunk == "train" else None
-    return Shim(bundle.manifest.trunk, bundle.path / TRUNK, learning, settings.freeze_first)
+    return Shim(bundle.manifest.trunk, bundle.path / TRUNK, learning, settings.freeze_first, device)
 
 
 def make_engine(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +14,18 @@ import onnxruntime as ort
 
 from adc_edge.arrays import Float32, Int64, Weights
 from adc_edge.edge_runtime.engines.base import GraphEngine, check_input
+from adc_edge.edge_runtime.engines.on_gpu import converted, is_float32
 from adc_edge.edge_runtime.engines.providers import Provider, open_session
 from adc_edge.errors import SettingError
 from adc_edge.machine.processor import SLOW_INT8, int8_saturates, processor_name
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.storage.bundle import CLIENT_INT8
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_BY_SIZE = {4: np.float32, 2: np.float16}
 _log = logging.getLogger(__name__)
 
 
@@ -56,11 +62,14 @@ class OnnxEngine(GraphEngine):
         self.description: str = provider
         self._session: ort.InferenceSession | None = None
         self._weights: dict[str, npt.NDArray[Any]] = {}
+        self._on_gpu: dict[str, Tensor] = {}  # weights that are read where they lie
+        self.reads_gpu = False
 
     def __enter__(self) -> OnnxEngine:
         """Make the session."""
         opened = open_session(str(self._path), self._provider, self._threads)
         self._session = opened.session
+        self.reads_gpu = opened.provider == "cuda"
         self.description = f"{opened.provider}: {opened.reason}" if self._provider == "auto" else opened.provider
         if opened.provider == "cpu" and self._path.name == CLIENT_INT8 and int8_saturates():
             self.description += f": {SLOW_INT8}"
@@ -86,19 +95,55 @@ class OnnxEngine(GraphEngine):
         Raises:
             SettingError: a name or shape that the graph does not have.
         """
+        dtypes = self._dtypes(weights)
+        self._on_gpu = {}
+        self._weights = {n: np.ascontiguousarray(w, dtypes[n]) for n, w in weights.items()}
+
+    def refresh_on_gpu(self, weights: Mapping[str, Tensor]) -> None:
+        """Read these weights where they lie from now on; a graph in fp16 reads copies in fp16.
+
+        Raises:
+            SettingError: as ``refresh``.
+            EngineError: a weight too large for fp16.
+        """
+        self._on_gpu = converted(weights, self._dtypes(weights))
+        self._weights = {}
+
+    def _dtypes(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """The graph's types of these float32 weights; raises SettingError if they do not fit it."""
         assert self._session is not None, "enter the engine first"
         known = {i.name: (i.shape, i.type) for i in self._session.get_overridable_initializers()}
-        wrong = [n for n, w in weights.items() if known.get(n, ([], ""))[0] != list(w.shape) or w.dtype != np.float32]
+        wrong = [
+            name
+            for name, weight in weights.items()
+            if known.get(name, ([], ""))[0] != list(weight.shape) or not is_float32(weight)
+        ]
         if wrong:
             raise SettingError(
                 f"weights that the graph does not have: {wrong[:4]}",
                 "the trunk's float32 weights",
                 "use the bundle's trunk",
             )
-        self._weights = {n: np.ascontiguousarray(w, _DTYPES[known[n][1]]) for n, w in weights.items()}
+        return {name: _DTYPES[known[name][1]] for name in weights}
 
     def _run(self, outputs: list[str], images: Float32, init_rows: Int64, slots: int) -> list[Any]:
         check_input(self._spec, images, init_rows, slots)
         assert self._session is not None, "enter the engine first"
         feeds = {"images": images, "seeds": init_rows, "slots": np.zeros(slots, np.int64), **self._weights}
+        if self._on_gpu:
+            return self._run_bound(self._session, outputs, feeds)
         return self._session.run(outputs, feeds)  # type: ignore[no-any-return]
+
+    def _run_bound(self, session: ort.InferenceSession, outputs: list[str], feeds: Mapping[str, Any]) -> list[Any]:
+        """Run with the weights on the GPU; images come from host memory, and outputs return to it."""
+        binding = session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name, w in self._on_gpu.items():
+            place = w.device.type, w.device.index or 0
+            binding.bind_input(name, *place, _BY_SIZE[w.element_size()], tuple(w.shape), w.data_ptr())
+        for name in outputs:
+            binding.bind_output(name)  # in host memory
+        binding.synchronize_inputs()
+        session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]

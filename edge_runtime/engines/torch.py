@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
-import torch
+from torch import Tensor
 
 from adc_edge.arrays import Float32, Int64, Weights
 from adc_edge.edge_runtime.trunk.trainer import Shim
@@ -15,11 +16,12 @@ class TorchEngine:
     """The shim's own forward as an engine. Its graph serves the backward, so nothing is computed twice."""
 
     name = "torch"
-    description = "cpu"
     keeps_graph = True
+    reads_gpu = False
 
     def __init__(self, shim: Shim) -> None:
         self._shim = shim
+        self.description = shim.device.type
 
     def __enter__(self) -> TorchEngine:
         """Return the engine; there is nothing to load."""
@@ -34,11 +36,12 @@ class TorchEngine:
         """Run ``Shim.compress``."""
         return self._shim.compress(images, init_rows, slots)
 
-    @torch.no_grad()
     def full_output(self, images: Float32) -> Float32:
         """Return the output of the bare trunk."""
-        z: Float32 = self._shim.trunk(torch.from_numpy(images)).numpy()
-        return z
+        return self._shim.full_output(images)
 
     def refresh(self, weights: Weights) -> None:
         """Do nothing: the shim's weights are this engine's."""
+
+    def refresh_on_gpu(self, weights: Mapping[str, Tensor]) -> None:
+        """Do nothing, as ``refresh``."""

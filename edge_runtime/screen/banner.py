@@ -68,7 +68,12 @@ def _evaluations(every: int, steps: int) -> int:
 
 
 def banner(
-    settings: ServeSettings, manifest: Manifest, step: StepSettings, test_images: int, congestion: str | None
+    settings: ServeSettings,
+    manifest: Manifest,
+    step: StepSettings,
+    test_images: int,
+    congestion: str | None,
+    device: str = "cpu",
 ) -> Iterator[str]:
     """Yield the lines before a run, but for that of the engine, which may not be chosen yet.
 
@@ -78,11 +83,12 @@ def banner(
         step: what each step sends.
         test_images: images of an evaluation.
         congestion: the congestion control that the kernel sends by; None: it is not known.
+        device: where a trunk that learns is trained.
     """
     sending = f", sending by {congestion}" if congestion else ""
     yield f"trainer  {settings.trainer}{', encrypted' if settings.keys else ''}{sending}"
     yield f"model    {manifest.model}, cut after block {manifest.split} of {manifest.depth}"
-    yield f"trunk    {_trunk(settings, manifest)}"
+    yield f"trunk    {_trunk(settings, manifest, device)}"
     if step.micro_batches > 1:
         yield f"batch    {step.micro_batches} messages of {step.shape.images} images, {step.window} in flight"
     yield f"sends    {kept_in_words(step.shape)}"
@@ -112,12 +118,13 @@ def kept_in_words(shape: Shape) -> str:
     return f"ξ={shape.xi:.3f}: {images}, {tokens} tokens"
 
 
-def _trunk(settings: ServeSettings, manifest: Manifest) -> str:
+def _trunk(settings: ServeSettings, manifest: Manifest, device: str) -> str:
     if settings.trunk == "frozen":
         return "frozen"
     if settings.freeze_first:
-        return f"blocks 1 to {settings.freeze_first} frozen, the others of 1 to {manifest.split} trained here"
-    return f"blocks 1 to {manifest.split} trained here"
+        first = settings.freeze_first + 1
+        return f"blocks 1 to {first - 1} frozen, {first} to {manifest.split} trained here, on {device}"
+    return f"blocks 1 to {manifest.split} trained here, on {device}"
 
 
 def _byte_lines(planned: PlannedBytes, settings: ServeSettings, step: StepSettings, test_images: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
     from adc_edge.edge_runtime.trunk.trainer import Shim
 
 _ENGINE = "engine."
+_TOLERANCE = 1e-3  # of the largest output; the same kernels compute both
+_log = logging.getLogger(__name__)
 
 
 class Refresher:
@@ -31,11 +34,14 @@ class Refresher:
     def __init__(self, shim: Shim, every: int = 1) -> None:
         self._shim, self.every = shim, every
         self._engine: Engine | None = None
+        self._by_address = False  # the engine reads the shim's weights on the GPU, which both use
         self._old: dict[str, npt.NDArray[Any]] = {}  # the engine's own weights; empty: it reads the shim's
 
     def follow(self, engine: Engine) -> None:
         """Refresh this engine from now on."""
         self._engine = engine
+        shared = self._shim.on_gpu and engine.reads_gpu and self.every == 1
+        self._by_address = shared and _takes_addresses(engine, self._shim)
         if self._old:
             engine.refresh(self._old)
         else:
@@ -45,7 +51,9 @@ class Refresher:
         """Give the engine the current weights."""
         if self.every > 1:
             self._old = {name: value.copy() for name, value in self._shim.weights().items()}
-        if self._engine is not None:
+        if self._engine is not None and self._by_address:
+            self._engine.refresh_on_gpu(self._shim.tensors())
+        elif self._engine is not None:
             self._engine.refresh(self._old or self._shim.weights())
 
     def engine_weights(self) -> Weights:
@@ -71,3 +79,26 @@ class Refresher:
             self.now()
         elif self._engine is not None:
             self._engine.refresh(self._old)
+
+
+def _takes_addresses(engine: Engine, shim: Shim) -> bool:
+    """Whether an engine computes the same with weights by their address on the GPU as with copies from host memory.
+
+    Nobody has run this on a GPU, so each run tests it first. The engine gets other weights in between: a hand-over
+    that changes nothing must show.
+    """
+    spec, weights = shim.trunk.spec, shim.weights()
+    image = np.random.default_rng(0).standard_normal((1, spec.channels, *spec.image_size), np.float32)
+    engine.refresh(weights)
+    expected = engine.full_output(image)
+    engine.refresh({name: np.multiply(weight, 0.5, dtype=np.float32) for name, weight in weights.items()})
+    try:
+        engine.refresh_on_gpu(shim.tensors())
+        found = engine.full_output(image)
+        if np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():
+            return True
+        fault = "it computes something else"
+    except Exception as error:  # whatever the engine's library raises
+        fault = str(error).partition("\n")[0]
+    _log.warning("%s cannot read weights on the GPU (%s): they go through host memory", engine.name, fault)
+    return False

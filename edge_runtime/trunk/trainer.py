@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from adc_edge.arrays import Float32, Int64, Weights
+from adc_edge.defaults import ShimDevice
 from adc_edge.edge_runtime.engines.base import check_freeze_first, check_input
 from adc_edge.method.compressed import CompressedBatch, drop_empty
 from adc_edge.method.spec import TrunkSpec
@@ -37,15 +38,26 @@ class Shim:
         optimizer: settings of the optimizer; None for a frozen trunk (``--engine torch --trunk frozen``).
         freeze_first: K; the embedding and blocks 1..K do not learn.
 
+        device: where everything is computed; arrays in host memory come in and go out.
+
     Raises:
         SettingError: K leaves no block to train.
     """
 
     def __init__(
-        self, spec: TrunkSpec, weights: Path, optimizer: OptimizerSettings | None, freeze_first: int = 0
+        self,
+        spec: TrunkSpec,
+        weights: Path,
+        optimizer: OptimizerSettings | None,
+        freeze_first: int = 0,
+        device: ShimDevice = "cpu",
     ) -> None:
         check_freeze_first(spec, freeze_first)
-        self.trunk = Trunk(spec)
+        self.device = torch.device(device)
+        if self.on_gpu:
+            torch.backends.cudnn.allow_tf32 = False  # in TF32 the scores of a batch cluster otherwise
+        with self.device:
+            self.trunk = Trunk(spec)
         self.trunk.load_state_dict(load(weights.read_bytes()))
         learning = self.trunk.blocks[freeze_first:] if freeze_first else self.trunk
         self.trunk.requires_grad_(False)
@@ -55,6 +67,11 @@ class Shim:
         self._waiting: deque[Tensor] = deque()  # [T, k, D] each, with their graphs
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether its tensors lie in a GPU's memory."""
+        return self.device.type == "cuda"
+
+    @property
     def waiting(self) -> int:
         """Number of outputs whose gradient has not arrived yet."""
         return len(self._waiting)
@@ -62,12 +79,18 @@ class Shim:
     def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
         """Compute trunk + ADC in PyTorch; with an optimizer the output waits for ``backward``."""
         check_input(self.trunk.spec, images, init_rows, slots)
-        empty = torch.zeros(slots, dtype=torch.int64)
-        out = self.trunk.compress(torch.from_numpy(images), torch.from_numpy(init_rows), empty)
+        empty = torch.zeros(slots, dtype=torch.int64, device=self.device)
+        out = self.trunk.compress(self._here(images), self._here(init_rows), empty)
         if self._optimizer is not None:
             self._waiting.append(out.activations[out.counts > 0])
-        activations, *choice = (part.detach().numpy() for part in out)
+        activations, *choice = (part.detach().cpu().numpy() for part in out)
         return CompressedBatch(*drop_empty(activations, *choice))
+
+    @torch.no_grad()
+    def full_output(self, images: Float32) -> Float32:
+        """Return the output of the bare trunk, ``[B, N, D]``."""
+        z: Float32 = self.trunk(self._here(images)).cpu().numpy()
+        return z
 
     def recompute(self, images: Float32, sent: CompressedBatch) -> None:
         """Recompute the activations with autograd, for the engine's choice of clusters and tokens; they wait likewise.
@@ -75,24 +98,27 @@ class Shim:
         Frozen blocks are not recomputed where the engine gave their output.
         """
         x, start = (images, 0) if sent.hidden is None else (sent.hidden, self._frozen_blocks)
-        choice = torch.from_numpy(sent.assignment), torch.from_numpy(sent.tokens)
-        self._waiting.append(self.trunk.replay(torch.from_numpy(x), *choice, start=start))
+        choice = self._here(sent.assignment), self._here(sent.tokens)
+        self._waiting.append(self.trunk.replay(self._here(x), *choice, start=start))
+        self._settle()
 
     def drift(self, sent: CompressedBatch) -> float:
         """Largest |engine - PyTorch| over the activations of the oldest waiting output."""
         assert self._waiting, "recompute first"
-        return float(np.abs(sent.activations - self._waiting[0].detach().numpy()).max())
+        return float(np.abs(sent.activations - self._waiting[0].detach().cpu().numpy()).max())
 
     def backward(self, gradient: Float32) -> None:
         """Backpropagate the oldest waiting output's gradient ``[T, k, D]``, and accumulate."""
         assert self._waiting, "recompute first"
-        self._waiting.popleft().backward(torch.from_numpy(gradient))  # type: ignore[no-untyped-call]
+        self._waiting.popleft().backward(self._here(gradient))  # type: ignore[no-untyped-call]
+        self._settle()
 
     def update(self, step: int, planned_steps: int) -> None:
         """Do one optimizer step with the accumulated gradients, and clear them."""
         assert self._optimizer is not None, "the trunk is frozen"
         assert not self._waiting, "outputs still wait for their gradients"
         self._optimizer.step(step, planned_steps)
+        self._settle()
 
     def drop(self) -> None:
         """Give a step up: drop waiting outputs and accumulated gradients."""
@@ -100,8 +126,12 @@ class Shim:
         self.trunk.zero_grad(set_to_none=True)
 
     def weights(self) -> Weights:
-        """Views of the parameters by timm name: they follow every later step without a copy."""
-        return {name: p.detach().numpy() for name, p in self.trunk.named_parameters()}
+        """The parameters by timm name: on the CPU views, which follow every later step; of a GPU copies."""
+        return {name: p.cpu().numpy() for name, p in self.tensors().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by timm name, where they lie."""
+        return {name: p.detach() for name, p in self.trunk.named_parameters()}
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Weights and optimizer state, for a checkpoint."""
@@ -118,6 +148,15 @@ class Shim:
     def safetensors(self) -> bytes:
         """The content of trunk.safetensors."""
         return save(self.trunk.state_dict())
+
+    def _here(self, array: npt.NDArray[Any]) -> Tensor:
+        """The array on this device; on the CPU the same memory."""
+        return torch.from_numpy(array).to(self.device)
+
+    def _settle(self) -> None:
+        """Wait for the GPU, so that each phase of a step is charged with its own time."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
 
 
 def _under(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -146,6 +146,12 @@ LIGHT = [  # torch is not needed to tell
     _serve("more bit errors than bits", "--bit-errors 1", "1.0 is not in the range 0<=x<=0.5"),
     # Engines, keys, outputs, runs, files of options.
     _serve("TensorRT without its graph", "--engine tensorrt", "no client.fp16.onnx", "export it again with --tensorrt"),
+    _serve(
+        "CUDA for a trunk that does not learn",
+        "--shim-device cuda --trunk frozen",
+        "which PyTorch does not compute",
+        "leave --shim-device out",
+    ),
     _serve("int8 for a trunk that learns", "--compute int8", "a trunk that trains", "add --trunk frozen"),
     _serve(
         "int8 that was not calibrated", "--compute int8 --trunk frozen", "no calibration.json", "adc-edge calibrate"
@@ -196,6 +202,7 @@ HEAVY = [  # a host's commands, and what a device tells once torch is loaded
     ),
     _serve("more frozen blocks than there are", "--freeze-first 9", "9 of 2 blocks", "0 to 1", "--trunk frozen"),
     _serve("CUDA where there is none", "--provider cuda", "without CUDAExecutionProvider", "cpu", "onnxruntime-gpu"),
+    _serve("CUDA for the trunk where there is none", "--shim-device cuda", "docs/boards.md", "leave --shim-device out"),
     _serve("the bundle as the run", "--run {b}", "is a bundle", "a directory of its own", "choose another --run"),
     Mistake(
         "the trainer's run", f"{SERVE} --run {{cloud}}", ("a run of `trainer`", "choose another --run directory"), 1

@@ -92,6 +92,12 @@ class Cuda:
         """Enqueue a copy from the device into a contiguous array."""
         self._copy(buffer, array, array.ctypes.data, buffer.address, self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
+    def duplicate(self, buffer: Buffer, address: int, nbytes: int) -> None:
+        """Enqueue a copy of other device memory, which must stay as it is until ``synchronise``."""
+        assert nbytes <= buffer.nbytes, "reserve first"
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call(self._cudart.cudaMemcpyAsync, buffer.address, address, nbytes, kind, self._stream)
+
     def synchronise(self) -> None:
         """Wait until everything enqueued is done; what went wrong meanwhile is raised here."""
         try:

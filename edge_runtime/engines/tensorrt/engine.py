@@ -10,11 +10,11 @@ Never run on a GPU: tests/edge_runtime runs it against a fake TensorRT that comp
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -31,6 +31,9 @@ from adc_edge.edge_runtime.engines.tensorrt.session import TensorRtSession
 from adc_edge.errors import EngineError, SettingError
 from adc_edge.files import sha256
 from adc_edge.storage.bundle import CLIENT_BARE, ENGINES, OUTPUTS, TRUNK, Bundle, Compute
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _WEIGHTS_DTYPE = "fp16"  # of the graph without weights
 _log = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ class TensorRtEngine(GraphEngine):
     """
 
     name = "tensorrt"
+    reads_gpu = True
 
     def __init__(
         self,
@@ -122,6 +126,15 @@ class TensorRtEngine(GraphEngine):
         if not self._trains:
             raise SettingError("new weights for a frozen trunk", "none", "make the engine with trains=True")
         self._session.refresh(weights)
+
+    def refresh_on_gpu(self, weights: Mapping[str, Tensor]) -> None:
+        """Compute with these weights on the GPU from now on; they are copied there, so they may change later.
+
+        Raises:
+            SettingError, EngineError: as ``refresh``.
+        """
+        assert self._session is not None, "enter the engine first"
+        self._session.refresh_on_gpu(weights)
 
     def _run(self, outputs: list[str], images: Float32, init_rows: Int64, slots: int) -> list[Any]:
         check_input(self._spec, images, init_rows, slots)

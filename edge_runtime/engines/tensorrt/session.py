@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from adc_edge.arrays import Array, Weights
+from adc_edge.edge_runtime.engines.on_gpu import beyond, converted, is_float32
 from adc_edge.edge_runtime.engines.tensorrt.build import NotRefittable
 from adc_edge.edge_runtime.engines.tensorrt.cuda import Buffer, Cuda
 from adc_edge.edge_runtime.engines.tensorrt.library import why
 from adc_edge.errors import EngineError, SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MEMORY = "end what else uses the GPU's memory, or cut the batch: more --micro-batches"
 
@@ -104,10 +108,27 @@ class TensorRtSession:
             SettingError: they are not those of ``take_weights``.
             EngineError: one is too large for fp16, or TensorRT refuses.
         """
+        self._check(weights)
+        for name, slot in self._slots.items():  # all of them before any is uploaded: all change, or none
+            _convert(name, weights[name], slot.host)
+        for slot in self._slots.values():
+            self._cuda.upload(slot.buffer, slot.host)
+        self._refit()
+
+    def refresh_on_gpu(self, weights: Mapping[str, Tensor]) -> None:
+        """Compute with these weights, which lie on the GPU, from now on; raises as ``refresh``."""
+        self._check(weights)
+        ready = converted(weights, {name: slot.host.dtype for name, slot in self._slots.items()})
+        for name, slot in self._slots.items():
+            self._cuda.duplicate(slot.buffer, ready[name].data_ptr(), slot.host.nbytes)
+        self._refit()  # it ends when the copies are made: until then ``ready`` lives
+
+    def _check(self, weights: Mapping[str, Any]) -> None:
+        """Raise SettingError unless these are the weights of ``take_weights``, in float32."""
         wrong = {*self._slots} ^ {*weights} | {
             name
             for name, slot in self._slots.items()
-            if name in weights and (weights[name].shape != slot.host.shape or weights[name].dtype != np.float32)
+            if name in weights and (tuple(weights[name].shape) != slot.host.shape or not is_float32(weights[name]))
         }
         if wrong:
             raise SettingError(
@@ -115,10 +136,8 @@ class TensorRtSession:
                 "the trunk's float32 weights, all of them",
                 "use the bundle's trunk",
             )
-        for name, slot in self._slots.items():  # all of them before any is uploaded: all change, or none
-            _convert(name, weights[name], slot.host)
-        for slot in self._slots.values():
-            self._cuda.upload(slot.buffer, slot.host)
+
+    def _refit(self) -> None:
         # On the stream of the runs: a refit must not meet a run under way on another one.
         if self._refitter is not None and not self._refitter.refit_cuda_engine_async(self._cuda.stream):
             raise self._refused("new weights")
@@ -221,8 +240,4 @@ def _convert(name: str, weight: Array, host: Array) -> None:
         with np.errstate(over="raise"):
             np.copyto(host, weight, casting="same_kind")
     except FloatingPointError:
-        raise EngineError(
-            f"{name} holds {np.abs(weight).max():.3g}, beyond what {host.dtype} can",
-            f"weights up to {np.finfo(host.dtype).max}",
-            "the trunk diverges: a smaller --lr, --clip-norm; or --compute fp32",
-        ) from None
+        raise beyond(name, np.abs(weight).max(), host.dtype) from None

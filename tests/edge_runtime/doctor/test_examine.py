@@ -21,7 +21,8 @@ from adc_edge.edge_runtime.doctor import bundle as doctor_bundle
 from adc_edge.edge_runtime.doctor.command import doctor
 from adc_edge.edge_runtime.doctor.examine import examine as doctor_examine
 from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow, health_line, lines
-from adc_edge.edge_runtime.packages import Import, Package
+from adc_edge.edge_runtime.packages import Import, Package, ask_torch_cuda
+from adc_edge.edge_runtime.trunk.torch_cuda import TorchCuda
 from adc_edge.errors import SettingError
 from adc_edge.files import sha256
 from adc_edge.machine.description import installed_version
@@ -51,6 +52,7 @@ def examine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., DoctorReport]:
     """`doctor` on a machine whose imports go well and cost nothing."""
     more = {"onnxruntime": ["CPUExecutionProvider"], "zmq": True}
     monkeypatch.setattr(packages, "try_imports", lambda names: {n: Import(None, more.get(n)) for n in names})
+    monkeypatch.setattr(packages, "ask_torch_cuda", lambda: None)
     return doctor_examine
 
 
@@ -107,6 +109,50 @@ def test_on_a_jetson_torch_is_not_got_with_pip_alone(examine: Callable[..., Doct
     assert not jetson.trains
     assert "this device can serve with a frozen trunk" in shown(jetson)
     assert "--trunk frozen" in shown(jetson).splitlines()[-1]
+
+
+TORCH_MODULE = """
+__version__ = "2.12.0"
+class version:
+    cuda, hip = "13.2", None
+class cuda:
+    is_available, get_device_name = (lambda: True), (lambda: "Orin")
+    get_device_capability, get_arch_list = (lambda: (8, 7)), (lambda: ["sm_80", "sm_90"])
+"""
+
+
+def test_doctor_says_whether_torchs_cuda_fits_the_board(
+    examine: Callable[..., DoctorReport], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text(TORCH_MODULE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    lacking = ask_torch_cuda()
+    fitting = TorchCuda("2.10.0", "13.2", "Orin", "sm_87")
+    rows = []
+    for found in (lacking, fitting):
+        monkeypatch.setattr(packages, "ask_torch_cuda", lambda found=found: found)
+        rows.append(row(examine(root=put(tmp_path / "orin", ORIN), versions=versions(JETPACK_6)), "torch on the GPU"))
+    text = "torch 2.12.0 (CUDA 13.2) is built for sm_80, sm_90, and Orin is sm_87"
+    assert (rows[0].kind, rows[0].text, "docs/boards.md" in (rows[0].remedy or "")) == ("warning", text, True)
+    assert (rows[1].kind, rows[1].text) == ("ok", "works on Orin (sm_87): serve --shim-device cuda")
+
+
+@pytest.mark.parametrize(
+    ("board", "changes", "more"),
+    [(RASPBERRY_PI, {}, {}), (ORIN, {"torch": None}, {}), (ORIN, {}, {"golden": False})],
+    ids=["no GPU", "no torch", "--health"],
+)
+def test_doctor_does_not_start_torch_for_nothing(
+    examine: Callable[..., DoctorReport],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    board: dict[str, str],
+    changes: dict[str, str | None],
+    more: dict[str, bool],
+) -> None:
+    monkeypatch.setattr(packages, "ask_torch_cuda", lambda: pytest.fail("torch was asked"))
+    report = examine(root=put(tmp_path, board), versions=versions(changes), **more)
+    assert "torch on the GPU" not in [row.name for row in report.rows]
 
 
 def test_a_raspberry_pi_that_is_throttled(examine: Callable[..., DoctorReport], tmp_path: Path) -> None:

@@ -52,6 +52,17 @@ def test_a_run_says_where_and_what_it_trains_and_nothing_that_is_the_default(bun
     assert more[-3:] == ["augment  flip, jitter", "seed     7", "noise    10 dB SNR up, 1e-05 of the bits flipped"]
 
 
+def test_a_run_says_on_which_device_its_trunk_is_trained(bundle: Bundle) -> None:
+    def said(device: str, **more: Any) -> str:
+        settings = ServeSettings(bundle.path, "tcp://cloud.example:5700", batch_size=32, steps=1, **more)
+        step = step_settings(bundle, settings)
+        return next(line for line in banner(settings, bundle.manifest, step, 200, None, device) if "trunk" in line)
+
+    assert said("cuda") == "trunk    blocks 1 to 2 trained here, on cuda"
+    assert said("cpu", freeze_first=1) == "trunk    blocks 1 to 1 frozen, 2 to 2 trained here, on cpu"
+    assert said("cuda", trunk="frozen") == "trunk    frozen"
+
+
 @pytest.mark.parametrize(
     ("shape", "text"),
     [

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from adc_edge.arrays import Float32
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
@@ -96,3 +97,65 @@ def test_restoring_a_checkpoint_drops_the_micro_batches_in_progress(engine: Onnx
     assert shim.waiting == 0
     assert all(p.grad is None for p in shim.trunk.parameters())
     assert engine.compress(images(0), INIT_ROWS, 5).activations.tobytes() == first.activations.tobytes()
+
+
+class SharingShim(Shim):
+    """A shim whose memory the engine reads: the CPU's, which stands for a GPU's that both of them use."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return True
+
+
+class SharingEngine(OnnxEngine):
+    """Counts the runs with weights by address, for which ONNX Runtime really reads the shim's memory."""
+
+    bound = 0
+
+    def __enter__(self) -> SharingEngine:
+        super().__enter__()
+        self.reads_gpu = True
+        return self
+
+    def _run_bound(self, *given: Any) -> list[Any]:
+        self.bound += 1
+        return super()._run_bound(*given)
+
+
+@pytest.fixture
+def sharing_shim(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> SharingShim:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return SharingShim(bundle.manifest.trunk, bundle.path / "trunk.safetensors", OptimizerSettings(lr=1e-2))
+
+
+@pytest.mark.parametrize("graph", ["client.onnx", "client.fp16.onnx"])
+def test_weights_by_address_train_as_weights_through_host_memory(
+    half: Bundle, shim: Shim, sharing_shim: SharingShim, graph: str
+) -> None:
+    found = []
+    for each in (shim, sharing_shim):
+        with SharingEngine(half.path / graph, half.manifest.trunk) as engine:
+            refresher = Refresher(each)
+            refresher.follow(engine)
+            found.append(work(engine, each, refresher, range(4))[0])
+            assert engine.bound == (0 if each is shim else 1 + 4)  # the test at the start, then each step
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("fault", ["stuck", "raises"])
+def test_an_engine_that_cannot_read_the_gpu_gets_its_weights_through_host_memory(
+    bundle: Bundle, sharing_shim: SharingShim, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(SharingEngine):
+        def refresh_on_gpu(self, weights: Any) -> None:
+            if fault == "raises":
+                raise RuntimeError("no such device\nmore of it")
+
+    with Faulty(bundle.path / "client.onnx", bundle.manifest.trunk) as engine:
+        refresher = Refresher(sharing_shim)
+        refresher.follow(engine)
+        _, drifts = work(engine, sharing_shim, refresher, range(3))
+    assert max(drifts) < 1e-4
+    why = {"stuck": "it computes something else", "raises": "no such device"}[fault]
+    assert caplog.messages == [f"onnxruntime cannot read weights on the GPU ({why}): they go through host memory"]

@@ -36,6 +36,7 @@ class cudaError_t(enum.IntEnum):
 class cudaMemcpyKind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
 
 
 class cudaDeviceProp:
@@ -50,6 +51,7 @@ class Gpu:
     def __init__(self, name: str = "Orin", capability: str = "8.7") -> None:
         self.name, self.capability = name, capability
         self.memory: dict[int, bytearray] = {}  # by address
+        self.others: dict[int, int] = {}  # memory that another library has allocated on the device: address and bytes
         self.streams: set[int] = set()
         self.queue: list[Callable[[], None]] = []
         self.failing: dict[str, cudaError_t | Exception] = {}  # what a function returns, or raises, instead of working
@@ -131,8 +133,12 @@ class Cudart:
         return self._give("cudaFree", free)
 
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: int, stream: int) -> tuple[Any, ...]:
-        up = kind == cudaMemcpyKind.cudaMemcpyHostToDevice
-        work = self._upload(dst, src, count) if up else self._download(dst, src, count)
+        copies = {
+            cudaMemcpyKind.cudaMemcpyHostToDevice: self._upload,
+            cudaMemcpyKind.cudaMemcpyDeviceToHost: self._download,
+            cudaMemcpyKind.cudaMemcpyDeviceToDevice: self._duplicate,
+        }
+        work = copies[cudaMemcpyKind(kind)](dst, src, count)
         return self._give("cudaMemcpyAsync", lambda: self._gpu.enqueue(stream, work))
 
     def _upload(self, target: int, source: int, count: int) -> Callable[[], None]:
@@ -142,6 +148,19 @@ class Cudart:
         def work() -> None:
             if _host(source, count) != expected:
                 raise Misuse("a host array was changed or dropped while it was copied to the device")
+            self._gpu.view(target, count)[:] = expected
+
+        return work
+
+    def _duplicate(self, target: int, source: int, count: int) -> Callable[[], None]:
+        self._gpu.view(target, count)
+        if count > self._gpu.others.get(source, 0):
+            raise Misuse(f"{count} bytes at {source:#x}, which is no memory of the device")
+        expected = ctypes.string_at(source, count)
+
+        def work() -> None:
+            if _host(source, count) != expected:
+                raise Misuse("memory was changed or freed while it was copied on the device")
             self._gpu.view(target, count)[:] = expected
 
         return work

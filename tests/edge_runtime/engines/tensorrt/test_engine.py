@@ -13,10 +13,13 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from adc_edge.arrays import Float32, Int64
+from adc_edge.edge_runtime.engines.on_gpu import converted
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
+from adc_edge.edge_runtime.engines.tensorrt import session
 from adc_edge.edge_runtime.engines.tensorrt.build import Order, build
 from adc_edge.edge_runtime.engines.tensorrt.engine import TensorRtEngine
 from adc_edge.edge_runtime.engines.tensorrt.library import load_tensorrt, make_logger
@@ -171,6 +174,42 @@ def test_new_weights_by_refit(compute: Any, make: Any, half: Bundle, reference: 
         engine.refresh(trunk(half))
         np.testing.assert_array_equal(engine.compress(*case).activations, first.activations)
     assert machine.refits >= 5  # two of the test, back again, then these
+
+
+@pytest.fixture
+def on_the_gpu(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
+    """Take the memory of torch's tensors for memory of the GPU."""
+
+    def adopted(*arguments: Any) -> Any:
+        ready = converted(*arguments)
+        machine.gpu.others = {w.data_ptr(): w.nbytes for w in ready.values()}
+        return ready
+
+    monkeypatch.setattr(session, "converted", adopted)
+
+
+@pytest.mark.usefixtures("on_the_gpu")
+@pytest.mark.parametrize(("compute", "stuck"), [("fp32", ()), ("fp16", ()), ("fp16", (BIAS,))])
+def test_weights_on_the_gpu_give_the_same_as_from_host_memory(
+    compute: Any, stuck: tuple[str, ...], make: Any, half: Bundle, machine: Machine
+) -> None:
+    machine.faults = Faults(stuck=stuck)  # a refit that fails its test: weights become inputs
+    case = images(8), rows(0, 1, 2), 5
+    weights = perturb_weights(trunk(half), 5)
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+    with make(compute=compute) as engine:
+        engine.refresh(weights)
+        expected = engine.compress(*case).activations
+        engine.refresh(trunk(half))
+        engine.refresh_on_gpu(tensors)
+        for value in weights.values():  # as the next step does
+            value += 1
+        np.testing.assert_array_equal(engine.compress(*case).activations, expected)
+        with pytest.raises(SettingError, match="cls_token"):
+            engine.refresh_on_gpu(tensors | {"cls_token": tensors["cls_token"].double()})
+        if compute == "fp16":
+            with pytest.raises(EngineError, match=r"pos_embed holds 1e\+05, beyond what float16 can"):
+                engine.refresh_on_gpu(tensors | {"pos_embed": torch.full_like(tensors["pos_embed"], 1e5)})
 
 
 def test_weights_may_change_as_soon_as_a_refresh_is_back(make: Any, half: Bundle, machine: Machine) -> None:
