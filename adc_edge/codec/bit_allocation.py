@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from adc_edge.arrays import Float32, Float64, Int64, UInt8
 from adc_edge.codec import lloyd_max
-from adc_edge.codec.spectrum import CLASS_BITS, CLASSES, SURE, Spectrum
+from adc_edge.codec.spectrum import CLASS_BITS, ROW_CLASSES, SURE, Spectrum
 
 LEVEL_DTYPE = np.dtype("<i2")
 
@@ -32,7 +32,7 @@ _LARGEST_THRESHOLD = 2**15 - 1  # above every level, so that nothing has a bit
 # a variance 4**(excess / 64). It is due where that equals what bit 1 saves at excess 0:
 # round(32 * log2((e[0] - e[1]) / (e[b-1] - e[b]))). Literals, because log2 may round differently elsewhere.
 _BIT_EXCESS = np.array([0, 44, 94, 149, 208, 269, 332, 395])
-_EXCESSES = np.arange(-1, _BIT_EXCESS[-1] + _CLASS_UNITS * len(CLASSES))  # the widths are the same above and below
+_EXCESSES = np.arange(-1, _BIT_EXCESS[-1] + _CLASS_UNITS * len(ROW_CLASSES))  # the widths are the same above and below
 _SEARCH_SPAN = 24 * _UNIT  # below the highest level: a weaker component lies under float32's 24 bits of precision
 _SAMPLE = 1024  # rows whose coordinates tell the energies of all classes, at one bit a value or less
 _FEW_COMPONENTS = 16  # where hardly any fits without classes, more may fit with them
@@ -51,7 +51,7 @@ class BitAllocation(NamedTuple):
 
     def class_widths(self) -> UInt8:
         """Bits of the coordinates in rows of each class, ``[classes, rank]``."""
-        return _bits(self.levels[1:] - _CLASS_UNITS * CLASSES[:, None] - self.threshold)
+        return _bits(self.levels[1:] - _CLASS_UNITS * ROW_CLASSES[:, None] - self.threshold)
 
     def entry_widths(self) -> UInt8:
         """Bits of each entry of the mean and of the vectors, ``[1 + rank]``."""
@@ -60,7 +60,7 @@ class BitAllocation(NamedTuple):
 
     def class_scales(self) -> Float32:
         """Magnitudes of the rows of each class as shares of class 0's, ``[classes]``."""
-        return _magnitudes(-_CLASS_UNITS * CLASSES)
+        return _magnitudes(-_CLASS_UNITS * ROW_CLASSES)
 
     def lengths(self) -> Float32:
         """Length of the mean, and standard deviations of the components in rows of class 0, ``[1 + rank]``."""
@@ -95,7 +95,7 @@ class AllocationCandidate(NamedTuple):
 
 def empty_allocation(rows: int) -> BitAllocation:
     """Return the allocation of a message without codes: all ``rows`` rows are zero."""
-    counts = np.zeros(len(CLASSES), np.int64)
+    counts = np.zeros(len(ROW_CLASSES), np.int64)
     counts[0] = rows
     return BitAllocation(_LARGEST_THRESHOLD, 0, np.full(1, _LOWEST_LEVEL), counts, False)
 
@@ -181,7 +181,7 @@ def _fit(allocation: BitAllocation, energy: Float64, mean_energy: float, size: i
 @functools.cache
 def _widths_by_class() -> UInt8:
     """Bits of the coordinates in rows of each class by the excess of class 0, ``[classes, excesses]``."""
-    return _bits(_EXCESSES - _CLASS_UNITS * CLASSES[:, None])
+    return _bits(_EXCESSES - _CLASS_UNITS * ROW_CLASSES[:, None])
 
 
 def _bits(excess: npt.NDArray[Any]) -> UInt8:

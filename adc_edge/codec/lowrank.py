@@ -37,7 +37,7 @@ from adc_edge.codec.bit_allocation import (
 )
 from adc_edge.codec.casts import finite_peak, pack_bits, unpack_bits
 from adc_edge.codec.planes import Block, CodePlanes, blocks_of
-from adc_edge.codec.spectrum import CLASS_BITS, CLASSES, ArraySpectrum
+from adc_edge.codec.spectrum import CLASS_BITS, ROW_CLASSES, ArraySpectrum
 from adc_edge.codec.vectors import decoded_vectors, pack_vectors, planes_bytes, runs, unpack_vectors, vector_codes
 from adc_edge.errors import ProtocolError
 
@@ -276,7 +276,7 @@ def read_head(data: memoryview, rows: int, width: int) -> MessageHead:
     levels = np.frombuffer(data, LEVEL_DTYPE, 1 + rank, _HEAD.size).astype(np.int64)
     planes = np.frombuffer(data, np.uint8, end - at, at).reshape(class_bits, -(-rows // 8))
     classes = unpack_bits(planes, rows) if class_bits else np.zeros(rows, np.uint8)
-    counts = np.bincount(classes, minlength=len(CLASSES))
+    counts = np.bincount(classes, minlength=len(ROW_CLASSES))
     allocation = BitAllocation(threshold, offset, levels, counts, bool(class_bits))
     start = end + planes_bytes(allocation.entry_widths(), width)
     coordinates = slice(start, start + allocation.coordinates_bytes())

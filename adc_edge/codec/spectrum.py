@@ -9,7 +9,7 @@ import numpy as np
 from adc_edge.arrays import Float32, Float64, Int64, UInt8
 
 CLASS_BITS = 4  # 16 classes, 3 dB each: rows that differ by up to 45 dB
-CLASSES = np.arange(2**CLASS_BITS)
+ROW_CLASSES = np.arange(2**CLASS_BITS)
 SURE = 1e-5  # of the largest component's energy: far above the rounding of a covariance in float32
 
 _FEWEST = 64  # sampled rows in each class
@@ -46,7 +46,7 @@ class ArraySpectrum:
         self.variances, self.vectors = _components(rows)  # [n] and [D, n]
         self._squares: Float32 = np.einsum("nd,nd->n", rows, rows)
         self.classes = _classes(self._squares)
-        self.counts = np.bincount(self.classes, minlength=len(CLASSES))
+        self.counts = np.bincount(self.classes, minlength=len(ROW_CLASSES))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,8 +63,8 @@ class ArraySpectrum:
     def energies(self, sample: int) -> Float64:
         """Sums of the squares of each class's coordinates, ``[classes, n]``, from ``sample`` rows or a few more."""
         rows, vectors, classes = self._rows, self.vectors, self.classes
-        energy = np.zeros((len(CLASSES), vectors.shape[1]))
-        weights = np.bincount(classes, np.sqrt(self._squares), len(CLASSES))
+        energy = np.zeros((len(ROW_CLASSES), vectors.shape[1]))
+        weights = np.bincount(classes, np.sqrt(self._squares), len(ROW_CLASSES))
         most = np.maximum(sample * weights / max(weights.sum(), _TINY), _FEWEST if len(rows) > sample else sample)
         sampled = False
         for index in np.flatnonzero(np.bincount(classes)):
@@ -103,5 +103,5 @@ def _classes(squares: Float32) -> UInt8:
     """Classes of rows by energy: ``round(-log2(energy / largest energy))``, 15 at most."""
     largest = squares.max()
     shares = np.divide(squares, largest, out=np.ones_like(squares), where=largest > 0)
-    classes: UInt8 = np.rint(-np.log2(np.maximum(shares, np.float32(2.0 ** -(len(CLASSES) - 1))))).astype(np.uint8)
+    classes: UInt8 = np.rint(-np.log2(np.maximum(shares, np.float32(2.0 ** -(len(ROW_CLASSES) - 1))))).astype(np.uint8)
     return classes

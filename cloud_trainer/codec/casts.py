@@ -24,7 +24,7 @@ def finite_peak(x: Tensor) -> float:
     if not x.numel():
         return 0.0
     low, high = torch.stack(x.aminmax()).tolist()  # with a NaN both are NaN
-    peak = max(high, -low)
+    peak = max(float(high), -float(low))
     if not math.isfinite(peak):
         raise not_finite()
     return peak
@@ -61,4 +61,5 @@ def from_integers(data: Tensor, steps: Tensor, bits: int, width: int) -> Tensor:
     planes = torch.arange(bits, dtype=torch.uint8, device=data.device)[:, None]
     values = (unpack_bits(data.reshape(bits, -1)) << planes).sum(0, dtype=torch.uint8)
     integers = values[: len(steps) * width].to(torch.int8) - 2 ** (bits - 1)
-    return integers.reshape(len(steps), width) * steps
+    x: Tensor = integers.reshape(len(steps), width) * steps
+    return x

@@ -56,7 +56,9 @@ def decode_rows(view: memoryview, data: Tensor, rows: int, width: int) -> Tensor
     widths = head.allocation.entry_widths()
     places = vector_places(widths, width, head.entries, len(bits) - 1, device)
     vectors = decoded_vectors(read_vectors(bits, places), _there(widths, device))
-    vectors *= torch.from_numpy(head.allocation.lengths()).to(device)[:, None]
+    with np.errstate(over="ignore"):  # by levels that no encoder writes
+        lengths = head.allocation.lengths()
+    vectors *= torch.from_numpy(lengths).to(device)[:, None]
     layout = _RowLayout(head.allocation, torch.from_numpy(head.classes).to(device).long())
     coordinates = lloyd_max.values(layout.places.read(bits, head.coordinates.start), layout.widths)
     x = (coordinates * layout.scales) @ vectors[1:]
@@ -177,7 +179,8 @@ def _dual(basis: Tensor) -> Tensor:
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    return torch.linalg.solve(matrix + torch.diag(RIDGE * matrix.diagonal()), right)
+    solution: Tensor = torch.linalg.solve(matrix + torch.diag(RIDGE * matrix.diagonal()), right)
+    return solution
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from adc_edge.arrays import Int64, UInt8
 
 def pack_bits(bits: Tensor) -> Tensor:
     """Return ``[..., n]`` bytes of ``[..., 8 n]`` zeros and ones, the first one lowest; both are uint8."""
-    return (bits.unflatten(-1, (-1, 8)) << _eight(bits.device)).sum(-1, dtype=torch.uint8)
+    eights = bits.reshape(*bits.shape[:-1], -1, 8)
+    return (eights << _eight(bits.device)).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(data: Tensor) -> Tensor:

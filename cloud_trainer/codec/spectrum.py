@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from adc_edge.arrays import Float64
-from adc_edge.codec.spectrum import CLASSES
+from adc_edge.codec.spectrum import ROW_CLASSES
 
 
 class TensorSpectrum:
@@ -18,7 +18,7 @@ class TensorSpectrum:
         self.variances, self.vectors = variances.cpu().numpy(), vectors.float()  # [n] and [D, n]
         self._rows, self._squares = rows, (rows * rows).sum(1)
         self.classes = _classes(self._squares)  # int64 [rows]
-        self._members = torch.nn.functional.one_hot(self.classes, len(CLASSES)).float()
+        self._members = torch.nn.functional.one_hot(self.classes, len(ROW_CLASSES)).float()
         self.counts = self._members.sum(0, dtype=torch.float64).long().cpu().numpy()
 
     def saved_bits(self) -> float:
@@ -35,4 +35,4 @@ class TensorSpectrum:
 
 def _classes(squares: Tensor) -> Tensor:
     shares = (squares / squares.max()).nan_to_num_(1.0)  # all rows are zero: class 0
-    return shares.clamp_(min=2.0 ** -(len(CLASSES) - 1)).log2_().neg_().round_().long()
+    return shares.clamp_(min=2.0 ** -(len(ROW_CLASSES) - 1)).log2_().neg_().round_().long()

@@ -11,7 +11,7 @@ import pytest
 from adc_edge.arrays import Float32
 from adc_edge.codec import bit_allocation, lloyd_max, lowrank
 from adc_edge.codec.bit_allocation import LEVEL_DTYPE, allocation_candidates
-from adc_edge.codec.spectrum import CLASSES, ArraySpectrum
+from adc_edge.codec.spectrum import ROW_CLASSES, ArraySpectrum
 from adc_edge.codec.vectors import decoded_vectors, unit_vectors, vector_codes
 
 WIDTHS = range(1, lloyd_max.LARGEST_WIDTH + 1)
@@ -64,7 +64,7 @@ def test_every_level_and_threshold_fits_in_sixteen_bits() -> None:
 
 
 def test_beyond_the_tabulated_excesses_no_width_changes() -> None:
-    lowest_class = bit_allocation._EXCESSES - bit_allocation._CLASS_UNITS * CLASSES[-1]
+    lowest_class = bit_allocation._EXCESSES - bit_allocation._CLASS_UNITS * ROW_CLASSES[-1]
     assert bit_allocation._bits(bit_allocation._EXCESSES[:2]).tolist() == [0, 1]
     assert bit_allocation._bits(lowest_class[-1:]).tolist() == [lloyd_max.LARGEST_WIDTH]
 
