@@ -59,7 +59,8 @@ def decode_rows(view: memoryview, data: Tensor, rows: int, width: int) -> Tensor
     with np.errstate(over="ignore"):  # by levels that no encoder writes
         lengths = head.allocation.lengths()
     vectors *= torch.from_numpy(lengths).to(device)[:, None]
-    layout = _RowLayout(head.allocation, torch.from_numpy(head.classes).to(device).long())
+    there = torch.from_numpy(head.classes).to(device) if head.allocation.has_classes else data.new_zeros(rows)
+    layout = _RowLayout(head.allocation, there.long())
     coordinates = lloyd_max.values(layout.places.read(bits, head.coordinates.start), layout.widths)
     x = (coordinates * layout.scales) @ vectors[1:]
     x += vectors[0]
@@ -94,7 +95,7 @@ def encode_rows(x: Tensor, peak: float, exponent: int, size: int) -> Tensor:
 
 
 class _Rows(NamedTuple):
-    """Rows less their mean, and the mean; once the mean is coded, the part of it that its code lacks."""
+    """Rows less their mean, and the mean; or, once it is coded, the part of the mean that its code lacks."""
 
     rows: Tensor
     mean: Tensor
@@ -105,7 +106,7 @@ class _RowLayout:
 
     Args:
         allocation: the widths of each class.
-        classes: int64 ``[rows]``.
+        classes: int64 ``[rows]``; used only if the message has classes.
     """
 
     def __init__(self, allocation: BitAllocation, classes: Tensor) -> None:
