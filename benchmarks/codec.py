@@ -24,26 +24,27 @@ TOKENS, WIDTH, SIZE, SPLIT = 197, 192, 224, 6
 Cases = dict[str, Callable[[], object]]
 
 
-def deit_like(images: int, slope: float, spread: float) -> Float32:
-    """Rows in unlike directions and of unlike sizes, ``[images, TOKENS, WIDTH]``.
+def deit_like(images: int, slope: float, spread: float, width: int = WIDTH) -> Float32:
+    """Rows in unlike directions and of unlike sizes, ``[images, TOKENS, width]``.
 
     Args:
         images: number of images.
         slope: component k has ``k**-slope`` of the first one's variance, and a little less.
         spread: standard deviation of the logarithm of a row's energy, in bits.
+        width: D.
     """
-    rng, k = np.random.default_rng(0), np.arange(1, WIDTH + 1)
+    rng, k = np.random.default_rng(0), np.arange(1, width + 1)
     rows = images * TOKENS
     deviations = np.sqrt(k**-slope * 2.0 ** (-k / 128))
-    basis = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0]
-    x = rng.standard_normal((rows, WIDTH)) * deviations @ basis + 0.3 * rng.standard_normal(WIDTH) * deviations.mean()
+    basis = np.linalg.qr(rng.standard_normal((width, width)))[0]
+    x = rng.standard_normal((rows, width)) * deviations @ basis + 0.3 * rng.standard_normal(width) * deviations.mean()
     x *= 2.0 ** (spread / 2 * rng.standard_normal((rows, 1)))
-    tensor: Float32 = x.astype(np.float32).reshape(images, TOKENS, WIDTH)
+    tensor: Float32 = x.astype(np.float32).reshape(images, TOKENS, width)
     return tensor
 
 
-def activations(images: int) -> Float32:
-    return deit_like(images, slope=0.55, spread=0.4)
+def activations(images: int, width: int = WIDTH) -> Float32:
+    return deit_like(images, slope=0.55, spread=0.4, width=width)
 
 
 def gradients(images: int) -> Float32:

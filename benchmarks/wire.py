@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from harness import Result, arguments, compare, show
 from rivals import connect_raw, serve_raw, server
+from torch import Tensor
 
 from adc_edge.arrays import Float32
 from adc_edge.cloud_trainer.accumulator import StepAccumulator
@@ -63,7 +64,7 @@ WARM_UP = 5
 class Echo(HeadTraining):
     """A head that returns the activations as their gradient."""
 
-    def learn(self, activations: Float32, soft: Float32, gradient: bool, step: StepAccumulator) -> Learned:
+    def learn(self, activations: Tensor, soft: Float32, gradient: bool, step: StepAccumulator) -> Learned:
         step.add([None], 0.0, 0.0)
         return Learned(0.0, 0.0, activations, 0.0)
 

@@ -18,12 +18,13 @@ from adc_edge.arrays import Body
 from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
+from adc_edge.cloud_trainer.codec.on_device import decode_to, encode_from
 from adc_edge.cloud_trainer.guard import Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
 from adc_edge.cloud_trainer.registry import Peer, SessionRegistry, outside_session
 from adc_edge.cloud_trainer.served_session import ServedSession
-from adc_edge.codec.precision import decode, encode, encoded_bytes
+from adc_edge.codec.precision import encoded_bytes
 from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import check_classes, soft_labels
 from adc_edge.storage.bundle import Bundle
@@ -92,6 +93,7 @@ class Answers:
     ) -> None:
         self._bundle, self._training, self._sessions, self._limits = bundle, training, sessions, limits
         self._checkpoints, self._refusals, self._classes = checkpoints, refusals, classes
+        self._device = training.device
         self._incarnation = secrets.randbits(_ID_BITS)
 
     def answer(self, context: RequestContext, message: FromDevice, body: memoryview) -> tuple[Reply, AfterSend]:
@@ -188,15 +190,13 @@ class Answers:
         split = encoded_bytes(shape, message.precision)
         soft = soft_labels(body[split:], message.clusters, manifest.classes, message.images)
         start = time.monotonic()
-        activations = decode(body[:split], shape, message.precision)
+        activations = decode_to(self._device, body[:split], shape, message.precision)
         codec_seconds = time.monotonic() - start
         totals = session.begin_step()
         learned = self._training.learn(activations, soft, message.gradient is not None, totals)
-        answer: Body = b""
-        if message.gradient is not None and learned.gradient is not None:
-            start = time.monotonic()
-            answer = encode(learned.gradient, message.gradient)
-            codec_seconds += time.monotonic() - start
+        start, asked = time.monotonic(), message.gradient
+        answer: Body = encode_from(learned.gradient, asked) if asked and learned.gradient is not None else b""
+        codec_seconds += time.monotonic() - start
         reply = Gradient(
             session=session.id,
             step=message.step,
@@ -251,10 +251,10 @@ class Answers:
         ), body
 
     def _evaluate(self, session: ServedSession, message: Evaluate, body: memoryview) -> Reply:
-        shape = (message.images, self._limits.tokens, self._limits.dim)
-        labels = np.frombuffer(body[-LABEL_BYTES * message.images :], "<i4")
+        split, shape = -LABEL_BYTES * message.images, (message.images, self._limits.tokens, self._limits.dim)
+        labels = np.frombuffer(body[split:], "<i4")
         check_classes(labels, self._limits.classes)
-        judged = self._training.judge(decode(body[: -LABEL_BYTES * message.images], shape, message.precision), labels)
+        judged = self._training.judge(decode_to(self._device, body[:split], shape, message.precision), labels)
         if message.step != session.applied:  # its answer has left the log: a device that came back without its trainer
             self._refusals.warn(
                 "journal", f"the head of step {session.applied} judged the evaluation of step {message.step}"

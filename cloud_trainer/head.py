@@ -31,7 +31,7 @@ class Learned(NamedTuple):
 
     loss: float
     accuracy: float
-    gradient: Float32 | None
+    gradient: Tensor | None  # on the head's device
     seconds: float
 
 
@@ -71,11 +71,11 @@ class HeadTraining:
         self._parameters = [p for p in self.head.parameters() if p.requires_grad]
         self.steps = 0
 
-    def learn(self, activations: Float32, soft: Float32, gradient: bool, step: StepAccumulator) -> Learned:
+    def learn(self, activations: Tensor, soft: Float32, gradient: bool, step: StepAccumulator) -> Learned:
         """Forward and backward of one micro-batch (paper, step 4); ``update`` follows the last of a step.
 
         Args:
-            activations: ``[T, k, D]``.
+            activations: float32 ``[T, k, D]``, on the head's device.
             soft: soft labels ``[T, C]``, rows summing to one.
             gradient: whether the device wants the gradient of the step's loss, the mean over its micro-batches, with
                 respect to ``activations``.
@@ -87,7 +87,7 @@ class HeadTraining:
         start = time.monotonic()
         self.head.train()
         torch.manual_seed(self._seed(step.learned))  # a repeated micro-batch draws the same numbers
-        z = self._here(activations).requires_grad_(gradient)
+        z = activations.detach().requires_grad_(gradient)
         target = self._here(soft)
         with self._autocast():
             logits = self._forward(z)
@@ -104,9 +104,8 @@ class HeadTraining:
                 "nan",
             )
         accuracy = float(target.gather(1, logits.argmax(dim=1, keepdim=True)).mean())
-        down = self._numpy(gradients[-1]) if gradient else None
         step.add(gradients[: len(self._parameters)], value, accuracy)
-        return Learned(value, accuracy, down, time.monotonic() - start)
+        return Learned(value, accuracy, gradients[-1] if gradient else None, time.monotonic() - start)
 
     def update(self, step: StepAccumulator, planned_steps: int) -> None:
         """Do the optimizer's step with the gradients of all micro-batches.
@@ -121,13 +120,13 @@ class HeadTraining:
         self.steps += 1
 
     @torch.no_grad()
-    def judge(self, activations: Float32, labels: npt.NDArray[np.int32]) -> Judged:
-        """Count correct predictions and sum the loss on whole activations ``[B, N, D]``, labels ``[B]``."""
+    def judge(self, activations: Tensor, labels: npt.NDArray[np.int32]) -> Judged:
+        """Count correct predictions and sum the loss on whole activations ``[B, N, D]`` on the head's device."""
         start = time.monotonic()
         self.head.eval()
         target = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         with self._autocast():
-            logits = self.head(self._here(activations)).float()
+            logits = self.head(activations).float()
         correct = int((logits.argmax(dim=1) == target).sum())
         return Judged(correct, float(F.cross_entropy(logits, target, reduction="sum")), time.monotonic() - start)
 
@@ -158,14 +157,6 @@ class HeadTraining:
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)  # the copy overlaps with queued work
-
-    def _numpy(self, tensor: Tensor) -> Float32:
-        if self.device.type == "cpu":
-            return tensor.float().numpy()
-        host = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=True)
-        host.copy_(tensor, non_blocking=True)
-        torch.cuda.current_stream(self.device).synchronize()
-        return host.numpy()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)

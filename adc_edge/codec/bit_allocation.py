@@ -19,13 +19,12 @@ import numpy.typing as npt
 
 from adc_edge.arrays import Float32, Float64, Int64, UInt8
 from adc_edge.codec import lloyd_max
+from adc_edge.codec.spectrum import CLASS_BITS, ROW_CLASSES, SURE, Spectrum
 
-CLASS_BITS = 4  # 16 classes, 3 dB each: rows that differ by up to 45 dB
 LEVEL_DTYPE = np.dtype("<i2")
 
 # 64 levels a doubling (0.09 dB): rounding a level costs at most 0.2 % more error, and every level fits in 16 bits.
 _UNIT = 64
-_CLASSES = np.arange(2**CLASS_BITS)
 _CLASS_UNITS = _UNIT // 2  # 3 dB, half a bit: rows within a class cost at most 7 % more error
 _LOWEST_LEVEL = -60 * _UNIT  # stands for log2(0): far below float32's rounding of values near 1
 _LARGEST_THRESHOLD = 2**15 - 1  # above every level, so that nothing has a bit
@@ -33,13 +32,10 @@ _LARGEST_THRESHOLD = 2**15 - 1  # above every level, so that nothing has a bit
 # a variance 4**(excess / 64). It is due where that equals what bit 1 saves at excess 0:
 # round(32 * log2((e[0] - e[1]) / (e[b-1] - e[b]))). Literals, because log2 may round differently elsewhere.
 _BIT_EXCESS = np.array([0, 44, 94, 149, 208, 269, 332, 395])
-_EXCESSES = np.arange(-1, _BIT_EXCESS[-1] + _CLASS_UNITS * len(_CLASSES))  # the widths are the same above and below
+_EXCESSES = np.arange(-1, _BIT_EXCESS[-1] + _CLASS_UNITS * len(ROW_CLASSES))  # the widths are the same above and below
 _SEARCH_SPAN = 24 * _UNIT  # below the highest level: a weaker component lies under float32's 24 bits of precision
 _SAMPLE = 1024  # rows whose coordinates tell the energies of all classes, at one bit a value or less
-_FEWEST = 64  # of them in each class
 _FEW_COMPONENTS = 16  # where hardly any fits without classes, more may fit with them
-_TINY = 1e-300  # keeps a quotient of zeros defined
-_SURE = 1e-5  # of the largest component's energy: far above the rounding of a covariance in float32
 _SEARCH_STRIDES = (32, 1)  # the first one is less than the 44 between two bits of a coordinate
 _SLACK_BITS = 2 * lloyd_max.LARGEST_WIDTH * 8  # 8 planes of vectors and 8 of coordinates each end in a partial byte
 
@@ -50,12 +46,12 @@ class BitAllocation(NamedTuple):
     threshold: int
     vector_offset: int
     levels: Int64  # [1 + rank], the mean's first
-    classes: UInt8  # [rows], 0 for the largest row
-    has_classes: bool  # if not, all classes are 0 and are not sent
+    counts: Int64  # [classes], rows of each class, those of the largest rows first
+    has_classes: bool  # if not, all rows are of class 0, and classes are not sent
 
     def class_widths(self) -> UInt8:
         """Bits of the coordinates in rows of each class, ``[classes, rank]``."""
-        return _bits(self.levels[1:] - _CLASS_UNITS * _CLASSES[:, None] - self.threshold)
+        return _bits(self.levels[1:] - _CLASS_UNITS * ROW_CLASSES[:, None] - self.threshold)
 
     def entry_widths(self) -> UInt8:
         """Bits of each entry of the mean and of the vectors, ``[1 + rank]``."""
@@ -64,21 +60,28 @@ class BitAllocation(NamedTuple):
 
     def class_scales(self) -> Float32:
         """Magnitudes of the rows of each class as shares of class 0's, ``[classes]``."""
-        return _magnitudes(-_CLASS_UNITS * _CLASSES)
+        return _magnitudes(-_CLASS_UNITS * ROW_CLASSES)
 
     def lengths(self) -> Float32:
         """Length of the mean, and standard deviations of the components in rows of class 0, ``[1 + rank]``."""
         lengths = _magnitudes(self.levels)
-        lengths[0] *= math.sqrt(self._square_scales() / max(1, len(self.classes)))
+        square_scales = float(self.counts @ np.square(self.class_scales(), dtype=np.float64))
+        lengths[0] *= math.sqrt(square_scales / max(1, self.rows))
         return lengths
 
-    def _square_scales(self) -> float:
-        counts = np.bincount(self.classes, minlength=len(_CLASSES))
-        return float(counts @ np.square(self.class_scales(), dtype=np.float64))
+    @property
+    def rows(self) -> int:
+        """Rows of all classes."""
+        return int(self.counts.sum())
+
+    def coordinates_bytes(self) -> int:
+        """Bytes of the planes of the coordinates' codes."""
+        wider = (self.class_widths()[:, :, None] > np.arange(lloyd_max.LARGEST_WIDTH)).sum(axis=1)
+        return int((-(-(self.counts @ wider) // 8)).sum())
 
     def overhead_bytes(self) -> int:
         """Bytes of the levels and classes."""
-        class_bytes = CLASS_BITS * -(-len(self.classes) // 8) if self.has_classes else 0
+        class_bytes = CLASS_BITS * -(-self.rows // 8) if self.has_classes else 0
         return LEVEL_DTYPE.itemsize * len(self.levels) + class_bytes
 
 
@@ -87,118 +90,59 @@ class AllocationCandidate(NamedTuple):
 
     error: float
     allocation: BitAllocation
-    vectors: Float32  # [rank, D], of length one
+    components: Int64  # [rank], their places in the spectrum, the largest first
 
 
 def empty_allocation(rows: int) -> BitAllocation:
     """Return the allocation of a message without codes: all ``rows`` rows are zero."""
-    return BitAllocation(_LARGEST_THRESHOLD, 0, np.full(1, _LOWEST_LEVEL), np.zeros(rows, np.uint8), False)
+    counts = np.zeros(len(ROW_CLASSES), np.int64)
+    counts[0] = rows
+    return BitAllocation(_LARGEST_THRESHOLD, 0, np.full(1, _LOWEST_LEVEL), counts, False)
 
 
-def allocation_candidates(rows: Float32, mean: Float32, budget: int) -> list[AllocationCandidate]:
+def allocation_candidates(spectrum: Spectrum, mean_energy: float, budget: int) -> list[AllocationCandidate]:
     """Return allocations without classes, with classes, and of the mean alone, the least expected error first.
 
     Args:
-        rows: rows less their mean, ``[rows, D]``.
-        mean: ``[D]``.
+        spectrum: of the rows less their mean, ``[rows, D]``.
+        mean_energy: squares of the mean, in all rows together.
         budget: bytes for levels, classes and codes; enough for the mean at 8 bits.
     """
-    variances, vectors = _components(rows)
-    squares = np.einsum("nd,nd->n", rows, rows)
-    classes = _classes(squares)
-    known = bool((variances > _SURE * variances.max()).all())
-    sample = int(_SAMPLE * max(1.0, 8 * budget / rows.size))  # wide codes need exact levels
-    energy = variances[None] if known else _energies(rows, vectors, variances, squares, classes, sample)
-    mean_energy = len(rows) * float(np.square(mean, dtype=np.float64).sum())
-    one_class = empty_allocation(len(rows))
-    alike = _fit(one_class, energy.sum(axis=0)[None], mean_energy, vectors, budget)
-    found = [_mean_alone(one_class, energy, mean_energy, vectors), alike]
-    if not _saved_bits(squares) * max(len(alike.vectors), _FEW_COMPONENTS) < CLASS_BITS:  # true for NaN, too
-        energy = _energies(rows, vectors, variances, squares, classes, sample) if known else energy
-        by_class = one_class._replace(classes=classes, has_classes=True)
-        found.append(_fit(by_class, energy, mean_energy, vectors, budget))
+    (rows, size), variances = spectrum.shape, spectrum.variances
+    known = bool((variances > SURE * variances.max()).all())
+    sample = int(_SAMPLE * max(1.0, 8 * budget / (rows * size)))  # wide codes need exact levels
+    energy = variances[None] if known else spectrum.energies(sample)
+    one_class = empty_allocation(rows)
+    alike = _fit(one_class, energy.sum(axis=0)[None], mean_energy, size, budget)
+    found = [_mean_alone(one_class, energy, mean_energy, size), alike]
+    if not spectrum.saved_bits() * max(len(alike.components), _FEW_COMPONENTS) < CLASS_BITS:  # true for NaN, too
+        energy = spectrum.energies(sample) if known else energy
+        by_class = one_class._replace(counts=spectrum.counts, has_classes=True)
+        found.append(_fit(by_class, energy, mean_energy, size, budget))
     return sorted(found, key=lambda candidate: candidate.error)
 
 
-def _saved_bits(squares: Float32) -> float:
-    """Bits that classes save in each coordinate: half the logarithm of rows' mean energy over its geometric mean."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.log2(squares.mean(dtype=np.float64)) - np.log2(squares).mean(dtype=np.float64)) / 2
-
-
-def _components(rows: Float32) -> tuple[Float64, Float32]:
-    """Energies of the principal components, ``[n]``, and the components, ``[D, n]``; n is the smaller of rows and D."""
-    if len(rows) >= rows.shape[1]:
-        variances, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64))
-        return variances, vectors.astype(np.float32)
-    exact = rows.astype(np.float64)
-    variances, coordinates = np.linalg.eigh(exact @ exact.T)  # smaller, and with the same energies
-    vectors = exact.T @ coordinates
-    lengths = np.sqrt(np.square(vectors).sum(axis=0))
-    sure = lengths > _SURE * lengths.max(initial=0.0)  # others are rounding errors along the large components
-    return variances, np.divide(vectors, lengths, out=np.zeros_like(vectors), where=sure).astype(np.float32)
-
-
-def _energies(
-    rows: Float32, vectors: Float32, variances: Float64, squares: Float32, classes: UInt8, sample: int
-) -> Float64:
-    """Sums of the squares of each class's coordinates, ``[classes, n]``, from ``sample`` rows or a few more."""
-    energy = np.zeros((len(_CLASSES), vectors.shape[1]))
-    weights = np.bincount(classes, np.sqrt(squares), len(_CLASSES))
-    most = np.maximum(sample * weights / max(weights.sum(), _TINY), _FEWEST if len(rows) > sample else sample)
-    sampled = False
-    for index in np.flatnonzero(np.bincount(classes)):
-        members = np.flatnonzero(classes == index)
-        some = _sample(members, int(most[index]))
-        sampled |= len(some) < len(members)
-        energy[index] = np.square(rows[some] @ vectors).sum(axis=0, dtype=np.float64) * (len(members) / len(some))
-    if sampled:  # the components' energies are known, except small ones, which the covariance in float32 rounds
-        sums = energy.sum(axis=0)
-        known = (variances > _SURE * variances.max()) & (sums > 0)
-        energy *= np.divide(variances, sums, out=np.ones_like(sums), where=known)
-    return energy
-
-
-def _sample(members: Int64, most: int) -> Int64:
-    """The same random members for the same number of them: regular ones could all be the same token of an image."""
-    if len(members) <= most:
-        return members
-    return np.random.default_rng(0).choice(members, most, replace=False, shuffle=False)
-
-
-def _classes(squares: Float32) -> UInt8:
-    """Classes of rows by energy: ``round(-log2(energy / largest energy))``, 15 at most."""
-    largest = squares.max()
-    shares = np.divide(squares, largest, out=np.ones_like(squares), where=largest > 0)
-    classes: UInt8 = np.rint(-np.log2(np.maximum(shares, np.float32(2.0 ** -(len(_CLASSES) - 1))))).astype(np.uint8)
-    return classes
-
-
-def _mean_alone(
-    allocation: BitAllocation, energy: Float64, mean_energy: float, vectors: Float32
-) -> AllocationCandidate:
+def _mean_alone(allocation: BitAllocation, energy: Float64, mean_energy: float, size: int) -> AllocationCandidate:
     """The mean at 8 bits and no component."""
-    rows = len(allocation.classes)
-    offset, levels = _vector_offset(rows, len(vectors)), _levels(np.array([mean_energy / rows]))
+    rows = allocation.rows
+    offset, levels = _vector_offset(rows, size), _levels(np.array([mean_energy / rows]))
     threshold = int(levels[0]) - offset - int(_BIT_EXCESS[-1])
     error = float(energy.sum()) + mean_energy * float(lloyd_max.ERRORS[-1])
     allocation = allocation._replace(threshold=threshold, vector_offset=offset, levels=levels)
-    return AllocationCandidate(error, allocation, vectors.T[:0])
+    return AllocationCandidate(error, allocation, np.empty(0, np.int64))
 
 
-def _fit(
-    allocation: BitAllocation, energy: Float64, mean_energy: float, vectors: Float32, budget: int
-) -> AllocationCandidate:
+def _fit(allocation: BitAllocation, energy: Float64, mean_energy: float, size: int, budget: int) -> AllocationCandidate:
     """Levels, threshold and components of the least error expected, for the classes in ``allocation``.
 
     Args:
         allocation: its classes are kept.
         energy: sum of the squares of each class's coordinates, ``[classes, n]``.
         mean_energy: squares of the mean, in all rows together.
-        vectors: ``[D, n]``, a column for each component.
+        size: D.
         budget: bytes for levels, classes and codes.
     """
-    counts, size = np.bincount(allocation.classes, minlength=len(energy)), len(vectors)
+    counts = allocation.counts[: len(energy)]
     scales = np.exp2(-0.5 * np.arange(len(energy)))
     weight = float(counts @ np.square(scales))
     # A row weighs by its magnitude: between equal weights and weights by energy, and with less error than either.
@@ -231,13 +175,13 @@ def _fit(
         gain, threshold, rank = search(np.arange(start, end, -stride))
         start, end = threshold + stride, threshold - stride
     allocation = allocation._replace(threshold=threshold, vector_offset=offset, levels=levels[: 1 + rank])
-    return AllocationCandidate(float(energy.sum()) + mean_energy - gain, allocation, vectors.T[order[:rank]])
+    return AllocationCandidate(float(energy.sum()) + mean_energy - gain, allocation, order[:rank])
 
 
 @functools.cache
 def _widths_by_class() -> UInt8:
     """Bits of the coordinates in rows of each class by the excess of class 0, ``[classes, excesses]``."""
-    return _bits(_EXCESSES - _CLASS_UNITS * _CLASSES[:, None])
+    return _bits(_EXCESSES - _CLASS_UNITS * ROW_CLASSES[:, None])
 
 
 def _bits(excess: npt.NDArray[Any]) -> UInt8:

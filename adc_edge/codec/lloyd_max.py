@@ -20,10 +20,10 @@ LARGEST_WIDTH = 8
 # Mean squared errors at 0 to 8 bits, as shares of the variance. Literals: both sides derive bit widths from them.
 ERRORS = np.array([1.0, 0.36338, 0.11748, 0.03455, 0.009501, 0.002505, 0.000644, 0.0001635, 0.0000412])
 
-_CODES = 2**LARGEST_WIDTH
-_GRID = 256  # table cells per standard deviation: the closest two levels, of 8 bits, lie four cells apart
-_REACH = 5 * _GRID  # the table ends at 5 deviations: the outermost bound between two levels, of 8 bits, is at 4.5
-_COMPARED = 3  # bits: a comparison with each bound is faster than the table below 4 bits
+CODES = 2**LARGEST_WIDTH
+GRID = 256  # table cells per standard deviation: the closest two levels, of 8 bits, lie four cells apart
+REACH = 5 * GRID  # the table ends at 5 deviations: the outermost bound between two levels, of 8 bits, is at 4.5
+COMPARED = 3  # bits: a comparison with each bound is faster than the table below 4 bits
 _ROUNDS = 16  # Lloyd iterations: the error is then within 1 % of the least one
 
 
@@ -34,11 +34,11 @@ def codes(x: Float32, width: int) -> UInt8:
         x: values in standard deviations, any shape, magnitudes up to 2**100.
         width: bits of each code, 0 to 8.
     """
-    if width > _COMPARED:
+    if width > COMPARED:
         return _looked_up(x, width)
     if not width:
         return np.zeros(x.shape, np.uint8)
-    first, *bounds = _tables().bounds[width]
+    first, *bounds = tables().bounds[width]
     found: UInt8 = (x >= first).view(np.uint8)
     for bound in bounds:
         found += (x >= bound).view(np.uint8)
@@ -46,10 +46,10 @@ def codes(x: Float32, width: int) -> UInt8:
 
 
 def _looked_up(x: Float32, width: int) -> UInt8:
-    cells = x * np.float32(_GRID)
-    cells += np.float32(_REACH)
-    np.clip(cells, 0, 2 * _REACH - 1, out=cells)
-    nearest: UInt8 = _tables().by_cell[width].take(cells.astype(np.intp), mode="clip")
+    cells = x * np.float32(GRID)
+    cells += np.float32(REACH)
+    np.clip(cells, 0, 2 * REACH - 1, out=cells)
+    nearest: UInt8 = tables().by_cell[width].take(cells.astype(np.intp), mode="clip")
     return nearest
 
 
@@ -60,30 +60,33 @@ def values(chosen: UInt8, widths: UInt8) -> Float32:
         chosen: codes, any shape.
         widths: bits of each code, 0 to 8; broadcast to the shape of ``chosen``.
     """
-    places = np.multiply(widths, _CODES, dtype=np.uint16) + chosen
-    levels: Float32 = _tables().levels.take(places, mode="clip")
+    places = np.multiply(widths, CODES, dtype=np.uint16) + chosen
+    levels: Float32 = tables().levels.take(places, mode="clip")
     return levels
 
 
-class _Tables(NamedTuple):
-    by_cell: UInt8  # [1 + LARGEST_WIDTH, cells], the codes
+class CodeTables(NamedTuple):
+    """Codes by value, and levels by code, of each width."""
+
+    by_cell: UInt8  # [1 + LARGEST_WIDTH, 2 * REACH], the code in the middle of each cell
     levels: Float32  # by width and code, one flat array
     bounds: list[Float32]  # between the levels of each width
 
 
 @functools.cache
-def _tables() -> _Tables:
-    by_cell = np.zeros((LARGEST_WIDTH + 1, 2 * _REACH), np.uint8)
-    levels = np.zeros((LARGEST_WIDTH + 1, _CODES), np.float32)
+def tables() -> CodeTables:
+    """Return the tables of all widths."""
+    by_cell = np.zeros((LARGEST_WIDTH + 1, 2 * REACH), np.uint8)
+    levels = np.zeros((LARGEST_WIDTH + 1, CODES), np.float32)
     bounds = [np.zeros(0, np.float32)]
-    middles = (np.arange(-_REACH, _REACH) + 0.5) / _GRID
+    middles = (np.arange(-REACH, REACH) + 0.5) / GRID
     for width in range(1, LARGEST_WIDTH + 1):
         upper = np.array(_upper_levels(width))
         both = np.concatenate((-upper[::-1], upper))
         levels[width, : len(both)] = both
         bounds.append(((both[1:] + both[:-1]) / 2).astype(np.float32))
         by_cell[width] = np.searchsorted((both[1:] + both[:-1]) / 2, middles)
-    return _Tables(by_cell, levels.reshape(-1), bounds)
+    return CodeTables(by_cell, levels.reshape(-1), bounds)
 
 
 def _upper_levels(width: int) -> list[float]:

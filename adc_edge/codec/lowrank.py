@@ -21,15 +21,14 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from adc_edge.arrays import Float32, UInt8
 from adc_edge.codec import lloyd_max
 from adc_edge.codec.bit_allocation import (
-    CLASS_BITS,
     LEVEL_DTYPE,
     AllocationCandidate,
     BitAllocation,
@@ -38,17 +37,32 @@ from adc_edge.codec.bit_allocation import (
 )
 from adc_edge.codec.casts import finite_peak, pack_bits, unpack_bits
 from adc_edge.codec.planes import Block, CodePlanes, blocks_of
+from adc_edge.codec.spectrum import CLASS_BITS, ROW_CLASSES, ArraySpectrum
 from adc_edge.codec.vectors import decoded_vectors, pack_vectors, planes_bytes, runs, unpack_vectors, vector_codes
 from adc_edge.errors import ProtocolError
 
 _HEAD = struct.Struct("<iHhhH")
+HEAD_BYTES = _HEAD.size
 _EXPONENTS = range(-149, 129)  # float32's, as frexp returns them
-_BELOW_ONE = np.float32(1 - 2.0**-24)
+BELOW_ONE = 1 - 2.0**-24
 _CLEARLY = 0.95  # a second candidate doubles the time; the errors that are compared are known within some percent
-_MANY_ROWS = 4  # for each channel
-_RIDGE = 1e-4  # keeps the equations solvable where two quantised vectors coincide; ten times as much costs 1 %
+MANY_ROWS = 4  # for each channel
+RIDGE = 1e-4  # keeps the equations solvable where two quantised vectors coincide; ten times as much costs 1 %
 _SURE = 2.0**64  # sums of products of codes with entries below it are finite
-_PLAIN = range(-126, 127)  # powers of two that are normal float32 values, and so are their inverses
+PLAIN = range(-126, 127)  # powers of two that are normal float32 values, and so are their inverses
+
+
+_Coded = TypeVar("_Coded")
+
+
+class MessageHead(NamedTuple):
+    """All of a message before its codes, and where the codes lie."""
+
+    exponent: int
+    allocation: BitAllocation
+    classes: UInt8  # [rows]
+    entries: int  # offset of the planes of mean and vectors
+    coordinates: slice  # the bytes of the planes of the coordinates
 
 
 def payload_bytes(rows: int, width: int, bits: float) -> int:
@@ -69,20 +83,41 @@ def encode_rows(x: Float32, out: UInt8) -> None:
     """
     peak = finite_peak(x)
     exponent = math.frexp(peak)[1]
-    best, message = math.inf, _pack_head(exponent, empty_allocation(len(x)))
+    message = None
     if peak > 0:
         rows = _times_power(x, -exponent, np.empty_like(x))
         mean = rows.mean(axis=0)
         rows -= mean
-        for candidate in allocation_candidates(rows, mean, len(out) - _HEAD.size):
-            # Expected errors are close to real ones: most often one candidate is tried. The mean's is exact.
-            if candidate.error >= best * (_CLEARLY if len(candidate.vectors) else 1):
-                break
-            error, codes = _code(candidate, rows, mean)
-            if error < best:
-                best, message = error, _pack_head(exponent, candidate.allocation) + codes
+        spectrum = ArraySpectrum(rows)
+        mean_energy = len(rows) * float(np.square(mean, dtype=np.float64).sum())
+        candidates = allocation_candidates(spectrum, mean_energy, len(out) - HEAD_BYTES)
+        message = best_message(candidates, lambda one: _code(one, exponent, spectrum, rows, mean))
+    if message is None:
+        message = pack_head(exponent, empty_allocation(len(x)))
     out[: len(message)] = np.frombuffer(message, np.uint8)
     out[len(message) :] = 0
+
+
+def best_message(
+    candidates: Iterable[AllocationCandidate], code: Callable[[AllocationCandidate], tuple[float, _Coded]]
+) -> _Coded | None:
+    """Return the message of the least error; most often one candidate is tried.
+
+    Args:
+        candidates: the least expected error first. Expected errors are close to real ones; the mean's is exact.
+        code: returns the error that a candidate leaves, and its message.
+
+    Returns:
+        None if no error is finite.
+    """
+    best, message = math.inf, None
+    for candidate in candidates:
+        if candidate.error >= best * (_CLEARLY if len(candidate.components) else 1):
+            break
+        error, coded = code(candidate)
+        if error < best:
+            best, message = error, coded
+    return message
 
 
 def decode_rows(data: memoryview, rows: int, width: int) -> Float32:
@@ -94,23 +129,21 @@ def decode_rows(data: memoryview, rows: int, width: int) -> Float32:
     Raises:
         ProtocolError: the message has a head or levels that no encoder writes, or more codes than bytes.
     """
-    exponent, allocation, at = _unpack_head(data, rows, width)
-    entry_widths, blocks = allocation.entry_widths(), blocks_of(allocation)
-    planes, start = CodePlanes(blocks, rows), at + planes_bytes(entry_widths, width)
-    if start + planes.nbytes() > len(data):
-        raise _broken(f"more codes than fit into {len(data)} bytes")
-    planes.unpack(data, start)
+    head = read_head(data, rows, width)
+    entry_widths, blocks = head.allocation.entry_widths(), blocks_of(head.allocation, head.classes)
+    planes = CodePlanes(blocks, rows)
+    planes.unpack(data, head.coordinates.start)
     x = np.empty((rows, width), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # by levels that no encoder writes
-        vectors = decoded_vectors(unpack_vectors(data, at, entry_widths, width), entry_widths)
-        vectors *= allocation.lengths()[:, None]
+        vectors = decoded_vectors(unpack_vectors(data, head.entries, entry_widths, width), entry_widths)
+        vectors *= head.allocation.lengths()[:, None]
         sure = finite_peak(vectors) < _SURE
         for block in blocks:
             for piece in block.pieces(width):
                 x[piece.rows] = _decoded(piece, planes.read(piece), vectors)
     if not sure:
         finite_peak(x)
-    return _times_power(x, exponent, x)
+    return _times_power(x, head.exponent, x)
 
 
 def _decoded(block: Block, codes: UInt8, vectors: Float32) -> Float32:
@@ -119,30 +152,33 @@ def _decoded(block: Block, codes: UInt8, vectors: Float32) -> Float32:
     coordinates *= block.scale
     x = coordinates @ vectors[1:][block.components]
     x += vectors[0]
-    return np.clip(x, -_BELOW_ONE, _BELOW_ONE, out=x)  # x * 2**-e was below 1, so x stays in float32
+    return np.clip(
+        x, -np.float32(BELOW_ONE), np.float32(BELOW_ONE), out=x
+    )  # x * 2**-e was below 1, so x stays in float32
 
 
 def _times_power(x: Float32, exponent: int, out: Float32) -> Float32:
     """Write ``x * 2**exponent``; ``np.ldexp`` takes twenty times as long as a product."""
-    if exponent in _PLAIN:
+    if exponent in PLAIN:
         return np.multiply(x, np.float32(2.0**exponent), out=out)
     return np.ldexp(x, exponent, out=out)
 
 
 def coordinates_in(data: memoryview, rows: int, width: int) -> slice:
     """Return the range of bytes that holds the planes of the coordinates; raises as ``decode_rows`` does."""
-    _, allocation, at = _unpack_head(data, rows, width)
-    start = at + planes_bytes(allocation.entry_widths(), width)
-    return slice(start, start + CodePlanes(blocks_of(allocation), rows).nbytes())
+    return read_head(data, rows, width).coordinates
 
 
-def _code(candidate: AllocationCandidate, rows: Float32, mean: Float32) -> tuple[float, bytes]:
-    """The squared error that a candidate leaves, and all its codes."""
-    _, allocation, vectors = candidate
-    entry_widths, blocks, lengths = allocation.entry_widths(), blocks_of(allocation), allocation.lengths()
+def _code(
+    candidate: AllocationCandidate, exponent: int, spectrum: ArraySpectrum, rows: Float32, mean: Float32
+) -> tuple[float, bytes]:
+    """The squared error that a candidate leaves, and its message."""
+    allocation, vectors = candidate.allocation, spectrum.vectors.T[candidate.components]
+    blocks = blocks_of(allocation, spectrum.classes)
+    entry_widths, lengths = allocation.entry_widths(), allocation.lengths()
     mean_codes = vector_codes(mean[None], entry_widths[:1])
     shift = mean - lengths[0] * decoded_vectors(mean_codes, entry_widths[:1])[0]
-    if len(rows) < _MANY_ROWS * rows.shape[1]:  # a rough vector shows in few rows, and finding its codes is cheap
+    if len(rows) < MANY_ROWS * rows.shape[1]:  # a rough vector shows in few rows, and finding its codes is cheap
         rough = decoded_vectors(vector_codes(vectors, entry_widths[1:]), entry_widths[1:])
         vectors = _dual(rough)
     fit = _fit(blocks, vectors, lengths[1:], rows, shift)
@@ -151,9 +187,10 @@ def _code(candidate: AllocationCandidate, rows: Float32, mean: Float32) -> tuple
     planes = CodePlanes(blocks, len(rows))
     for piece, _, exact in _coordinates(blocks, _dual(basis), lengths[1:], rows, shift):
         planes.write(piece, _codes(piece, exact).T.copy())
+    head = pack_head(exponent, allocation) + (_pack_classes(spectrum.classes) if allocation.has_classes else b"")
     packed = pack_vectors(np.concatenate((mean_codes, codes)), entry_widths) + planes.pack()
     energy = float(np.vdot(rows, rows)) + len(rows) * float(np.vdot(shift, shift))
-    return energy - fit.saved(basis * lengths[1:, None]), packed
+    return energy - fit.saved(basis * lengths[1:, None]), head + packed
 
 
 class _Fit(NamedTuple):
@@ -212,20 +249,25 @@ def _dual(basis: Float32) -> Float32:
 
 
 def _solve(matrix: Float32, right: Float32) -> Float32:
-    solution: Float32 = np.linalg.solve(matrix + np.diag(np.float32(_RIDGE) * matrix.diagonal()), right)
+    solution: Float32 = np.linalg.solve(matrix + np.diag(np.float32(RIDGE) * matrix.diagonal()), right)
     return solution
 
 
-def _pack_head(exponent: int, allocation: BitAllocation) -> bytes:
-    planes = np.zeros((CLASS_BITS * allocation.has_classes, -(-len(allocation.classes) // 8)), np.uint8)
-    pack_bits(allocation.classes, planes)
-    rank, offset = len(allocation.levels) - 1, allocation.vector_offset
-    fixed = _HEAD.pack(exponent, rank, allocation.threshold, offset, len(planes))
-    return fixed + allocation.levels.astype(LEVEL_DTYPE).tobytes() + planes.tobytes()
+def pack_head(exponent: int, allocation: BitAllocation) -> bytes:
+    """Return the head and the levels; the planes of the classes follow, if there are classes."""
+    rank, class_bits = len(allocation.levels) - 1, CLASS_BITS * allocation.has_classes
+    fixed = _HEAD.pack(exponent, rank, allocation.threshold, allocation.vector_offset, class_bits)
+    return fixed + allocation.levels.astype(LEVEL_DTYPE).tobytes()
 
 
-def _unpack_head(data: memoryview, rows: int, width: int) -> tuple[int, BitAllocation, int]:
-    """Exponent and allocation of a message, and the offset at which its codes begin."""
+def _pack_classes(classes: UInt8) -> bytes:
+    planes = np.zeros((CLASS_BITS, -(-len(classes) // 8)), np.uint8)
+    pack_bits(classes, planes)
+    return planes.tobytes()
+
+
+def read_head(data: memoryview, rows: int, width: int) -> MessageHead:
+    """Return the head of a message of ``rows`` rows of ``width`` channels; raises as ``decode_rows`` does."""
     exponent, rank, threshold, offset, class_bits = _HEAD.unpack_from(data)
     at = _HEAD.size + LEVEL_DTYPE.itemsize * (1 + rank)
     end = at + class_bits * -(-rows // 8)
@@ -234,7 +276,13 @@ def _unpack_head(data: memoryview, rows: int, width: int) -> tuple[int, BitAlloc
     levels = np.frombuffer(data, LEVEL_DTYPE, 1 + rank, _HEAD.size).astype(np.int64)
     planes = np.frombuffer(data, np.uint8, end - at, at).reshape(class_bits, -(-rows // 8))
     classes = unpack_bits(planes, rows) if class_bits else np.zeros(rows, np.uint8)
-    return exponent, BitAllocation(threshold, offset, levels, classes, bool(class_bits)), end
+    counts = np.bincount(classes, minlength=len(ROW_CLASSES))
+    allocation = BitAllocation(threshold, offset, levels, counts, bool(class_bits))
+    start = end + planes_bytes(allocation.entry_widths(), width)
+    coordinates = slice(start, start + allocation.coordinates_bytes())
+    if coordinates.stop > len(data):
+        raise _broken(f"more codes than fit into {len(data)} bytes")
+    return MessageHead(exponent, allocation, classes, end, coordinates)
 
 
 def _broken(what: str) -> ProtocolError:

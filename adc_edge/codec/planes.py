@@ -34,9 +34,9 @@ class Block(NamedTuple):
             yield self._replace(rows=part if isinstance(self.rows, slice) else self.rows[part])
 
 
-def blocks_of(allocation: BitAllocation) -> list[Block]:
-    """Return the rows of each class that has bits, together."""
-    classes, scales = allocation.classes, allocation.class_scales()
+def blocks_of(allocation: BitAllocation, classes: UInt8) -> list[Block]:
+    """Return the rows of each class, together; ``classes`` are those of the rows, ``[rows]``."""
+    scales = allocation.class_scales()
     if not allocation.has_classes:
         return [_block(slice(0, len(classes)), scales[0], allocation.class_widths()[0])]
     members = [np.flatnonzero(classes == index) for index in range(len(scales))]
@@ -74,10 +74,6 @@ class CodePlanes:
         ends = counts.cumsum(axis=1)
         self._starts = ends - counts
         self._bits = [np.empty(end, np.uint8) for end in ends[:, -1:].reshape(-1)]
-
-    def nbytes(self) -> int:
-        """Return the size of the packed planes."""
-        return sum(-(-len(bits) // 8) for bits in self._bits)
 
     def write(self, block: Block, codes: UInt8) -> None:
         """Take the codes ``[rows, n]`` of a block or of a piece of it."""

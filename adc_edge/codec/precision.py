@@ -47,16 +47,16 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _PCA_BITS = {precision: float(precision[3:]) for precision in PRECISIONS if precision.startswith("pca")}
 VALUE_PRECISIONS = tuple(p for p in PRECISIONS if p not in _PCA_BITS)  # each value is coded by itself
 
-_EXPONENT = np.dtype("<i4")
-_SCALE = np.dtype("<f2")
+EXPONENT_DTYPE = np.dtype("<i4")
+SCALE_DTYPE = np.dtype("<f2")
 _INTEGER_BITS: dict[Precision, int] = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
-_INT8_MAX = 127.0
+INT8_MAX = 127.0
 _EXPONENTS = range(-149, 129)  # float32's, as frexp returns them
-_FOLDED = range(-100, 15)  # here 2**e times a scale or its inverse is a normal float32: no multiplication of its own
+FOLDED = range(-100, 15)  # here 2**e times a scale or its inverse is a normal float32: no multiplication of its own
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-_LARGEST_HALF = 65504.0
-_LARGEST = 2.0**128 * (1 - 2.0**-11)  # with a half's 11 bits; larger values would be rounded to infinity
-_LARGEST_BFLOAT = 2.0**128 * (1 - 2.0**-8)
+LARGEST_HALF = 65504.0
+LARGEST_SCALED = 2.0**128 * (1 - 2.0**-11)  # with a half's 11 bits; larger values would be rounded to infinity
+LARGEST_BFLOAT = 2.0**128 * (1 - 2.0**-8)
 
 
 def integer_bits(precision: Precision) -> int:
@@ -75,9 +75,9 @@ def encoded_bytes(shape: tuple[int, ...], precision: Precision) -> int:
     if all_bits := pca_bits(precision):
         return lowrank.payload_bytes(rows, shape[-1], all_bits)
     if bits := integer_bits(precision):
-        return _EXPONENT.itemsize + _SCALE.itemsize * rows + (values if bits == 8 else bits * -(-values // 8))
+        return EXPONENT_DTYPE.itemsize + SCALE_DTYPE.itemsize * rows + (values if bits == 8 else bits * -(-values // 8))
     if precision == "fp16":
-        return _EXPONENT.itemsize + 2 * values
+        return EXPONENT_DTYPE.itemsize + 2 * values
     return (4 if precision == "fp32" else 2) * values
 
 
@@ -124,15 +124,7 @@ def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
     Raises:
         ProtocolError: ``data`` has another length, values that are not finite, or a head that no encoder writes.
     """
-    view = memoryview(data).cast("B")
-    expected = encoded_bytes(shape, precision)
-    if view.nbytes != expected:
-        raise ProtocolError(
-            f"{view.nbytes} bytes for a {precision} tensor {list(shape)}",
-            f"{expected} bytes",
-            "install the same version of adc-edge on both sides",
-            "size",
-        )
+    view = whole_tensor(data, shape, precision)
     if precision == "fp32":
         x = np.frombuffer(view, "<f4")
         x = x.astype(np.float32, copy=not (x.flags.writeable and x.flags.aligned))
@@ -147,6 +139,20 @@ def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
     return x.reshape(shape)
 
 
+def whole_tensor(data: Any, shape: tuple[int, ...], precision: Precision) -> memoryview:
+    """Return the bytes of ``data``; raises ProtocolError unless an encoded tensor has so many."""
+    view = memoryview(data).cast("B")
+    expected = encoded_bytes(shape, precision)
+    if view.nbytes != expected:
+        raise ProtocolError(
+            f"{view.nbytes} bytes for a {precision} tensor {list(shape)}",
+            f"{expected} bytes",
+            "install the same version of adc-edge on both sides",
+            "size",
+        )
+    return view
+
+
 def _as_rows(x: Float32) -> Float32:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
@@ -156,16 +162,16 @@ def _encode_values(x: Float32, precision: Precision, out: UInt8) -> None:
     if precision == "fp32":
         out.view("<f4")[:] = x
         return
-    largest = _LARGEST_BFLOAT if precision == "bf16" else _LARGEST
+    largest = LARGEST_BFLOAT if precision == "bf16" else LARGEST_SCALED
     if peak > largest:
         x = np.clip(x, -largest, largest)
     if precision == "bf16":
         to_bfloat(x, out.view("<u2"))
         return
     exponent = math.frexp(peak)[1]
-    out[: _EXPONENT.itemsize].view(_EXPONENT)[:] = exponent
-    x, factor = (x, 2.0**-exponent) if exponent in _FOLDED else (np.ldexp(x, -exponent), 1.0)
-    to_half(x, factor, out[_EXPONENT.itemsize :].view("<u2"))
+    out[: EXPONENT_DTYPE.itemsize].view(EXPONENT_DTYPE)[:] = exponent
+    x, factor = (x, 2.0**-exponent) if exponent in FOLDED else (np.ldexp(x, -exponent), 1.0)
+    to_half(x, factor, out[EXPONENT_DTYPE.itemsize :].view("<u2"))
 
 
 def _decode_values(view: memoryview, precision: Precision) -> Float32:
@@ -174,12 +180,12 @@ def _decode_values(view: memoryview, precision: Precision) -> Float32:
         from_bfloat(np.frombuffer(view, "<u2"), x)
         finite_peak(x)
         return x
-    exponent = _exponent(view)
-    halves = np.frombuffer(view, "<u2", offset=_EXPONENT.itemsize)
+    exponent = exponent_of(view)
+    halves = np.frombuffer(view, "<u2", offset=EXPONENT_DTYPE.itemsize)
     x = np.empty(len(halves), np.float32)
-    from_half(halves, 2.0**exponent if exponent in _FOLDED else 1.0, x)
+    from_half(halves, 2.0**exponent if exponent in FOLDED else 1.0, x)
     x = _apply_exponent(x, exponent)
-    if finite_peak(x) > math.ldexp(_LARGEST_HALF, exponent):  # a half was NaN or infinite (``from_half``)
+    if finite_peak(x) > math.ldexp(LARGEST_HALF, exponent):  # a half was NaN or infinite (``from_half``)
         raise not_finite()
     return x
 
@@ -189,14 +195,14 @@ def _encode_rows(x: Float32, bits: int, out: UInt8) -> None:
     with np.errstate(invalid="ignore"):  # NaN is refused by finite_peak
         high, low = x.max(axis=-1, initial=0.0), x.min(axis=-1, initial=0.0)
     exponent = math.frexp(finite_peak(np.stack((high, low))))[1]
-    extremes = np.clip(np.where(high >= -low, high, low).astype(np.float64), -_LARGEST, _LARGEST)
+    extremes = np.clip(np.where(high >= -low, high, low).astype(np.float64), -LARGEST_SCALED, LARGEST_SCALED)
     units = np.ldexp(extremes, -exponent)  # |unit| < 1
-    levels = np.copysign(_INT8_MAX, extremes) if bits == 8 else np.float64(-(2 ** (bits - 1)))
-    head = _EXPONENT.itemsize
-    out[:head].view(_EXPONENT)[:] = exponent
-    scales = out[head : head + _SCALE.itemsize * len(x)].view(_SCALE)
+    levels = np.copysign(INT8_MAX, extremes) if bits == 8 else np.float64(-(2 ** (bits - 1)))
+    head = EXPONENT_DTYPE.itemsize
+    out[:head].view(EXPONENT_DTYPE)[:] = exponent
+    scales = out[head : head + SCALE_DTYPE.itemsize * len(x)].view(SCALE_DTYPE)
     scales[:] = units / levels
-    if exponent not in _FOLDED:
+    if exponent not in FOLDED:
         x, extremes = np.ldexp(x, -exponent), units
     # The row's own largest value divides, not its rounded scale, so that no value lies beyond the lowest level.
     steps = np.divide(levels, extremes, out=np.zeros(len(x)), where=scales != 0).astype(np.float32)[:, None]
@@ -205,14 +211,14 @@ def _encode_rows(x: Float32, bits: int, out: UInt8) -> None:
 
 def _decode_rows(view: memoryview, rows: int, width: int, bits: int) -> Float32:
     """Read a tensor ``[rows, width]`` from exponent, scales and values."""
-    exponent = _exponent(view)
-    scales = np.frombuffer(view, _SCALE, rows, _EXPONENT.itemsize)
-    body = np.frombuffer(view, np.uint8, offset=_EXPONENT.itemsize + scales.nbytes)
+    exponent = exponent_of(view)
+    scales = np.frombuffer(view, SCALE_DTYPE, rows, EXPONENT_DTYPE.itemsize)
+    body = np.frombuffer(view, np.uint8, offset=EXPONENT_DTYPE.itemsize + scales.nbytes)
     x = np.empty((rows, width), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale becomes inf or NaN and is refused below
         factors = scales.astype(np.float64)
         largest = float(np.abs(factors).max(initial=0.0)) * 2.0 ** (bits - 1 + exponent)
-        if exponent in _FOLDED:
+        if exponent in FOLDED:
             factors *= 2.0**exponent
         steps = factors.astype(np.float32)[:, None]
         from_integers(body, steps, bits, x)
@@ -223,13 +229,14 @@ def _decode_rows(view: memoryview, rows: int, width: int, bits: int) -> Float32:
 
 
 def _apply_exponent(x: Float32, exponent: int) -> Float32:
-    """Multiply ``x`` by ``2**exponent`` in place, unless an earlier step did so (``_FOLDED``)."""
+    """Multiply ``x`` by ``2**exponent`` in place, unless an earlier step did so (``FOLDED``)."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return x if exponent in _FOLDED else np.ldexp(x, exponent, out=x)
+        return x if exponent in FOLDED else np.ldexp(x, exponent, out=x)
 
 
-def _exponent(view: memoryview) -> int:
-    exponent = int.from_bytes(view[: _EXPONENT.itemsize], "little", signed=True)
+def exponent_of(view: memoryview) -> int:
+    """Return the exponent at the beginning of an encoded tensor; raises ProtocolError for one that float32 lacks."""
+    exponent = int.from_bytes(view[: EXPONENT_DTYPE.itemsize], "little", signed=True)
     if exponent not in _EXPONENTS:
         raise not_finite()
     return exponent

@@ -12,7 +12,7 @@ from adc_edge.codec import lloyd_max
 
 # Factors on a vector's entries before they are quantised, 3 dB apart; the one that keeps the direction best is used.
 # Entries of most vectors are spread like a normal variable (factor 1); a few large ones would be cut off at 1.
-_SPREADS = 2.0 ** (-0.5 * np.arange(7))
+SPREADS = 2.0 ** (-0.5 * np.arange(7))
 
 
 def vector_codes(vectors: Float32, widths: UInt8) -> UInt8:
@@ -21,7 +21,7 @@ def vector_codes(vectors: Float32, widths: UInt8) -> UInt8:
     best, chosen = np.full(len(x), -math.inf, np.float32), np.zeros(x.shape, np.uint8)
     left, peaks = np.arange(len(x)), np.abs(x).max(axis=1, initial=0.0)
     outermost = lloyd_max.values((np.left_shift(1, widths) - 1).astype(np.uint8), widths)
-    for spread in _SPREADS:
+    for spread in SPREADS:
         codes = _codes(x[left] * np.float32(spread), widths[left])
         decoded = lloyd_max.values(codes, widths[left, None])
         along, length = np.einsum("md,md->m", x[left], decoded), np.sqrt(np.einsum("md,md->m", decoded, decoded))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, load_file
+from torch import Tensor
 
 from adc_edge.arrays import Float32
 from adc_edge.cloud_trainer.accumulator import StepAccumulator
@@ -18,10 +19,11 @@ from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import Bundle
 
 
-def batch(seed: int) -> tuple[Float32, Float32]:
+def batch(seed: int) -> tuple[Tensor, Float32]:
     rng = np.random.default_rng(seed)
     soft = rng.random((4, 10)).astype(np.float32) ** 4
-    return rng.standard_normal((4, 7, 32)).astype(np.float32), soft / soft.sum(1, keepdims=True)
+    activations = rng.standard_normal((4, 7, 32)).astype(np.float32)
+    return torch.from_numpy(activations), soft / soft.sum(1, keepdims=True)
 
 
 def learn(training: HeadTraining, seed: int, gradient: bool = True, planned_steps: int = 0) -> Learned:
@@ -39,7 +41,7 @@ def test_a_step_is_soft_label_cross_entropy_averaged_over_clusters(bundle: Bundl
     for seed in range(4):
         activations, soft = batch(seed)
         learned = learn(training, seed)
-        z = torch.from_numpy(activations).requires_grad_()
+        z = activations.clone().requires_grad_()
         log_p = torch.log_softmax(head(z), dim=1)
         loss = -(torch.from_numpy(soft) * log_p).sum(1).mean()
         optimizer.zero_grad()
@@ -58,7 +60,7 @@ def test_micro_batches_give_the_step_of_their_mean_loss(bundle: Bundle, training
     head.vit.load_state_dict(load_file(bundle.path / "head.safetensors"))
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.0)
     for first in (0, 3):
-        inputs = [torch.from_numpy(batch(seed)[0]).requires_grad_() for seed in range(first, first + 3)]
+        inputs = [batch(seed)[0].requires_grad_() for seed in range(first, first + 3)]
         targets = [torch.from_numpy(batch(seed)[1]) for seed in range(first, first + 3)]
         pairs = zip(inputs, targets, strict=True)
         loss = torch.stack([torch.nn.functional.cross_entropy(head(z), soft) for z, soft in pairs]).mean()
@@ -83,7 +85,7 @@ def test_a_micro_batch_that_is_refused_leaves_the_sums_of_those_before(training:
     training.learn(*batch(0), True, step)
     before = [None if g is None else g.clone() for g in step.gradients]
     with pytest.raises(ProtocolError):
-        training.learn(np.full((4, 7, 32), np.nan, np.float32), batch(0)[1], True, step)
+        training.learn(torch.full((4, 7, 32), torch.nan), batch(0)[1], True, step)
     assert step.learned == 1
     for kept, now in zip(before, step.gradients, strict=True):
         assert kept is now is None or (kept is not None and now is not None and kept.equal(now))
@@ -97,13 +99,13 @@ def test_judging_counts_correct_predictions_and_changes_nothing(training: HeadTr
     activations, _ = batch(0)
     before = training.safetensors()
     training.head.eval()
-    predicted = training.head(torch.from_numpy(activations)).argmax(1).numpy().astype(np.int32)
+    predicted = training.head(activations).argmax(1).numpy().astype(np.int32)
     wrong = predicted.copy()
     wrong[0] = (wrong[0] + 1) % 10
     assert training.judge(activations, predicted).correct == 4
     judged = training.judge(activations, wrong)
     assert judged.correct == 3
-    logits = training.head(torch.from_numpy(activations))
+    logits = training.head(activations)
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(wrong).long(), reduction="sum")
     assert judged.loss_sum == pytest.approx(loss.item(), rel=1e-5)
     assert training.safetensors() == before
@@ -143,7 +145,8 @@ def test_a_compiled_head_learns_alike_and_takes_every_shape(bundle: Bundle, trai
     head.vit.load_state_dict(load_file(bundle.path / "head.safetensors"))
     compiled = HeadTraining(head, OptimizerSettings(lr=1e-3), compiled=True)
     for seed, clusters in enumerate((4, 4, 3, 4)):
-        activations, soft = (part[:clusters] for part in batch(seed))
+        activations, soft = batch(seed)
+        activations, soft = activations[:clusters], soft[:clusters]
         found = []
         for each in (training, compiled):
             step = StepAccumulator(1)

@@ -11,6 +11,7 @@ import pytest
 from adc_edge.arrays import Float32
 from adc_edge.codec import bit_allocation, lloyd_max, lowrank
 from adc_edge.codec.bit_allocation import LEVEL_DTYPE, allocation_candidates
+from adc_edge.codec.spectrum import ROW_CLASSES, ArraySpectrum
 from adc_edge.codec.vectors import decoded_vectors, unit_vectors, vector_codes
 
 WIDTHS = range(1, lloyd_max.LARGEST_WIDTH + 1)
@@ -63,7 +64,7 @@ def test_every_level_and_threshold_fits_in_sixteen_bits() -> None:
 
 
 def test_beyond_the_tabulated_excesses_no_width_changes() -> None:
-    lowest_class = bit_allocation._EXCESSES - bit_allocation._CLASS_UNITS * bit_allocation._CLASSES[-1]
+    lowest_class = bit_allocation._EXCESSES - bit_allocation._CLASS_UNITS * ROW_CLASSES[-1]
     assert bit_allocation._bits(bit_allocation._EXCESSES[:2]).tolist() == [0, 1]
     assert bit_allocation._bits(lowest_class[-1:]).tolist() == [lloyd_max.LARGEST_WIDTH]
 
@@ -78,16 +79,16 @@ def test_the_reserve_covers_the_last_byte_of_every_plane() -> None:
 def test_the_search_in_strides_finds_what_an_exhaustive_one_finds(
     seed: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, mean = uneven_rows(seed), np.zeros(32, np.float32)
-    found = allocation_candidates(rows, mean, budget)[0]
+    spectrum = ArraySpectrum(uneven_rows(seed))
+    found = allocation_candidates(spectrum, 0.0, budget)[0]
     monkeypatch.setattr(bit_allocation, "_SEARCH_STRIDES", (1,))
-    assert found.error <= 1.001 * allocation_candidates(rows, mean, budget)[0].error
+    assert found.error <= 1.001 * allocation_candidates(spectrum, 0.0, budget)[0].error
 
 
 def test_the_table_of_codes_resolves_and_covers_the_levels_of_eight_bits() -> None:
     table = levels(lloyd_max.LARGEST_WIDTH)
-    assert np.diff(table).min() > 4 / lloyd_max._GRID
-    assert (table[-1] + table[-2]) / 2 < lloyd_max._REACH / lloyd_max._GRID
+    assert np.diff(table).min() > 4 / lloyd_max.GRID
+    assert (table[-1] + table[-2]) / 2 < lloyd_max.REACH / lloyd_max.GRID
 
 
 def test_a_vector_with_one_large_entry_keeps_its_direction() -> None:

@@ -14,7 +14,8 @@ from adc_edge.codec import lloyd_max, lowrank
 from adc_edge.codec.bit_allocation import allocation_candidates
 from adc_edge.codec.planes import CodePlanes, blocks_of
 from adc_edge.codec.precision import decode, encode, encoded_bytes
-from adc_edge.codec.vectors import decoded_vectors, planes_bytes, unpack_vectors
+from adc_edge.codec.spectrum import ArraySpectrum
+from adc_edge.codec.vectors import decoded_vectors, unpack_vectors
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "codec.md").read_text(encoding="utf-8")
 EXAMPLE = DOCUMENT.partition("## A worked example")[2]
@@ -27,20 +28,21 @@ def computed() -> dict[str, Array]:
     """The table's quantities by the first words of their labels, in the order of the table."""
     rows = np.ldexp(X, -3)
     mean = rows.mean(axis=0)
-    best = allocation_candidates(rows - mean, mean, len(MESSAGE) - 12)[0]
-    allocation = best.allocation
+    spectrum, mean_energy = ArraySpectrum(rows - mean), 2 * float(mean @ mean)
+    allocation, components = allocation_candidates(spectrum, mean_energy, len(MESSAGE) - 12)[0][1:]
+    component = spectrum.vectors.T[components]
     out = np.empty(len(MESSAGE), np.uint8)
     lowrank.encode_rows(X, out)
-    exponent, sent, at = lowrank._unpack_head(out.data, *X.shape)
+    exponent, sent, classes, at, coordinates_at = lowrank.read_head(out.data, *X.shape)
     assert sent.levels.tolist() == allocation.levels.tolist()
     assert (sent.threshold, sent.vector_offset) == (allocation.threshold, allocation.vector_offset)
     entry_widths, widths = allocation.entry_widths()[:, None], allocation.class_widths()[:1]
     vectors = unpack_vectors(out.data, at, entry_widths[:, 0], X.shape[1])
-    (block,) = blocks_of(allocation)
+    (block,) = blocks_of(allocation, classes)
     planes = CodePlanes([block], len(X))
-    planes.unpack(out.data, at + planes_bytes(entry_widths[:, 0], X.shape[1]))
+    planes.unpack(out.data, coordinates_at.start)
     coordinates = planes.read(block)
-    sign = np.float32(np.sign(best.vectors[0, 0]))  # an eigenvector's sign is arbitrary
+    sign = np.float32(np.sign(component[0, 0]))  # an eigenvector's sign is arbitrary
     if sign < 0:
         vectors[1], coordinates = 2 ** entry_widths[1] - 1 - vectors[1], 2**widths - 1 - coordinates
     excess = allocation.levels - allocation.threshold
@@ -50,8 +52,8 @@ def computed() -> dict[str, Array]:
         "exponent e": np.array(exponent),
         "mean of x / 8": mean,
         "rows less the mean": rows - mean,
-        "principal component": sign * best.vectors,
-        "coordinates of the rows": (rows - mean) @ (sign * best.vectors).T,
+        "principal component": sign * component,
+        "coordinates of the rows": (rows - mean) @ (sign * component).T,
         "level of the mean": allocation.levels[0],
         "level of the component": allocation.levels[1],
         "vector offset": np.array(allocation.vector_offset),
