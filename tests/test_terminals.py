@@ -178,6 +178,7 @@ def on_a_terminal(*arguments: str, **more: str) -> str:
 COLOUR = re.compile("\x1b\\[[0-9;]*(3[0-9]|4[0-7]|9[0-7])[0-9;]*m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", ["link --trainer tcp://127.0.0.1:9 --wait 0.1", "doctor --trainer tcp://127.0.0.1:9"]
 )

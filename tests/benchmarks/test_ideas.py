@@ -124,6 +124,7 @@ def gradients_back(codec: Codec, gradient: Tensor) -> Tensor:
     return codec.extract_gradient(sent, codec.compress_gradient(arrived, gradient))
 
 
+@pytest.mark.slow
 def test_stochastic_rounding_of_gradients_has_no_bias() -> None:
     random = torch.Generator().manual_seed(0)
     gradient = torch.rand(SHAPE, generator=random) - 0.5

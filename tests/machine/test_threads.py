@@ -99,6 +99,7 @@ def test_onnx_runtime_takes_the_usable_cores_unless_told() -> None:
     assert session_options(3).intra_op_num_threads == 3
 
 
+@pytest.mark.slow
 def test_torch_takes_as_many_as_the_command_line_sets() -> None:
     code = "import adc_edge.cli, torch; print(torch.get_num_threads())"
     for told, expected in (({}, threads.usable_cores()), ({"OMP_NUM_THREADS": "1"}, 1)):

@@ -43,7 +43,13 @@ def grads(loss: Tensor, named: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), values, strict=True)}
 
 
-@pytest.mark.parametrize(("model", "arguments"), MODELS, ids=[f"{m}-{i}" for i, (m, _) in enumerate(MODELS)])
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        pytest.param(model, arguments, id=f"{model}-{i}", marks=[pytest.mark.slow] if "_base_" in model else [])
+        for i, (model, arguments) in enumerate(MODELS)
+    ],
+)
 def test_at_ratio_one_logits_and_gradients_are_the_uncut_models(model: str, arguments: dict[str, Any]) -> None:
     vit = make(model, arguments)
     trunk, head = split_vit(vit, 2)

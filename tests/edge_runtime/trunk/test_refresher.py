@@ -128,6 +128,7 @@ def sharing_shim(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> SharingShim
     return SharingShim(bundle.manifest.trunk, bundle.path / "trunk.safetensors", OptimizerSettings(lr=1e-2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", ["client.onnx", "client.fp16.onnx"])
 def test_weights_by_address_train_as_weights_through_host_memory(
     half: Bundle, shim: Shim, sharing_shim: SharingShim, graph: str

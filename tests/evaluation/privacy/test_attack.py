@@ -178,6 +178,7 @@ def test_a_constant_prediction_scores_as_the_mean_training_image_does(monkeypatc
     )
 
 
+@pytest.mark.slow
 def test_full_activations_reveal_images_and_few_of_adcs_less() -> None:
     whole, few = attack("none")[0], attack("adc@0.1")[0]
     assert whole.psnr_db > whole.psnr_db_mean_image + 3

@@ -279,6 +279,7 @@ def test_a_name_that_looks_like_a_tag_is_text() -> None:
     assert "<script>alert" not in page(study, RUNS, SEEN, 0.05)
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page() -> None:
     assert page(STUDY, RUNS, SEEN, 0.05) == page(STUDY, RUNS, SEEN, 0.05)
 

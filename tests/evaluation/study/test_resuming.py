@@ -60,8 +60,8 @@ def numbers(run: Run) -> Any:
     [
         ("none", "adam"),
         ("adc@0.3/int8", "sgd"),
-        ("bottlenetpp@0.25", "adamw"),
-        ("randtopk@0.2", "adam"),
+        pytest.param("bottlenetpp@0.25", "adamw", marks=pytest.mark.slow),
+        pytest.param("randtopk@0.2", "adam", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_was_cut_short_twice_equals_an_undisturbed_one_bit_for_bit(
