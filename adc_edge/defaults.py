@@ -26,5 +26,4 @@ MOMENTUM = 0.9
 DATA = "digits"
 DECODING_THREADS = 2
 EVALUATION_IMAGES = 1000
-EVALUATION_PRECISION: Precision = "pca4"  # decides as fp32 does, at a quarter of the bytes of fp16
 MAX_IMAGES = 1024  # of one message

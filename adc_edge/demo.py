@@ -27,7 +27,9 @@ _EXPORT = (
 )
 # One thread a process, because device and trainer share the cores here.
 _LEARNING = "--fresh --lr 2e-3 --schedule cosine --warmup-steps 20 --weight-decay 0.05 --clip-norm 1 --threads 1"
-_STEPS, _EVALUATE_EVERY = 400, 100
+# With two messages a step, device and trainer compute at the same time.
+_SERVING = ["--eval-every", "100", "--micro-batches", "2"]
+_STEPS = 400
 _READY_S = 60.0
 _STOP_S = 10.0
 
@@ -70,7 +72,7 @@ def _run(where: Path, serving: list[str]) -> int:
             click.echo(log.read_text(encoding="utf-8", errors="replace"), err=True)
             return 1
         connect = ["--bundle", str(bundle), "--trainer", endpoint.read_text(), "--data", "digits"]
-        with _Process("serve", *connect, *serving, "--eval-every", str(_EVALUATE_EVERY), *learning) as edge:
+        with _Process("serve", *connect, *serving, *_SERVING, *learning) as edge:
             return edge.process.wait()
 
 

@@ -97,8 +97,7 @@ _POSITIVE = click.IntRange(min=1)
     "evaluate_precision",
     type=PRECISION,
     metavar="P",
-    default=defaults.EVALUATION_PRECISION,
-    help="Precision of the activations of an evaluation.",
+    help="Precision of the activations of an evaluation; default: pca4, or int8 where a message has few tokens.",
 )
 @click.option(
     "--keep-best",

@@ -34,7 +34,8 @@ if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
 
 
 _TRANSFER_BITS = 62
-EVALUATED_ROWS = 16_384  # tokens of one message of an evaluation
+EVALUATED_ROWS, _EVALUATED_BYTES = 16_384, 2**24  # tokens of one message of an evaluation, and their size in fp32
+_ROWS_PER_CHANNEL = 8  # with fewer, int8 is closer than pca4
 _R = TypeVar("_R")
 
 
@@ -150,7 +151,7 @@ class DeviceLoop:
         """Evaluate the test split with nothing merged or dropped; also returns the bytes sent up and down."""
         answers: list[Evaluated] = []
         sizes: list[int] = []
-        for part, indices in enumerate(loader.sample(limit, self._evaluated_at_once(loader))):
+        for part, indices in enumerate(self.evaluation_parts(loader, limit)):
             outputs, labels = self._full_outputs(loader, indices)
             if not len(labels):
                 continue
@@ -165,23 +166,33 @@ class DeviceLoop:
             )
         if self.session.in_flight:
             answers.append(self._evaluated())
-        return summed(step, answers, sizes), *self.new_bytes()
+        return summed(step, answers, sizes, precision), *self.new_bytes()
 
-    def _evaluated_at_once(self, loader: Loader) -> int:
-        """Images of one message of an evaluation: many, since principal components cost less over many rows."""
-        welcome = self.session.welcome
+    def evaluation_parts(self, loader: Loader, limit: int) -> list[npt.NDArray[np.int64]]:
+        """Return the images of each message of an evaluation: many, since principal components cost less over more."""
+        welcome, shape = self.session.welcome, self.settings.shape
         if welcome is None or welcome.max_images is UNSET:
-            return loader.batch_size
-        return max(loader.batch_size, min(welcome.max_images, EVALUATED_ROWS // self.settings.shape.tokens))
+            return loader.sample(limit)
+        most = min(EVALUATED_ROWS // shape.tokens, _EVALUATED_BYTES // (4 * shape.tokens * self.settings.dim))
+        return loader.sample(limit, max(loader.batch_size, min(welcome.max_images, most)))
+
+    def evaluation_precision(self, loader: Loader, limit: int) -> Precision:
+        """Return the precision that decides as fp32 does: few rows of a message bear their principal components."""
+        rows = self.settings.shape.tokens * min(map(len, self.evaluation_parts(loader, limit)))
+        return "pca4" if rows >= _ROWS_PER_CHANNEL * self.settings.dim else "int8"
 
     def _full_outputs(self, loader: Loader, indices: npt.NDArray[np.int64]) -> tuple[Float32, Labels]:
         """The trunk's output ``[B, N, D]`` and the labels of these images, computed a batch at a time."""
-        parts = np.split(indices, range(loader.batch_size, len(indices), loader.batch_size))
-        batches = [batch for batch in map(loader.plain, parts) if len(batch.labels)]
-        if not batches:
-            return np.empty((0, 0, 0), np.float32), np.empty(0, np.int64)
-        outputs = [self.engine.full_output(batch.images) for batch in batches]
-        return np.concatenate(outputs), np.concatenate([batch.labels for batch in batches])
+        outputs = np.empty((len(indices), self.settings.shape.tokens, self.settings.dim), np.float32)
+        labels: list[Labels] = []
+        count = 0
+        for part in np.split(indices, range(loader.batch_size, len(indices), loader.batch_size)):
+            batch = loader.plain(part)  # without those that cannot be read
+            if len(batch.labels):
+                outputs[count : count + len(batch.labels)] = self.engine.full_output(batch.images)
+                labels.append(batch.labels)
+                count += len(batch.labels)
+        return outputs[:count], np.concatenate(labels) if labels else np.empty(0, np.int64)
 
     def _evaluated(self) -> Evaluated:
         answer, _ = self.session.result(self.settings.outage_s)

@@ -159,6 +159,7 @@ class Serve:
             session=self.state.session,
             shape=self.shape,
             prefix=self.manifest.prefix,
+            dim=self.manifest.dim,
             classes=self.manifest.classes,
             precision=self.precision,
             gradient_precision=self.gradient_precision,

@@ -53,7 +53,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
     noise: NoiseSettings = NoiseSettings()
     evaluate_every: int = 0
     evaluate_images: int = defaults.EVALUATION_IMAGES
-    evaluate_precision: Precision = defaults.EVALUATION_PRECISION
+    evaluate_precision: Precision | None = None  # None: by the size of its messages
     keep_best: bool = False
     stop_after: int = 0
     checkpoint_every: int = defaults.CHECKPOINT_EVERY
@@ -153,6 +153,7 @@ class StepSettings(msgspec.Struct, frozen=True):
     session: int
     shape: Shape  # of a micro-batch
     prefix: int
+    dim: int
     classes: int
     precision: Precision
     gradient_precision: Precision

@@ -52,6 +52,7 @@ class Evaluation(msgspec.Struct, frozen=True, omit_defaults=True):
     accuracy: float
     loss: float
     mixed: bool = False  # not of one head, or not of these images: the device came back without what it had
+    precision: str = ""  # of what was sent; 0.7 did not say
 
     def gains_on(self, best: Evaluation | None) -> bool:
         """Whether it is better than ``best``: more accurate, or at the same accuracy with a lower loss."""
@@ -60,7 +61,7 @@ class Evaluation(msgspec.Struct, frozen=True, omit_defaults=True):
         return best is None or (self.accuracy, -self.loss) > (best.accuracy, -best.loss)
 
 
-def summed(step: int, answers: Iterable[Evaluated], sizes: Iterable[int]) -> Evaluation:
+def summed(step: int, answers: Iterable[Evaluated], sizes: Iterable[int], precision: str = "") -> Evaluation:
     """Return the evaluation whose parts, of so many images each, were answered so."""
     images = correct = 0
     loss, mixed = 0.0, False
@@ -69,7 +70,7 @@ def summed(step: int, answers: Iterable[Evaluated], sizes: Iterable[int]) -> Eva
         mixed |= answer.head_step is not UNSET
         mixed |= answer.images != size  # of a process before, which cut the test images into other parts
     share = (correct / images, loss / images) if images else (math.nan, math.nan)
-    return Evaluation(step, images, *share, mixed)
+    return Evaluation(step, images, *share, mixed, precision)
 
 
 def best_of(evaluations: Iterable[Evaluation]) -> tuple[Evaluation | None, int]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import msgspec
 import numpy as np
 
-from adc_edge.codec.precision import encoded_bytes
+from adc_edge.codec.precision import Precision, encoded_bytes
 from adc_edge.data.loader import Loader
 from adc_edge.edge_runtime.engines.auto import LinkSeconds, choose
 from adc_edge.edge_runtime.engines.factory import ENGINE
@@ -83,6 +83,7 @@ class Training:
         try:
             if not self._begin(done):
                 return
+            done = done and self._is_over()
             while not self.stop():
                 try:
                     if self._evaluation_due():
@@ -113,13 +114,14 @@ class Training:
                 raise
             logger.info("this run is complete, and its trainer has ended too: nothing is left to do")
             return False
-        if done:
+        if done and self._is_over():  # opening may have gone back to an older checkpoint
             logger.info("nothing is left to do: %s", self.stop_reason or "this run is complete")
             return True
         settings, loop = self.settings, self.loop
         if settings.keep_best:
             self._best.check_trainer()
         test_images = sum(map(len, self.test.sample(settings.evaluate_images)))
+        settings = msgspec.structs.replace(settings, evaluate_precision=self._evaluation_precision())
         device = "cpu" if loop.shim is None else loop.shim.device.type
         congestion = loop.session.channel.congestion
         for line in banner(settings, self.manifest, loop.settings, test_images, congestion, device):
@@ -237,12 +239,20 @@ class Training:
         ended = self.state.step >= self.total and not self._evaluation_due()
         return ended or self.stop_reason is not None
 
+    def _evaluation_precision(self) -> Precision:
+        chosen = self.settings.evaluate_precision
+        return chosen or self.loop.evaluation_precision(self.test, self.settings.evaluate_images)
+
     def _evaluate(self) -> None:
         settings, tally, start = self.settings, self.state.tally, time.monotonic()
-        limit, precision = settings.evaluate_images, settings.evaluate_precision
+        limit, precision = settings.evaluate_images, self._evaluation_precision()
         result, up, down = self.loop.evaluate(self.state.step, self.test, limit, precision)
+        before = tally.evaluations[-1].precision if tally.evaluations else precision
+        if before != precision:
+            was = before or "another precision, perhaps"
+            logger.warning("evaluations were sent in %s so far, now in %s (--eval-precision)", was, precision)
         if result.mixed:
-            logger.warning("the head of a later step judged the evaluation of step %d", result.step)
+            logger.warning("the evaluation of step %d is not of this head and these images alone", result.step)
         if settings.keep_best and result.gains_on(tally.best):
             if self._best.keep(result):  # on both sides, before the tally says so
                 tally.best = result

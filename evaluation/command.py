@@ -169,13 +169,14 @@ def _take_lists(options: dict[str, Any]) -> tuple[list[Any], list[int], list[flo
     methods, extra = options.pop("methods"), options.pop("extra")
     wanted = product(methods or ([] if extra else ["none", "adc"]), options.pop("ratios"), options.pop("precisions"))
     lists: dict[str, list[Any]] = {}
-    for name, kind, example in (("seeds", int, "0,1,2"), ("budgets", float, "0.02,0.1")):
+    for name, kind, least, example in (("seeds", int, 0.0, "0,1,2"), ("budgets", float, 1e-9, "0.02,0.1")):
         texts = options.pop(name)
         try:
             lists[name] = [kind(text) for text in texts]
         except ValueError:
             lists[name] = []
-        if not lists[name] or not all(0 <= value < math.inf for value in lists[name]):  # NaN is not
+        if not lists[name] or not all(least <= value < math.inf for value in lists[name]):  # NaN is not
             received = f"--{name} {','.join(texts)}"
-            raise SettingError(received, "numbers from 0 on, separated by commas", f"for example --{name} {example}")
+            expected = "numbers from 0 on" if least == 0.0 else "shares above 0"
+            raise SettingError(received, f"{expected}, separated by commas", f"for example --{name} {example}")
     return unique([*wanted, *map(parse_setting, extra)]), lists["seeds"], lists["budgets"], options.pop("jobs")

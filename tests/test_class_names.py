@@ -62,6 +62,7 @@ def test_two_devices_with_different_classes_train_one_head_as_well_as_one_device
     assert sorted(server._answers._classes.names) == ["cat", "dog", "zebra"]
 
 
+@pytest.mark.slow
 def test_one_device_with_all_classes_is_the_measure(bundle: Bundle, server: Server, all_three: str) -> None:
     assert serve(bundle, server, all_three, 120)["accuracy"] >= 0.95
 

@@ -321,6 +321,7 @@ def test_low_precision_sends_fewer_bytes_and_learns_alike(bundle_dir: Path, tmp_
     assert loss["int8"] != loss["fp32"]
 
 
+@pytest.mark.slow
 def test_each_way_has_its_own_precision(bundle_dir: Path, tmp_path: Path, cloud: Any) -> None:
     with cloud(OptimizerSettings("sgd", lr=0.05)) as endpoint:
         more = {"precision": "bf16", "gradient_precision": "int4", "optimizer": OptimizerSettings("sgd", lr=0.05)}
@@ -335,6 +336,7 @@ def test_each_way_has_its_own_precision(bundle_dir: Path, tmp_path: Path, cloud:
     assert losses(tmp_path / "low") == pytest.approx(losses(tmp_path / "fp32"), rel=0.1)
 
 
+@pytest.mark.slow
 def test_principal_components_train_alike_at_a_fraction_of_the_bytes(
     bundle_dir: Path, tmp_path: Path, cloud: Any
 ) -> None:
@@ -350,6 +352,18 @@ def test_principal_components_train_alike_at_a_fraction_of_the_bytes(
     assert loss["pca1"] == pytest.approx(loss["fp32"], rel=0.3)
     assert np.mean(loss["pca1"]) == pytest.approx(np.mean(loss["fp32"]), rel=0.05)
     assert loss["pca1"] != loss["fp32"]
+
+
+def test_evaluations_of_few_tokens_are_sent_in_int8_and_others_in_pca4(
+    bundle_dir: Path, tmp_path: Path, cloud: Any
+) -> None:
+    found = []
+    for images in (8, 0):  # 17 tokens each, of 32 channels
+        with cloud(OptimizerSettings()) as endpoint:
+            report = serve(settings(bundle_dir, endpoint, steps=1, evaluate_images=images))
+        found.append((report["evaluations"][-1]["images"], report["evaluations"][-1]["precision"]))
+    assert found[0] == (8, "int8")
+    assert found[1] == (360, "pca4")
 
 
 def test_the_drift_of_an_engine_refreshed_every_third_step_is_reported(

@@ -85,14 +85,17 @@ class Loader:
     def sample(self, limit: int, batch_size: int = 0) -> list[npt.NDArray[np.int64]]:
         """Return batches of indices of up to ``limit`` images (0: all), the same each time, in the split's order.
 
-        ``batch_size`` is by default the loader's.
+        Args:
+            limit: most images.
+            batch_size: most images of a batch, all of nearly one size; 0: the loader's own, the last one the rest.
         """
-        size = batch_size or self.batch_size
         total = len(self._split.labels)
         chosen = np.arange(total, dtype=np.int64)
         if 0 < limit < total:
             chosen = np.sort(np.random.default_rng(0).permutation(total)[:limit])
-        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        if batch_size:
+            return np.array_split(chosen, max(1, -(-len(chosen) // batch_size)))
+        return [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]
 
     def plain(self, indices: npt.NDArray[np.int64]) -> Batch:
         """Return these images without augmentation; broken ones are left out and counted."""

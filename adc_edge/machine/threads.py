@@ -8,24 +8,30 @@ one on a busy core costs far more than the second thread gains. Images are decod
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import os
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 
 _YIELDING = 10  # a niceness: with it a thread has a tenth of a busy core
+_NUMPYS = ("numpy.libs", ".dylibs")  # folders of the libraries that come with its wheels
 _CGROUP = Path("proc/self/cgroup")
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Return the cores that this process may use: those of its affinity, within the quota of its control group.
+    """Return the cores that this process may use.
+
+    They are the physical ones of its affinity, within the quota of its control group and OMP_NUM_THREADS.
 
     Args:
         root: where /proc and /sys are.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, _quota(root))))
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(told) if told.isdecimal() and int(told) else math.inf
+    return max(1, math.ceil(min(_physical_cores(root), _quota(root), most)))
 
 
 def divide_cores(threads: int) -> int:
@@ -47,26 +53,42 @@ def limit_blas() -> None:
     """
     import threadpoolctl  # `doctor` runs where it is missing
 
+    torch_is_here = importlib.util.find_spec("torch") is not None
     for library in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers:
-        # torch has a BLAS of its own on ARM, for products that gain from every core.
-        if not any(part.startswith("torch") for part in Path(library.filepath).parts):
+        # Another library than that of NumPy's wheel may be torch's too, whose products gain from every core.
+        if Path(library.filepath).parent.name in _NUMPYS or not torch_is_here:
             library.set_num_threads(1)
 
 
 def give_way() -> None:
-    """Lower the priority of the calling thread, where the system has priorities for threads."""
+    """Lower the priority of the calling thread on Linux; elsewhere a priority is a process's."""
     with suppress(AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _YIELDING)
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _YIELDING)
+
+
+def _physical_cores(root: Path) -> int:
+    """The cores of this process's affinity; two hardware threads of a core are one."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        try:
+            cores.add(siblings.read_text(errors="replace").strip())
+        except OSError:
+            cores.add(f"cpu {cpu}")
+    return len(cores)
 
 
 def _quota(root: Path) -> float:
     """The cores that the control groups of this process allow, its own and those above."""
     try:
-        lines = (root / _CGROUP).read_text().splitlines()
+        lines = (root / _CGROUP).read_text(errors="replace").splitlines()
     except OSError:
         return math.inf
     allowed = math.inf
-    for line in lines:
+    for line in (line for line in lines if line.count(":") > 1):
         _, controllers, path = line.split(":", 2)
         base = root / "sys/fs/cgroup" / ("" if not controllers else "cpu")
         if controllers and "cpu" not in controllers.split(","):

@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ _OURS = (
     "head.safetensors",
     "best-*.safetensors",
 )
+_LOOKS, _LOOK_S = 5, 0.02
 _CUT_OFF = tuple(f".{name}.*" for name in _OURS)  # write_atomic's temporary files, left by a kill
 
 
@@ -125,14 +127,15 @@ class RunDir:
     def _take(path: Path) -> int:
         """Lock the directory for this process; the kernel releases the lock however the process ends."""
         handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise SettingError(
-                f"--run {path} is in use by another process", "one process for each run", "stop it, or choose another"
-            ) from None
-        return handle
+        for _ in range(_LOOKS):  # another process may look whether it is free, which takes a moment
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return handle
+            time.sleep(_LOOK_S)
+        os.close(handle)
+        raise SettingError(
+            f"--run {path} is in use by another process", "one process for each run", "stop it, or choose another"
+        )
 
     def _match(self, path: Path, now: Mapping[str, Any]) -> None:
         if not path.exists():

@@ -56,7 +56,7 @@ def planned_bytes(settings: ServeSettings, manifest: Manifest, step: StepSetting
         up=step.micro_batches * up,
         down=step.micro_batches * down,
         uncompressed=step.micro_batches * one_way * (1 if frozen else 2),
-        evaluation=encoded_bytes(whole, settings.evaluate_precision) + LABEL_BYTES * test_images,
+        evaluation=encoded_bytes(whole, settings.evaluate_precision or "pca4") + LABEL_BYTES * test_images,
         evaluations=_evaluations(settings.evaluate_every, step.planned_steps),
         steps=step.planned_steps,
     )

@@ -104,7 +104,8 @@ def run_study(
         DataError: the data set cannot be read, or too much of it is broken.
         ModelError: the model or its weights cannot be used.
     """
-    begun = any((directory / _RUNS).glob("*.json"))  # a study without a run, as after a wrong option, is no loss
+    # A study without a step, as after a wrong option, is no loss.
+    begun = any((directory / _RUNS).glob("*.json")) or any((directory / _UNFINISHED).glob("*/checkpoint-*"))
     old = _read_plan(directory) if begun else None
     if old is not None and study.crop_pct == "model":
         study = msgspec.structs.replace(study, crop_pct=old.study.crop_pct)

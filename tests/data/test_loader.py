@@ -273,6 +273,16 @@ def test_an_evaluation_takes_the_same_images_each_time_in_the_splits_order(limit
     assert all(len(batch) == 4 for batch in batches[:-1])
 
 
+@pytest.mark.parametrize(
+    ("limit", "most", "sizes"), [(0, 10, [8, 8, 7]), (20, 10, [10, 10]), (3, 10, [3]), (0, 99, [23])]
+)
+def test_a_large_evaluation_is_cut_into_parts_of_nearly_one_size(limit: int, most: int, sizes: list[int]) -> None:
+    with closing(Loader(numbered(23), COLOUR, 4)) as loader:
+        parts = loader.sample(limit, most)
+        assert [len(part) for part in parts] == sizes
+        assert np.array_equal(np.concatenate(parts), np.concatenate(loader.sample(limit)))
+
+
 def test_kmeans_starts_from_distinct_rows_that_change_with_the_step() -> None:
     with closing(Loader(numbered(20), COLOUR, 16, seed=1)) as loader:
         rows = [loader.init_rows(step, 6, loader.batch_size) for step in range(50)]

@@ -187,6 +187,7 @@ def test_the_fp16_graph_keeps_names_faces_and_adc_in_fp32(
             assert types[node.input[0]] == onnx.TensorProto.FLOAT16, node.op_type
 
 
+@pytest.mark.slow
 def test_parity_notices_an_fp16_graph_that_is_wrong(
     traced: tuple[Trunk, onnx.ModelProto], half: onnx.ModelProto
 ) -> None:

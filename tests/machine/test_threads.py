@@ -12,8 +12,13 @@ import pytest
 from adc_edge.machine import threads
 from adc_edge.onnx.session import session_options
 
-HERE = len(os.sched_getaffinity(0))
+HERE = len(os.sched_getaffinity(0))  # without siblings of a core, as the trees below have none
 V1 = {"cpu__docker__cfs_quota_us": "90000", "cpu__docker__cfs_period_us": "100000"}
+
+
+@pytest.fixture(autouse=True)
+def no_limit_by_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 def control_group(root: Path, membership: str, **files: str) -> Path:
@@ -120,3 +125,20 @@ with ThreadPoolExecutor(1, initializer=give_way) as pool:
     print(pool.submit(nice).result() > before, nice() == before)
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True True\n"
+
+
+def test_two_hardware_threads_of_a_core_are_one(tmp_path: Path) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    for cpu in cpus:
+        file = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"{cpus[0]}-{cpus[-1]}\n")
+    assert threads.usable_cores(tmp_path) == 1
+
+
+def test_the_users_own_limit_holds_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads.usable_cores(tmp_path) == threads.divide_cores(0) == 1
+    for nonsense in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
+        assert threads.usable_cores(tmp_path) == HERE

@@ -46,7 +46,12 @@ def grads(loss: Tensor, named: dict[str, nn.Parameter]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("model", "arguments"),
     [
-        pytest.param(model, arguments, id=f"{model}-{i}", marks=[pytest.mark.slow] if "_base_" in model else [])
+        pytest.param(
+            model,
+            arguments,
+            id=f"{model}-{i}",
+            marks=[pytest.mark.slow] if "_base_" in model or "_small_" in model else [],
+        )
         for i, (model, arguments) in enumerate(MODELS)
     ],
 )

@@ -64,6 +64,7 @@ def test_its_gradients_equal_those_of_the_plain_formulation(depth: int) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_its_gradient_is_the_derivative_by_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     membership = adc.membership
     monkeypatch.setattr(adc, "membership", lambda *of: membership(*of).double())  # differences need float64

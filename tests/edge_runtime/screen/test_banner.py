@@ -33,6 +33,7 @@ def step_settings(bundle: Bundle, settings: ServeSettings, ratio: Ratio = ALL) -
         session=1,
         shape=settings.cut(ratio, bundle.manifest),
         prefix=bundle.manifest.prefix,
+        dim=bundle.manifest.dim,
         classes=bundle.manifest.classes,
         precision=up,
         gradient_precision=down,

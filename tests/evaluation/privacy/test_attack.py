@@ -192,6 +192,7 @@ def test_full_activations_reveal_images_and_few_of_adcs_less() -> None:
     assert few.share_up == pytest.approx(few.ratio, rel=0.1)
 
 
+@pytest.mark.slow
 def test_examples_are_the_same_images_for_each_setting() -> None:
     whole, few = attack("none")[1], attack("adc@0.1")[1]
     assert whole.originals.shape == whole.reconstructions.shape == (8, 16, 16, 3)
