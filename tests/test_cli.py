@@ -190,6 +190,7 @@ def test_a_full_disk_ends_the_run_with_one_clear_error_and_leaves_no_torn_file(
     assert "Traceback" not in result.stderr
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "settings.json",
+        "shim-device",
         "manifest.json",
         "metrics.jsonl",
         "journal",

@@ -284,4 +284,4 @@ def test_commands_train_with_keys(
         assert code == 0, output
         code, log = trainer.finish(30)
     assert code == 0, log
-    assert f"encrypted with key {fingerprint(load_pair(keys / 'trainer').public)}" in log
+    assert f"encrypted; this trainer's key: {fingerprint(load_pair(keys / 'trainer').public)}" in log

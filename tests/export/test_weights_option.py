@@ -85,7 +85,7 @@ def test_a_model_of_one_channel_is_exported_trained_merged_and_studied(tmp_path:
     runs = tmp_path / "cloud", tmp_path / "device"
     with command("trainer", "--bundle", bundle, "--bind", "tcp://127.0.0.1:*", "--run", runs[0], "--devices", "1") as t:
         lines = iter(t.process.stdout.readline, "")
-        endpoint = next(word for line in lines for word in line.split() if word.startswith("tcp://"))
+        endpoint = next(word.rstrip(",") for line in lines for word in line.split() if word.startswith("tcp://"))
         with command("serve", "--bundle", bundle, "--trainer", endpoint, "--steps", "5", "--run", runs[1]) as edge:
             code, output = edge.finish()
             assert code == 0, output

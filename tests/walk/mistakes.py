@@ -347,7 +347,7 @@ HEAVY = [  # a host's commands, and what a device tells once torch is loaded
     Mistake("evaluate: seeds that are words", f"{EVALUATE} --seeds a", ("--seeds a", "numbers", "--seeds 0,1,2")),
     Mistake("evaluate: no seed", f"{EVALUATE} --seeds ,", ("--seeds", "numbers", "--seeds 0,1,2")),
     Mistake("evaluate: a negative seed", f"{EVALUATE} --seeds -1", ("--seeds -1", "from 0 on", "--seeds 0,1,2")),
-    Mistake("evaluate: budgets that are NaN", f"{EVALUATE} --budgets nan", ("--budgets nan", "from 0 on")),
+    Mistake("evaluate: budgets that are NaN", f"{EVALUATE} --budgets nan", ("--budgets nan", "shares above 0")),
     Mistake("evaluate: epochs that are NaN", f"{EVALUATE} --epochs nan", ("--epochs nan", "more than 0")),
     Mistake("evaluate: a typo in an augmentation", f"{EVALUATE} --augment blur", ("blur is unknown", "flip")),
     Mistake(
