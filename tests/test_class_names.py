@@ -51,6 +51,7 @@ def all_three(tmp_path: Path) -> str:
     return photos(tmp_path / "all", "cat", "dog", "zebra")
 
 
+@pytest.mark.slow
 def test_two_devices_with_different_classes_train_one_head_as_well_as_one_device_with_all_of_them(
     bundle: Bundle, server: Server, all_three: str, tmp_path: Path
 ) -> None:

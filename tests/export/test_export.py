@@ -107,6 +107,7 @@ def half(traced: tuple[Trunk, onnx.ModelProto]) -> onnx.ModelProto:
     return client_graph(traced[0], half=True)
 
 
+@pytest.mark.slow
 def test_the_graph_gives_what_leaves_each_block_but_the_last(
     vit: VisionTransformer, traced: tuple[Trunk, onnx.ModelProto]
 ) -> None:

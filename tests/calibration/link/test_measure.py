@@ -78,6 +78,7 @@ class SlowProxy:
             return
 
 
+@pytest.mark.slow
 def test_rates_and_round_trip_of_a_known_link_are_found(server: Server) -> None:
     with SlowProxy(server.endpoint, up_mbit_s=8, down_mbit_s=20, delay_ms=15) as proxy:
         channel = Channel(proxy.endpoint)
