@@ -51,6 +51,7 @@ CHANGES = {  # pattern: what a test types instead; no network, small numbers, on
 }
 LEFT_OUT = (
     r"make|docker|sudo|python3 -m venv|pip install|_ADC_EDGE"  # set-up; `environments` types what README installs
+    r"|.*--shim-device cuda"  # no GPU here
 )
 SAYS = {  # a line that a person looks for
     "export": r"wrote +\w+",
@@ -62,7 +63,7 @@ SAYS = {  # a line that a person looks for
     "doctor": "can serve",
     "bench": "onnxruntime",
     "serve": "test accuracy",
-    "merge": r"wrote \w+\.safetensors: step \d+ of the device",
+    "merge": r"wrote [\w-]+\.safetensors: step \d+ of the device",
 }
 
 
