@@ -1,4 +1,4 @@
-"""Standard output and standard error that take any text in any encoding, with or without colours. Imports click alone.
+"""Output that takes any text in any encoding, with or without colours, and fits its terminal. Imports click alone.
 
 A character that the encoding lacks is written in ASCII: ξ as xi, … as ..., ✓ as ok. A byte of a file name that is not
 UTF-8 is written as \\xff. An output whose reader has gone takes the rest without a word.
@@ -12,9 +12,15 @@ import os
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ANY_WIDTH = 10_000  # columns of a terminal on which no table is too wide
 _SPELLED = "adc-edge.spelled"  # error handler
 _ASCII = "adc-edge-ascii"  # codec; click writes UTF-8 to an output whose encoding has the name ascii
 _SPELLINGS = """
@@ -72,6 +78,17 @@ def command_lines(command: str, width: int | None, begin: str = "  ") -> list[st
             line = f"{' ' * len(begin)}   "
         line += f" {part}"
     return [*lines, line]
+
+
+def fitting_table(forms: Iterable[Table], width: int) -> Table:
+    """Return the first of ``forms``, of which there is at least one, that fits ``width`` columns, or else the last."""
+    from rich.console import Console  # `doctor` runs where rich is missing
+
+    console, narrower = Console(width=_ANY_WIDTH, file=io.StringIO()), iter(forms)
+    table = next(narrower)
+    while console.measure(table).maximum > width and (following := next(narrower, None)) is not None:
+        table = following
+    return table
 
 
 def silence(stream: object) -> None:

@@ -6,17 +6,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from adc_edge.data.classes import short_list
 from adc_edge.export.classes import CLASS_NAMES
 from adc_edge.export.merge import Merged
 from adc_edge.export.parity import PARITY_LIMITS, ParityRow
+from adc_edge.terminal import fitting_table
 
 _COLUMNS = ("stage", "B", "T", "k", "scores", "hidden", "activations", "clusters", "assigned", "tokens", "ok")
 _LEFT_OUT_FIRST = ("hidden", "scores", "B", "T", "k")
-_ANY_WIDTH = 10_000  # columns of a terminal on which no table is too wide
 
 
 def parity_table(rows: Sequence[ParityRow], width: int = 80) -> Table:
@@ -24,11 +23,8 @@ def parity_table(rows: Sequence[ParityRow], width: int = 80) -> Table:
 
     A terminal of fewer columns than the table needs gets it without some: the least telling ones go first.
     """
-    for number in range(len(_LEFT_OUT_FIRST)):
-        table = _table(rows, _LEFT_OUT_FIRST[:number])
-        if Console(width=_ANY_WIDTH).measure(table).maximum <= width:
-            return table
-    return _table(rows, _LEFT_OUT_FIRST)
+    forms = (_table(rows, _LEFT_OUT_FIRST[:number]) for number in range(len(_LEFT_OUT_FIRST) + 1))
+    return fitting_table(forms, width)
 
 
 def _table(rows: Sequence[ParityRow], left_out: Sequence[str]) -> Table:

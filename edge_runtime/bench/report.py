@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from adc_edge.edge_runtime import board
@@ -19,7 +18,7 @@ from adc_edge.edge_runtime.bench.cases import Bench, BenchResult
 from adc_edge.machine.description import describe_machine, installed_version
 from adc_edge.machine.processor import SLOW_INT8
 from adc_edge.markdown import markdown_table
-from adc_edge.terminal import readable
+from adc_edge.terminal import fitting_table, readable
 
 NOT_MEASURED = "not measured"
 COLUMNS = (
@@ -73,11 +72,7 @@ def bench_table(bench: Bench, width: int = _WIDE) -> Table:
     """Return a table for a terminal; a narrow one lacks some columns."""
     if width >= _WIDE:
         return _table(bench, ())
-    for number in range(4, len(_NOT_NARROW)):
-        table = _table(bench, _NOT_NARROW[:number])
-        if Console(width=_WIDE).measure(table).maximum <= width:
-            return table
-    return _table(bench, _NOT_NARROW)
+    return fitting_table((_table(bench, _NOT_NARROW[:number]) for number in range(4, len(_NOT_NARROW) + 1)), width)
 
 
 def _table(bench: Bench, left_out: Sequence[str]) -> Table:

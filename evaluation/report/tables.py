@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
 from adc_edge.evaluation.report.claims import LEVEL
 from adc_edge.evaluation.report.views import METHOD_GROUPS, OURS, Views, records
 from adc_edge.markdown import markdown_table
+from adc_edge.terminal import fitting_table
 
 NONE = "–"
 _CLAIM = "claim"
 _BUDGETS = 5  # columns of one table
-_ANY = 1000  # columns of a terminal that holds every table
 _STEPS_CAPTION = (
     "share: bytes of a step, both ways, relative to uncompressed. accuracy: mean ± standard deviation over seeds; sem: "
     "standard error of the mean; best: highest accuracy until then. *: a run ended with over 5 % of the steps left."
@@ -107,11 +104,7 @@ def study_table(sheet: Sheet, width: int) -> Table:
 
     Columns lie closer, then settings stand below their groups, long cells take several lines, and columns are left out.
     """
-    forms = _forms(sheet)
-    table = next(forms)
-    while _columns(table) > width and (narrower := next(forms, None)) is not None:
-        table = narrower
-    return table
+    return fitting_table(_forms(sheet), width)
 
 
 def _forms(sheet: Sheet) -> Iterator[Table]:
@@ -127,12 +120,6 @@ def _forms(sheet: Sheet) -> Iterator[Table]:
         gone = f"Left out of this narrow table: {', '.join(sheet.optional[:number])}; index.html has them."
         sheet = _without(sheet, name)._replace(caption=f"{caption} {gone}")
         yield _table(sheet)
-
-
-def _columns(table: Table) -> int:
-    """Columns of a terminal that the table fills."""
-    console = Console(width=_ANY, file=io.StringIO())
-    return Measurement.get(console, console.options, table).maximum
 
 
 def _table(sheet: Sheet, roomy: bool = False) -> Table:
