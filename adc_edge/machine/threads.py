@@ -41,6 +41,11 @@ def divide_cores(threads: int) -> int:
         threads: as the user has set it; 0: all usable cores.
     """
     limit_blas()
+    return thread_count(threads)
+
+
+def thread_count(threads: int) -> int:
+    """Return the number of threads that the user has set, or that of the usable cores if it is 0."""
     return threads or usable_cores()
 
 
@@ -62,8 +67,8 @@ def limit_blas() -> None:
 
 def give_way() -> None:
     """Lower the priority of the calling thread on Linux; elsewhere a priority is a process's."""
-    with suppress(AttributeError, OSError):
-        if sys.platform == "linux":
+    if sys.platform == "linux":
+        with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _YIELDING)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from adc_edge.machine.processor import int8_saturates, x86_flags
-from adc_edge.machine.threads import usable_cores
+from adc_edge.machine.threads import thread_count
 
 _ERRORS = 3  # of ONNX Runtime's levels: its warnings are about what is done on purpose
 
@@ -19,7 +19,7 @@ def session_options(threads: int = 0) -> ort.SessionOptions:
     8-bit products saturate, ONNX Runtime multiplies in the slower way that is exact.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
+    options.intra_op_num_threads = thread_count(threads)
     options.log_severity_level = _ERRORS
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if int8_saturates():  # ONNX Runtime has exact 8-bit products for AVX2; for SSE4.1 alone it must compute in FP32

@@ -10,7 +10,7 @@ from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.trunk.memory import keep_freed_memory
-from adc_edge.machine.threads import usable_cores
+from adc_edge.machine.threads import thread_count
 from adc_edge.method.ratio import Shape
 from adc_edge.onnx.golden import check_golden
 from adc_edge.storage.bundle import GOLDEN, TRUNK, Bundle, Compute
@@ -30,7 +30,7 @@ def make_shim(bundle: Bundle, settings: ServeSettings, device: ShimDevice = "cpu
 
     if settings.trunk == "train":
         keep_freed_memory()
-    torch.set_num_threads(settings.threads or usable_cores())
+    torch.set_num_threads(thread_count(settings.threads))
     learning = settings.optimizer if settings.trunk == "train" else None
     return Shim(bundle.manifest.trunk, bundle.path / TRUNK, learning, settings.freeze_first, device)
 

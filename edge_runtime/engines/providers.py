@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from adc_edge.defaults import Provider as Provider
 from adc_edge.errors import SettingError
-from adc_edge.machine.threads import usable_cores
+from adc_edge.machine.threads import thread_count
 from adc_edge.onnx.session import graph_source, session_options
 
 NAMES: dict[Provider, str] = {
@@ -82,7 +82,7 @@ def _open(path: str, provider: Provider, threads: int) -> ort.InferenceSession:
 
 def _options(provider: Provider, threads: int) -> dict[str, Any]:
     if provider == "xnnpack":
-        return {"intra_op_num_threads": str(threads or usable_cores())}
+        return {"intra_op_num_threads": str(thread_count(threads))}
     return {"use_tf32": "0"} if provider == "cuda" else {}
 
 
