@@ -102,6 +102,12 @@ def listening_addresses(address: Address) -> list[Address]:
         raise SettingError(str(unknown), "an address or a name of this machine", remedy) from None
 
 
+def check_protection(insecure: bool, keys: bool) -> None:
+    """Raise SettingError if traffic is both encrypted and allowed in the clear."""
+    if insecure and keys:
+        raise SettingError("--keys and --insecure", "one of them", "leave one out")
+
+
 def is_loopback(address: Address) -> bool:
     """Return whether the host is this machine by its name, or by all of its addresses as far as they are known now."""
     if address.host.lower().rstrip(".") == "localhost":

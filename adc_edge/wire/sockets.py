@@ -7,7 +7,7 @@ import socket
 import zmq
 
 from adc_edge.errors import SettingError
-from adc_edge.wire.addresses import is_loopback, listening_addresses, listening_error, parse_address
+from adc_edge.wire.addresses import check_protection, is_loopback, listening_addresses, listening_error, parse_address
 from adc_edge.wire.framing import FAST_CHUNK_BYTES
 from adc_edge.wire.messages import HEADER_BYTES
 
@@ -38,8 +38,7 @@ def check_endpoint(endpoint: str, insecure: bool, keys: bool = False, connecting
         connecting: the address is that of a trainer to connect to.
     """
     address = parse_address(endpoint, listening=not connecting)
-    if insecure and keys:
-        raise SettingError("--keys and --insecure", "one of them", "leave one out")
+    check_protection(insecure, keys)
     if not insecure and not keys and not is_loopback(address):
         raise SettingError(
             f"address {endpoint!r} is not loopback, and there are no keys",

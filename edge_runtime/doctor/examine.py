@@ -9,12 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adc_edge.edge_runtime import board, packages
-from adc_edge.edge_runtime.doctor.report import DoctorReport, DoctorRow
+from adc_edge.edge_runtime.doctor.report import START_TRAINER, DoctorReport, DoctorRow
 from adc_edge.edge_runtime.packages import DEVICE, Package, Versions
 from adc_edge.edge_runtime.trunk.torch_cuda import TorchCuda
-from adc_edge.errors import SettingError
 from adc_edge.machine.description import installed_version
-from adc_edge.wire.addresses import Address, Finding, NameUnknown, examine_address, parse_address, resolve
+from adc_edge.wire.addresses import (
+    Address,
+    Finding,
+    NameUnknown,
+    check_protection,
+    examine_address,
+    parse_address,
+    resolve,
+)
 
 _BOARDS = "docs/boards.md"
 _TRUNK = "trunk.safetensors"  # bundle.TRUNK, whose module may not import here
@@ -48,8 +55,7 @@ def examine(
     Raises:
         SettingError: the trainer's address is malformed, or both keys and ``insecure`` are given.
     """
-    if keys is not None and insecure:
-        raise SettingError("--keys and --insecure", "one of them", "leave one out")
+    check_protection(insecure, keys is not None)
     address = None if trainer is None else parse_address(trainer)
     facts, state = board.describe_board(root), board.board_state(root)
     found = packages.find(versions)
@@ -235,7 +241,7 @@ def _bare_trainer(trainer: str, address: Address) -> DoctorRow:
         text = "; ".join(dict.fromkeys(finding.text for finding in found))
     except NameUnknown as unknown:
         text = str(unknown)
-    remedy = "start `adc-edge trainer` there, and let its port through firewalls"
+    remedy = START_TRAINER
     if any(finding.foreign for finding in found):
         remedy = "check host and port: `adc-edge trainer` logs the address on which it listens"
     return DoctorRow("trainer", "connection", "bad", f"{trainer}: {text}", remedy, needed=True)

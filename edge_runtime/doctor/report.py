@@ -17,6 +17,7 @@ from adc_edge import __version__
 from adc_edge.terminal import command_lines
 
 Kind = Literal["ok", "info", "missing", "warning", "bad"]
+START_TRAINER = "start `adc-edge trainer` there, and let its port through firewalls"  # a remedy
 MARKS: dict[Kind, str] = {"ok": "✓", "info": " ", "missing": "–", "warning": "!", "bad": "✗"}
 _COLOURS: dict[Kind, str] = {"ok": "green", "warning": "yellow", "bad": "red"}
 _NAME_WIDTH = 17

@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import UNSET
 
 from adc_edge import __version__
-from adc_edge.edge_runtime.doctor.report import DoctorRow
+from adc_edge.edge_runtime.doctor.report import START_TRAINER, DoctorRow
 from adc_edge.errors import AdcEdgeError, SettingError
 from adc_edge.files import sha256
 from adc_edge.security.keystore import fingerprint
@@ -22,7 +22,6 @@ from adc_edge.wire.sockets import check_endpoint
 _LIMIT_S = 6.0  # for everything, whatever stands at the address
 _ANSWER_MS = 3_000.0
 _SHOWN = 8  # digits of a bundle's digest
-_START = "start `adc-edge trainer` there, and let its port through firewalls"
 _BUSY = "try again: a trainer that computes a long step answers after it"
 
 
@@ -76,9 +75,9 @@ def _ask(endpoint: str, keys: ClientKeys | None) -> tuple[Pong, float] | DoctorR
             return pong, (time.monotonic() - sent) * 1e3
         return _bad("connection", f"{endpoint} answers a Ping with a {type(pong).__name__}", _BUSY)
     except LinkLost as lost:
-        return _bad("connection", f"{endpoint}: {lost}", lost.remedy or (_BUSY if connected else _START))
+        return _bad("connection", f"{endpoint}: {lost}", lost.remedy or (_BUSY if connected else START_TRAINER))
     except Stopped:
-        return _bad("connection", f"{endpoint}: no answer within {_LIMIT_S:g} s", _START)
+        return _bad("connection", f"{endpoint}: no answer within {_LIMIT_S:g} s", START_TRAINER)
     except AdcEdgeError as error:
         return _bad("connection", f"{endpoint}: {error.received}", error.remedy)
     finally:
