@@ -81,9 +81,13 @@ class Training:
         state = self.state
         done = self._is_over()
         try:
-            if not self._begin(done):
+            if not self._opened(done):
                 return
-            done = done and self._is_over()
+            done = done and self._is_over()  # opening may have gone back to an older checkpoint
+            if done:
+                logger.info("nothing is left to do: %s", self.stop_reason or "this run is complete")
+            else:
+                self._announce()
             while not self.stop():
                 try:
                     if self._evaluation_due():
@@ -105,8 +109,8 @@ class Training:
         finally:
             state.save()
 
-    def _begin(self, done: bool) -> bool:
-        """Open the session and say what the run will do; False if it is ``done``, and its trainer has ended too."""
+    def _opened(self, done: bool) -> bool:
+        """Open the session; False if the run is ``done``, and its trainer has ended too."""
         try:
             self._open(self.settings.wait_s)
         except LinkError:
@@ -114,9 +118,10 @@ class Training:
                 raise
             logger.info("this run is complete, and its trainer has ended too: nothing is left to do")
             return False
-        if done and self._is_over():  # opening may have gone back to an older checkpoint
-            logger.info("nothing is left to do: %s", self.stop_reason or "this run is complete")
-            return True
+        return True
+
+    def _announce(self) -> None:
+        """Say what the run will do, and choose its engine."""
         settings, loop = self.settings, self.loop
         if settings.keep_best:
             self._best.check_trainer()
@@ -128,7 +133,6 @@ class Training:
             logger.info(line)
         why = self._choose_engine()  # may exchange the engine
         logger.info(engine_line(loop.engine, why))
-        return True
 
     def _choose_engine(self) -> str:
         """Choose the engine for ``--engine auto``, once in a run: another choice later would change the last bits.
