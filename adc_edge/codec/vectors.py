@@ -54,9 +54,10 @@ def _codes(x: Float32, widths: UInt8) -> UInt8:
 
 def runs(widths: UInt8) -> Iterator[tuple[slice, int]]:
     """Yield the places of neighbours of the same width, and that width."""
-    starts = np.flatnonzero(np.diff(widths, prepend=np.uint8(255))).tolist()  # no width is 255
-    for start, end in zip(starts, [*starts[1:], len(widths)], strict=False):
-        yield slice(start, end), int(widths[start])
+    ends = [*(np.flatnonzero(widths[1:] != widths[:-1]) + 1).tolist(), len(widths)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        if start < end:
+            yield slice(start, end), int(widths[start])
 
 
 def planes_bytes(widths: UInt8, size: int) -> int:
