@@ -6,6 +6,7 @@ manifest.json      copy of the bundle's; a trainer also writes the address on wh
 checkpoint-*.safetensors
 journal/           sent messages, which may have to be sent again
 classes.json       class names of the head, in the order of its outputs; on a device also its images of each class
+decisions.json     settings that changed while the run followed its link, each with its first step
 lock               held while a process uses the directory
 trunk.safetensors or head.safetensors, once the run has ended
 best-trunk.safetensors, or best-head-*.safetensors of each session: the halves of the best evaluation (--keep-best)
@@ -44,6 +45,7 @@ METRICS = "metrics.jsonl"
 JOURNAL = "journal"
 LOCK = "lock"
 CLASSES = "classes.json"
+DECISIONS = "decisions.json"
 _OURS = (
     SETTINGS,
     METRICS,
@@ -53,6 +55,7 @@ _OURS = (
     "engine-where",
     "shim-device",
     CLASSES,
+    DECISIONS,
     "checkpoint-*.safetensors",
     "trunk.safetensors",
     "head.safetensors",

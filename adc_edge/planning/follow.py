@@ -1,0 +1,135 @@
+"""Follow a link that changes: from a few settings the one whose step is predicted to be the shortest.
+
+All settings are ones that the user has allowed, so only time decides. What a step costs is measured while it runs;
+other settings are predicted from it: their bytes are known, and so is the time of their codec. A change must gain
+clearly and for several steps, so that a rate that wobbles changes nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from adc_edge.defaults import Precision
+from adc_edge.method.ratio import Shape
+from adc_edge.planning.schedule import Costs, step_seconds
+from adc_edge.planning.step_model import LinkRates
+
+GAIN = 0.15  # of a step's predicted time; less than that is within the error of the prediction
+STEADY_STEPS = 3  # in which the same other setting is ahead
+DWELL_S = 60.0  # after a change, the next one waits so long, or for another link
+ANOTHER_LINK = 1.6  # times the rate, up or down, at the last change: more than a wobble by a fifth, up and down
+_REMEMBERED = 5  # steps whose median is what a step costs
+_LEARNING = 0.3  # weight of the newest step in the correction
+
+
+class Candidate(NamedTuple):
+    """A setting that a run may take, and what is known of its messages."""
+
+    shape: Shape  # of one micro-batch
+    precision: Precision
+    gradient_precision: Precision | None  # None: the trunk is frozen
+    bytes_up: int  # of one micro-batch
+    bytes_down: int
+    codec_seconds: float  # to encode activations and decode gradients, measured alone
+    trainer_codec_seconds: float  # the same on the trainer, as far as it is known
+
+    def __str__(self) -> str:
+        """Return the setting as options name it."""
+        ways = self.precision if self.gradient_precision is None else f"{self.precision}:{self.gradient_precision}"
+        return f"{ways}, T={self.shape.clusters}, k={self.shape.kept}"
+
+
+class Change(NamedTuple):
+    """Another setting from the next step on."""
+
+    candidate: Candidate
+    seconds: float  # predicted of a step with it
+    seconds_before: float  # predicted without the change
+    link: LinkRates
+
+    @property
+    def why(self) -> str:
+        """The reason, for the log."""
+        link = self.link
+        return (
+            f"the link carries {link.up_mbit_s:.3g} Mbit/s up, {link.down_mbit_s:.3g} down at {link.rtt_ms:.0f} ms: "
+            f"{self.seconds:.3g} s a step is predicted, {self.seconds_before:.3g} s without the change"
+        )
+
+
+class Follower:
+    """Proposes a change when another candidate has been clearly ahead for several steps.
+
+    Args:
+        candidates: settings of one run; the current one is among them.
+        current: place of the current one.
+        micro_batches: M of a step.
+        window: most micro-batches in flight.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], current: int, micro_batches: int = 1, window: int = 0) -> None:
+        self.candidates, self.current = list(candidates), current
+        self._micro_batches, self._window = micro_batches, window
+        self._steps: deque[Mapping[str, float]] = deque(maxlen=_REMEMBERED)
+        self._ahead, self._steady = current, 0
+        self._last: tuple[float, LinkRates] | None = None  # time and link of the last change
+        self.correction = 1.0  # realised over predicted time of a step
+
+    def observe(self, seconds: Mapping[str, float], realised: float, link: LinkRates, now_s: float) -> Change | None:
+        """Take a step's measurements; return a change if one is due. The caller records it and calls ``take``.
+
+        Args:
+            seconds: of the phases data, forward, encode, send, recompute, decode, backward, cloud and cloud_codec.
+            realised: seconds of the whole step.
+            link: the present estimate.
+            now_s: a monotonic clock.
+        """
+        self._steps.append(seconds)
+        predicted = [self._predict(candidate, link) for candidate in self.candidates]
+        here = predicted[self.current]
+        self.correction += _LEARNING * (realised / here - self.correction)
+        best = min(range(len(predicted)), key=lambda place: predicted[place])
+        gain = 1 - predicted[best] / here
+        self._steady = self._steady + 1 if best == self._ahead and gain > GAIN else int(gain > GAIN)
+        self._ahead = best
+        if self._steady < STEADY_STEPS or not self._may_change(link, now_s):
+            return None
+        return Change(self.candidates[best], predicted[best] * self.correction, here * self.correction, link)
+
+    def take(self, change: Change, now_s: float) -> None:
+        """Go on with the setting of a change. What was measured of the codec belongs to the setting before."""
+        self.current = self.candidates.index(change.candidate)
+        self._last, self._steady = (now_s, change.link), 0
+        self._steps.clear()
+
+    def _may_change(self, link: LinkRates, now_s: float) -> bool:
+        """Whether the last change is long ago, or the link another one since."""
+        if self._last is None or now_s - self._last[0] >= DWELL_S:
+            return True
+        rates = zip(link[1:], self._last[1][1:], strict=True)
+        return any(max(now / then, then / now) > ANOTHER_LINK for now, then in rates)
+
+    def _predict(self, candidate: Candidate, link: LinkRates) -> float:
+        """Seconds of a step, from the last steps' costs with the codec, bytes and rows of ``candidate``."""
+        spent = {name: statistics.median(step[name] for step in self._steps) for name in self._steps[-1]}
+        current, pieces = self.candidates[self.current], self._micro_batches
+        # The cores may be busy: the codec alone takes what it took before, times what it has taken since.
+        slower = _ratio(spent["encode"] + spent["decode"], pieces * current.codec_seconds)
+        slower_there = _ratio(spent["cloud_codec"], pieces * current.trainer_codec_seconds)
+        rows = candidate.shape.clusters * candidate.shape.kept / (current.shape.clusters * current.shape.kept)
+        costs = Costs(
+            forward=(spent["forward"] + spent["send"]) / pieces + slower * candidate.codec_seconds,
+            recompute=spent["recompute"] / pieces,
+            backward=spent["backward"] / pieces,
+            up=candidate.bytes_up * 8e-6 / link.up_mbit_s,
+            cloud=rows * spent["cloud"] / pieces + slower_there * candidate.trainer_codec_seconds,
+            down=candidate.bytes_down * 8e-6 / link.down_mbit_s,
+        )
+        return spent["data"] + step_seconds(costs, link.rtt_ms / 1e3, pieces, self._window)
+
+
+def _ratio(measured: float, expected: float) -> float:
+    return measured / expected if expected > 0 else 1.0

@@ -1,0 +1,73 @@
+"""The decisions of a run (decisions.json): settings that changed while it ran, each recorded before its first step.
+
+A decision depends on a clock and a link, so it cannot be made again. A process that comes back repeats the recorded
+ones; new ones are made only beyond the steps that either side has begun.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import msgspec
+
+from adc_edge.defaults import Precision
+from adc_edge.errors import CheckpointError
+from adc_edge.files import json_bytes
+from adc_edge.storage.run_dir import DECISIONS, RunDir
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Settings from ``step`` on; those of each micro-batch."""
+
+    step: int
+    clusters: int
+    kept: int
+    precision: Precision
+    gradient_precision: Precision
+    why: str = ""
+
+
+class Decisions:
+    """The decisions of a run, the oldest first.
+
+    Args:
+        run_dir: keeps them.
+
+    Raises:
+        CheckpointError: the record is damaged. Without it the run cannot be repeated.
+    """
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+        try:
+            self._all = msgspec.json.decode(run_dir.kept(DECISIONS) or b"[]", type=list[Decision])
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{run_dir.path}/{DECISIONS}: {error}",
+                "the decisions of this run",
+                "start the run over with --fresh on both sides",
+            ) from None
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return len(self._all)
+
+    def at(self, step: int) -> Decision | None:
+        """Return the decision that holds for a step; None: the settings that the run began with."""
+        place = bisect_right(self._all, step, key=lambda decision: decision.step)
+        return self._all[place - 1] if place else None
+
+    def may_begin(self, step: int, trainer_step: int) -> bool:
+        """Whether a new decision may hold from ``step`` on: no side has begun that step.
+
+        Args:
+            step: the device's next step.
+            trainer_step: the first step of which the trainer has learned nothing.
+        """
+        return step >= trainer_step and (not self._all or step > self._all[-1].step)
+
+    def add(self, decision: Decision) -> None:
+        """Record a decision; it is on the disk when this returns. Raises OSError, and then it does not hold."""
+        assert not self._all or decision.step > self._all[-1].step
+        self._run_dir.keep(DECISIONS, json_bytes([*map(msgspec.to_builtins, self._all), msgspec.to_builtins(decision)]))
+        self._all.append(decision)

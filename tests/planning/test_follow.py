@@ -1,0 +1,121 @@
+"""A run follows its link: it changes its setting when that clearly pays, and not because a rate wobbles."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adc_edge.method.ratio import Shape
+from adc_edge.planning.follow import DWELL_S, GAIN, STEADY_STEPS, Candidate, Change, Follower
+from adc_edge.planning.step_model import LinkRates
+
+SHAPE = Shape(32, 197, 32, 197)
+LARGE = Candidate(SHAPE, "int8", "int8", 1_200_000, 1_200_000, 0.004, 0.004)  # quick to encode
+SMALL = Candidate(SHAPE, "pca1", "pca0.25", 150_000, 40_000, 0.4, 0.4)
+COMPUTE = {"data": 0.05, "forward": 0.5, "send": 0.01, "recompute": 0.6, "backward": 0.9, "cloud": 0.3}
+
+
+def measured(candidate: Candidate, load: float = 1.0) -> dict[str, float]:
+    """The phases of a step with a candidate, on a machine that is ``load`` times as slow."""
+    codec = {
+        "encode": candidate.codec_seconds / 2,
+        "decode": candidate.codec_seconds / 2,
+        "cloud_codec": candidate.trainer_codec_seconds,
+    }
+    return {name: load * seconds for name, seconds in {**COMPUTE, **codec}.items()}
+
+
+def realised(candidate: Candidate, link: LinkRates, load: float = 1.0) -> float:
+    """The time of that step: the device recomputes while it waits."""
+    spent = measured(candidate, load)
+    travel = candidate.bytes_up * 8e-6 / link.up_mbit_s + candidate.bytes_down * 8e-6 / link.down_mbit_s
+    away = travel + link.rtt_ms / 1e3 + spent.pop("cloud") + spent.pop("cloud_codec")
+    return max(spent.pop("recompute"), away) + sum(spent.values())
+
+
+class Run:
+    """A run of one candidate or another, whose changes are taken at once."""
+
+    def __init__(self, start: Candidate = LARGE) -> None:
+        candidates = [LARGE, SMALL]
+        self.follower = Follower(candidates, candidates.index(start))
+        self.now_s = 1000.0
+        self.changes: list[tuple[int, Change]] = []
+        self.steps = 0
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.follower.candidates[self.follower.current]
+
+    def step(self, rate_mbit_s: float, load: float = 1.0) -> None:
+        link = LinkRates(40.0, rate_mbit_s, rate_mbit_s)
+        seconds = realised(self.candidate, link, load)
+        self.now_s += seconds
+        change = self.follower.observe(measured(self.candidate, load), seconds, link, self.now_s)
+        if change is not None:
+            self.changes.append((self.steps, change))
+            self.follower.take(change, self.now_s)
+        self.steps += 1
+
+
+def test_a_link_that_falls_and_recovers_is_followed_within_ten_steps() -> None:
+    run = Run()
+    for rate in (500.0, 2.0, 500.0):
+        for _ in range(10):
+            run.step(rate)
+        assert run.candidate == (SMALL if rate == 2.0 else LARGE)
+    assert [change.candidate for _, change in run.changes] == [SMALL, LARGE]
+
+
+def test_one_slow_step_changes_nothing() -> None:
+    run = Run()
+    for number in range(40):
+        run.step(2.0 if number % 10 < STEADY_STEPS - 1 else 500.0)
+    assert not run.changes
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(1.0, 300.0), st.lists(st.floats(0.8, 1.2), min_size=120, max_size=120))
+def test_a_rate_that_wobbles_by_a_fifth_changes_at_most_once_a_minute(rate: float, wobble: list[float]) -> None:
+    run = Run()
+    times = []
+    for factor in wobble:
+        before = len(run.changes)
+        run.step(rate * factor)
+        times += [run.now_s] * (len(run.changes) - before)
+    assert all(later - earlier >= DWELL_S for earlier, later in pairwise(times))
+
+
+def test_cores_that_become_busy_are_no_reason_to_send_more() -> None:
+    run = Run(SMALL)
+    for number in range(30):
+        run.step(5.0, load=1.0 if number < 10 else 3.0)
+    other = realised(LARGE, LinkRates(40.0, 5.0, 5.0), 3.0)
+    here = realised(SMALL, LinkRates(40.0, 5.0, 5.0), 3.0)
+    assert here < other
+    assert not run.changes
+
+
+def test_the_reason_names_the_link_and_both_predictions() -> None:
+    run = Run()
+    for _ in range(STEADY_STEPS):
+        run.step(2.0)
+    ((_, change),) = run.changes
+    assert "2 Mbit/s up" in change.why
+    assert "s a step is predicted" in change.why
+    assert change.seconds < (1 - GAIN) * change.seconds_before
+    link = LinkRates(40.0, 2.0, 2.0)
+    assert change.seconds_before == pytest.approx(realised(LARGE, link), rel=0.1)
+    assert change.seconds == pytest.approx(realised(SMALL, link), rel=0.1)
+
+
+def test_the_correction_learns_how_far_the_prediction_is_off() -> None:
+    run = Run()
+    link = LinkRates(40.0, 100.0, 100.0)
+    for _ in range(30):
+        run.follower.observe(measured(LARGE), 1.3 * realised(LARGE, link), link, run.now_s)
+    assert math.isclose(run.follower.correction, 1.3, rel_tol=0.02)
