@@ -25,7 +25,7 @@ _REMEMBERED = 5  # steps whose median is what a step costs
 _LEARNING = 0.3  # weight of the newest step in the correction
 
 
-class Candidate(NamedTuple):
+class Alternative(NamedTuple):
     """A setting that a run may take, and what is known of its messages."""
 
     shape: Shape  # of one micro-batch
@@ -45,7 +45,7 @@ class Candidate(NamedTuple):
 class Change(NamedTuple):
     """Another setting from the next step on."""
 
-    candidate: Candidate
+    alternative: Alternative
     seconds: float  # predicted of a step with it
     seconds_before: float  # predicted without the change
     link: LinkRates
@@ -61,17 +61,19 @@ class Change(NamedTuple):
 
 
 class Follower:
-    """Proposes a change when another candidate has been clearly ahead for several steps.
+    """Proposes a change when another alternative has been clearly ahead for several steps.
 
     Args:
-        candidates: settings of one run; the current one is among them.
+        alternatives: settings of one run; the current one is among them.
         current: place of the current one.
         micro_batches: M of a step.
         window: most micro-batches in flight.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], current: int, micro_batches: int = 1, window: int = 0) -> None:
-        self.candidates, self.current = list(candidates), current
+    def __init__(
+        self, alternatives: Sequence[Alternative], current: int, micro_batches: int = 1, window: int = 0
+    ) -> None:
+        self.alternatives, self.current = list(alternatives), current
         self._micro_batches, self._window = micro_batches, window
         self._steps: deque[Mapping[str, float]] = deque(maxlen=_REMEMBERED)
         self._ahead, self._steady = current, 0
@@ -88,7 +90,7 @@ class Follower:
             now_s: a monotonic clock.
         """
         self._steps.append(seconds)
-        predicted = [self._predict(candidate, link) for candidate in self.candidates]
+        predicted = [self._predict(alternative, link) for alternative in self.alternatives]
         here = predicted[self.current]
         self.correction += _LEARNING * (realised / here - self.correction)
         best = min(range(len(predicted)), key=lambda place: predicted[place])
@@ -97,11 +99,11 @@ class Follower:
         self._ahead = best
         if self._steady < STEADY_STEPS or not self._may_change(link, now_s):
             return None
-        return Change(self.candidates[best], predicted[best] * self.correction, here * self.correction, link)
+        return Change(self.alternatives[best], predicted[best] * self.correction, here * self.correction, link)
 
     def take(self, change: Change, now_s: float) -> None:
         """Go on with the setting of a change. What was measured of the codec belongs to the setting before."""
-        self.current = self.candidates.index(change.candidate)
+        self.current = self.alternatives.index(change.alternative)
         self._last, self._steady = (now_s, change.link), 0
         self._steps.clear()
 
@@ -112,21 +114,21 @@ class Follower:
         rates = zip(link[1:], self._last[1][1:], strict=True)
         return any(max(now / then, then / now) > ANOTHER_LINK for now, then in rates)
 
-    def _predict(self, candidate: Candidate, link: LinkRates) -> float:
-        """Seconds of a step, from the last steps' costs with the codec, bytes and rows of ``candidate``."""
+    def _predict(self, alternative: Alternative, link: LinkRates) -> float:
+        """Seconds of a step, from the last steps' costs with the codec, bytes and rows of ``alternative``."""
         spent = {name: statistics.median(step[name] for step in self._steps) for name in self._steps[-1]}
-        current, pieces = self.candidates[self.current], self._micro_batches
+        current, pieces = self.alternatives[self.current], self._micro_batches
         # The cores may be busy: the codec alone takes what it took before, times what it has taken since.
         slower = _ratio(spent["encode"] + spent["decode"], pieces * current.codec_seconds)
         slower_there = _ratio(spent["cloud_codec"], pieces * current.trainer_codec_seconds)
-        rows = candidate.shape.clusters * candidate.shape.kept / (current.shape.clusters * current.shape.kept)
+        rows = alternative.shape.clusters * alternative.shape.kept / (current.shape.clusters * current.shape.kept)
         costs = Costs(
-            forward=(spent["forward"] + spent["send"]) / pieces + slower * candidate.codec_seconds,
+            forward=(spent["forward"] + spent["send"]) / pieces + slower * alternative.codec_seconds,
             recompute=spent["recompute"] / pieces,
             backward=spent["backward"] / pieces,
-            up=candidate.bytes_up * 8e-6 / link.up_mbit_s,
-            cloud=rows * spent["cloud"] / pieces + slower_there * candidate.trainer_codec_seconds,
-            down=candidate.bytes_down * 8e-6 / link.down_mbit_s,
+            up=alternative.bytes_up * 8e-6 / link.up_mbit_s,
+            cloud=rows * spent["cloud"] / pieces + slower_there * alternative.trainer_codec_seconds,
+            down=alternative.bytes_down * 8e-6 / link.down_mbit_s,
         )
         return spent["data"] + step_seconds(costs, link.rtt_ms / 1e3, pieces, self._window)
 

@@ -10,52 +10,52 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adc_edge.method.ratio import Shape
-from adc_edge.planning.follow import DWELL_S, GAIN, STEADY_STEPS, Candidate, Change, Follower
+from adc_edge.planning.follow import DWELL_S, GAIN, STEADY_STEPS, Alternative, Change, Follower
 from adc_edge.planning.step_model import LinkRates
 
 SHAPE = Shape(32, 197, 32, 197)
-LARGE = Candidate(SHAPE, "int8", "int8", 1_200_000, 1_200_000, 0.004, 0.004)  # quick to encode
-SMALL = Candidate(SHAPE, "pca1", "pca0.25", 150_000, 40_000, 0.4, 0.4)
+LARGE = Alternative(SHAPE, "int8", "int8", 1_200_000, 1_200_000, 0.004, 0.004)  # quick to encode
+SMALL = Alternative(SHAPE, "pca1", "pca0.25", 150_000, 40_000, 0.4, 0.4)
 COMPUTE = {"data": 0.05, "forward": 0.5, "send": 0.01, "recompute": 0.6, "backward": 0.9, "cloud": 0.3}
 
 
-def measured(candidate: Candidate, load: float = 1.0) -> dict[str, float]:
-    """The phases of a step with a candidate, on a machine that is ``load`` times as slow."""
+def measured(alternative: Alternative, load: float = 1.0) -> dict[str, float]:
+    """The phases of a step with a alternative, on a machine that is ``load`` times as slow."""
     codec = {
-        "encode": candidate.codec_seconds / 2,
-        "decode": candidate.codec_seconds / 2,
-        "cloud_codec": candidate.trainer_codec_seconds,
+        "encode": alternative.codec_seconds / 2,
+        "decode": alternative.codec_seconds / 2,
+        "cloud_codec": alternative.trainer_codec_seconds,
     }
     return {name: load * seconds for name, seconds in {**COMPUTE, **codec}.items()}
 
 
-def realised(candidate: Candidate, link: LinkRates, load: float = 1.0) -> float:
+def realised(alternative: Alternative, link: LinkRates, load: float = 1.0) -> float:
     """The time of that step: the device recomputes while it waits."""
-    spent = measured(candidate, load)
-    travel = candidate.bytes_up * 8e-6 / link.up_mbit_s + candidate.bytes_down * 8e-6 / link.down_mbit_s
+    spent = measured(alternative, load)
+    travel = alternative.bytes_up * 8e-6 / link.up_mbit_s + alternative.bytes_down * 8e-6 / link.down_mbit_s
     away = travel + link.rtt_ms / 1e3 + spent.pop("cloud") + spent.pop("cloud_codec")
     return max(spent.pop("recompute"), away) + sum(spent.values())
 
 
 class Run:
-    """A run of one candidate or another, whose changes are taken at once."""
+    """A run of one alternative or another, whose changes are taken at once."""
 
-    def __init__(self, start: Candidate = LARGE) -> None:
-        candidates = [LARGE, SMALL]
-        self.follower = Follower(candidates, candidates.index(start))
+    def __init__(self, start: Alternative = LARGE) -> None:
+        alternatives = [LARGE, SMALL]
+        self.follower = Follower(alternatives, alternatives.index(start))
         self.now_s = 1000.0
         self.changes: list[tuple[int, Change]] = []
         self.steps = 0
 
     @property
-    def candidate(self) -> Candidate:
-        return self.follower.candidates[self.follower.current]
+    def alternative(self) -> Alternative:
+        return self.follower.alternatives[self.follower.current]
 
     def step(self, rate_mbit_s: float, load: float = 1.0) -> None:
         link = LinkRates(40.0, rate_mbit_s, rate_mbit_s)
-        seconds = realised(self.candidate, link, load)
+        seconds = realised(self.alternative, link, load)
         self.now_s += seconds
-        change = self.follower.observe(measured(self.candidate, load), seconds, link, self.now_s)
+        change = self.follower.observe(measured(self.alternative, load), seconds, link, self.now_s)
         if change is not None:
             self.changes.append((self.steps, change))
             self.follower.take(change, self.now_s)
@@ -67,8 +67,8 @@ def test_a_link_that_falls_and_recovers_is_followed_within_ten_steps() -> None:
     for rate in (500.0, 2.0, 500.0):
         for _ in range(10):
             run.step(rate)
-        assert run.candidate == (SMALL if rate == 2.0 else LARGE)
-    assert [change.candidate for _, change in run.changes] == [SMALL, LARGE]
+        assert run.alternative == (SMALL if rate == 2.0 else LARGE)
+    assert [change.alternative for _, change in run.changes] == [SMALL, LARGE]
 
 
 def test_one_slow_step_changes_nothing() -> None:
