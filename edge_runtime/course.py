@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from adc_edge.arrays import Float32
 from adc_edge.codec.precision import Precision, decode, encode, encoded_bytes
-from adc_edge.data.loader import Loader
-from adc_edge.edge_runtime.engines.base import Engine
+from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.settings import StepSettings
 from adc_edge.edge_runtime.tally import StepRecord
 from adc_edge.method.ratio import Shape
@@ -41,7 +39,7 @@ class Course:
     def __init__(self, base: StepSettings, decisions: Decisions) -> None:
         self._base, self._decisions = base, decisions
         self._follower: Follower | None = None
-        self._trainer_step = 0  # the first step of which the trainer had learned nothing when this process met it
+        self._forms: list[MessageForm] = []
 
     def at(self, step: int) -> StepSettings:
         """Return the settings of a step."""
@@ -58,54 +56,57 @@ class Course:
         """Number of changes so far."""
         return len(self._decisions)
 
-    def met(self, applied: int, learned: int) -> None:
-        """Take the trainer's position: a step that it has begun keeps its settings, whatever is decided now."""
-        self._trainer_step = max(self._trainer_step, applied + (learned > 0))
+    def follow(self, loop: DeviceLoop, forms: Sequence[MessageForm], step: int) -> None:
+        """Follow the link from ``step`` on: measure what the messages cost that the run may send.
 
-    def follow(self, alternatives: Sequence[Alternative], step: int) -> None:
-        """Follow the link from ``step`` on, among ``alternatives``."""
+        Args:
+            loop: its session is open, its engine chosen.
+            forms: what the run may send, besides what it sends now.
+            step: whose batch is used to measure.
+        """
         now = self.at(step)
-        current = (now.shape, now.precision, now.gradient_precision)
-        places = [place for place, one in enumerate(alternatives) if _form(one) == current]
-        if places and len(alternatives) > 1:
-            self._follower = Follower(alternatives, places[0], now.micro_batches, now.window)
+        found = alternatives([form_of(now), *(form for form in forms if form != form_of(now))], loop, step)
+        self._forms = [_form(one) for one in found]
+        self._follower = Follower(found, 0, now.micro_batches, now.window)
+        logger.info("plan     follows the link, among %d settings", len(found))
 
-    def observe(self, record: StepRecord, link: LinkRates | None) -> None:
+    def observe(self, record: StepRecord, loop: DeviceLoop) -> None:
         """Take a finished step; if another setting pays, record it for the next step.
+
+        A step that the trainer has begun keeps its settings, and so do the steps of recorded decisions.
 
         Raises:
             OSError: the decision cannot be written; then it does not hold.
         """
-        following, now_s = record.step + 1, time.monotonic()
-        if self._follower is None or link is None or not self._decisions.may_begin(following, self._trainer_step):
+        following, now_s, trainer = record.step + 1, time.monotonic(), loop.session.trainer
+        link, begun = _link(loop), trainer.step + (trainer.micro_batch > 0)
+        if self._follower is None or link is None or not self._decisions.may_begin(following, begun):
             return
+        self._follower.stand_at(self._forms.index(form_of(self.at(record.step))))  # a recorded decision may have begun
         seconds = {phase: float(getattr(record, f"seconds_{phase}")) for phase in _PHASES}
         change = self._follower.observe(seconds, record.seconds, link, now_s)
         if change is not None:
-            self._decisions.add(_decision(following, change))
+            decision = _decision(following, change)
+            self._decisions.add(decision)
             self._follower.take(change, now_s)
+            logger.info("plan     from step %d on %s", following, decision.why)
 
 
-def alternatives(
-    forms: Sequence[MessageForm], engine: Engine, loader: Loader, step: int, settings: StepSettings
-) -> list[Alternative]:
-    """Return the forms with the bytes and the codec's seconds of their messages, measured on a batch of this run.
-
-    Args:
-        forms: what the run may take.
-        engine: entered.
-        loader: of the training images.
-        step: whose batch is taken.
-        settings: of a step.
-    """
-    images = loader.batch(step).images[: settings.shape.images]
+def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int) -> list[Alternative]:
+    """Return the forms with the bytes and the codec's seconds of their messages, measured on the batch of ``step``."""
+    settings, frozen = loop.settings, loop.shim is None
+    images = loop.loader.batch(step).images[: settings.shape.images]
     sent: dict[Shape, Float32] = {}
+    seconds: dict[tuple[Shape, Precision], tuple[float, float]] = {}
     found = []
     for shape, up, down in forms:
         if shape not in sent:
-            init_rows = loader.init_rows(step, shape.clusters, shape.images)
-            sent[shape] = engine.compress(images, init_rows, shape.kept - settings.prefix).activations
-        there, here = _codec_seconds(sent[shape], up), _codec_seconds(sent[shape], down)
+            init_rows = loop.loader.init_rows(step, shape.clusters, shape.images)
+            sent[shape] = loop.engine.compress(images, init_rows, shape.kept - settings.prefix).activations
+        for precision in (up, down):
+            if (shape, precision) not in seconds:
+                seconds[shape, precision] = _codec_seconds(sent[shape], precision)
+        activations, gradients = seconds[shape, up], (0.0, 0.0) if frozen else seconds[shape, down]
         size = (shape.clusters, shape.kept, settings.dim)
         found.append(
             Alternative(
@@ -113,12 +114,17 @@ def alternatives(
                 up,
                 down,
                 bytes_up=encoded_bytes(size, up) + TRIPLE_BYTES * shape.images,
-                bytes_down=encoded_bytes(size, down),
-                codec_seconds=there[0] + here[1],
-                trainer_codec_seconds=there[1] + here[0],
+                bytes_down=0 if frozen else encoded_bytes(size, down),
+                codec_seconds=activations[0] + gradients[1],
+                trainer_codec_seconds=activations[1] + gradients[0],
             )
         )
     return found
+
+
+def _link(loop: DeviceLoop) -> LinkRates | None:
+    tcp, down = loop.session.channel.tcp(), loop.down_mbit_s
+    return LinkRates(tcp.rtt_ms, tcp.delivery_mbit_s, down) if tcp and down else None
 
 
 def _codec_seconds(x: Float32, precision: Precision) -> tuple[float, float]:
@@ -146,6 +152,10 @@ def _decision(step: int, change: Change) -> Decision:
     return Decision(step, shape.clusters, shape.kept, up, down, f"{change.alternative}: {change.why}")
 
 
+def form_of(settings: StepSettings) -> MessageForm:
+    """Return what a step's messages are."""
+    return settings.shape, settings.precision, settings.gradient_precision
+
+
 def _form(alternative: Alternative) -> MessageForm:
-    down: Any = alternative.gradient_precision
-    return alternative.shape, alternative.precision, down
+    return alternative.shape, alternative.precision, alternative.gradient_precision

@@ -17,6 +17,7 @@ from adc_edge.data import sources as data
 from adc_edge.data.loader import Loader
 from adc_edge.data.unreadable import check_images
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
+from adc_edge.edge_runtime.course import Course, MessageForm
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.factory import ENGINE, WHERE, check_provider, make_engine, make_shim
 from adc_edge.edge_runtime.loop import DeviceLoop
@@ -32,6 +33,7 @@ from adc_edge.machine.threads import divide_cores
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
+from adc_edge.storage.decisions import Decisions
 from adc_edge.storage.halves import label_weights
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.terminal import readable
@@ -111,15 +113,32 @@ class Serve:
             stack.callback(session.close)
             step_settings = self._step_settings(total)
             loop = DeviceLoop(engine, learning, refresher, train, session, self.state.journal, step_settings)
+            course = Course(step_settings, Decisions(run_dir))
             training = Training(
-                settings, self.manifest, loop, engines, self.state, run_dir, test, display, total, self.stop
+                settings,
+                self.manifest,
+                loop,
+                course,
+                self._forms(),
+                engines,
+                self.state,
+                run_dir,
+                test,
+                display,
+                total,
+                self.stop,
             )
             with display:
                 training.run()
             broken = train.broken, test.broken
             first = next((found.first for found in broken if found.first), None)
             stopped = None if training.stop_reason is None else {"step": self.state.step, "why": training.stop_reason}
-            more = {"broken_images": sum(map(len, broken)), "first_broken_image": first, "stopped": stopped}
+            more = {
+                "broken_images": sum(map(len, broken)),
+                "first_broken_image": first,
+                "stopped": stopped,
+                "changes": course.changes,
+            }
             return self._finish(run_dir, shim, more, total)
 
     def _resume(self, run_dir: RunDir) -> None:
@@ -171,6 +190,9 @@ class Serve:
             seed=self.settings.seed,
             outage_s=self.settings.outage_s,
         )
+
+    def _forms(self) -> list[MessageForm]:
+        return []
 
     def _loader(self, split: data.Split, batch_size: int, changes: Any = ()) -> Loader:
         settings, preprocessing = self.settings, self.manifest.preprocessing

@@ -90,7 +90,7 @@ class DeviceSession:
         self._incarnation = self._told = 0  # of the trainer, and of the one that knows our classes
         self._held: recovery.Partial = (0, 0)  # what the trainer holds of our unfinished message
         self._micro_batches = 1  # of each step
-        self._trainer = Position(0)  # the first position that the trainer has not learned
+        self.trainer = Position(0)  # the first position that the trainer has not learned
         self._durable = 0  # steps that the trainer cannot lose
         self.trainer_keeps = True  # the trainer's run is on disk, so it may come back and need the journal
         self.welcome: Welcome | None = None  # the trainer's last one
@@ -164,7 +164,7 @@ class DeviceSession:
         try:
             self.submit(Bye(self._hello().session))
             self.result(_CLOSE_S)
-            self._journal.prune(self._trainer.step)
+            self._journal.prune(self.trainer.step)
             self._journal.drop_spares()
         except (LinkError, RefusedError, Stopped):
             logger.warning("the trainer did not acknowledge the end; if it comes back, run the same command again")
@@ -218,7 +218,7 @@ class DeviceSession:
         """Send a request, or what is missing of it, or ask for the answer that was given before."""
         if not isinstance(message, Step | Evaluate):
             self._send(message, body)
-        elif recovery.is_answered(message, self._trainer):
+        elif recovery.is_answered(message, self.trainer):
             self._send(recovery.fetch_answer(message, self.channel.inbox.unfinished))
         else:
             self._send_rest(message, body)
@@ -245,11 +245,11 @@ class DeviceSession:
         if others := welcome.other_steps:
             logger.info("this head has %d steps of other sessions; to compare options: trainer --one-session", others)
         self._held = (welcome.transfer, welcome.received_bytes)
-        self._trainer, self._micro_batches = Position(welcome.applied, welcome.learned), hello.micro_batches
+        self.trainer, self._micro_batches = Position(welcome.applied, welcome.learned), hello.micro_batches
         self._note_durable(welcome.durable)
         oldest_request = self._pending[0][0] if self._pending else None
         device = recovery.device_position(oldest_request, hello.next_step)
-        lost = recovery.positions_to_replay(self._trainer, device, hello.oldest, hello.micro_batches)
+        lost = recovery.positions_to_replay(self.trainer, device, hello.oldest, hello.micro_batches)
         if lost:
             logger.info("the trainer came back at step %d; sending it the steps up to %d", lost[0].step, device.step)
         for position in lost:
@@ -275,13 +275,13 @@ class DeviceSession:
     def _note(self, answer: FromTrainer) -> None:
         if isinstance(answer, Gradient):
             following = Position(answer.step, answer.micro_batch).next(self._micro_batches)
-            self._trainer = max(self._trainer, following)
+            self.trainer = max(self.trainer, following)
             self._note_durable(answer.durable)
 
     def _note_durable(self, durable: int | None) -> None:
         """Keep the steps that the trainer cannot lose; a trainer that keeps nothing on disk (None) never comes back."""
         self.trainer_keeps = durable is not None
-        self._durable = self._trainer.step if durable is None else durable
+        self._durable = self.trainer.step if durable is None else durable
 
     def _body_bytes(self, message: FromTrainer) -> int:
         """Body size of an answer; raises ProtocolError if a gradient has another size than its request's tensor."""

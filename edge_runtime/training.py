@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import msgspec
@@ -12,6 +12,7 @@ import numpy as np
 
 from adc_edge.codec.precision import Precision, encoded_bytes
 from adc_edge.data.loader import Loader
+from adc_edge.edge_runtime.course import Course, MessageForm
 from adc_edge.edge_runtime.engines.auto import LinkSeconds, choose
 from adc_edge.edge_runtime.engines.factory import ENGINE
 from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
@@ -41,6 +42,8 @@ class Training:
         settings: the settings of the run.
         manifest: the bundle's manifest.
         loop: does the steps.
+        course: the settings of each step.
+        forms: what the run may send while it follows its link; empty: it does not follow.
         engines: holds the loop's engine entered.
         state: position of the run, and its checkpoints.
         run_dir: keeps metrics.
@@ -55,6 +58,8 @@ class Training:
         settings: ServeSettings,
         manifest: Manifest,
         loop: DeviceLoop,
+        course: Course,
+        forms: Sequence[MessageForm],
         engines: ExitStack,
         state: RunState,
         run_dir: RunDir,
@@ -64,6 +69,7 @@ class Training:
         stop: Callable[[], bool],
     ) -> None:
         self.settings, self.manifest, self.loop, self.engines = settings, manifest, loop, engines
+        self.course, self._forms = course, forms
         self.state, self.run_dir = state, run_dir
         self.test, self.display, self.total, self.stop = test, display, total, stop
         self._best = BestHalves(loop, state, run_dir)
@@ -133,6 +139,8 @@ class Training:
             logger.info(line)
         why = self._choose_engine()  # may exchange the engine
         logger.info(engine_line(loop.engine, why))
+        if self._forms:
+            self.course.follow(loop, self._forms, self.state.step)
 
     def _choose_engine(self) -> str:
         """Choose the engine for ``--engine auto``, once in a run: another choice later would change the last bits.
@@ -178,6 +186,9 @@ class Training:
 
     def _step(self) -> None:
         settings, state, loop, run_dir = self.settings, self.state, self.loop, self.run_dir
+        loop.settings = self.course.at(state.step)
+        if decision := self.course.begun_at(state.step):
+            run_dir.metric(kind="plan", **msgspec.to_builtins(decision))
         self._in_step = True
         record = loop.step(state.step, state.durable)
         self._in_step = False
@@ -186,6 +197,10 @@ class Training:
         run_dir.metric(kind="step", **msgspec.to_builtins(record))
         self.display.step(state.step, state.tally)
         state.step += 1
+        try:
+            self.course.observe(record, loop)
+        except OSError as error:  # then the settings stay as they are
+            self._trouble = error
         self._unkept_bytes += record.bytes_down
         every = settings.checkpoint_every
         if (every and state.step % every == 0) or self._unkept_bytes > LIMIT_BYTES // KEPT:

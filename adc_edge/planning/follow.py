@@ -30,7 +30,7 @@ class Alternative(NamedTuple):
 
     shape: Shape  # of one micro-batch
     precision: Precision
-    gradient_precision: Precision | None  # None: the trunk is frozen
+    gradient_precision: Precision
     bytes_up: int  # of one micro-batch
     bytes_down: int
     codec_seconds: float  # to encode activations and decode gradients, measured alone
@@ -38,8 +38,7 @@ class Alternative(NamedTuple):
 
     def __str__(self) -> str:
         """Return the setting as options name it."""
-        ways = self.precision if self.gradient_precision is None else f"{self.precision}:{self.gradient_precision}"
-        return f"{ways}, T={self.shape.clusters}, k={self.shape.kept}"
+        return f"{self.precision}:{self.gradient_precision}, T={self.shape.clusters}, k={self.shape.kept}"
 
 
 class Change(NamedTuple):
@@ -102,10 +101,15 @@ class Follower:
         return Change(self.alternatives[best], predicted[best] * self.correction, here * self.correction, link)
 
     def take(self, change: Change, now_s: float) -> None:
-        """Go on with the setting of a change. What was measured of the codec belongs to the setting before."""
-        self.current = self.alternatives.index(change.alternative)
-        self._last, self._steady = (now_s, change.link), 0
-        self._steps.clear()
+        """Go on with the setting of a change."""
+        self._last = now_s, change.link
+        self.stand_at(self.alternatives.index(change.alternative))
+
+    def stand_at(self, place: int) -> None:
+        """Go on with the setting at ``place``. What was measured of the codec belongs to the one before."""
+        if place != self.current:
+            self.current, self._steady = place, 0
+            self._steps.clear()
 
     def _may_change(self, link: LinkRates, now_s: float) -> bool:
         """Whether the last change is long ago, or the link another one since."""
