@@ -170,6 +170,7 @@ class Answers:
             class_names=self._classes.asked_for or UNSET,
             other_steps=begins_on or UNSET,
             max_images=self._limits.max_images,
+            follows=True,
             keeps_heads=self._checkpoints.keep_heads or UNSET,
         )
 
@@ -183,7 +184,7 @@ class Answers:
         self, session: ServedSession, message: Step, body: memoryview, down_mbit_s: float | None
     ) -> tuple[Reply, AfterSend]:
         key = JournalKey(message.step, message.micro_batch)
-        if not session.due(key):
+        if not session.due(key, message.micro_batches):
             return self._logged(session, key, message.transfer, empty=message.replay), None
         manifest = self._bundle.manifest
         shape = (message.clusters, message.kept, manifest.dim)

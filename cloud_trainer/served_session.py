@@ -7,11 +7,13 @@ from collections import OrderedDict, deque
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from adc_edge.arrays import Body
 from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.journal import Journal, JournalKey, oldest
+from adc_edge.storage.position import micro_batches_by_step
 from adc_edge.wire.framing import Assembler
 from adc_edge.wire.headers import pack_header, unpack_from_trainer
 from adc_edge.wire.messages import Evaluated, FromDevice, Gradient, Hello
@@ -41,7 +43,8 @@ class ServedSession:
 
     def __init__(self, number: int, record: SessionRecord, directory: Path) -> None:
         self.id, self.record, self._directory = number, record, directory
-        self.planned_steps, self.micro_batches = 0, 1
+        self.planned_steps = 0
+        self._cuts: list[tuple[int, int]] = [(0, 1)]  # first steps, each with the micro-batches of its steps
         self.device_keeps = True  # the device keeps its run on disk, so it may ask for any answer of the log
         self.accumulator: StepAccumulator | None = None  # sums of the step under way
         self.inbox: Assembler[FromDevice] | None = None
@@ -82,14 +85,9 @@ class ServedSession:
                 "another `adc-edge serve` has taken this run over; stop one of the two",
                 "superseded",
             )
-        if self.accumulator is not None and self.accumulator.micro_batches != hello.micro_batches:
-            raise ProtocolError(
-                f"steps of {hello.micro_batches} micro-batches",
-                f"{self.accumulator.micro_batches}, as the step under way began",
-                "use the --micro-batches that the run began with",
-                "order",
-            )
-        self.micro_batches = hello.micro_batches
+        cuts = [(0, hello.micro_batches), *(hello.changes or [])]
+        self._check_cut(micro_batches_by_step(cuts)(self.applied))
+        self._cuts = cuts
         if hello.next_step < self.applied and self.oldest() > hello.next_step:
             raise ProtocolError(
                 f"a device at step {hello.next_step}",
@@ -103,6 +101,19 @@ class ServedSession:
         self.prune(hello.durable)
         self.record.device = hello.device
 
+    def _micro_batches(self, step: int) -> int:
+        return micro_batches_by_step(self._cuts)(step)
+
+    def _check_cut(self, count: int) -> None:
+        """Raise ProtocolError if the step under way began with another number of micro-batches."""
+        if self.accumulator is not None and self.accumulator.micro_batches != count:
+            raise ProtocolError(
+                f"steps of {count} micro-batches",
+                f"{self.accumulator.micro_batches}, as the step under way began",
+                "use the --micro-batches that the run began with",
+                "order",
+            )
+
     def share_inbox(self, inbox: Assembler[FromDevice]) -> Assembler[FromDevice]:
         """The inbox with the session's message in progress; ``inbox`` becomes it if there is none."""
         self.inbox = self.inbox or inbox
@@ -114,16 +125,25 @@ class ServedSession:
 
     def oldest(self) -> int:
         """The first step from which on every answer can be given again."""
-        return oldest(lambda key: key in self._recent or self.log.has(key), self.applied, self.micro_batches)
+        return oldest(lambda key: key in self._recent or self.log.has(key), self.applied, self._micro_batches)
 
-    def due(self, key: JournalKey) -> bool:
+    def due(self, key: JournalKey, micro_batches: int | UnsetType = UNSET) -> bool:
         """Whether a micro-batch is the next one to learn; False: it was learned and is answered again.
 
+        Args:
+            key: of the micro-batch.
+            micro_batches: of its step; UNSET: as the Hello told.
+
         Raises:
-            ProtocolError: code ``order``: it is neither.
+            ProtocolError: code ``order``: it is neither, or its step began with another number of them.
         """
-        if key == JournalKey(self.applied, self.learned) and key.micro_batch < self.micro_batches:
-            return True
+        if key == JournalKey(self.applied, self.learned):
+            count = micro_batches or self._micro_batches(self.applied)
+            self._check_cut(count)
+            if count != self._micro_batches(self.applied):
+                self._cuts.append((self.applied, count))
+            if key.micro_batch < count:
+                return True
         if self.answer(key) is not None:
             return False
         raise ProtocolError(
@@ -136,7 +156,7 @@ class ServedSession:
     def begin_step(self) -> StepAccumulator:
         """The sums of the step under way, which begins if there is none."""
         if self.accumulator is None:
-            self.accumulator = StepAccumulator(self.micro_batches)
+            self.accumulator = StepAccumulator(self._micro_batches(self.applied))
         return self.accumulator
 
     def record_answer(self, reply: Gradient, body: Body) -> None:
@@ -151,7 +171,7 @@ class ServedSession:
         """Keep an answer, in memory until ``write``."""
         self._recent[key] = (reply, body)
         self._recent.move_to_end(key)
-        while len(self._recent) > self.micro_batches:
+        while len(self._recent) > max(count for _, count in self._cuts):
             self._recent.popitem(last=False)
 
     def write(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -25,7 +26,14 @@ _ROUNDS = 2
 
 logger = logging.getLogger(__name__)
 
-MessageForm = tuple[Shape, Precision, Precision]  # of a micro-batch, with the precisions of activations and gradients
+
+class MessageForm(NamedTuple):
+    """What a step sends."""
+
+    micro_batches: int
+    shape: Shape  # of a micro-batch
+    precision: Precision
+    gradient_precision: Precision
 
 
 class Course:
@@ -44,7 +52,8 @@ class Course:
     def at(self, step: int) -> StepSettings:
         """Return the settings of a step."""
         decision = self._decisions.at(step)
-        return self._base if decision is None else _changed(self._base, decision)
+        settings = self._base if decision is None else _changed(self._base, decision)
+        return msgspec.structs.replace(settings, varies=bool(self._decisions.changes(-1)))
 
     def begun_at(self, step: int) -> Decision | None:
         """Return the decision whose first step this is, if there is one."""
@@ -67,7 +76,7 @@ class Course:
         now = self.at(step)
         found = alternatives([form_of(now), *(form for form in forms if form != form_of(now))], loop, step)
         self._forms = [_form(one) for one in found]
-        self._follower = Follower(found, 0, now.micro_batches, now.window)
+        self._follower = Follower(found, 0)
         logger.info("plan     follows the link, among %d settings", len(found))
 
     def observe(self, record: StepRecord, loop: DeviceLoop) -> None:
@@ -94,22 +103,25 @@ class Course:
 
 def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int) -> list[Alternative]:
     """Return the forms with the bytes and the codec's seconds of their messages, measured on the batch of ``step``."""
-    settings, frozen = loop.settings, loop.shim is None
-    images = loop.loader.batch(step).images[: settings.shape.images]
+    frozen, dim, images = loop.shim is None, loop.settings.dim, loop.loader.batch(step).images
     sent: dict[Shape, Float32] = {}
     seconds: dict[tuple[Shape, Precision], tuple[float, float]] = {}
     found = []
-    for shape, up, down in forms:
+    for form in forms:
+        shape, up, down = form.shape, form.precision, form.gradient_precision
         if shape not in sent:
             init_rows = loop.loader.init_rows(step, shape.clusters, shape.images)
-            sent[shape] = loop.engine.compress(images, init_rows, shape.kept - settings.prefix).activations
+            slots = shape.kept - loop.settings.prefix
+            sent[shape] = loop.engine.compress(images[: shape.images], init_rows, slots).activations
         for precision in (up, down):
             if (shape, precision) not in seconds:
                 seconds[shape, precision] = _codec_seconds(sent[shape], precision)
         activations, gradients = seconds[shape, up], (0.0, 0.0) if frozen else seconds[shape, down]
-        size = (shape.clusters, shape.kept, settings.dim)
+        size = (shape.clusters, shape.kept, dim)
         found.append(
             Alternative(
+                form.micro_batches,
+                min(form.micro_batches, loop.settings.window) if loop.settings.micro_batches > 1 else 0,
                 shape,
                 up,
                 down,
@@ -141,21 +153,37 @@ def _codec_seconds(x: Float32, precision: Precision) -> tuple[float, float]:
 
 
 def _changed(base: StepSettings, decision: Decision) -> StepSettings:
-    shape = msgspec.structs.replace(base.shape, clusters=decision.clusters, kept=decision.kept)
+    images = base.micro_batches * base.shape.images // decision.micro_batches
     return msgspec.structs.replace(
-        base, shape=shape, precision=decision.precision, gradient_precision=decision.gradient_precision
+        base,
+        micro_batches=decision.micro_batches,
+        window=decision.window,
+        shape=msgspec.structs.replace(base.shape, images=images, clusters=decision.clusters, kept=decision.kept),
+        precision=decision.precision,
+        gradient_precision=decision.gradient_precision,
     )
 
 
 def _decision(step: int, change: Change) -> Decision:
-    shape, up, down = _form(change.alternative)
-    return Decision(step, shape.clusters, shape.kept, up, down, f"{change.alternative}: {change.why}")
+    taken = change.alternative
+    return Decision(
+        step,
+        taken.micro_batches,
+        taken.window,
+        taken.shape.clusters,
+        taken.shape.kept,
+        taken.precision,
+        taken.gradient_precision,
+        f"{taken}: {change.why}",
+    )
 
 
 def form_of(settings: StepSettings) -> MessageForm:
     """Return what a step's messages are."""
-    return settings.shape, settings.precision, settings.gradient_precision
+    return MessageForm(settings.micro_batches, settings.shape, settings.precision, settings.gradient_precision)
 
 
 def _form(alternative: Alternative) -> MessageForm:
-    return alternative.shape, alternative.precision, alternative.gradient_precision
+    return MessageForm(
+        alternative.micro_batches, alternative.shape, alternative.precision, alternative.gradient_precision
+    )

@@ -251,6 +251,7 @@ class DeviceLoop:
             precision=settings.precision,
             gradient=None if self.shim is None else settings.gradient_precision,
             durable=durable,
+            micro_batches=settings.micro_batches if settings.varies else UNSET,
         )
         return message, body
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from adc_edge.storage.position import Position
-from adc_edge.wire.messages import Evaluate, Fetch, Message, Step
+from adc_edge.errors import RefusedError
+from adc_edge.storage.position import MicroBatches, Position
+from adc_edge.wire.messages import Evaluate, Fetch, Hello, Message, Step, Welcome
 
 Partial = tuple[int, int]  # transfer and received bytes of an unfinished message; 0, 0: there is none
 
@@ -25,6 +26,17 @@ class Behind(Exception):
         self.applied = applied
 
 
+def check_follows(hello: Hello, welcome: Welcome) -> None:
+    """Raise RefusedError if the number of micro-batches changes in this run, and the trainer would not notice."""
+    if hello.changes and welcome.follows is not True:
+        raise RefusedError(
+            "version",
+            f"a trainer of version {welcome.trainer}, where this run has changed its micro-batches",
+            "version 0.9 or later",
+            "upgrade the trainer",
+        )
+
+
 def device_position(oldest_request: Message | None, next_step: int) -> Position:
     """The first position that the device has no gradient for.
 
@@ -37,14 +49,16 @@ def device_position(oldest_request: Message | None, next_step: int) -> Position:
     return Position(next_step)
 
 
-def positions_to_replay(trainer: Position, device: Position, oldest: int, micro_batches: int) -> list[Position]:
+def positions_to_replay(
+    trainer: Position, device: Position, oldest: int, micro_batches: MicroBatches
+) -> list[Position]:
     """The positions that the device has gradients for and the trainer has lost, in order.
 
     Args:
         trainer: the first position that the trainer has not learned.
         device: the first position that the device has no gradient for.
         oldest: the first step from which on the journal is complete.
-        micro_batches: of each step.
+        micro_batches: gives their number in a step.
 
     Raises:
         Behind: the journal does not reach back to ``trainer``.
@@ -54,7 +68,7 @@ def positions_to_replay(trainer: Position, device: Position, oldest: int, micro_
     lost = []
     while trainer < device:
         lost.append(trainer)
-        trainer = trainer.next(micro_batches)
+        trainer = trainer.next(micro_batches(trainer.step))
     return lost
 
 

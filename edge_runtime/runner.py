@@ -100,7 +100,8 @@ class Serve:
             shim = None if self._torchless else self._shim(run_dir)  # last: torch's import takes seconds
             learning = shim if settings.trunk == "train" else None
             refresher = None if learning is None else Refresher(learning, settings.refresh_every)
-            self.state = RunState(run_dir, refresher, settings.micro_batches)
+            self.decisions = Decisions(run_dir, settings.micro_batches)
+            self.state = RunState(run_dir, refresher, self.decisions.micro_batches)
             self._resume(run_dir)
             self.classes.resume(run_dir, self.state.step)
             engines = stack.enter_context(ExitStack())  # its own stack: `--engine auto` may exchange the engine
@@ -113,7 +114,7 @@ class Serve:
             stack.callback(session.close)
             step_settings = self._step_settings(total)
             loop = DeviceLoop(engine, learning, refresher, train, session, self.state.journal, step_settings)
-            course = Course(step_settings, Decisions(run_dir))
+            course = Course(step_settings, self.decisions)
             training = Training(
                 settings,
                 self.manifest,
@@ -171,6 +172,7 @@ class Serve:
             loopback_alone=self.keys is None and not self.settings.insecure,
             on_outage=display.outage,
             classes=self.classes,
+            micro_batches=self.decisions.micro_batches,
         )
 
     def _step_settings(self, total: int) -> StepSettings:
@@ -211,7 +213,8 @@ class Serve:
             durable=state.durable,
             oldest=state.oldest,
             steps=total,
-            micro_batches=self.settings.micro_batches,
+            micro_batches=self.decisions.micro_batches(state.oldest),
+            changes=self.decisions.changes(state.oldest) or UNSET,
             class_names=True,
             named=bool(self.settings.name) or UNSET,
         )

@@ -22,7 +22,7 @@ from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.storage.journal import Journal, JournalKey
-from adc_edge.storage.position import Position
+from adc_edge.storage.position import MicroBatches, Position
 from adc_edge.wire.channel import Answer, Channel, pong_bytes
 from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped, TrainerBusy
 from adc_edge.wire.framing import chunk_bytes, to_frames
@@ -65,6 +65,7 @@ class DeviceSession:
         loopback_alone: connect to no other address, whatever the name resolves to: there are no keys.
         on_outage: told True when the link is lost and False when the trainer is back.
         classes: the classes of the data; None: labels are the head's already.
+        micro_batches: gives their number in a step; None: as the Hello tells.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class DeviceSession:
         loopback_alone: bool = False,
         on_outage: Callable[[bool], None] = lambda lost: None,
         classes: DeviceClasses | None = None,
+        micro_batches: MicroBatches | None = None,
     ) -> None:
         self.channel = Channel(
             endpoint, keys=keys, stop=stop, loopback_alone=loopback_alone, body_bytes=self._body_bytes
@@ -89,7 +91,8 @@ class DeviceSession:
         self._classes = classes
         self._incarnation = self._told = 0  # of the trainer, and of the one that knows our classes
         self._held: recovery.Partial = (0, 0)  # what the trainer holds of our unfinished message
-        self._micro_batches = 1  # of each step
+        self._said = 1  # micro-batches of each step, as the last Hello told
+        self._micro_batches = micro_batches or (lambda step: self._said)
         self.trainer = Position(0)  # the first position that the trainer has not learned
         self._durable = 0  # steps that the trainer cannot lose
         self.trainer_keeps = True  # the trainer's run is on disk, so it may come back and need the journal
@@ -234,6 +237,7 @@ class DeviceSession:
         welcome, _ = self.channel.receive(WELCOME_MS)
         if not isinstance(welcome, Welcome):
             raise LinkLost(f"a {type(welcome).__name__} instead of a Welcome")
+        recovery.check_follows(hello, welcome)
         self.welcome = welcome
         if welcome.incarnation != self._incarnation:  # what another process sent may not be what this one sends
             self.repeated[1] += self.channel.inbox.unfinished[1]
@@ -245,11 +249,11 @@ class DeviceSession:
         if others := welcome.other_steps:
             logger.info("this head has %d steps of other sessions; to compare options: trainer --one-session", others)
         self._held = (welcome.transfer, welcome.received_bytes)
-        self.trainer, self._micro_batches = Position(welcome.applied, welcome.learned), hello.micro_batches
+        self.trainer, self._said = Position(welcome.applied, welcome.learned), hello.micro_batches
         self._note_durable(welcome.durable)
         oldest_request = self._pending[0][0] if self._pending else None
         device = recovery.device_position(oldest_request, hello.next_step)
-        lost = recovery.positions_to_replay(self.trainer, device, hello.oldest, hello.micro_batches)
+        lost = recovery.positions_to_replay(self.trainer, device, hello.oldest, self._micro_batches)
         if lost:
             logger.info("the trainer came back at step %d; sending it the steps up to %d", lost[0].step, device.step)
         for position in lost:
@@ -274,7 +278,7 @@ class DeviceSession:
 
     def _note(self, answer: FromTrainer) -> None:
         if isinstance(answer, Gradient):
-            following = Position(answer.step, answer.micro_batch).next(self._micro_batches)
+            following = Position(answer.step, answer.micro_batch).next(self._micro_batches(answer.step))
             self.trainer = max(self.trainer, following)
             self._note_durable(answer.durable)
 

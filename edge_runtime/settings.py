@@ -160,6 +160,7 @@ class StepSettings(msgspec.Struct, frozen=True):
     planned_steps: int
     micro_batches: int = 1
     window: int = 1  # most micro-batches in flight
+    varies: bool = False  # the number of micro-batches changes in this run, so each message tells it
     drift_every: int = 0
     noise: NoiseSettings = NoiseSettings()
     seed: int = 0  # of the noise

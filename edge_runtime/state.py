@@ -12,6 +12,7 @@ from adc_edge.edge_runtime.tally import Tally
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import CheckpointError
 from adc_edge.storage.journal import Journal
+from adc_edge.storage.position import MicroBatches
 from adc_edge.storage.run_dir import RunDir
 
 _ID_BITS = 63
@@ -23,10 +24,10 @@ class RunState:
     Args:
         run_dir: keeps the checkpoints.
         trunk: the trunk that learns; None if it is frozen.
-        micro_batches: number in each step.
+        micro_batches: gives their number in a step.
     """
 
-    def __init__(self, run_dir: RunDir, trunk: Refresher | None, micro_batches: int = 1) -> None:
+    def __init__(self, run_dir: RunDir, trunk: Refresher | None, micro_batches: MicroBatches = lambda step: 1) -> None:
         self._run_dir, self._trunk, self._micro_batches = run_dir, trunk, micro_batches
         self.step = 0
         self.session = secrets.randbits(_ID_BITS)

@@ -49,7 +49,10 @@ class Device:
         self.tells_names: bool | UnsetType = UNSET if classes is None else True
 
     def hello(self) -> Hello:
-        oldest, ours = self.journal.oldest(self.next_step, self.micro_batches), (self.number, self.incarnation, "test")
+        oldest, ours = (
+            self.journal.oldest(self.next_step, lambda _: self.micro_batches),
+            (self.number, self.incarnation, "test"),
+        )
         stands = (self.next_step, 0, oldest)
         return Hello(
             VERSION, self.bundle.digest, *ours, *stands, micro_batches=self.micro_batches, class_names=self.tells_names

@@ -28,6 +28,8 @@ _LEARNING = 0.3  # weight of the newest step in the correction
 class Alternative(NamedTuple):
     """A setting that a run may take, and what is known of its messages."""
 
+    micro_batches: int
+    window: int  # most of them in flight; 0: all
     shape: Shape  # of one micro-batch
     precision: Precision
     gradient_precision: Precision
@@ -38,7 +40,8 @@ class Alternative(NamedTuple):
 
     def __str__(self) -> str:
         """Return the setting as options name it."""
-        return f"{self.precision}:{self.gradient_precision}, T={self.shape.clusters}, k={self.shape.kept}"
+        clusters, kept = self.micro_batches * self.shape.clusters, self.shape.kept
+        return f"{self.precision}:{self.gradient_precision}, T={clusters}, k={kept}, M={self.micro_batches}"
 
 
 class Change(NamedTuple):
@@ -65,15 +68,10 @@ class Follower:
     Args:
         alternatives: settings of one run; the current one is among them.
         current: place of the current one.
-        micro_batches: M of a step.
-        window: most micro-batches in flight.
     """
 
-    def __init__(
-        self, alternatives: Sequence[Alternative], current: int, micro_batches: int = 1, window: int = 0
-    ) -> None:
+    def __init__(self, alternatives: Sequence[Alternative], current: int) -> None:
         self.alternatives, self.current = list(alternatives), current
-        self._micro_batches, self._window = micro_batches, window
         self._steps: deque[Mapping[str, float]] = deque(maxlen=_REMEMBERED)
         self._ahead, self._steady = current, 0
         self._last: tuple[float, LinkRates] | None = None  # time and link of the last change
@@ -121,11 +119,11 @@ class Follower:
     def _predict(self, alternative: Alternative, link: LinkRates) -> float:
         """Seconds of a step, from the last steps' costs with the codec, bytes and rows of ``alternative``."""
         spent = {name: statistics.median(step[name] for step in self._steps) for name in self._steps[-1]}
-        current, pieces = self.alternatives[self.current], self._micro_batches
+        current, pieces = self.alternatives[self.current], alternative.micro_batches
         # The cores may be busy: the codec alone takes what it took before, times what it has taken since.
-        slower = _ratio(spent["encode"] + spent["decode"], pieces * current.codec_seconds)
-        slower_there = _ratio(spent["cloud_codec"], pieces * current.trainer_codec_seconds)
-        rows = alternative.shape.clusters * alternative.shape.kept / (current.shape.clusters * current.shape.kept)
+        slower = _ratio(spent["encode"] + spent["decode"], current.micro_batches * current.codec_seconds)
+        slower_there = _ratio(spent["cloud_codec"], current.micro_batches * current.trainer_codec_seconds)
+        rows = _rows(alternative) / _rows(current)
         costs = Costs(
             forward=(spent["forward"] + spent["send"]) / pieces + slower * alternative.codec_seconds,
             recompute=spent["recompute"] / pieces,
@@ -134,7 +132,11 @@ class Follower:
             cloud=rows * spent["cloud"] / pieces + slower_there * alternative.trainer_codec_seconds,
             down=alternative.bytes_down * 8e-6 / link.down_mbit_s,
         )
-        return spent["data"] + step_seconds(costs, link.rtt_ms / 1e3, pieces, self._window)
+        return spent["data"] + step_seconds(costs, link.rtt_ms / 1e3, pieces, alternative.window)
+
+
+def _rows(one: Alternative) -> int:
+    return one.micro_batches * one.shape.clusters * one.shape.kept
 
 
 def _ratio(measured: float, expected: float) -> float:

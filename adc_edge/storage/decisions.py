@@ -7,6 +7,7 @@ ones; new ones are made only beyond the steps that either side has begun.
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import pairwise
 
 import msgspec
 
@@ -17,9 +18,11 @@ from adc_edge.storage.run_dir import DECISIONS, RunDir
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Settings from ``step`` on; those of each micro-batch."""
+    """Settings from ``step`` on; clusters and kept tokens are those of a micro-batch."""
 
     step: int
+    micro_batches: int
+    window: int
     clusters: int
     kept: int
     precision: Precision
@@ -32,13 +35,14 @@ class Decisions:
 
     Args:
         run_dir: keeps them.
+        micro_batches: M of the steps before the first one.
 
     Raises:
         CheckpointError: the record is damaged. Without it the run cannot be repeated.
     """
 
-    def __init__(self, run_dir: RunDir) -> None:
-        self._run_dir = run_dir
+    def __init__(self, run_dir: RunDir, micro_batches: int = 1) -> None:
+        self._run_dir, self._first = run_dir, micro_batches
         try:
             self._all = msgspec.json.decode(run_dir.kept(DECISIONS) or b"[]", type=list[Decision])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -56,6 +60,16 @@ class Decisions:
         """Return the decision that holds for a step; None: the settings that the run began with."""
         place = bisect_right(self._all, step, key=lambda decision: decision.step)
         return self._all[place - 1] if place else None
+
+    def micro_batches(self, step: int) -> int:
+        """Return M of a step."""
+        decision = self.at(step)
+        return self._first if decision is None else decision.micro_batches
+
+    def changes(self, after: int) -> list[tuple[int, int]]:
+        """Return the steps beyond ``after`` at which M changes, each with its new M."""
+        cuts = [(-1, self._first), *((decision.step, decision.micro_batches) for decision in self._all)]
+        return [new for old, new in pairwise(cuts) if new[1] != old[1] and new[0] > after]
 
     def may_begin(self, step: int, trainer_step: int) -> bool:
         """Whether a new decision may hold from ``step`` on: no side has begun that step.

@@ -22,6 +22,7 @@ import xxhash
 
 from adc_edge.arrays import Body
 from adc_edge.files import sync_directory
+from adc_edge.storage.position import MicroBatches
 
 LIMIT_BYTES = 256 * 1024 * 1024  # what one side makes the other keep; above it that side makes an extra checkpoint
 _SPARE, _SPARE_BYTES = "spare-", 64 * 1024 * 1024
@@ -97,7 +98,7 @@ class Journal:
         """Whether a message was kept."""
         return key in self._keys
 
-    def oldest(self, until: int, micro_batches: int = 1) -> int:
+    def oldest(self, until: int, micro_batches: MicroBatches = lambda step: 1) -> int:
         """The function ``oldest``, for the entries of this journal."""
         return oldest(self.has, until, micro_batches)
 
@@ -148,10 +149,10 @@ class Journal:
                 path.unlink()
 
 
-def oldest(has: Callable[[JournalKey], bool], until: int, micro_batches: int) -> int:
+def oldest(has: Callable[[JournalKey], bool], until: int, micro_batches: MicroBatches) -> int:
     """The first step such that ``has`` knows every micro-batch from that step up to ``until``."""
     step = until
-    while step > 0 and all(has(JournalKey(step - 1, micro_batch)) for micro_batch in range(micro_batches)):
+    while step > 0 and all(has(JournalKey(step - 1, micro_batch)) for micro_batch in range(micro_batches(step - 1))):
         step -= 1
     return step
 

@@ -27,6 +27,7 @@ NAMES_BYTES = 4 * CHUNK_BYTES  # of all class names: ImageNet-21k's WordNet ids 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+MicroBatchCount = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 
@@ -65,7 +66,8 @@ class Hello(Message, frozen=True):
     durable: Count | None  # the device never restarts before this step; None: it keeps nothing on disk
     oldest: Count  # the journal holds the messages from this step on
     steps: Count = 0  # planned steps of the run, 0 if unknown; the head's learning-rate schedule may need them
-    micro_batches: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # micro-batches a step
+    micro_batches: MicroBatchCount = 1  # of each step, or of those before the first change
+    changes: list[tuple[Count, MicroBatchCount]] | UnsetType = UNSET  # steps from which on there are so many others
     class_names: bool | UnsetType = UNSET  # whether it tells its class names if it is asked; 0.6 does not
     named: bool | UnsetType = UNSET  # whether ``device`` is a name that a person gave it, not its host's
 
@@ -87,6 +89,7 @@ class Step(Message, frozen=True):
     durable: Count | None = 0  # as in Hello
     replay: bool = False  # sent again from the journal; the device has the gradient already and needs no copy
     offset: Count = 0  # of the first piece in the body; the bytes before it arrived on an earlier connection
+    micro_batches: MicroBatchCount | UnsetType = UNSET  # of this step, if it is not what the Hello told
 
 
 class Evaluate(Message, frozen=True):
@@ -176,6 +179,7 @@ class Welcome(Message, frozen=True):
     class_names: bool | UnsetType = UNSET  # whether the device is to tell its class names first; 0.6 does not ask
     other_steps: Count | UnsetType = UNSET  # steps of other sessions in the head that a new session begins on
     max_images: Positive | UnsetType = UNSET  # of one message; 0.7 does not tell
+    follows: bool | UnsetType = UNSET  # takes steps of other numbers of micro-batches; 0.8 does not
     keeps_heads: bool | UnsetType = UNSET  # answers KeepHead; a trainer that keeps nothing on disk and 0.7 do not
 
 

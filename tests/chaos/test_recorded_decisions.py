@@ -1,4 +1,4 @@
-"""Ratio and precision change while a run goes on, and kills change nothing: recorded decisions are repeated."""
+"""Ratio, precision and micro-batches change in a run, and kills change nothing: recorded decisions are repeated."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.chaos.zygote import Child, Zygote
 pytestmark = pytest.mark.slow
 STEPS = 60
 RECORD = [
-    Decision(10, 10, 11, "int8", "int8", "the link became slower"),
-    Decision(20, 8, 9, "pca4", "pca4", "and slower"),
-    Decision(30, 16, 6, "pca1", "pca0.25", "and slower"),
-    Decision(45, 10, 11, "fp32", "fp16", "and fast again"),
+    Decision(10, 1, 1, 10, 11, "int8", "int8", "the link became slower"),
+    Decision(20, 4, 2, 3, 9, "pca4", "pca4", "and slower"),
+    Decision(30, 2, 2, 8, 6, "pca1", "pca0.25", "and slower"),
+    Decision(45, 1, 1, 10, 11, "fp32", "fp16", "and fast again"),
 ]
 
 

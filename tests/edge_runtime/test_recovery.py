@@ -15,11 +15,11 @@ from adc_edge.edge_runtime.recovery import (
     missing_part,
     positions_to_replay,
 )
-from adc_edge.storage.position import Position
+from adc_edge.storage.position import MicroBatches, Position, micro_batches_by_step
 from adc_edge.wire.messages import Bye, Evaluate, Fetch, Step
 
 STEPS = st.integers(0, 6)
-CUTS = st.integers(1, 4)
+CUTS = st.lists(st.tuples(STEPS, st.integers(1, 4)), min_size=1).map(lambda cuts: micro_batches_by_step(sorted(cuts)))
 PARTIALS = st.tuples(st.integers(0, 3), st.integers(0, 100))
 
 
@@ -32,19 +32,20 @@ def evaluation(at: int) -> Evaluate:
 
 
 @st.composite
-def positions(draw: st.DrawFn, micro_batches: int) -> Position:
-    return Position(draw(STEPS), draw(st.integers(0, micro_batches - 1)))
+def positions(draw: st.DrawFn, micro_batches: MicroBatches) -> Position:
+    step = draw(STEPS)
+    return Position(step, draw(st.integers(0, micro_batches(step) - 1)))
 
 
 class Trainer:
     """A trainer's protocol without a head: it learns the position that is due, and answers what it has learned."""
 
-    def __init__(self, at: Position, micro_batches: int) -> None:
+    def __init__(self, at: Position, micro_batches: MicroBatches) -> None:
         self.at, self.micro_batches = at, micro_batches
 
     def learn(self, at: Position) -> None:
         assert at == self.at, "out of order"
-        self.at = at.next(self.micro_batches)
+        self.at = at.next(self.micro_batches(at.step))
 
     def answer(self, message: Step | Evaluate | Fetch) -> None:
         if isinstance(message, Step):
@@ -55,10 +56,10 @@ class Trainer:
 
 @given(st.data(), CUTS, STEPS)
 def test_from_any_pair_of_positions_the_two_sides_meet_or_the_device_must_go_back(
-    data: st.DataObject, micro_batches: int, oldest: int
+    data: st.DataObject, micro_batches: MicroBatches, oldest: int
 ) -> None:
     device, trainer = data.draw(positions(micro_batches)), Trainer(data.draw(positions(micro_batches)), micro_batches)
-    stood, in_flight = trainer.at, data.draw(st.integers(0, micro_batches - device.micro_batch))
+    stood, in_flight = trainer.at, data.draw(st.integers(0, micro_batches(device.step) - device.micro_batch))
     assume(oldest <= device.step)
     pending = [step(Position(device.step, device.micro_batch + more)) for more in range(in_flight)]
     if stood < device and oldest > stood.step:  # the journal does not reach back so far
@@ -73,13 +74,13 @@ def test_from_any_pair_of_positions_the_two_sides_meet_or_the_device_must_go_bac
     for message in pending:
         trainer.answer(fetch_answer(message, (0, 0)) if is_answered(message, trainer.at) else message)
     if in_flight:
-        last = Position(pending[-1].step, pending[-1].micro_batch).next(micro_batches)
+        last = Position(pending[-1].step, pending[-1].micro_batch).next(micro_batches(device.step))
         assert trainer.at == max(stood, last)
 
 
 @given(st.data(), CUTS, STEPS)
 def test_a_device_that_went_back_as_told_meets_the_trainer(
-    data: st.DataObject, micro_batches: int, oldest: int
+    data: st.DataObject, micro_batches: MicroBatches, oldest: int
 ) -> None:
     device, trainer = data.draw(positions(micro_batches)), data.draw(positions(micro_batches))
     try:

@@ -14,8 +14,8 @@ from adc_edge.planning.follow import DWELL_S, GAIN, STEADY_STEPS, Alternative, C
 from adc_edge.planning.step_model import LinkRates
 
 SHAPE = Shape(32, 197, 32, 197)
-LARGE = Alternative(SHAPE, "int8", "int8", 1_200_000, 1_200_000, 0.004, 0.004)  # quick to encode
-SMALL = Alternative(SHAPE, "pca1", "pca0.25", 150_000, 40_000, 0.4, 0.4)
+LARGE = Alternative(1, 1, SHAPE, "int8", "int8", 1_200_000, 1_200_000, 0.004, 0.004)  # quick to encode
+SMALL = Alternative(1, 1, SHAPE, "pca1", "pca0.25", 150_000, 40_000, 0.4, 0.4)
 COMPUTE = {"data": 0.05, "forward": 0.5, "send": 0.01, "recompute": 0.6, "backward": 0.9, "cloud": 0.3}
 
 

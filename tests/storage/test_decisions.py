@@ -10,8 +10,8 @@ from adc_edge.errors import CheckpointError
 from adc_edge.storage.decisions import Decision, Decisions
 from adc_edge.storage.run_dir import DECISIONS, RunDir
 
-COARSE = Decision(10, 8, 20, "pca1", "pca0.25", "a slow link")
-FINE = Decision(30, 8, 20, "int8", "int8", "a fast link")
+COARSE = Decision(10, 4, 2, 8, 20, "pca1", "pca0.25", "a slow link")
+FINE = Decision(30, 1, 1, 8, 20, "int8", "int8", "a fast link")
 
 
 def opened(path: Path | None) -> RunDir:
@@ -71,3 +71,14 @@ def test_a_fresh_run_forgets_them(tmp_path: Path) -> None:
     fresh = RunDir(tmp_path / "run", {"role": "device"}, {}, fresh=True)
     assert Decisions(fresh).at(10) is None
     fresh.close()
+
+
+def test_it_tells_how_many_micro_batches_each_step_has_and_where_that_changes(tmp_path: Path) -> None:
+    run_dir = opened(tmp_path / "run")
+    decisions = Decisions(run_dir, micro_batches=1)
+    for decision in (COARSE, Decision(20, 4, 4, 8, 20, "pca1", "pca1", "another precision"), FINE):
+        decisions.add(decision)
+    assert [decisions.micro_batches(step) for step in (0, 9, 10, 20, 29, 30)] == [1, 1, 4, 4, 4, 1]
+    assert decisions.changes(after=0) == [(10, 4), (30, 1)]
+    assert decisions.changes(after=10) == [(30, 1)]
+    run_dir.close()

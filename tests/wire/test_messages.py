@@ -51,6 +51,10 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(hint))
     if get_origin(hint) in (Union, types.UnionType):
         return st.one_of(*map(values, get_args(hint)))
+    if get_origin(hint) is list:
+        return st.lists(values(*get_args(hint)), max_size=3)
+    if get_origin(hint) is tuple:
+        return st.tuples(*map(values, get_args(hint)))
     plain: dict[Any, st.SearchStrategy[Any]] = {int: st.just(VERSION), bool: st.booleans(), type(None): st.none()}
     plain[msgspec.UnsetType] = st.just(msgspec.UNSET)
     return st.floats(allow_nan=False) if hint is float else plain[hint]
