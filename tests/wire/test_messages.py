@@ -76,7 +76,12 @@ def unpackers(message: Message) -> list[Any]:
 
 def fields(message: Message) -> dict[str, Any]:
     names = {field.encode_name: getattr(message, field.name) for field in msgspec.structs.fields(message)}
-    return {"kind": type(message).__name__.lower(), **{k: v for k, v in names.items() if v is not msgspec.UNSET}}
+    known = {
+        name: [list(pair) for pair in value] if isinstance(value, list) else value
+        for name, value in names.items()
+        if value is not msgspec.UNSET
+    }
+    return {"kind": type(message).__name__.lower(), **known}
 
 
 def step(**changes: Any) -> Step:
