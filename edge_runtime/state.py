@@ -23,11 +23,11 @@ class RunState:
     Args:
         run_dir: keeps the checkpoints.
         trunk: the trunk that learns; None if it is frozen.
-        micro_batches: number in each step.
+        micro_batches: number in each step; it may be set until the first one.
     """
 
     def __init__(self, run_dir: RunDir, trunk: Refresher | None, micro_batches: int = 1) -> None:
-        self._run_dir, self._trunk, self._micro_batches = run_dir, trunk, micro_batches
+        self._run_dir, self._trunk, self.micro_batches = run_dir, trunk, micro_batches
         self.step = 0
         self.session = secrets.randbits(_ID_BITS)
         self.incarnation = secrets.randbits(_ID_BITS)  # of this process
@@ -43,7 +43,7 @@ class RunState:
     @property
     def oldest(self) -> int:
         """The first step from which on the journal can feed a trainer."""
-        return self.journal.oldest(self.step, self._micro_batches)
+        return self.journal.oldest(self.step, self.micro_batches)
 
     def resume(self, until: int | None = None) -> bool:
         """Return to the newest checkpoint (of a step up to ``until``); False if there is none.

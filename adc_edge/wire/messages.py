@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from adc_edge.codec.precision import Precision
+from adc_edge.defaults import MOST_MICRO_BATCHES
 
 VERSION = 3
 CHUNK_BYTES = 64 * 1024  # takes 5.2 s at 0.1 Mbit/s, less than the heartbeat time-out
@@ -65,7 +66,7 @@ class Hello(Message, frozen=True):
     durable: Count | None  # the device never restarts before this step; None: it keeps nothing on disk
     oldest: Count  # the journal holds the messages from this step on
     steps: Count = 0  # planned steps of the run, 0 if unknown; the head's learning-rate schedule may need them
-    micro_batches: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # micro-batches a step
+    micro_batches: Annotated[int, msgspec.Meta(ge=1, le=MOST_MICRO_BATCHES)] = 1  # micro-batches a step
     class_names: bool | UnsetType = UNSET  # whether it tells its class names if it is asked; 0.6 does not
     named: bool | UnsetType = UNSET  # whether ``device`` is a name that a person gave it, not its host's
 
