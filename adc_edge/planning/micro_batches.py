@@ -79,12 +79,17 @@ def _cut_time(costs: Costs, rtt: float, count: int, window: int) -> CutTime:
 
 
 def _needed_window(costs: Costs, rtt: float, count: int) -> int:
-    """Return the fewest micro-batches in flight that suffice with a slower trainer and a longer round trip.
+    """Return the fewest micro-batches in flight that suffice, also with a slower trainer and a longer round trip.
 
     The trainer is taken to need as long as the device, since its time is not known before a run, and the round trip to
     be twice the measured one.
     """
     slow = costs._replace(cloud=max(costs.cloud, costs.forward + costs.recompute + costs.backward))
-    free = step_seconds(slow, 2 * rtt, count)
-    windows = range(1, count + 1)
-    return next(w for w in windows if step_seconds(slow, 2 * rtt, count, w) <= _WINDOW_COST * free)
+    cases = [(costs, rtt), (slow, 2 * rtt)]
+    free = [step_seconds(*case, count) for case in cases]
+
+    def suffices(window: int) -> bool:
+        times = (step_seconds(*case, count, window) for case in cases)
+        return all(time <= _WINDOW_COST * best for time, best in zip(times, free, strict=True))
+
+    return next(filter(suffices, range(1, count)), count)
