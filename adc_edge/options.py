@@ -37,6 +37,14 @@ class FloatRange(click.FloatRange):
         return number
 
 
+class CountOrAuto(click.IntRange):
+    """Whole numbers in a range, or the word ``auto``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number or ``auto``, or fail as click does."""
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 class _OutputPath(click.Path):
     """A path to write to. It is checked while the command line is read, before the work and before heavy imports."""
 

@@ -14,6 +14,7 @@ from adc_edge.options import (
     NUMBER,
     OUTPUT_FILE,
     PRECISION,
+    CountOrAuto,
     GroupedCommand,
     broken_option,
     bundle_option,
@@ -140,17 +141,18 @@ _POSITIVE = click.IntRange(min=1)
 @key_options
 @click.option(
     "--micro-batches",
-    default=1,
-    type=click.IntRange(1, 64),
+    default="auto",
+    type=CountOrAuto(1, defaults.MOST_MICRO_BATCHES),
     metavar="M",
-    help="Messages a step, so that device, link and trainer work at the same time, each on another message.",
+    help="Messages a step, so that device, link and trainer work at the same time, each on another message; auto "
+    "measures the link and the first batch, and the run keeps its choice.",
 )
 @click.option(
     "--window",
     default=0,
     type=COUNT,
     metavar="W",
-    help="Most micro-batches in flight, which bounds memory; 0: all of a step.",
+    help="Most micro-batches in flight, which bounds memory; 0: all of a step, or as --micro-batches auto chooses.",
 )
 @click.option(
     "--wait",

@@ -42,12 +42,12 @@ class Course:
     Args:
         base: those that the run began with.
         decisions: recorded changes; they hold whether or not this process follows the link.
+        forms: what the run may send while it follows its link; empty: it does not follow.
     """
 
-    def __init__(self, base: StepSettings, decisions: Decisions) -> None:
-        self._base, self._decisions = base, decisions
+    def __init__(self, base: StepSettings, decisions: Decisions, forms: Sequence[MessageForm] = ()) -> None:
+        self._base, self._decisions, self._forms = base, decisions, list(forms)
         self._follower: Follower | None = None
-        self._forms: list[MessageForm] = []
 
     def at(self, step: int) -> StepSettings:
         """Return the settings of a step."""
@@ -65,16 +65,17 @@ class Course:
         """Number of changes so far."""
         return len(self._decisions)
 
-    def follow(self, loop: DeviceLoop, forms: Sequence[MessageForm], step: int) -> None:
-        """Follow the link from ``step`` on: measure what the messages cost that the run may send.
+    def follow(self, loop: DeviceLoop, step: int) -> None:
+        """Follow the link from ``step`` on, if the run may: measure what the messages cost that it may send.
 
         Args:
             loop: its session is open, its engine chosen.
-            forms: what the run may send, besides what it sends now.
             step: whose batch is used to measure.
         """
-        now = self.at(step)
-        found = alternatives([form_of(now), *(form for form in forms if form != form_of(now))], loop, step)
+        if not self._forms:
+            return
+        now = form_of(self.at(step))
+        found = alternatives([now, *(form for form in self._forms if form != now)], loop, step)
         self._forms = [_form(one) for one in found]
         self._follower = Follower(found, 0)
         logger.info("plan     follows the link, among %d settings", len(found))
@@ -103,7 +104,7 @@ class Course:
 
 def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int) -> list[Alternative]:
     """Return the forms with the bytes and the codec's seconds of their messages, measured on the batch of ``step``."""
-    frozen, dim, images = loop.shim is None, loop.settings.dim, loop.loader.batch(step).images
+    frozen, dim, images = loop.shim is None, loop.settings.dim, loop.loader.look_ahead(step).images
     sent: dict[Shape, Float32] = {}
     seconds: dict[tuple[Shape, Precision], tuple[float, float]] = {}
     found = []

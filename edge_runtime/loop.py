@@ -5,8 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +35,6 @@ if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
 _TRANSFER_BITS = 62
 EVALUATED_ROWS, _EVALUATED_BYTES = 16_384, 2**24  # tokens of one message of an evaluation, and their size in fp32
 _ROWS_PER_CHANNEL = 8  # with fewer, int8 is closer than pca4
-_R = TypeVar("_R")
 
 
 class _InFlight(NamedTuple):
@@ -213,20 +211,6 @@ class DeviceLoop:
         before, self._totals = self._totals, self.session.channel.totals()
         up, down = np.subtract(self._totals, before)
         return int(up), int(down)
-
-    def counted_apart(self, work: Callable[[], _R]) -> tuple[_R, int, int]:
-        """Return the result of ``work``, and the bytes that it sent and received; ``new_bytes`` leaves these out."""
-        before = self.session.channel.totals()
-        result = work()
-        up, down = np.subtract(self.session.channel.totals(), before)
-        self._totals = self._totals[0] + int(up), self._totals[1] + int(down)
-        return result, int(up), int(down)
-
-    def use_engine(self, engine: Engine) -> None:
-        """Compute with another engine from now on; the caller has entered it and exits the one before."""
-        self.engine = engine
-        if self.refresher is not None:
-            self.refresher.follow(engine)
 
     def _pack(
         self, step: int, micro_batch: int, batch: Batch, sent: CompressedBatch, durable: int | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +16,9 @@ from adc_edge.data import augment
 from adc_edge.data import sources as data
 from adc_edge.data.loader import Loader
 from adc_edge.data.unreadable import check_images
+from adc_edge.edge_runtime.choosing.choice import OpenChoices, choose_step
+from adc_edge.edge_runtime.choosing.cut import RunCut
+from adc_edge.edge_runtime.choosing.measuring import FirstBatch, message_bytes
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.course import Course, MessageForm
 from adc_edge.edge_runtime.engines.base import Engine
@@ -30,14 +33,13 @@ from adc_edge.edge_runtime.trunk.device import check_shim_device, choose_shim_de
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.machine.description import describe_machine
 from adc_edge.machine.threads import divide_cores
-from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
 from adc_edge.storage.decisions import Decisions
 from adc_edge.storage.halves import label_weights
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.terminal import readable
-from adc_edge.wire.connection import ClientKeys
+from adc_edge.wire.connection import ClientKeys, Stopped
 from adc_edge.wire.messages import VERSION, Hello
 from adc_edge.wire.sockets import check_endpoint
 
@@ -69,9 +71,7 @@ class Serve:
         self.graph = None if settings.engine == "torch" else self.bundle.client(settings.computes)
         self.manifest = self.bundle.manifest
         self.precision, self.gradient_precision = settings.precisions(self.manifest)
-        self.batch_size = settings.batch_size or self.manifest.batch_size
-        ratio = self.manifest.ratio if settings.ratio == Ratio() else settings.ratio.check()
-        self.shape: Shape = settings.cut(ratio, self.manifest)  # of a micro-batch
+        self.cut = RunCut(settings, self.manifest)
         check_shim_device(settings.shim_device, self._torchless)  # last: it may import torch
 
     @property
@@ -86,12 +86,11 @@ class Serve:
         self.classes = DeviceClasses(dataset, self.manifest)
         check_images(dataset, settings.allow_broken)
         with ExitStack() as stack:
-            train = self._loader(dataset.train, self.batch_size, augment.parse_augmentation(settings.augment))
-            test = self._loader(dataset.test, min(self.shape.images, len(dataset.test.labels)))
+            train = self._loader(dataset.train, self.cut.images, augment.parse_augmentation(settings.augment))
             stack.callback(train.close)
-            stack.callback(test.close)
             total = settings.total_steps(train.steps_per_epoch)
-            fixed = settings.fixed(self.bundle.digest, (self.precision, self.gradient_precision), self.shape)
+            precisions = self.precision, self.gradient_precision
+            fixed = settings.fixed(self.bundle.digest, precisions, self.cut.shape, self.cut.known)
             free = msgspec.to_builtins(settings, enc_hook=str)
             now = describe_machine(engine=settings.engine, provider=settings.provider, threads=threads)
             run_dir = RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh)
@@ -100,7 +99,7 @@ class Serve:
             shim = None if self._torchless else self._shim(run_dir)  # last: torch's import takes seconds
             learning = shim if settings.trunk == "train" else None
             refresher = None if learning is None else Refresher(learning, settings.refresh_every)
-            self.decisions = Decisions(run_dir, settings.micro_batches)
+            self.decisions = Decisions(run_dir)
             self.state = RunState(run_dir, refresher, self.decisions.micro_batches)
             self._resume(run_dir)
             self.classes.resume(run_dir, self.state.step)
@@ -112,22 +111,20 @@ class Serve:
             display = Display(self.console, total, self.state.step, settings.insecure)
             session = self._session(display, total)
             stack.callback(session.close)
+            why = ""
+            with suppress(Stopped):  # Training finds the wish to stop again, and says so
+                before = engine
+                engine, why = self._choose(run_dir, engines, engine, learning, session, train, total)
+                if refresher is not None and engine is not before:
+                    refresher.follow(engine)
+            self.decisions.begin(self.cut.micro_batches)
+            test = self._loader(dataset.test, min(self.cut.shape.images, len(dataset.test.labels)))
+            stack.callback(test.close)
             step_settings = self._step_settings(total)
             loop = DeviceLoop(engine, learning, refresher, train, session, self.state.journal, step_settings)
-            course = Course(step_settings, self.decisions)
+            course = Course(step_settings, self.decisions, self._forms())
             training = Training(
-                settings,
-                self.manifest,
-                loop,
-                course,
-                self._forms(),
-                engines,
-                self.state,
-                run_dir,
-                test,
-                display,
-                total,
-                self.stop,
+                settings, self.manifest, loop, course, why, self.state, run_dir, test, display, total, self.stop
             )
             with display:
                 training.run()
@@ -161,6 +158,48 @@ class Serve:
             logger.warning("this run has computed with %s so far, now %s: the last bits may differ", before, now)
         run_dir.keep(WHERE, now.encode())
 
+    def _choose(
+        self,
+        run_dir: RunDir,
+        engines: ExitStack,
+        engine: Engine,
+        learning: Shim | None,
+        session: DeviceSession,
+        train: Loader,
+        total: int,
+    ) -> tuple[Engine, str]:
+        """Choose what the run leaves open, before its first step: engine and cut.
+
+        Returns the engine, which may be another now, and why it was chosen; nothing where it was named.
+        """
+        settings, dim, state = self.settings, self.manifest.dim, self.state
+        shapes, names, why = self.cut.open_shapes(run_dir), [engine.name], ""
+        if settings.engine == "auto":
+            why = "auto: chosen when this run began" if learning is not None else "auto: a frozen trunk needs no other"
+            if learning is not None and run_dir.kept(ENGINE) is None:
+                names = ["onnxruntime", "torch"]
+        if (len(shapes) == 1 and len(names) == 1) or state.step >= total:
+            return engine, why
+        precisions = self.precision, None if learning is None else self.gradient_precision
+        up, down = message_bytes(self.cut.shape, dim, precisions)
+        link = session.measure(up, down, settings.wait_s)
+        state.tally.probe(*session.channel.totals())
+        batch = FirstBatch(engine, learning, train, state.step, self.manifest.prefix, precisions)
+        window = settings.window if len(shapes) > 1 else self.cut.window
+        choice = choose_step(batch, link, OpenChoices(shapes, names, window), dim, precisions)
+        logger.debug(choice.details)
+        if len(names) > 1:
+            run_dir.keep(ENGINE, choice.engine.encode())
+            why = choice.why_engine
+        if len(shapes) > 1:
+            logger.log(logging.DEBUG if choice.alone is None else logging.INFO, choice.why_cut)
+            self.cut.settle(run_dir, choice.cut, choice.alone)
+        state.try_to_save()  # with the bytes of the probes
+        if choice.engine != engine.name or (engine.name == "tensorrt" and self.cut.micro_batches > 1):
+            engines.close()
+            engine = engines.enter_context(self._engine(run_dir, learning, choice.engine))
+        return engine, why
+
     def _session(self, display: Display, total: int) -> DeviceSession:
         return DeviceSession(
             self.settings.trainer,
@@ -178,15 +217,15 @@ class Serve:
     def _step_settings(self, total: int) -> StepSettings:
         return StepSettings(
             session=self.state.session,
-            shape=self.shape,
+            shape=self.cut.shape,
             prefix=self.manifest.prefix,
             dim=self.manifest.dim,
             classes=self.manifest.classes,
             precision=self.precision,
             gradient_precision=self.gradient_precision,
             planned_steps=total,
-            micro_batches=self.settings.micro_batches,
-            window=min(self.settings.window or self.settings.micro_batches, self.settings.micro_batches),
+            micro_batches=self.cut.micro_batches,
+            window=self.cut.window,
             drift_every=self.settings.drift_every,
             noise=self.settings.noise,
             seed=self.settings.seed,
@@ -223,11 +262,11 @@ class Serve:
         device = choose_shim_device(self.settings.shim_device, run_dir)
         return make_shim(self.bundle, self.settings, device)
 
-    def _engine(self, run_dir: RunDir, shim: Shim | None) -> Engine:
-        name: str = self.settings.engine
+    def _engine(self, run_dir: RunDir, shim: Shim | None, name: str = "") -> Engine:
+        name = name or self.settings.engine
         if name == "auto":  # ONNX Runtime until the choice is made, which the run keeps
             name = (run_dir.kept(ENGINE) or b"onnxruntime").decode()
-        return make_engine(name, self.bundle, self.settings, self.shape, self.graph, shim)
+        return make_engine(name, self.bundle, self.settings, self.cut.shape, self.graph, shim)
 
     def _finish(self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], total: int) -> dict[str, Any]:
         """Write the weights and return the report, also of a run that was interrupted."""
@@ -237,12 +276,12 @@ class Serve:
             step = self.state.step
             run_dir.keep(TRUNK, label_weights(weights, {self.state.session: step}, step, frozen))
         return self.state.tally.report(
-            self.shape,
+            self.cut.shape,
             self.manifest.dim,
             frozen,
             precision=self.precision,
             gradient_precision=self.gradient_precision,
-            micro_batches=self.settings.micro_batches,
+            micro_batches=self.cut.micro_batches,
             complete=self.state.step >= total or more["stopped"] is not None,
             **more,
         )

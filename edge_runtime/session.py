@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -44,12 +45,20 @@ from adc_edge.wire.messages import (
 from adc_edge.wire.tcp import frame_bytes
 
 PROBE_BYTES = CHUNK_BYTES
-_PROBES = 3
+_PROBES, _PROBE_S = 3, 1.5  # of each kind; no more once they have taken so many seconds
 WELCOME_MS = 60_000  # a trainer that computes another device's step answers late, while its heartbeats go on
 _CLOSE_S = 60.0
 _LONGEST_PAUSE_S = 5.0
 
 logger = logging.getLogger(__name__)
+
+
+class LinkTimes(NamedTuple):
+    """A link as pings found it, in seconds."""
+
+    rtt: float  # of an empty message
+    up_byte: float  # of a byte more, up
+    down_byte: float
 
 
 class DeviceSession:
@@ -172,22 +181,37 @@ class DeviceSession:
         except (LinkError, RefusedError, Stopped):
             logger.warning("the trainer did not acknowledge the end; if it comes back, run the same command again")
 
-    def probe(self) -> tuple[float, float] | None:
-        """Seconds of an empty round trip, and of PROBE_BYTES one way; None if the link breaks."""
-        try:
-            empty, full = (min(self._ping(size) for _ in range(_PROBES)) for size in (0, PROBE_BYTES))
-        except LinkLost:
-            self.channel.disconnect()
-            return None
-        return empty, max(0.0, full - empty) / 2
+    def measure(self, up_bytes: int, down_bytes: int, wait_s: float | None) -> LinkTimes:
+        """Measure the link by a few pings, on a connection of its own and without a session.
+
+        Args:
+            up_bytes: size of the messages that will be sent.
+            down_bytes: size of their answers.
+            wait_s: as in ``open``, which raises the same errors.
+        """
+        found: list[LinkTimes] = []
+        self.channel.open(wait_s, lambda: found.append(self._probe(up_bytes, down_bytes)))
+        return found[-1]
+
+    def _probe(self, up_bytes: int, down_bytes: int) -> LinkTimes:
+        up_bytes, down_bytes = min(up_bytes, PROBE_BYTES), min(down_bytes, PROBE_BYTES)
+        empty, up, down = (self._shortest(*size) for size in ((0, 0), (up_bytes, 0), (0, down_bytes)))
+        return LinkTimes(empty, max(0.0, up - empty) / max(1, up_bytes), max(0.0, down - empty) / max(1, down_bytes))
+
+    def _shortest(self, up_bytes: int, down_bytes: int) -> float:
+        """Return the shortest of a few pings: the first one travels by few packets at a time (TCP's slow start)."""
+        times = [self._ping(up_bytes, down_bytes)]
+        while len(times) < _PROBES and sum(times) < _PROBE_S:
+            times.append(self._ping(up_bytes, down_bytes))
+        return min(times)
 
     def close(self) -> None:
         """Close every socket at once."""
         self.channel.close()
 
-    def _ping(self, size: int) -> float:
+    def _ping(self, up_bytes: int, down_bytes: int) -> float:
         start = time.monotonic()
-        self.channel.send(Ping(0, size, size), bytes(size))
+        self.channel.send(Ping(0, down_bytes, up_bytes), bytes(up_bytes))
         self.channel.receive(WELCOME_MS)
         return time.monotonic() - start
 

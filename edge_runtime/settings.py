@@ -42,7 +42,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
     precision: Precision | None = None
     gradient_precision: Precision | None = None
     batch_size: int | None = None
-    micro_batches: int = 1
+    micro_batches: int | Literal["auto"] = "auto"
     window: int = 0
     augment: str = "none"
     allow_broken: bool = False
@@ -112,18 +112,20 @@ class ServeSettings(msgspec.Struct, frozen=True):
             raise SettingError("--steps and --epochs", "one of them", "leave one out")
         return self.steps if self.steps is not None else (self.epochs or 1) * steps_per_epoch
 
-    def cut(self, ratio: Ratio, manifest: Manifest) -> Shape:
-        """The shape that each micro-batch sends; raises SettingError if the batch cannot be divided so."""
+    def cut(self, ratio: Ratio, manifest: Manifest, micro_batches: int) -> Shape:
+        """The shape that each of so many micro-batches sends; raises SettingError if the batch cannot be divided so."""
         images = self.batch_size or manifest.batch_size
-        if images % self.micro_batches:
+        if images % micro_batches:
             raise SettingError(
-                f"--micro-batches {self.micro_batches} of a batch of {images}",
+                f"--micro-batches {micro_batches} of a batch of {images}",
                 "a number that divides the batch",
                 "choose another, or another --batch-size",
             )
-        return ratio.shape(images // self.micro_batches, manifest.tokens, manifest.prefix)
+        return ratio.shape(images // micro_batches, manifest.tokens, manifest.prefix)
 
-    def fixed(self, bundle: str, precisions: tuple[Precision, Precision], shape: Shape) -> dict[str, Any]:
+    def fixed(
+        self, bundle: str, precisions: tuple[Precision, Precision], shape: Shape, micro_batches: int | Literal["auto"]
+    ) -> dict[str, Any]:
         """The settings that a resumed run must share, with the bundle's defaults filled in.
 
         ``data`` is spelt as in the run that ``run`` holds if that names the same data.
@@ -141,7 +143,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
             "precision": precisions[0],
             "gradient_precision": precisions[1],
             "shape": msgspec.to_builtins(shape),
-            "micro_batches": self.micro_batches,
+            "micro_batches": micro_batches,
             "refresh_every": self.refresh_every,
             "freeze_first": self.freeze_first,
         }

@@ -91,7 +91,7 @@ class Tally(msgspec.Struct):
     bytes_down: int = 0
     bytes_evaluation_up: int = 0
     bytes_evaluation_down: int = 0
-    bytes_probe_up: int = 0  # with which `--engine auto` measured the link
+    bytes_probe_up: int = 0  # with which the link was measured before the first step
     bytes_probe_down: int = 0
     seconds: float = 0.0
     seconds_data: float = 0.0

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
 
-from adc_edge.codec.precision import Precision, encoded_bytes
+from adc_edge.codec.precision import Precision
 from adc_edge.data.loader import Loader
-from adc_edge.edge_runtime.course import Course, MessageForm
-from adc_edge.edge_runtime.engines.auto import LinkSeconds, choose
-from adc_edge.edge_runtime.engines.factory import ENGINE
-from adc_edge.edge_runtime.engines.onnxruntime import OnnxEngine
+from adc_edge.edge_runtime.course import Course
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.edge_runtime.screen.banner import banner, engine_line
 from adc_edge.edge_runtime.screen.display import Display
-from adc_edge.edge_runtime.session import PROBE_BYTES
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.state import RunState
 from adc_edge.edge_runtime.tally import best_of
@@ -43,8 +38,7 @@ class Training:
         manifest: the bundle's manifest.
         loop: does the steps.
         course: the settings of each step.
-        forms: what the run may send while it follows its link; empty: it does not follow.
-        engines: holds the loop's engine entered.
+        why_engine: why `--engine auto` has chosen the loop's engine; nothing where it was named.
         state: position of the run, and its checkpoints.
         run_dir: keeps metrics.
         test: images to evaluate with.
@@ -59,8 +53,7 @@ class Training:
         manifest: Manifest,
         loop: DeviceLoop,
         course: Course,
-        forms: Sequence[MessageForm],
-        engines: ExitStack,
+        why_engine: str,
         state: RunState,
         run_dir: RunDir,
         test: Loader,
@@ -68,8 +61,8 @@ class Training:
         total: int,
         stop: Callable[[], bool],
     ) -> None:
-        self.settings, self.manifest, self.loop, self.engines = settings, manifest, loop, engines
-        self.course, self._forms = course, forms
+        self.settings, self.manifest, self.loop, self.why_engine = settings, manifest, loop, why_engine
+        self.course = course
         self.state, self.run_dir = state, run_dir
         self.test, self.display, self.total, self.stop = test, display, total, stop
         self._best = BestHalves(loop, state, run_dir)
@@ -127,7 +120,7 @@ class Training:
         return True
 
     def _announce(self) -> None:
-        """Say what the run will do, and choose its engine."""
+        """Say what the run will do."""
         settings, loop = self.settings, self.loop
         if settings.keep_best:
             self._best.check_trainer()
@@ -137,52 +130,8 @@ class Training:
         congestion = loop.session.channel.congestion
         for line in banner(settings, self.manifest, loop.settings, test_images, congestion, device):
             logger.info(line)
-        why = self._choose_engine()  # may exchange the engine
-        logger.info(engine_line(loop.engine, why))
-        if self._forms:
-            self.course.follow(loop, self._forms, self.state.step)
-
-    def _choose_engine(self) -> str:
-        """Choose the engine for ``--engine auto``, once in a run: another choice later would change the last bits.
-
-        Returns why the engine was chosen; nothing where it was named.
-        """
-        loop, shape = self.loop, self.loop.settings.shape
-        engine = loop.engine
-        if self.settings.engine != "auto":
-            return ""
-        if self.run_dir.kept(ENGINE) or not isinstance(engine, OnnxEngine):
-            return "auto: chosen when this run began"
-        if loop.shim is None or loop.refresher is None:
-            return "auto: a frozen trunk needs no other"
-        link, *probed = loop.counted_apart(loop.session.probe)
-        self.state.tally.probe(*probed)
-        self.state.try_to_save()  # a run that has made its choice does not probe again
-        rtt, piece = link or (0.0, 0.0)
-        sent = (shape.clusters, shape.kept, self.manifest.dim)
-        up, down = (
-            piece * encoded_bytes(sent, precision) / PROBE_BYTES
-            for precision in (loop.settings.precision, loop.settings.gradient_precision)
-        )
-        images = loop.loader.batch(self.state.step).images[: shape.images]
-        init_rows = loop.loader.init_rows(self.state.step, shape.clusters, shape.images)
-        choice = choose(
-            engine,
-            loop.shim,
-            images,
-            init_rows,
-            shape.kept - self.manifest.prefix,
-            LinkSeconds(rtt, up, down),
-            loop.settings,
-        )
-        logger.debug(choice.details)
-        self.run_dir.keep(ENGINE, choice.engine.encode())
-        if choice.engine == "torch":
-            from adc_edge.edge_runtime.engines.torch import TorchEngine
-
-            self.engines.close()
-            loop.use_engine(self.engines.enter_context(TorchEngine(loop.shim)))
-        return str(choice)
+        logger.info(engine_line(loop.engine, self.why_engine))
+        self.course.follow(loop, self.state.step)
 
     def _step(self) -> None:
         settings, state, loop, run_dir = self.settings, self.state, self.loop, self.run_dir

@@ -13,7 +13,7 @@ from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.method.labels import label_triples
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.journal import Journal, JournalKey
-from adc_edge.wire.connection import ClientKeys
+from adc_edge.wire.connection import ClientKeys, LinkLost
 from adc_edge.wire.headers import pack_header
 from adc_edge.wire.messages import VERSION, Gradient, Hello, Step
 
@@ -83,8 +83,14 @@ class Device:
 
     def settle(self) -> None:
         """Wait until the trainer has done what it does after it has answered; anew if the link was cut meanwhile."""
-        while self.session.probe() is None:
-            self.session.open(30)
+        while True:
+            try:
+                self.session._ping(0, 0)
+            except LinkLost:
+                self.session.channel.disconnect()
+                self.session.open(30)
+            else:
+                return
 
     def step(self, step: int, images: int = 8) -> tuple[Gradient, bytes]:
         message, body = self.message(step, images=images)

@@ -76,11 +76,15 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of ``step``, and start to decode the next one."""
-        ready = self._ahead[1] if self._ahead and self._ahead[0] == step else self._start(step)
+        ready = self._decoded(step)
         self._ahead = (step + 1, self._start(step + 1))
-        found = [future.result() for future in ready]
-        self.broken.check()
-        return Batch(np.stack([image for _, image in found]), self._split.labels[[index for index, _ in found]])
+        return self._collected(ready)
+
+    def look_ahead(self, step: int) -> Batch:
+        """Return the batch of ``step``, which stays ready for ``batch``."""
+        ready = self._decoded(step)
+        self._ahead = (step, ready)
+        return self._collected(ready)
 
     def sample(self, limit: int, batch_size: int = 0) -> list[npt.NDArray[np.int64]]:
         """Return batches of indices of up to ``limit`` images (0: all), the same each time, in the split's order.
@@ -123,6 +127,14 @@ class Loader:
             rng = np.random.default_rng([self.seed, _ORDER, epoch])
             self._epoch_order = (epoch, rng.permutation(len(self._split.labels)).astype(np.int64))
         return self._epoch_order[1]
+
+    def _decoded(self, step: int) -> list[Future[tuple[int, Float32]]]:
+        return self._ahead[1] if self._ahead and self._ahead[0] == step else self._start(step)
+
+    def _collected(self, ready: list[Future[tuple[int, Float32]]]) -> Batch:
+        found = [future.result() for future in ready]
+        self.broken.check()
+        return Batch(np.stack([image for _, image in found]), self._split.labels[[index for index, _ in found]])
 
     def _start(self, step: int) -> list[Future[tuple[int, Float32]]]:
         epoch, within = divmod(step, self.steps_per_epoch)

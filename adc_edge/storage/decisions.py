@@ -35,14 +35,13 @@ class Decisions:
 
     Args:
         run_dir: keeps them.
-        micro_batches: M of the steps before the first one.
 
     Raises:
         CheckpointError: the record is damaged. Without it the run cannot be repeated.
     """
 
-    def __init__(self, run_dir: RunDir, micro_batches: int = 1) -> None:
-        self._run_dir, self._first = run_dir, micro_batches
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir, self._first = run_dir, 1
         try:
             self._all = msgspec.json.decode(run_dir.kept(DECISIONS) or b"[]", type=list[Decision])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -60,6 +59,10 @@ class Decisions:
         """Return the decision that holds for a step; None: the settings that the run began with."""
         place = bisect_right(self._all, step, key=lambda decision: decision.step)
         return self._all[place - 1] if place else None
+
+    def begin(self, micro_batches: int) -> None:
+        """Tell M of the steps before the first decision."""
+        self._first = micro_batches
 
     def micro_batches(self, step: int) -> int:
         """Return M of a step."""

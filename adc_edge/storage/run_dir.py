@@ -5,6 +5,7 @@ metrics.jsonl      one JSON object for each step or evaluation
 manifest.json      copy of the bundle's; a trainer also writes the address on which it listens to `endpoint`
 checkpoint-*.safetensors
 journal/           sent messages, which may have to be sent again
+micro-batches      number of messages of a step that `--micro-batches auto` has chosen, and of those in flight
 classes.json       class names of the head, in the order of its outputs; on a device also its images of each class
 decisions.json     settings that changed while the run followed its link, each with its first step
 lock               held while a process uses the directory
@@ -46,6 +47,7 @@ JOURNAL = "journal"
 LOCK = "lock"
 CLASSES = "classes.json"
 DECISIONS = "decisions.json"
+MICRO_BATCHES = "micro-batches"
 _OURS = (
     SETTINGS,
     METRICS,
@@ -54,6 +56,7 @@ _OURS = (
     "engine",
     "engine-where",
     "shim-device",
+    MICRO_BATCHES,
     CLASSES,
     DECISIONS,
     "checkpoint-*.safetensors",
@@ -117,6 +120,7 @@ class RunDir:
                 now = json.loads(json_bytes(known if options is None else known | {"options": options}))
                 self._match(path / SETTINGS, now)
                 write_atomic(path / SETTINGS, json_bytes(now))
+                self._settings = now
                 _remove(path, _CUT_OFF)
                 self._metrics = os.open(path / METRICS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
                 self._steps = checkpoint_steps(path)  # asked for at every step
@@ -147,15 +151,21 @@ class RunDir:
         self.changes = changes_between(old.machine, now["machine"]) if old.machine else []
         check_role(path.parent, old.fixed, now["fixed"])
         changed = changes_between(old.fixed, now["fixed"])
-        if changed and not _has_begun(path.parent):
+        if changed and not has_begun_in(path.parent):
             _clear(path.parent)
         elif changed:
             raise another_run(path.parent, changed)
 
+    def settle(self, **fixed: Any) -> None:
+        """Replace settings that a resumed run must share; only before the first step."""
+        if self.path:
+            self._settings["fixed"] |= fixed
+            write_atomic(self.path / SETTINGS, json_bytes(self._settings))
+
     @property
     def has_begun(self) -> bool:
         """Whether the run has done a step, in an earlier process or this one."""
-        return self.path is not None and _has_begun(self.path)
+        return self.path is not None and has_begun_in(self.path)
 
     def latest(self, until: int | None = None) -> Checkpoint | None:
         """Return the newest intact checkpoint, of a step up to ``until``, or None."""
@@ -244,11 +254,11 @@ def check_run(path: Path | None, fixed: Mapping[str, Any], fresh: bool) -> None:
         old = read_settings(path / SETTINGS).fixed
         check_role(path, old, fixed)
         changed = changes_between(old, json.loads(json_bytes(fixed)))
-        if changed and _has_begun(path):
+        if changed and has_begun_in(path):
             raise another_run(path, changed)
 
 
-def _has_begun(path: Path) -> bool:
+def has_begun_in(path: Path) -> bool:
     """Return whether the run in ``path`` has done a step. One that has not, as after a wrong option, is no loss."""
     metrics = path / METRICS
     return any(checkpoint_steps(path)) or (metrics.exists() and metrics.stat().st_size > 0)

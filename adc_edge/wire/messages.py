@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from adc_edge.codec.precision import Precision
+from adc_edge.defaults import MOST_MICRO_BATCHES
 
 VERSION = 3
 CHUNK_BYTES = 64 * 1024  # takes 5.2 s at 0.1 Mbit/s, less than the heartbeat time-out
@@ -27,7 +28,7 @@ NAMES_BYTES = 4 * CHUNK_BYTES  # of all class names: ImageNet-21k's WordNet ids 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
-MicroBatchCount = Annotated[int, msgspec.Meta(ge=1, le=64)]
+MicroBatchCount = Annotated[int, msgspec.Meta(ge=1, le=MOST_MICRO_BATCHES)]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 

@@ -178,7 +178,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
     table.add_row("sent of that", f"1/{report['bytes_uncompressed_fp32'] / sent:.1f}" if sent else "-")
     table.add_row("evaluation, apart", decimal(report["bytes_evaluation_up"] + report["bytes_evaluation_down"]))
     if probes := report["bytes_probe_up"] + report["bytes_probe_down"]:
-        table.add_row("probes of --engine auto, apart", decimal(probes))
+        table.add_row("probes of the link, apart", decimal(probes))
     table.add_section()
     table.add_row("time per step", f"{1e3 * report['seconds'] / steps:.1f} ms")
     for name, what in _PHASES:

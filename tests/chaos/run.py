@@ -51,7 +51,7 @@ class Run:
         report: list[str | Path] = ["--report", self.where / "report.json", "--eval-every", "50", "--eval-images", "48"]
         return self.zygote.start(
             "serve", "--bundle", self.bundle, "--run", self.device_dir, "--trainer", endpoint, "--wait", "inf",
-            "--steps", str(self.steps), *report, *keys, *LEARNING,
+            "--steps", str(self.steps), *report, *keys, *LEARNING, "--micro-batches", "1",
             "--checkpoint-every", str(self.every), *self.more, *options,
             log=self.where / "device.log", environment={DIES: dies},
         )  # fmt: skip

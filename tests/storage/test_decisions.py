@@ -75,7 +75,8 @@ def test_a_fresh_run_forgets_them(tmp_path: Path) -> None:
 
 def test_it_tells_how_many_micro_batches_each_step_has_and_where_that_changes(tmp_path: Path) -> None:
     run_dir = opened(tmp_path / "run")
-    decisions = Decisions(run_dir, micro_batches=1)
+    decisions = Decisions(run_dir)
+    decisions.begin(1)
     for decision in (COARSE, Decision(20, 4, 4, 8, 20, "pca1", "pca1", "another precision"), FINE):
         decisions.add(decision)
     assert [decisions.micro_batches(step) for step in (0, 9, 10, 20, 29, 30)] == [1, 1, 4, 4, 4, 1]

@@ -28,18 +28,19 @@ def lines(bundle: Bundle, ratio: Ratio = ALL, steps: int = 100, **more: Any) -> 
 
 
 def step_settings(bundle: Bundle, settings: ServeSettings, ratio: Ratio = ALL) -> StepSettings:
+    count = 1 if settings.micro_batches == "auto" else settings.micro_batches
     up, down = settings.precisions(bundle.manifest)
     return StepSettings(
         session=1,
-        shape=settings.cut(ratio, bundle.manifest),
+        shape=settings.cut(ratio, bundle.manifest, count),
         prefix=bundle.manifest.prefix,
         dim=bundle.manifest.dim,
         classes=bundle.manifest.classes,
         precision=up,
         gradient_precision=down,
         planned_steps=settings.steps or 0,
-        micro_batches=settings.micro_batches,
-        window=settings.micro_batches,
+        micro_batches=count,
+        window=count,
         noise=settings.noise,
     )
 

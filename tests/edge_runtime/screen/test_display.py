@@ -145,10 +145,10 @@ def test_a_link_that_was_not_measured_says_the_true_reason(monkeypatch: pytest.M
     assert "not measured (needs Linux)" in shown(one_step())
 
 
-def test_the_probes_of_engine_auto_have_a_row_of_their_own() -> None:
+def test_the_probes_of_the_link_have_a_row_of_their_own() -> None:
     tally = one_step()
     assert "probes" not in shown(tally)
     tally.probe(200_000, 190_000)
     tally.probe(10_000, 0)
-    assert "400.0 kB" in next(line for line in shown(tally).splitlines() if "probes of --engine auto" in line)
+    assert "400.0 kB" in next(line for line in shown(tally).splitlines() if "probes of the link" in line)
     assert (tally.bytes_up, tally.bytes_down) == (3000, 1000)
