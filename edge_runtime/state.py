@@ -44,7 +44,7 @@ class RunState:
     @property
     def oldest(self) -> int:
         """The first step from which on the journal can feed a trainer."""
-        return self.journal.oldest(self.step, self.micro_batches)
+        return self.journal.oldest(self.step, self._micro_batches)
 
     def resume(self, until: int | None = None) -> bool:
         """Return to the newest checkpoint (of a step up to ``until``); False if there is none.
