@@ -11,7 +11,7 @@ from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.planning.choice import Candidate
 from adc_edge.planning.frontier import MeasuredStudy, SentSetting, estimate, read_setting
 from adc_edge.planning.profile import BlockSeconds, CodecSeconds, DeviceProfile, Line, Profile
-from adc_edge.planning.step_model import LinkRates, StepPlan, predict
+from adc_edge.planning.step_model import LinkRates, Prediction, StepPlan, predict
 from adc_edge.storage.bundle import Manifest
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -92,7 +92,8 @@ def bundle_candidate(task: Task) -> Candidate:
     """Return the bundle's own setting in one message a step, which `serve` takes if it is told nothing."""
     manifest, sent = task.manifest, _default(task.manifest)
     shape = sent.ratio.shape(task.batch_size, manifest.tokens, manifest.prefix)
-    return _candidate(task, sent, StepPlan(manifest.split, shape, sent.precision, sent.gradient_precision))
+    plan = StepPlan(manifest.split, shape, sent.precision, sent.gradient_precision)
+    return _candidate(task, sent, plan, predict(plan, task.link, task.profile))
 
 
 def with_frozen_blocks(task: Task, chosen: Iterable[Candidate]) -> list[Candidate]:
@@ -178,13 +179,13 @@ def _with_micro_batches(task: Task, sent: _Sent, split: int | None = None) -> Ca
         shape = _divided(task, sent, whole, count)
         if shape is not None:
             plan = StepPlan(split or manifest.split, shape, sent.precision, sent.gradient_precision, count)
-            found.append(_candidate(task, sent, plan))
-    least = min(one.prediction.seconds for one in found)
-    return next(one for one in found if one.prediction.seconds <= least * (1 + _SAME_TIME))
+            found.append((plan, predict(plan, task.link, task.profile)))
+    least = min(prediction.seconds for _, prediction in found)
+    return _candidate(task, sent, *next(one for one in found if one[1].seconds <= least * (1 + _SAME_TIME)))
 
 
-def _candidate(task: Task, sent: _Sent, plan: StepPlan) -> Candidate:
-    asked, prediction = SentSetting.of(*sent), predict(plan, task.link, task.profile)
+def _candidate(task: Task, sent: _Sent, plan: StepPlan, prediction: Prediction) -> Candidate:
+    asked = SentSetting.of(*sent)
     known = estimate(task.accuracy, asked), estimate(task.ssim, asked)
     return Candidate(plan, sent.ratio, prediction, *known, _few_rows(plan, task.manifest.dim))
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from adc_edge.codec.precision import PRECISIONS, integer_bits, pca_bits
 from adc_edge.defaults import Precision
+from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Ratio
 
 _TEXT = re.compile(r"(none|adc|adc-batch|adc-tokens)(?:@([\d.e-]+)(?:x([\d.e-]+))?)?(?:/(\w[\w.]*)(?::(\w[\w.]*))?)?")
@@ -87,8 +89,8 @@ def read_setting(text: str) -> tuple[Ratio, Precision, Precision] | None:
     if up not in PRECISIONS or down not in PRECISIONS or (method == "none") == bool(first):
         return None
     try:
-        ratio = _ratio(method, float(first or 1.0), None if second is None else float(second))
-    except ValueError:
+        ratio = _ratio(method, float(first or 1.0), None if second is None else float(second)).check()
+    except (ValueError, SettingError):
         return None
     return ratio, up, down
 
@@ -128,7 +130,7 @@ def estimate(studies: Sequence[MeasuredStudy], asked: SentSetting) -> Estimate |
 
 def _within(study: MeasuredStudy, asked: SentSetting) -> Estimate | None:
     here = _place(asked, study.quantity)
-    places = [(place, point) for point in study.points if (place := _place_of(point, study.quantity)) is not None]
+    places = [(place, one) for one in study.points if (place := _place_of(one.setting, study.quantity)) is not None]
     for place, point in places:
         if _distance(place, here) < 1e-6 and place.codecs == here.codecs:
             return Estimate(point.value, point.spread, (point.setting,), study.source)
@@ -152,8 +154,9 @@ class _Place(NamedTuple):
     codecs: tuple[Precision, ...]
 
 
-def _place_of(point: MeasuredPoint, quantity: str) -> _Place | None:
-    found = read_setting(point.setting)
+@cache
+def _place_of(text: str, quantity: str) -> _Place | None:
+    found = read_setting(text)
     return None if found is None else _place(SentSetting.of(*found), quantity)
 
 

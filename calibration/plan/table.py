@@ -132,8 +132,8 @@ def _plan_lines(made: Made) -> Iterator[tuple[str, str]]:
     place, part = busy_part(one)
     yield (
         "chosen" if choice.met else "nearest",
-        f"{choice.reason}: {digits(one.prediction.seconds)} s a step, of which the {place} is busy for {100 * part:.0f} "
-        f"%, {digits(one.bytes / 1e6)} MB, and {_accuracy_text(one)}.",
+        f"{choice.reason}: {digits(one.prediction.seconds)} s a step (the {place} is busy for {100 * part:.0f} % of "
+        f"it), {digits(one.bytes / 1e6)} MB, and {_accuracy_text(one)}.",
     )
     own = made.bundle
     yield (
