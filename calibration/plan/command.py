@@ -52,7 +52,7 @@ def _check_plot(context: click.Context, parameter: click.Parameter, path: Path |
 
 
 @click.command(cls=GroupedCommand)
-@heading("What the plan is made from")
+@heading("Inputs")
 @bundle_option
 @click.option("--link", "link_file", required=True, type=PATH, metavar="FILE", help="Link as `link --json` wrote it.")
 @click.option(

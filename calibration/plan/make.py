@@ -74,16 +74,17 @@ def _better_splits(task: Task, taken: Candidate) -> list[Candidate]:
     return [one for one in other_splits(task, taken) if one.prediction.seconds <= most][:_SPLITS]
 
 
-def busy_part(one: Candidate) -> tuple[str, float]:
-    """Return the place that is busy for the largest part of a step, and that part."""
-    costs, count = one.prediction.costs, one.plan.micro_batches
+def busy_part(task: Task, one: Candidate) -> tuple[str, float]:
+    """Return what a step waits for most, and its part of the step: device, link, trainer, or one round trip."""
+    costs, count, seconds = one.prediction.costs, one.plan.micro_batches, one.prediction.seconds
     places = {
-        "device": costs.forward + costs.recompute + costs.backward,
-        "link": max(costs.up, costs.down),
-        "trainer": costs.cloud,
+        "the device is busy": count * (costs.forward + costs.recompute + costs.backward),
+        "the link is busy": count * max(costs.up, costs.down),
+        "the trainer is busy": count * costs.cloud,
+        "a round trip lasts": task.link.rtt_ms / 1e3,
     }
     place = max(places, key=lambda name: places[name])
-    return place, min(1.0, count * places[place] / one.prediction.seconds) if one.prediction.seconds else 0.0
+    return place, min(1.0, places[place] / seconds) if seconds else 0.0
 
 
 def serve_words(made: Made, bundle: Path, trainer: str, data: str | None) -> list[str]:

@@ -14,8 +14,10 @@ from adc_edge.calibration.plan.make import Made, busy_part
 from adc_edge.logs import AnyConsole
 from adc_edge.planning.choice import ALMOST, Candidate, spread_out
 from adc_edge.planning.frontier import Estimate, MeasuredStudy
+from adc_edge.planning.studies import shipped_studies
 
 _ROWS = 10
+_UNITS = {"MB": 1e6, "kB": 1e3}
 _HARDLY = 0.2  # points of accuracy
 _WIDE = 110  # columns from which a step's parts are shown
 
@@ -26,14 +28,15 @@ def plan_table(made: Made, width: int) -> Table:
         title=_title(made), caption=_caption(made), caption_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False
     )
     shown, wide = _shown(made), width >= _WIDE and made.compute_known
+    unit = _unit(shown)
     ssim = any(one.ssim is not None for one in shown)
     for name in ("", "up:down", "T/B x k/N", "trunk"):
         table.add_column(name, no_wrap=True)
-    for name in ("M", "step s", "MB", *(_PARTS if wide else ()), "accuracy", *(["SSIM"] if ssim else [])):
+    for name in ("M", "step s", unit, *(_PARTS if wide else ()), "accuracy", *(["SSIM"] if ssim else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for one in shown:
         chosen = one == made.choice.candidate
-        cells = [">" if chosen else "", *_setting(one), *_numbers(one, wide)]
+        cells = [">" if chosen else "", *_setting(one), *_numbers(one, unit, wide)]
         cells += [_points(one), *([_share(one.ssim)] if ssim else [])]
         table.add_row(*cells, style="bold" if chosen else None)
     return table
@@ -73,7 +76,7 @@ def _title(made: Made) -> str:
 def _caption(made: Made) -> str:
     known = "" if made.compute_known else " step s: of the link alone, since no profile tells what computing takes."
     return (
-        f"up:down: precision of activations and gradients. M: micro-batches. MB: bytes of a step, both ways.{known} "
+        f"up:down: precision of activations and gradients. M: micro-batches. MB, kB: of a step, both ways.{known} "
         "accuracy: points above uncompressed training, ± standard error; ~ between two measured settings; "
         "–: not measured. SSIM: images that an inverter reconstructs, 1: the originals."
     )
@@ -89,14 +92,18 @@ def _setting(one: Candidate) -> list[str]:
     return [f"{plan.precision}:{down}", shares, trunk]
 
 
-def _numbers(one: Candidate, wide: bool) -> list[str]:
+def _numbers(one: Candidate, unit: str, wide: bool) -> list[str]:
     costs, plan = one.prediction.costs, one.plan
-    found = [str(plan.micro_batches), digits(one.prediction.seconds), digits(one.bytes / 1e6)]
+    found = [str(plan.micro_batches), digits(one.prediction.seconds), digits(one.bytes / _UNITS[unit])]
     if wide:
         parts = (costs.forward + costs.recompute + costs.backward, max(costs.up, costs.down), costs.cloud)
         found += [digits(plan.micro_batches * part) for part in parts]
         found.append(str(plan.window or plan.micro_batches))
     return found
+
+
+def _unit(shown: list[Candidate]) -> str:
+    return "MB" if max(one.bytes for one in shown) >= 1e5 else "kB"
 
 
 def digits(number: float) -> str:
@@ -129,17 +136,16 @@ def say_plan(console: AnyConsole, made: Made, inputs: PlanInputs) -> None:
 def _plan_lines(made: Made) -> Iterator[tuple[str, str]]:
     """Yield a label and a sentence for each thing to know about the plan."""
     one, choice = made.choice.candidate, made.choice
-    place, part = busy_part(one)
+    place, part = busy_part(made.task, one)
     yield (
         "chosen" if choice.met else "nearest",
-        f"{choice.reason}: {digits(one.prediction.seconds)} s a step (the {place} is busy for {100 * part:.0f} % of "
-        f"it), {digits(one.bytes / 1e6)} MB, and {_accuracy_text(one)}.",
+        f"{choice.reason}: {digits(one.prediction.seconds)} s a step ({place} for {100 * part:.0f} % of "
+        f"it), {_size(one)}, and {_accuracy_text(one)}.",
     )
     own = made.bundle
     yield (
         "bundle",
-        f"its own setting in one message a step takes {digits(own.prediction.seconds)} s and "
-        f"{digits(own.bytes / 1e6)} MB",
+        f"its own setting in one message a step takes {digits(own.prediction.seconds)} s and {_size(own)}",
     )
     yield from _study_lines(made)
     if one.few_rows:
@@ -151,6 +157,10 @@ def _plan_lines(made: Made) -> Iterator[tuple[str, str]]:
         window = one.plan.window or one.plan.micro_batches
         yield "memory", f"{one.prediction.memory_bytes / 1e6:.0f} MB for the {window} micro-batches in flight"
     yield from _split_lines(made)
+
+
+def _size(one: Candidate) -> str:
+    return f"{digits(one.bytes / _UNITS[_unit([one])])} {_unit([one])}"
 
 
 def _accuracy_text(one: Candidate) -> str:
@@ -180,7 +190,8 @@ def _provenance(study: MeasuredStudy, made: Made, found: Estimate | None) -> str
         )
         if mine != theirs
     ]
-    return text + (f". The bundle has {', '.join(differs)}; --study takes a study of your own" if differs else "")
+    own = "; --study takes a study of your own" if study in shipped_studies() else ""
+    return text + (f". The bundle has {', '.join(differs)}{own}" if differs else "")
 
 
 def _split_lines(made: Made) -> Iterator[tuple[str, str]]:

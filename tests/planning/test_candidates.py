@@ -7,7 +7,7 @@ import time
 import msgspec
 import pytest
 
-from adc_edge.codec.precision import PRECISIONS, pca_bits
+from adc_edge.codec.precision import pca_bits
 from adc_edge.planning.candidates import (
     ROWS_A_CHANNEL,
     Task,
@@ -19,31 +19,13 @@ from adc_edge.planning.candidates import (
     with_small_window,
 )
 from adc_edge.planning.choice import Candidate
-from adc_edge.planning.profile import BlockSeconds, CodecSeconds, Line, Profile, TrainerProfile
+from adc_edge.planning.profile import Profile
 from adc_edge.planning.step_model import LinkRates
 from adc_edge.planning.studies import shipped_studies
 from adc_edge.storage.bundle import Bundle, Manifest
+from tests.planning.inputs import measured_profile
 
 LINK = LinkRates(40.0, 5.0, 20.0)
-
-
-def measured_profile(manifest: Manifest, digest: str = "", seconds: float = 1e-3) -> Profile:
-    """A device whose blocks take ``seconds`` an image, and a trainer that is ten times as fast."""
-    block, line = BlockSeconds(seconds, seconds, 2 * seconds), Line(1e-4, 1e-7)
-    codec = {precision: CodecSeconds(line, line) for precision in PRECISIONS}
-    device = msgspec.structs.replace(
-        unknown_profile(manifest).device,
-        bundle=digest,
-        engine="onnxruntime",
-        compute="fp32",
-        keeps_graph=False,
-        images=manifest.batch_size,
-        blocks=[block] * manifest.split,
-        embedding=block,
-        codec=codec,
-    )
-    rows = manifest.tokens * (manifest.depth - manifest.split)
-    return Profile(device, TrainerProfile("cpu", manifest.split, Line(1e-3, seconds / 10 / rows), 1e-3, codec))
 
 
 def task_of(manifest: Manifest, batch_size: int, profile: Profile | None = None) -> Task:

@@ -26,8 +26,9 @@ def candidate(
 ) -> Candidate:
     shape = Shape(16, 17, max(2, round(16 * batch)), 17)
     plan = StepPlan(2, shape, "pca1", "pca0.25")
-    known = [None if value is None else Estimate(value, 1.0, ("s",), "here") for value in (points, ssim)]
-    return Candidate(plan, Ratio(batch=batch, token=1.0), Prediction(seconds, size, 0, 0, COSTS), *known)
+    accuracy, similarity = (None if value is None else Estimate(value, 1.0, ("s",), "here") for value in (points, ssim))
+    prediction = Prediction(seconds, size, 0, 0, COSTS)
+    return Candidate(plan, Ratio(batch=batch, token=1.0), prediction, accuracy, similarity)
 
 
 FAST = candidate(1.0, 100, -5.0, 0.3)

@@ -3,50 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
 import measured_frontier
 import msgspec
-import numpy as np
 import pytest
 
 from adc_edge.errors import SettingError
-from adc_edge.evaluation.privacy.attack import Leak
-from adc_edge.evaluation.report.output import study_dict
-from adc_edge.evaluation.report.views import views
-from adc_edge.evaluation.study.records import Point, Run, Study
-from adc_edge.files import json_bytes
 from adc_edge.planning.frontier import MeasuredPoint
 from adc_edge.planning.studies import SHIPPED, read_studies, shipped_studies, study_files
-from adc_edge.storage.bundle import Bundle, Manifest
+from adc_edge.storage.bundle import Bundle
+from tests.planning.inputs import written_attack, written_study
 
 ACCURACIES = {"none": (0.80, 0.84), "none/pca1:pca0.25": (0.79, 0.81), "topk@0.1": (0.5, 0.6)}
-
-
-def written_study(directory: Path, manifest: Manifest, accuracies: dict[str, tuple[float, ...]]) -> Path:
-    """results.json as `evaluate` writes it."""
-    study = Study("folder:photos", model=manifest.model, model_args=manifest.model_args, epochs=2.0)
-    runs = [
-        Run(setting, seed, 1.0, 1000, 1, (Point(2, 2.0, 900, 700, accuracy, None, 1.0, 1.0),))
-        for setting, values in accuracies.items()
-        for seed, accuracy in enumerate(values)
-    ]
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "results.json").write_bytes(json_bytes(study_dict(study, runs, views(study, runs, (0.1,)))))
-    return directory
-
-
-def written_attack(directory: Path, manifest: Manifest, ssims: dict[str, float]) -> Path:
-    """privacy.json as `privacy` writes it."""
-    study = msgspec.to_builtins(Study("folder:photos", model=manifest.model, model_args=manifest.model_args))
-    for name in ("epochs", "budget", "max_epochs", "evaluate_every", "optimizer"):
-        del study[name]
-    leaks = [Leak(name, 0, 1.0, 1.0, 20.0, ssim, 12.0, 0.2, 64, 1.0) for name, ssim in ssims.items()]
-    content = {"note": "", "study": study, "inverter_epochs": 3.0, "settings": leaks, "machine": {}}
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "privacy.json").write_bytes(json_bytes(content))
-    return directory
 
 
 def test_accuracies_are_differences_to_uncompressed_training_with_the_standard_error_of_both(
@@ -58,9 +30,9 @@ def test_accuracies_are_differences_to_uncompressed_training_with_the_standard_e
     points = {point.setting: point for point in study.points}
     assert points["none"] == MeasuredPoint("none", 0.0, 0.0, 2)
     found = points["none/pca1:pca0.25"]
-    errors = [np.std(ACCURACIES[name], ddof=1) / 2**0.5 for name in ("none", "none/pca1:pca0.25")]
+    errors = [statistics.stdev(ACCURACIES[name]) / 2**0.5 for name in ("none", "none/pca1:pca0.25")]
     assert found.value == pytest.approx(-2.0)
-    assert found.spread == pytest.approx(100 * float(np.hypot(*errors)))
+    assert found.spread == pytest.approx(100 * math.hypot(*errors))
 
 
 def test_a_study_of_one_seed_has_no_spread(bundle: Bundle, tmp_path: Path) -> None:
