@@ -49,9 +49,8 @@ def unmet(made: Made) -> RunError:
     reached = ", ".join(_reached(goal, one) for goal in missed)
     remedy = "loosen a goal, choose another --batch-size, or measure a faster link"
     if other is not None:
-        remedy += (
-            f"; {setting_text(other)} would keep the goals: measure its accuracy with `evaluate`, then add --study"
-        )
+        how = " by `evaluate`: measure it, then add --study" if other.plan.gradient_precision else ""
+        remedy += f"; {setting_text(other)} would keep the goals, but its accuracy was not measured{how}"
     return RunError(
         f"no setting of known accuracy keeps {' and '.join(goal.option for goal in made.goals)}; the nearest, "
         f"{setting_text(one)}, has {reached}",
