@@ -76,6 +76,10 @@ CASES = (  # a command line with a mistake, and words of the message
     ("bench --bundle {tmp}/none", "no bundle at"),
     ("bench --bundle {bundle} --batch-ratio 0.5", "--token-ratio"),
     ("link --trainer 127.0.0.1:1", "tcp://HOST:PORT"),
+    ("plan --bundle {tmp}/none --link {tmp}/link.json", "no bundle at"),
+    ("plan --bundle {bundle} --link {tmp}/none.json", "none.json: No such file"),
+    ("plan --bundle {bundle} --link {tmp}/link.json --target-step-time 0.001", "the nearest, "),
+    ("plan --bundle {bundle} --link {tmp}/link.json --study {tmp}/study", "neither results.json nor privacy.json"),
 )
 _RUN = """
 import json, sys
@@ -110,6 +114,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, bundle_dir: Path) -> Iterat
     (tmp / "study" / "runs").mkdir(parents=True)
     (tmp / "study" / "runs" / "none.json").touch()
     (tmp / "study" / "study.json").write_text(json.dumps(study))
+    link = {"trainer": "tcp://127.0.0.1:1", "up_mbit_s": 5.0, "down_mbit_s": 5.0, "rtt_p50_ms": 9.0}
+    (tmp / "link.json").write_text(json.dumps(link))
     with closing(RunDir(tmp / "used", {}, {})), socket.create_server(("127.0.0.1", 0)) as taken:
         yield {"tmp": tmp, "bundle": bundle_dir, "taken": taken.getsockname()[1]}
 

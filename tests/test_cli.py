@@ -67,6 +67,8 @@ def test_an_early_ctrl_c_shows_no_traceback(tmp_path: Path, module: str) -> None
         "bench --bundle b --json {no}/bench.json",
         "bench --bundle b --markdown {no}/bench.md",
         "link --trainer tcp://127.0.0.1:1 --json {no}/link.json",
+        "plan --bundle b --link l --json {no}/plan.json",
+        "plan --bundle b --link l --plot {no}/front.png",
         "doctor --json {no}/doctor.json",
         "demo --report {no}/report.json",
         "demo --keep {no}",

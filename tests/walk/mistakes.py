@@ -91,6 +91,32 @@ LIGHT = [  # torch is not needed to tell
     ),
     Mistake("the trainer does not run", SERVE, ("no trainer at", "connection refused", "--wait inf"), 1),
     Mistake("link: the trainer does not run", "link --trainer tcp://127.0.0.1:9 --wait 0.1", ("no trainer at",), 1),
+    Mistake(
+        "plan: another file instead of the link's",
+        "plan --bundle {b} --link {b}/manifest.json",
+        ("manifest.json: Object missing required field `trainer`", "a link that `adc-edge link --json` measured"),
+    ),
+    Mistake(
+        "plan: no study there",
+        "plan --bundle {b} --link {t}/link.json --study {t}/empty",
+        ("neither results.json nor privacy.json", "adc-edge evaluate"),
+    ),
+    Mistake(
+        "plan: the link of another trainer",
+        "plan --bundle {b} --link {t}/link.json --trainer tcp://10.0.0.9:5700",
+        ("is the link to tcp://127.0.0.1:5700", "the link to --trainer tcp://10.0.0.9:5700", "measure it"),
+    ),
+    Mistake(
+        "plan: a goal that nothing keeps",
+        "plan --bundle {b} --link {t}/link.json --target-step-time 1e-6",
+        ("no setting of known accuracy keeps --target-step-time", "at most 1e-06 s a step", "loosen a goal"),
+        1,
+    ),
+    Mistake(
+        "plan: megabytes of an epoch without images",
+        "plan --bundle {b} --link {t}/link.json --max-mb-per-epoch 3",
+        ("--max-mb-per-epoch 3 without a number of images", "--images N"),
+    ),
     Mistake("link for too short a time", "link --trainer tcp://127.0.0.1:9 --seconds 0", ("'--seconds'", "x>=0.5")),
     # Data.
     _serve("a typo in the source", "--data digit", "'digit'", "folder:PATH", "do you mean digits?"),

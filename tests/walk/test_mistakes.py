@@ -87,6 +87,7 @@ def _write_texts(t: Path) -> None:
         "gone.csv": "path,label\n" + "".join(f"{n}.png,c{n % 2}\n" for n in range(20)),
         "typo.toml": '[serve]\nprecison = "int8"\n',
         "broken.toml": "[serve\n",
+        "link.json": '{"trainer": "tcp://127.0.0.1:5700", "up_mbit_s": 5, "down_mbit_s": 20, "rtt_p50_ms": 40}',
     }
     for name, text in texts.items():
         (t / name).write_text(text)

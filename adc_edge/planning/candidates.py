@@ -1,0 +1,209 @@
+"""The settings that a plan chooses from, each with its predicted step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from adc_edge.codec.precision import PRECISIONS, pca_bits
+from adc_edge.defaults import Precision
+from adc_edge.method.ratio import Ratio, Shape
+from adc_edge.planning.choice import Candidate
+from adc_edge.planning.frontier import MeasuredStudy, SentSetting, estimate, read_setting
+from adc_edge.planning.profile import BlockSeconds, CodecSeconds, DeviceProfile, Line, Profile
+from adc_edge.planning.step_model import LinkRates, Prediction, StepPlan, predict
+from adc_edge.storage.bundle import Manifest
+
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+ROWS_A_CHANNEL = 4  # rows of a message for each channel, below which principal components describe it worse
+_SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
+_SAME_RATIO = 0.05  # a micro-batch may send this much more or less than the whole batch would
+_SAME_TIME = 0.01
+_PAIRS: tuple[tuple[Precision, Precision], ...] = (
+    ("fp32", "fp32"),
+    ("fp16", "fp16"),
+    ("int8", "int8"),
+    ("int4", "int4"),
+    ("int3", "int3"),
+    ("int2", "int2"),
+    ("pca4", "pca4"),
+    ("pca4", "pca2"),
+    ("pca3", "pca1"),
+    ("pca2", "pca1"),
+    ("pca2", "pca0.5"),
+    ("pca1.5", "pca0.5"),
+    ("pca1", "pca0.5"),
+    ("pca1", "pca0.25"),
+    ("pca0.75", "pca0.25"),
+    ("pca0.5", "pca0.25"),
+    ("pca0.5", "pca0.125"),
+    ("pca0.25", "pca0.125"),
+    ("pca0.125", "pca0.0625"),
+)
+
+
+class Task(NamedTuple):
+    """The run that a plan is made for."""
+
+    manifest: Manifest
+    batch_size: int
+    link: LinkRates
+    profile: Profile
+    accuracy: Sequence[MeasuredStudy]
+    ssim: Sequence[MeasuredStudy]
+
+
+class _Sent(NamedTuple):
+    ratio: Ratio
+    precision: Precision
+    gradient_precision: Precision
+
+
+def unknown_profile(manifest: Manifest) -> Profile:
+    """Return a profile in which nothing takes time: with it only bytes and the link count."""
+    nothing, line = BlockSeconds(0.0, 0.0, 0.0), Line(0.0, 0.0)
+    device = DeviceProfile(
+        machine={},
+        bundle="",
+        model=manifest.model,
+        split=manifest.split,
+        tokens=manifest.tokens,
+        dim=manifest.dim,
+        engine="",
+        compute="",
+        keeps_graph=True,
+        images=0,
+        call_seconds=0.0,
+        embedding=nothing,
+        blocks=[nothing] * manifest.split,
+        update_seconds=0.0,
+        data_seconds=0.0,
+        codec={precision: CodecSeconds(line, line) for precision in PRECISIONS},
+    )
+    return Profile(device)
+
+
+def candidates(task: Task) -> list[Candidate]:
+    """Return every setting with a trunk that trains, each with its best number of micro-batches."""
+    return [_with_micro_batches(task, sent) for sent in _settings(task)]
+
+
+def bundle_candidate(task: Task) -> Candidate:
+    """Return the bundle's own setting in one message a step, which `serve` takes if it is told nothing."""
+    manifest, sent = task.manifest, _default(task.manifest)
+    shape = sent.ratio.shape(task.batch_size, manifest.tokens, manifest.prefix)
+    plan = StepPlan(manifest.split, shape, sent.precision, sent.gradient_precision)
+    return _candidate(task, sent, plan, predict(plan, task.link, task.profile))
+
+
+def with_frozen_blocks(task: Task, chosen: Iterable[Candidate]) -> list[Candidate]:
+    """Return the same settings with blocks 1..K or the whole trunk frozen. No study measures their accuracy."""
+    found: dict[StepPlan, Candidate] = {}
+    for one in chosen:
+        for count in range(1, task.manifest.split):
+            found |= _entry(task, one, one.plan._replace(freeze_first=count))
+        found |= _entry(task, one, one.plan._replace(gradient_precision=None))
+    return list(found.values())
+
+
+def _entry(task: Task, one: Candidate, plan: StepPlan) -> dict[StepPlan, Candidate]:
+    prediction = predict(plan, task.link, task.profile)
+    return {plan: one._replace(plan=plan, prediction=prediction, accuracy=None)}
+
+
+def with_small_window(task: Task, one: Candidate) -> Candidate:
+    """Return the candidate with the smallest window that costs no time, because a window bounds memory."""
+    window = 1
+    while window < one.plan.micro_batches:
+        plan = one.plan._replace(window=window)
+        prediction = predict(plan, task.link, task.profile)
+        if prediction.seconds <= one.prediction.seconds * (1 + _SAME_TIME):
+            return one._replace(plan=plan, prediction=prediction)
+        window *= 2
+    return one
+
+
+def other_splits(task: Task, one: Candidate) -> list[Candidate]:
+    """Return the setting at every other split of the model, fastest first."""
+    sent = _Sent(one.ratio, one.plan.precision, one.plan.gradient_precision or one.plan.precision)
+    found = [
+        _with_micro_batches(task, sent, split)._replace(accuracy=None, ssim=None)
+        for split in range(1, task.manifest.depth)
+        if split != task.manifest.split
+    ]
+    return sorted(found, key=lambda best: best.prediction.seconds)
+
+
+def _settings(task: Task) -> Iterator[_Sent]:
+    """Yield what may be sent, each shape and precision once: the bundle's own, what was measured, then a grid."""
+    manifest, seen = task.manifest, set[tuple[int, int, Precision, Precision]]()
+    known = _known_precisions(task.profile)
+    for sent in (_default(manifest), *_measured(task), *_grid()):
+        shape = sent.ratio.shape(task.batch_size, manifest.tokens, manifest.prefix)
+        key = (shape.clusters, shape.kept, sent.precision, sent.gradient_precision)
+        if key not in seen and {sent.precision, sent.gradient_precision} <= known:
+            seen.add(key)
+            yield sent
+
+
+def _known_precisions(profile: Profile) -> set[Precision]:
+    """Precisions that every side has been measured with."""
+    sides = [profile.device.codec] + ([] if profile.trainer is None else [profile.trainer.codec])
+    return {precision for precision in PRECISIONS if all(precision in side for side in sides)}
+
+
+def _default(manifest: Manifest) -> _Sent:
+    return _Sent(manifest.ratio, manifest.precision, manifest.gradient_precision or manifest.precision)
+
+
+def _measured(task: Task) -> Iterator[_Sent]:
+    for study in (*task.accuracy, *task.ssim):
+        for point in study.points:
+            if found := read_setting(point.setting):
+                yield _Sent(*found)
+
+
+def _grid() -> Iterator[_Sent]:
+    for batch in _SHARES:
+        for token in _SHARES:
+            for up, down in _PAIRS:
+                yield _Sent(Ratio(batch=batch, token=token), up, down)
+
+
+def _with_micro_batches(task: Task, sent: _Sent, split: int | None = None) -> Candidate:
+    """Return a setting with the fewest micro-batches that are as fast as any."""
+    manifest = task.manifest
+    whole = sent.ratio.shape(task.batch_size, manifest.tokens, manifest.prefix)
+    found = []
+    for count in MICRO_BATCHES:
+        shape = _divided(task, sent, whole, count)
+        if shape is not None:
+            plan = StepPlan(split or manifest.split, shape, sent.precision, sent.gradient_precision, count)
+            found.append((plan, predict(plan, task.link, task.profile)))
+    least = min(prediction.seconds for _, prediction in found)
+    return _candidate(task, sent, *next(one for one in found if one[1].seconds <= least * (1 + _SAME_TIME)))
+
+
+def _candidate(task: Task, sent: _Sent, plan: StepPlan, prediction: Prediction) -> Candidate:
+    asked = SentSetting.of(*sent)
+    known = estimate(task.accuracy, asked), estimate(task.ssim, asked)
+    return Candidate(plan, sent.ratio, prediction, *known, _few_rows(plan, task.manifest.dim))
+
+
+def _divided(task: Task, sent: _Sent, whole: Shape, count: int) -> Shape | None:
+    """Return the shape of one of ``count`` micro-batches; None where a batch of this size cannot be divided so."""
+    images, manifest = task.batch_size, task.manifest
+    if count == 1:
+        return whole
+    if images % count or images // count < 2:
+        return None
+    shape = sent.ratio.shape(images // count, manifest.tokens, manifest.prefix)
+    enough = shape.clusters * shape.kept >= ROWS_A_CHANNEL * manifest.dim
+    coded = any(map(pca_bits, (sent.precision, sent.gradient_precision)))
+    same = abs(shape.xi / whole.xi - 1) <= _SAME_RATIO
+    return shape if same and (enough or not coded) else None
+
+
+def _few_rows(plan: StepPlan, dim: int) -> bool:
+    coded = pca_bits(plan.precision) or (plan.gradient_precision and pca_bits(plan.gradient_precision))
+    return bool(coded) and plan.shape.clusters * plan.shape.kept < ROWS_A_CHANNEL * dim

@@ -1,0 +1,167 @@
+"""Files that a plan is made from: the measured link, the profile, the studies, the number of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from adc_edge.errors import SettingError
+from adc_edge.files import sha256
+from adc_edge.planning.candidates import Task, unknown_profile
+from adc_edge.planning.frontier import MeasuredStudy, nearest_studies
+from adc_edge.planning.profile import Profile, read_profile
+from adc_edge.planning.step_model import LinkRates
+from adc_edge.planning.studies import SHIPPED, read_studies, shipped_studies, study_files
+from adc_edge.storage.bundle import Bundle
+
+
+class LinkFile(msgspec.Struct):
+    """The part of the JSON of `adc-edge link` that a plan needs."""
+
+    trainer: str
+    up_mbit_s: float
+    down_mbit_s: float
+    rtt_p50_ms: float
+
+    def rates(self, most_mbit: float | None) -> LinkRates:
+        """Return the link, of whose rates at most ``most_mbit`` is used in each direction."""
+        most = math.inf if most_mbit is None else most_mbit
+        return LinkRates(self.rtt_p50_ms, min(self.up_mbit_s, most), min(self.down_mbit_s, most))
+
+
+class PlanInputs(NamedTuple):
+    """All that a plan is made from, read and checked."""
+
+    bundle: Bundle
+    trainer: str
+    task: Task
+    compute_known: bool
+    steps_per_epoch: int | None  # None: the number of images is not known
+    digests: dict[str, str]
+    notes: list[str]  # of the studies
+
+    @classmethod
+    def read(
+        cls, link_file: Path, profile_file: Path | None, studies: Sequence[Path], options: Mapping[str, Any]
+    ) -> PlanInputs:
+        """Read the files and check that they belong together.
+
+        Args:
+            link_file: of `adc-edge link --json`.
+            profile_file: of `adc-edge profile`; None: what computing takes is not known.
+            studies: of `evaluate` or `privacy`.
+            options: bundle, trainer, batch_size, images, data and max_mbit, as the command has them.
+
+        Raises:
+            BundleError: no bundle.
+            SettingError: a file that is no such file, or belongs to something else.
+            DataError: the data source cannot be read.
+        """
+        bundle = Bundle.load(options["bundle"], ())
+        link = read_link(link_file, options["trainer"])
+        profile = None if profile_file is None else profile_of(profile_file, bundle)
+        accuracy, ssim, notes = studies_of(studies, bundle)
+        batch_size = options["batch_size"] or bundle.manifest.batch_size
+        known = unknown_profile(bundle.manifest) if profile is None else profile
+        task = Task(bundle.manifest, batch_size, link.rates(options["max_mbit"]), known, accuracy, ssim)
+        files = [link_file] + ([] if profile_file is None else [profile_file])
+        return cls(
+            bundle,
+            options["trainer"] or link.trainer,
+            task,
+            profile is not None,
+            _steps(images_of(options["images"], options["data"]), batch_size),
+            digests(bundle, files, studies),
+            notes,
+        )
+
+
+def _steps(images: int | None, batch_size: int) -> int | None:
+    if images is not None and images < batch_size:
+        raise SettingError(f"{images} training images", f"at least one batch of {batch_size}", "lower --batch-size")
+    return None if images is None else images // batch_size
+
+
+def read_link(path: Path, trainer: str | None) -> LinkFile:
+    """Return the measured link in a file.
+
+    Args:
+        path: the file that `adc-edge link --json` wrote.
+        trainer: the address that it must have been measured to; None: any.
+
+    Raises:
+        SettingError: the file cannot be read, holds something else, or is of another trainer.
+    """
+    again = f"adc-edge link --trainer {trainer or 'tcp://HOST:PORT'} --json {path}"
+    try:
+        link = msgspec.json.decode(path.read_bytes(), type=LinkFile)
+        wrong = not (link.up_mbit_s > 0 and link.down_mbit_s > 0 and link.rtt_p50_ms >= 0)
+        why = "a rate that is not above 0" if wrong else ""
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    if why:
+        raise SettingError(f"{path}: {why}", "a link that `adc-edge link --json` measured", again)
+    if trainer is not None and link.trainer != trainer:
+        raise SettingError(
+            f"{path} is the link to {link.trainer}",
+            f"the link to --trainer {trainer}",
+            f"measure it: {again}",
+        )
+    return link
+
+
+def profile_of(path: Path, bundle: Bundle) -> Profile:
+    """Return the profile in a file.
+
+    Raises:
+        SettingError: the file cannot be read, holds something else, or is of another bundle.
+    """
+    profile = read_profile(path)
+    if profile.device.bundle != bundle.digest:
+        mine, theirs = bundle.manifest, profile.device
+        other = f"{theirs.model}, split {theirs.split}" if theirs.model != mine.model else f"split {theirs.split}"
+        raise SettingError(
+            f"{path} is the profile of another bundle ({other})",
+            f"a profile of {bundle.path} ({mine.model}, split {mine.split})",
+            f"adc-edge profile --bundle {bundle.path} --json {path}",
+        )
+    return profile
+
+
+def studies_of(paths: Sequence[Path], bundle: Bundle) -> tuple[list[MeasuredStudy], list[MeasuredStudy], list[str]]:
+    """Return studies of accuracy, of SSIM, and notes on them: the user's, and ours of what the user's leave open.
+
+    Raises:
+        SettingError: no study, or one of another model.
+    """
+    manifest = bundle.manifest
+    mine, notes = read_studies(paths, manifest)
+    accuracy, ssim = (
+        [study for study in mine if study.quantity == quantity]
+        or nearest_studies(
+            [study for study in shipped_studies() if study.quantity == quantity], manifest.model, manifest.tokens
+        )
+        for quantity in ("accuracy", "ssim")
+    )
+    return accuracy, ssim, notes
+
+
+def images_of(images: int | None, data: str | None) -> int | None:
+    """Return the number of training images, counted in the data source if it is not given; None if neither is."""
+    if images is not None or data is None:
+        return images
+    from adc_edge.data.sources import load_dataset
+
+    return len(load_dataset(data).train.labels)
+
+
+def digests(bundle: Bundle, files: Sequence[Path], studies: Sequence[Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file that the plan is made from, by name; of the bundle its digest."""
+    read = [*files, *(file for path in studies for file in study_files(path)), SHIPPED]
+    return {str(bundle.path): bundle.digest} | {
+        str(file) if file != SHIPPED else file.name: sha256(file) for file in read
+    }

@@ -1,0 +1,206 @@
+"""The front as a table, and the sentences below it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from adc_edge.calibration.plan.inputs import PlanInputs
+from adc_edge.calibration.plan.make import Made, busy_part
+from adc_edge.logs import AnyConsole
+from adc_edge.planning.choice import ALMOST, Candidate, spread_out
+from adc_edge.planning.frontier import Estimate, MeasuredStudy
+from adc_edge.planning.studies import shipped_studies
+
+_ROWS = 10
+_UNITS = {"MB": 1e6, "kB": 1e3}
+_HARDLY = 0.2  # points of accuracy
+_WIDE = 110  # columns from which a step's parts are shown
+
+
+def plan_table(made: Made, width: int) -> Table:
+    """Return the front for a terminal of ``width`` columns, the chosen row marked."""
+    table = Table(
+        title=_title(made), caption=_caption(made), caption_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False
+    )
+    shown, wide = _shown(made), width >= _WIDE and made.compute_known
+    unit = _unit(shown)
+    ssim = any(one.ssim is not None for one in shown)
+    for name in ("", "up:down", "T/B x k/N", "trunk"):
+        table.add_column(name, no_wrap=True)
+    for name in ("M", "step s", unit, *(_PARTS if wide else ()), "accuracy", *(["SSIM"] if ssim else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in shown:
+        chosen = one == made.choice.candidate
+        cells = [">" if chosen else "", *_setting(one), *_numbers(one, unit, wide)]
+        cells += [_points(one), *([_share(one.ssim)] if ssim else [])]
+        table.add_row(*cells, style="bold" if chosen else None)
+    return table
+
+
+_PARTS = ("device s", "link s", "trainer s", "W")
+
+
+def _shown(made: Made) -> list[Candidate]:
+    """Return the rows: the chosen one, the front without what hardly differs, and the chosen one partly frozen."""
+    chosen = made.choice.candidate
+    measured = sorted((one for one in made.front if one.accuracy is not None), key=_points_of, reverse=True)
+    kept = [chosen]
+    for one in measured:
+        if not any(_as_good(other, one) for other in kept):
+            kept.append(one)
+    return spread_out(kept, _ROWS, [chosen]) + [one for one in made.frozen if one != chosen]
+
+
+def _points_of(one: Candidate) -> float:
+    return -math.inf if one.accuracy is None else one.accuracy.value
+
+
+def _as_good(one: Candidate, other: Candidate) -> bool:
+    faster = one.prediction.seconds <= other.prediction.seconds * (1 + ALMOST)
+    return faster and one.bytes <= other.bytes * (1 + ALMOST) and _points_of(one) >= _points_of(other) - _HARDLY
+
+
+def _title(made: Made) -> str:
+    link = made.task.link
+    return (
+        f"Best settings: {made.task.batch_size} images a step, "
+        f"{link.up_mbit_s:.3g} Mbit/s up, {link.down_mbit_s:.3g} down, RTT {link.rtt_ms:.3g} ms"
+    )
+
+
+def _caption(made: Made) -> str:
+    known = "" if made.compute_known else " step s: of the link alone, since no profile tells what computing takes."
+    return (
+        f"up:down: precision of activations and gradients. M: micro-batches. MB, kB: of a step, both ways.{known} "
+        "accuracy: points above uncompressed training, ± standard error; ~ between two measured settings; "
+        "–: not measured. SSIM: images that an inverter reconstructs, 1: the originals."
+    )
+
+
+def _setting(one: Candidate) -> list[str]:
+    plan, ratio = one.plan, one.ratio
+    shares = f"{ratio.batch:g}x{ratio.token:g}" if ratio.xi is None else "1x1" if ratio.xi == 1.0 else f"ξ={ratio.xi:g}"
+    down = "-" if plan.gradient_precision is None else plan.gradient_precision
+    trunk = (
+        "frozen" if plan.gradient_precision is None else f"from {plan.freeze_first + 1}" if plan.freeze_first else "all"
+    )
+    return [f"{plan.precision}:{down}", shares, trunk]
+
+
+def _numbers(one: Candidate, unit: str, wide: bool) -> list[str]:
+    costs, plan = one.prediction.costs, one.plan
+    found = [str(plan.micro_batches), digits(one.prediction.seconds), digits(one.bytes / _UNITS[unit])]
+    if wide:
+        parts = (costs.forward + costs.recompute + costs.backward, max(costs.up, costs.down), costs.cloud)
+        found += [digits(plan.micro_batches * part) for part in parts]
+        found.append(str(plan.window or plan.micro_batches))
+    return found
+
+
+def _unit(shown: list[Candidate]) -> str:
+    return "MB" if max(one.bytes for one in shown) >= 1e5 else "kB"
+
+
+def digits(number: float) -> str:
+    """Return a number with three digits, and at most three behind the point."""
+    return f"{number:.3f}" if number < 1 else f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+
+
+def _points(one: Candidate) -> str:
+    found = one.accuracy
+    if found is None:
+        return "–"
+    spread = "" if found.spread is None else f" ± {found.spread:.1f}"
+    return f"{'' if found.measured else '~'}{found.value + 0.0:+.1f}{spread}"
+
+
+def _share(found: Estimate | None) -> str:
+    return "–" if found is None else f"{'' if found.measured else '~'}{found.value:.2f}"
+
+
+def say_plan(console: AnyConsole, made: Made, inputs: PlanInputs) -> None:
+    """Print why a setting was chosen, and where its numbers come from."""
+    lines = [*_plan_lines(made), *(("note", note) for note in inputs.notes)]
+    if not made.compute_known:
+        command = f"adc-edge profile --bundle {shlex.quote(str(inputs.bundle.path))} --trainer {inputs.trainer}"
+        lines.append(("note", f"no --profile: what computing takes is not known. To measure it: {command} --json FILE"))
+    for label, text in lines:
+        console.say_wrapped(f"{label:<9}{text}", 9)
+
+
+def _plan_lines(made: Made) -> Iterator[tuple[str, str]]:
+    """Yield a label and a sentence for each thing to know about the plan."""
+    one, choice = made.choice.candidate, made.choice
+    place, part = busy_part(made.task, one)
+    yield (
+        "chosen" if choice.met else "nearest",
+        f"{choice.reason}: {digits(one.prediction.seconds)} s a step ({place} for {100 * part:.0f} % of "
+        f"it), {_size(one)}, and {_accuracy_text(one)}.",
+    )
+    own = made.bundle
+    yield (
+        "bundle",
+        f"its own setting in one message a step takes {digits(own.prediction.seconds)} s and {_size(own)}",
+    )
+    yield from _study_lines(made)
+    if one.few_rows:
+        yield (
+            "note",
+            "a step has few rows for principal components: their error is larger than where accuracy was measured",
+        )
+    if one.prediction.memory_bytes:
+        window = one.plan.window or one.plan.micro_batches
+        yield "memory", f"{one.prediction.memory_bytes / 1e6:.0f} MB for the {window} micro-batches in flight"
+    yield from _split_lines(made)
+
+
+def _size(one: Candidate) -> str:
+    return f"{digits(one.bytes / _UNITS[_unit([one])])} {_unit([one])}"
+
+
+def _accuracy_text(one: Candidate) -> str:
+    return "an accuracy that was not measured" if one.accuracy is None else f"{_points(one)} points of accuracy"
+
+
+def _study_lines(made: Made) -> Iterator[tuple[str, str]]:
+    for name, studies, found in (
+        ("accuracy", made.task.accuracy, made.choice.candidate.accuracy),
+        ("SSIM", made.task.ssim, made.choice.candidate.ssim),
+    ):
+        study = next((one for one in studies if found and one.source == found.source), studies[0] if studies else None)
+        if study is not None:
+            yield name, _provenance(study, made, found)
+
+
+def _provenance(study: MeasuredStudy, made: Made, found: Estimate | None) -> str:
+    manifest = made.task.manifest
+    how = "measured" if found is None or found.measured else f"between {' and '.join(found.settings)}, measured"
+    text = f"{how} on {study.data}: {study.model}, split {study.split}, {study.epochs:g} epochs ({study.source})"
+    differs = [
+        f"{name} {mine}"
+        for name, mine, theirs in (
+            ("model", manifest.model, study.model),
+            ("N", manifest.tokens, study.tokens),
+            ("split", manifest.split, study.split),
+        )
+        if mine != theirs
+    ]
+    own = "; --study takes a study of your own" if study in shipped_studies() else ""
+    return text + (f". The bundle has {', '.join(differs)}{own}" if differs else "")
+
+
+def _split_lines(made: Made) -> Iterator[tuple[str, str]]:
+    now = made.choice.candidate.prediction.seconds
+    for one in made.splits:
+        about = "about " if one.prediction.extrapolated else ""
+        guess = ", with blocks that the device has not measured" if one.prediction.extrapolated else ""
+        yield (
+            "split",
+            f"export again with --split {one.plan.split}: a step takes {about}{digits(one.prediction.seconds)} s "
+            f"({100 * (one.prediction.seconds / now - 1):+.0f} %){guess}; the accuracy was not measured there",
+        )
