@@ -13,8 +13,10 @@ from adc_edge.options import (
     IMAGES,
     NUMBER,
     OUTPUT_FILE,
+    PLAN,
     PRECISION,
     CountOrAuto,
+    FloatRange,
     GroupedCommand,
     broken_option,
     bundle_option,
@@ -153,6 +155,19 @@ _POSITIVE = click.IntRange(min=1)
     type=COUNT,
     metavar="W",
     help="Most micro-batches in flight, which bounds memory; 0: all of a step, or as --micro-batches auto chooses.",
+)
+@click.option(
+    "--plan",
+    type=PLAN,
+    metavar="auto|FILE",
+    help="Follow the link as it changes: auto, among settings of little loss (--min-accuracy), or FILE of plan --json, "
+    "whose setting the run begins with.",
+)
+@click.option(
+    "--min-accuracy",
+    type=FloatRange(max=0, finite=True),
+    metavar="POINTS",
+    help="What --plan auto may lose, in points relative to uncompressed training; default: -1.",
 )
 @click.option(
     "--wait",

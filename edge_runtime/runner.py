@@ -17,10 +17,11 @@ from adc_edge.data import sources as data
 from adc_edge.data.loader import Loader
 from adc_edge.data.unreadable import check_images
 from adc_edge.edge_runtime.choosing.choice import OpenChoices, choose_step
+from adc_edge.edge_runtime.choosing.course import Course
 from adc_edge.edge_runtime.choosing.cut import RunCut
 from adc_edge.edge_runtime.choosing.measuring import FirstBatch, message_bytes
+from adc_edge.edge_runtime.choosing.plan import forms_to_follow, with_plan
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
-from adc_edge.edge_runtime.course import Course, MessageForm
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.factory import ENGINE, WHERE, check_provider, make_engine, make_shim
 from adc_edge.edge_runtime.loop import DeviceLoop
@@ -70,6 +71,8 @@ class Serve:
         self.bundle = Bundle.load(settings.bundle, () if self._torchless else (TRUNK,))
         self.graph = None if settings.engine == "torch" else self.bundle.client(settings.computes)
         self.manifest = self.bundle.manifest
+        settings, self.plan = with_plan(settings, self.bundle)
+        self.settings = settings
         self.precision, self.gradient_precision = settings.precisions(self.manifest)
         self.cut = RunCut(settings, self.manifest)
         check_shim_device(settings.shim_device, self._torchless)  # last: it may import torch
@@ -122,7 +125,8 @@ class Serve:
             stack.callback(test.close)
             step_settings = self._step_settings(total)
             loop = DeviceLoop(engine, learning, refresher, train, session, self.state.journal, step_settings)
-            course = Course(step_settings, self.decisions, self._forms())
+            forms = forms_to_follow(settings, self.plan, self.manifest, step_settings)
+            course = Course(step_settings, self.decisions, forms)
             training = Training(
                 settings, self.manifest, loop, course, why, self.state, run_dir, test, display, total, self.stop
             )
@@ -231,9 +235,6 @@ class Serve:
             seed=self.settings.seed,
             outage_s=self.settings.outage_s,
         )
-
-    def _forms(self) -> list[MessageForm]:
-        return []
 
     def _loader(self, split: data.Split, batch_size: int, changes: Any = ()) -> Loader:
         settings, preprocessing = self.settings, self.manifest.preprocessing

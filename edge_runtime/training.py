@@ -11,7 +11,7 @@ import numpy as np
 
 from adc_edge.codec.precision import Precision
 from adc_edge.data.loader import Loader
-from adc_edge.edge_runtime.course import Course
+from adc_edge.edge_runtime.choosing.course import Course
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.edge_runtime.screen.banner import banner, engine_line

@@ -19,7 +19,7 @@ ROWS_A_CHANNEL = 4  # rows of a message for each channel, below which principal 
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
 _SAME_RATIO = 0.05  # a micro-batch may send this much more or less than the whole batch would
 _SAME_TIME = 0.01
-_PAIRS: tuple[tuple[Precision, Precision], ...] = (
+PAIRS: tuple[tuple[Precision, Precision], ...] = (
     ("fp32", "fp32"),
     ("fp16", "fp16"),
     ("int8", "int8"),
@@ -166,7 +166,7 @@ def _measured(task: Task) -> Iterator[_Sent]:
 def _grid() -> Iterator[_Sent]:
     for batch in _SHARES:
         for token in _SHARES:
-            for up, down in _PAIRS:
+            for up, down in PAIRS:
                 yield _Sent(Ratio(batch=batch, token=token), up, down)
 
 

@@ -18,11 +18,21 @@ from adc_edge.planning.schedule import Costs, step_seconds
 from adc_edge.planning.step_model import LinkRates
 
 GAIN = 0.15  # of a step's predicted time; less than that is within the error of the prediction
+NEAR = 1.1  # of the shortest step: among these the fewest bytes, which may be paid for
 STEADY_STEPS = 3  # in which the same other setting is ahead
 DWELL_S = 60.0  # after a change, the next one waits so long, or for another link
 ANOTHER_LINK = 1.6  # times the rate, up or down, at the last change: more than a wobble by a fifth, up and down
 _REMEMBERED = 5  # steps whose median is what a step costs
 _LEARNING = 0.3  # weight of the newest step in the correction
+
+
+class MessageForm(NamedTuple):
+    """What a step sends."""
+
+    micro_batches: int
+    shape: Shape  # of one micro-batch
+    precision: Precision
+    gradient_precision: Precision
 
 
 class Alternative(NamedTuple):
@@ -37,6 +47,11 @@ class Alternative(NamedTuple):
     bytes_down: int
     codec_seconds: float  # to encode activations and decode gradients, measured alone
     trainer_codec_seconds: float  # the same on the trainer, as far as it is known
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a step, both ways."""
+        return self.micro_batches * (self.bytes_up + self.bytes_down)
 
     def __str__(self) -> str:
         """Return the setting as options name it."""
@@ -90,7 +105,7 @@ class Follower:
         predicted = [self._predict(alternative, link) for alternative in self.alternatives]
         here = predicted[self.current]
         self.correction += _LEARNING * (realised / here - self.correction)
-        best = min(range(len(predicted)), key=lambda place: predicted[place])
+        best = self._best(predicted)
         gain = 1 - predicted[best] / here
         self._steady = self._steady + 1 if best == self._ahead and gain > GAIN else int(gain > GAIN)
         self._ahead = best
@@ -115,6 +130,11 @@ class Follower:
             return True
         rates = zip(link[1:], self._last[1][1:], strict=True)
         return any(max(now / then, then / now) > ANOTHER_LINK for now, then in rates)
+
+    def _best(self, predicted: Sequence[float]) -> int:
+        """The place of the shortest step, or of one hardly longer in fewer bytes."""
+        near = [place for place, seconds in enumerate(predicted) if seconds <= NEAR * min(predicted)]
+        return min(near, key=lambda place: (self.alternatives[place].bytes, predicted[place]))
 
     def _predict(self, alternative: Alternative, link: LinkRates) -> float:
         """Seconds of a step, from the last steps' costs with the codec, bytes and rows of ``alternative``."""

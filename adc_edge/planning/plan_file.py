@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from adc_edge.defaults import Precision
+from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Ratio
 from adc_edge.planning.choice import Candidate
 from adc_edge.planning.frontier import Estimate
@@ -69,6 +71,22 @@ class PlanFile(msgspec.Struct, frozen=True):
     serve: list[str]  # the command, word by word
     front: list[PlannedStep]
     other_splits: list[PlannedStep]
+
+
+def read_plan(path: Path) -> PlanFile:
+    """Return the plan in a file; raises SettingError if it holds none."""
+    try:
+        plan = msgspec.json.decode(path.read_bytes(), type=PlanFile)
+        why = "" if plan.format == PLAN_FORMAT else f"format {plan.format}"
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    if why:
+        raise SettingError(
+            f"{path}: {why}",
+            "a plan that `adc-edge plan --json` of this version wrote",
+            f"adc-edge plan --bundle BUNDLE --link FILE --json {path}",
+        )
+    return plan
 
 
 def planned_step(one: Candidate, images: int) -> PlannedStep:

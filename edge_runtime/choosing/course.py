@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,24 +15,15 @@ from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.settings import StepSettings
 from adc_edge.edge_runtime.tally import StepRecord
 from adc_edge.method.ratio import Shape
-from adc_edge.planning.follow import Alternative, Change, Follower
+from adc_edge.planning.follow import Alternative, Change, Follower, MessageForm
 from adc_edge.planning.step_model import LinkRates
 from adc_edge.storage.decisions import Decision, Decisions
-from adc_edge.wire.messages import TRIPLE_BYTES
+from adc_edge.wire.messages import MOST_MICRO_BATCHES, TRIPLE_BYTES
 
 _PHASES = ("data", "forward", "encode", "send", "recompute", "decode", "backward", "cloud", "cloud_codec")
 _ROUNDS = 2
 
 logger = logging.getLogger(__name__)
-
-
-class MessageForm(NamedTuple):
-    """What a step sends."""
-
-    micro_batches: int
-    shape: Shape  # of a micro-batch
-    precision: Precision
-    gradient_precision: Precision
 
 
 class Course:
@@ -75,6 +65,9 @@ class Course:
         if not self._forms:
             return
         now = form_of(self.at(step))
+        if not _trainer_follows(loop):
+            logger.info("plan     this trainer is older than 0.9: the number of messages stays")
+            self._forms = [form for form in self._forms if form.micro_batches == now.micro_batches]
         found = alternatives([now, *(form for form in self._forms if form != now)], loop, step)
         self._forms = [_form(one) for one in found]
         self._follower = Follower(found, 0)
@@ -95,7 +88,8 @@ class Course:
         self._follower.stand_at(self._forms.index(form_of(self.at(record.step))))  # a recorded decision may have begun
         seconds = {phase: float(getattr(record, f"seconds_{phase}")) for phase in _PHASES}
         change = self._follower.observe(seconds, record.seconds, link, now_s)
-        if change is not None:
+        same = change is None or change.alternative.micro_batches == self.at(record.step).micro_batches
+        if change is not None and (same or _trainer_follows(loop)):
             decision = _decision(following, change)
             self._decisions.add(decision)
             self._follower.take(change, now_s)
@@ -104,6 +98,8 @@ class Course:
 
 def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int) -> list[Alternative]:
     """Return the forms with the bytes and the codec's seconds of their messages, measured on the batch of ``step``."""
+    now = loop.settings
+    most = now.window if now.window < now.micro_batches else MOST_MICRO_BATCHES  # in flight: a bound stays one
     frozen, dim, images = loop.shim is None, loop.settings.dim, loop.loader.look_ahead(step).images
     sent: dict[Shape, Float32] = {}
     seconds: dict[tuple[Shape, Precision], tuple[float, float]] = {}
@@ -122,7 +118,7 @@ def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int) -> l
         found.append(
             Alternative(
                 form.micro_batches,
-                min(form.micro_batches, loop.settings.window) if loop.settings.micro_batches > 1 else 0,
+                min(form.micro_batches, most),
                 shape,
                 up,
                 down,
@@ -133,6 +129,12 @@ def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int) -> l
             )
         )
     return found
+
+
+def _trainer_follows(loop: DeviceLoop) -> bool:
+    """Whether the trainer takes steps of another number of micro-batches."""
+    welcome = loop.session.welcome
+    return welcome is not None and welcome.follows is True
 
 
 def _link(loop: DeviceLoop) -> LinkRates | None:
