@@ -31,13 +31,14 @@ HEADERS = json.loads((Path(__file__).parent / "v0_8" / "headers.json").read_text
 FIELDS: dict[str, set[str]] = {header["fields"]["kind"]: set(header["fields"]) for header in HEADERS}
 
 
-def kind_of(name: str) -> type[messages.Message]:
-    return next(k for k in vars(messages).values() if getattr(k, "__name__", "").lower() == name)
+KINDS: dict[str, type[messages.Message]] = {
+    kind.__name__.lower(): kind for side in (messages.FromDevice, messages.FromTrainer) for kind in get_args(side)
+}
 
 
 @pytest.mark.parametrize("recorded", HEADERS, ids=lambda header: str(header["fields"]["kind"]))
 def test_a_header_is_read_and_written_with_the_same_fields(recorded: dict[str, Any]) -> None:
-    kind, header = kind_of(recorded["fields"]["kind"]), bytes.fromhex(recorded["hex"])
+    kind, header = KINDS[recorded["fields"]["kind"]], bytes.fromhex(recorded["hex"])
     unpack = unpack_from_trainer if kind in get_args(messages.FromTrainer) else unpack_from_device
     message = unpack(header)
     assert type(message) is kind
@@ -46,7 +47,7 @@ def test_a_header_is_read_and_written_with_the_same_fields(recorded: dict[str, A
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_that_0_8_does_not_know_may_be_left_out(name: str) -> None:
-    added = [field for field in msgspec.structs.fields(kind_of(name)) if field.encode_name not in FIELDS[name]]
+    added = [field for field in msgspec.structs.fields(KINDS[name]) if field.encode_name not in FIELDS[name]]
     assert all(field.default is UNSET for field in added)
 
 
