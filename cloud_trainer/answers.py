@@ -65,6 +65,8 @@ class RequestContext:
     peer: Peer
     congestion: str | None = None  # congestion control that the kernel uses towards the device
     down_mbit_s: float | None = None  # rate at which the kernel delivers to the device
+    down_app_limited: bool = False  # that rate is what there was to send
+    up_mbit_s: float | None = None  # rate at which the message came in; None: not known
     key_name: str | None = None  # name of the device's key in the trainer's directory
 
 
@@ -112,7 +114,7 @@ class Answers:
         if session is None or message.session != session.id:  # type: ignore[union-attr]
             raise outside_session(message)
         if isinstance(message, Step):
-            return self._step(session, message, body, context.down_mbit_s)
+            return self._step(session, message, body, context)
         if isinstance(message, Fetch):
             session.prune(message.durable)
             key = JournalKey(message.step, message.micro_batch, message.part)
@@ -181,7 +183,7 @@ class Answers:
         return ClassNames(session.id, message.transfer, len(answer)), answer
 
     def _step(
-        self, session: ServedSession, message: Step, body: memoryview, down_mbit_s: float | None
+        self, session: ServedSession, message: Step, body: memoryview, context: RequestContext
     ) -> tuple[Reply, AfterSend]:
         key = JournalKey(message.step, message.micro_batch)
         if not session.due(key, message.micro_batches):
@@ -209,7 +211,9 @@ class Answers:
             accuracy=learned.accuracy,
             seconds_cloud=learned.seconds,
             seconds_codec=codec_seconds,
-            down_mbit_s=down_mbit_s,
+            down_mbit_s=context.down_mbit_s,
+            down_app_limited=UNSET if context.down_mbit_s is None else context.down_app_limited,
+            up_mbit_s=context.up_mbit_s or UNSET,
         )
         session.record_answer(reply, answer)
         after_send = partial(self._finish_step, session, totals, message, learned.seconds + codec_seconds, len(answer))
@@ -240,12 +244,8 @@ class Answers:
             return reply, body
         body = b"" if empty else body
         if offset and offset >= len(body):
-            raise ProtocolError(
-                f"an answer from {offset} on",
-                f"less than {len(body)}",
-                "install the same version of adc-edge on both sides",
-                "order",
-            )
+            remedy = "install the same version of adc-edge on both sides"
+            raise ProtocolError(f"an answer from {offset} on", f"less than {len(body)}", remedy, "order")
         durable = self._checkpoints.durable(session.id)
         return msgspec.structs.replace(
             reply, transfer=transfer, offset=offset, body_bytes=len(body), durable=durable

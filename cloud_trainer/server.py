@@ -18,6 +18,7 @@ from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
 from adc_edge.cloud_trainer.registry import Peer, SessionRegistry, outside_session
 from adc_edge.errors import ProtocolError
+from adc_edge.planning.passive import LATE_MS
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.addresses import Address, listening_addresses, listening_error, parse_address
 from adc_edge.wire.framing import Assembler, chunk_bytes, to_frames
@@ -221,7 +222,9 @@ class Server:
         congestion = prefer_bbr(fd) if isinstance(message, Hello) else None  # before the first gradient leaves
         live = tcp_info(fd)  # a device cannot see from its end how fast its trainer sends
         name = None if self._access is None else self._access.name(peer.owner)
-        context = RequestContext(route, peer, congestion, live.delivery_mbit_s if live else None, name)
+        down, limited = (live.delivery_mbit_s, live.app_limited) if live else (None, False)
+        up = peer.inbox.arrival_mbit_s if live and live.last_received_ms <= LATE_MS else None
+        context = RequestContext(route, peer, congestion, down, limited, up, name)
         (answer, answer_body), after_send = self._answers.answer(context, message, body)
         try:
             self._send(route, fd, to_frames(answer, answer_body, chunk_bytes(live)))

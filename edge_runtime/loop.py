@@ -19,11 +19,12 @@ from adc_edge.edge_runtime.noise import NoisyCodec
 from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.edge_runtime.settings import StepSettings
 from adc_edge.edge_runtime.stopwatch import Stopwatch
-from adc_edge.edge_runtime.tally import Evaluation, StepRecord, summed
+from adc_edge.edge_runtime.tally import Evaluation, StepRecord, Tally, summed
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import ProtocolError
 from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.labels import label_triples
+from adc_edge.planning.passive import LATE_MS, LinkEstimate, RateSample
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.headers import pack_header
 from adc_edge.wire.messages import Evaluate, Evaluated, Gradient, HeadKept, KeepHead, Step
@@ -74,7 +75,9 @@ class DeviceLoop:
         self._shapes: dict[int, tuple[int, ...]] = {}  # of the activations, for each micro-batch
         self._codec = NoisyCodec(settings.noise, settings.seed)
         self._totals = session.channel.totals()
-        self.down_mbit_s: float | None = None
+        self.link = LinkEstimate()
+        self._down: RateSample | None = None  # of the last answer
+        self._up_arrival: float | None = None  # rate at which the last message came to the trainer
         self.trouble: OSError | None = None  # why a message of the last step is not in the journal
 
     def step(self, step: int, durable: int | None) -> StepRecord:
@@ -206,6 +209,16 @@ class DeviceLoop:
             raise _unexpected(answer, "the kept head")
         return answer.fault
 
+    def measure_link(self, tally: Tally) -> None:
+        """Note what the kernels at both ends and the last messages tell of the link, in the estimate and in a tally."""
+        tcp = self.session.channel.tcp()
+        if tcp is None:
+            return
+        up = self.link.up.add(RateSample(tcp.delivery_mbit_s, tcp.app_limited, self._up_arrival))
+        down = None if self._down is None else self.link.down.add(self._down)
+        self.link.round_trip(tcp.min_rtt_ms)
+        tally.link(tcp.rtt_ms, up, down, tcp.min_rtt_ms)
+
     def new_bytes(self) -> tuple[int, int]:
         """Bytes sent and received since the last step, evaluation or call of this."""
         before, self._totals = self._totals, self.session.channel.totals()
@@ -256,7 +269,12 @@ class DeviceLoop:
         answer, body = self.session.result(self.settings.outage_s)
         if not isinstance(answer, Gradient) or (answer.step, answer.micro_batch) != (step, micro_batch):
             raise _unexpected(answer, f"the gradient of micro-batch {micro_batch} of step {step}")
-        self.down_mbit_s = answer.down_mbit_s
+        if answer.down_mbit_s is not None:
+            tcp = self.session.channel.tcp()
+            in_time = answer.body_bytes > 0 and tcp is not None and tcp.last_received_ms <= LATE_MS
+            arrival = self.session.channel.inbox.arrival_mbit_s if in_time else None
+            self._down = RateSample(answer.down_mbit_s, answer.down_app_limited is True, arrival)
+        self._up_arrival = None if answer.up_mbit_s is UNSET else answer.up_mbit_s
         return answer, body
 
     def _arrival(self) -> float:

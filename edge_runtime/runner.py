@@ -19,6 +19,7 @@ from adc_edge.data.unreadable import check_images
 from adc_edge.edge_runtime.choosing.choice import OpenChoices, choose_step
 from adc_edge.edge_runtime.choosing.course import Course
 from adc_edge.edge_runtime.choosing.cut import RunCut
+from adc_edge.edge_runtime.choosing.link import probe_link
 from adc_edge.edge_runtime.choosing.measuring import FirstBatch, message_bytes
 from adc_edge.edge_runtime.choosing.plan import forms_to_follow, with_plan
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
@@ -186,7 +187,7 @@ class Serve:
             return engine, why
         precisions = self.precision, None if learning is None else self.gradient_precision
         up, down = message_bytes(self.cut.shape, dim, precisions)
-        link = session.measure(up, down, settings.wait_s)
+        link = probe_link(session.channel, up, down, settings.wait_s)
         state.tally.probe(*session.channel.totals())
         batch = FirstBatch(engine, learning, train, state.step, self.manifest.prefix, precisions)
         window = settings.window if len(shapes) > 1 else self.cut.window

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 import msgspec
 
@@ -29,7 +27,6 @@ from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped, TrainerBusy
 from adc_edge.wire.framing import chunk_bytes, to_frames
 from adc_edge.wire.headers import unpack_from_device
 from adc_edge.wire.messages import (
-    CHUNK_BYTES,
     Absent,
     Bye,
     ClassNames,
@@ -38,27 +35,16 @@ from adc_edge.wire.messages import (
     Gradient,
     Hello,
     Message,
-    Ping,
     Step,
     Welcome,
 )
 from adc_edge.wire.tcp import frame_bytes
 
-PROBE_BYTES = CHUNK_BYTES
-_PROBES, _PROBE_S = 3, 1.5  # of each kind; no more once they have taken so many seconds
 WELCOME_MS = 60_000  # a trainer that computes another device's step answers late, while its heartbeats go on
 _CLOSE_S = 60.0
 _LONGEST_PAUSE_S = 5.0
 
 logger = logging.getLogger(__name__)
-
-
-class LinkTimes(NamedTuple):
-    """A link as pings found it, in seconds."""
-
-    rtt: float  # of an empty message
-    up_byte: float  # of a byte more, up
-    down_byte: float
 
 
 class DeviceSession:
@@ -181,39 +167,9 @@ class DeviceSession:
         except (LinkError, RefusedError, Stopped):
             logger.warning("the trainer did not acknowledge the end; if it comes back, run the same command again")
 
-    def measure(self, up_bytes: int, down_bytes: int, wait_s: float | None) -> LinkTimes:
-        """Measure the link by a few pings, on a connection of its own and without a session.
-
-        Args:
-            up_bytes: size of the messages that will be sent.
-            down_bytes: size of their answers.
-            wait_s: as in ``open``, which raises the same errors.
-        """
-        found: list[LinkTimes] = []
-        self.channel.open(wait_s, lambda: found.append(self._probe(up_bytes, down_bytes)))
-        return found[-1]
-
-    def _probe(self, up_bytes: int, down_bytes: int) -> LinkTimes:
-        up_bytes, down_bytes = min(up_bytes, PROBE_BYTES), min(down_bytes, PROBE_BYTES)
-        empty, up, down = (self._shortest(*size) for size in ((0, 0), (up_bytes, 0), (0, down_bytes)))
-        return LinkTimes(empty, max(0.0, up - empty) / max(1, up_bytes), max(0.0, down - empty) / max(1, down_bytes))
-
-    def _shortest(self, up_bytes: int, down_bytes: int) -> float:
-        """Return the shortest of a few pings: the first one travels by few packets at a time (TCP's slow start)."""
-        times = [self._ping(up_bytes, down_bytes)]
-        while len(times) < _PROBES and sum(times) < _PROBE_S:
-            times.append(self._ping(up_bytes, down_bytes))
-        return min(times)
-
     def close(self) -> None:
         """Close every socket at once."""
         self.channel.close()
-
-    def _ping(self, up_bytes: int, down_bytes: int) -> float:
-        start = time.monotonic()
-        self.channel.send(Ping(0, down_bytes, up_bytes), bytes(up_bytes))
-        self.channel.receive(WELCOME_MS)
-        return time.monotonic() - start
 
     def _send(self, message: Message, body: Body = b"") -> None:
         """Send a message from its ``offset`` on, and count the bytes that were sent before."""

@@ -114,6 +114,7 @@ class Tally(msgspec.Struct):
     steps_repeated: int = 0  # repeated after this process was killed
     bytes_repeated_up: int = 0  # bytes that an undisturbed run would not have needed, with evaluations
     bytes_repeated_down: int = 0
+    rtt_min_ms: float | None = None
     rtt_samples_ms: list[float] = msgspec.field(default_factory=list)
     up_samples_mbit_s: list[float] = msgspec.field(default_factory=list)
     down_samples_mbit_s: list[float] = msgspec.field(default_factory=list)
@@ -153,8 +154,12 @@ class Tally(msgspec.Struct):
                 setattr(self, name, getattr(self, name) + size)
                 setattr(self, f"bytes_repeated_{way}", getattr(self, f"bytes_repeated_{way}") + size)
 
-    def link(self, rtt_ms: float, up_mbit_s: float, down_mbit_s: float | None) -> None:
-        """Keep the last SAMPLES figures of the link, from the kernels at both ends after each step."""
+    def link(
+        self, rtt_ms: float, up_mbit_s: float | None, down_mbit_s: float | None, rtt_min_ms: float | None = None
+    ) -> None:
+        """Keep the last SAMPLES figures of the link, of each step; None: a step told no rate."""
+        if rtt_min_ms:
+            self.rtt_min_ms = min(rtt_min_ms, self.rtt_min_ms or rtt_min_ms)
         values = (
             (self.rtt_samples_ms, rtt_ms),
             (self.up_samples_mbit_s, up_mbit_s),
@@ -171,8 +176,8 @@ class Tally(msgspec.Struct):
         values = {name: value for name, value in msgspec.to_builtins(self).items() if "_samples_" not in name}
         for name, share in (("rtt_ms", 50), ("rtt_p95_ms", 95), ("rtt_p99_ms", 99)):
             values[name] = _percentile(self.rtt_samples_ms, share)
-        values["up_mbit_s"] = _percentile(self.up_samples_mbit_s, 50)
-        values["down_mbit_s"] = _percentile(self.down_samples_mbit_s, 50)
+        for way, samples in (("up", self.up_samples_mbit_s), ("down", self.down_samples_mbit_s)):
+            values[f"{way}_mbit_s"], values[f"{way}_p10_mbit_s"] = (_percentile(samples, share) for share in (50, 10))
         values["accuracy"] = self.evaluations[-1].accuracy if self.evaluations else None
         values["xi"] = shape.xi
         values["peak_memory_mb"] = peak_memory_mb()

@@ -144,7 +144,7 @@ class Training:
         state.tally.add(record, loop.loader.batch_size)
         self._tally_link()
         run_dir.metric(kind="step", **msgspec.to_builtins(record))
-        self.display.step(state.step, state.tally)
+        self.display.step(state.step, state.tally, loop.link)
         state.step += 1
         try:
             self.course.observe(record, loop)
@@ -241,6 +241,4 @@ class Training:
         tally.bytes_repeated_up += session.repeated[0]
         tally.bytes_repeated_down += session.repeated[1]
         session.outages, session.repeated = 0, [0, 0]
-        tcp = session.channel.tcp()
-        if tcp is not None:
-            tally.link(tcp.rtt_ms, tcp.delivery_mbit_s, self.loop.down_mbit_s)
+        self.loop.measure_link(tally)

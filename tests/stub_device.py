@@ -8,6 +8,7 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from adc_edge.codec.precision import encode
+from adc_edge.edge_runtime.choosing.link import shortest_ping
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.session import DeviceSession
 from adc_edge.method.labels import label_triples
@@ -85,7 +86,7 @@ class Device:
         """Wait until the trainer has done what it does after it has answered; anew if the link was cut meanwhile."""
         while True:
             try:
-                self.session._ping(0, 0)
+                shortest_ping(self.session.channel, 0, 0)
             except LinkLost:
                 self.session.channel.disconnect()
                 self.session.open(30)

@@ -90,7 +90,9 @@ class Assembler(Generic[_M]):
         self._message: _M | None = None
         self._body = memoryview(b"")
         self._filled = 0
+        self._first = 0.0, 0  # time and size of the first piece of the message in progress
         self.grown_s = 0.0  # monotonic time at which the last piece arrived
+        self.arrival_mbit_s: float | None = None  # rate of the last body after its first piece; None: it had one piece
 
     @property
     def unfinished(self) -> tuple[int, int]:
@@ -130,6 +132,9 @@ class Assembler(Generic[_M]):
         if self._message is None or self._filled < len(self._body):
             return None
         done = self._message, self._body
+        first_s, first_bytes = self._first
+        span_s = self.grown_s - first_s
+        self.arrival_mbit_s = (self._filled - first_bytes) * 8e-6 / span_s if span_s > 0 else None
         self.drop()
         return done
 
@@ -148,6 +153,7 @@ class Assembler(Generic[_M]):
         self._expect_piece(piece.nbytes, size - offset)
         self._message = message
         self._put(piece)
+        self._first = self.grown_s, self._filled
 
     def _continue(self, chunk: Chunk, piece: memoryview) -> None:
         message = cast(Any, self._message)

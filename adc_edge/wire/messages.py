@@ -209,6 +209,8 @@ class Gradient(Message, frozen=True):
     durable: Count | None = None  # as in Welcome
     offset: Count = 0  # of the first piece in the body
     seconds_codec: float | UnsetType = UNSET  # to decode and encode, apart from seconds_cloud; 0.7 does not tell
+    down_app_limited: bool | UnsetType = UNSET  # down_mbit_s is what there was to send; 0.8 does not tell
+    up_mbit_s: float | UnsetType = UNSET  # rate at which the Step came in after its first piece; 0.8 does not tell
 
 
 class Evaluated(Message, frozen=True):

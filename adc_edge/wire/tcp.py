@@ -51,6 +51,8 @@ class TcpInfo(NamedTuple):
     rtt_ms: float  # smoothed
     delivery_mbit_s: float
     last_received_ms: int  # time since data last arrived
+    min_rtt_ms: float = 0.0  # the shortest lately
+    app_limited: bool = False  # the delivery rate is what there was to send; the connection may be faster
 
 
 @contextlib.contextmanager
@@ -82,7 +84,9 @@ def tcp_info(fd: int) -> TcpInfo | None:
     sent, again = struct.unpack_from("=QQ", raw, 200)
     (last_received,) = struct.unpack_from("=I", raw, 52)
     (rtt,) = struct.unpack_from("=I", raw, 68)
-    return TcpInfo(sent - again, received, rtt / 1e3, rate * 8 / 1e6, last_received)
+    (min_rtt,) = struct.unpack_from("=I", raw, 148)
+    app_limited = bool(raw[7] & 1)
+    return TcpInfo(sent - again, received, rtt / 1e3, rate * 8 / 1e6, last_received, min_rtt / 1e3, app_limited)
 
 
 def prefer_bbr(fd: int) -> str | None:

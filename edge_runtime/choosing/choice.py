@@ -12,9 +12,9 @@ from functools import cache
 from typing import NamedTuple
 
 from adc_edge.defaults import Precision
+from adc_edge.edge_runtime.choosing.link import LinkTimes
 from adc_edge.edge_runtime.choosing.measuring import DeviceSeconds, FirstBatch, at_size, message_bytes
 from adc_edge.edge_runtime.screen.display import roughly
-from adc_edge.edge_runtime.session import LinkTimes
 from adc_edge.method.ratio import Shape
 from adc_edge.planning.micro_batches import CutTime, best_cut
 from adc_edge.planning.schedule import Costs, step_seconds

@@ -12,8 +12,8 @@ from adc_edge.arrays import Float32
 from adc_edge.codec.precision import decode, encode, encoded_bytes, pca_bits
 from adc_edge.data.loader import Loader
 from adc_edge.defaults import Precision
+from adc_edge.edge_runtime.choosing.link import LinkTimes
 from adc_edge.edge_runtime.engines.base import Engine
-from adc_edge.edge_runtime.session import LinkTimes
 from adc_edge.method.compressed import CompressedBatch, Compressor
 from adc_edge.method.ratio import Shape
 from adc_edge.planning.schedule import Costs

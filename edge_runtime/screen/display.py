@@ -18,6 +18,7 @@ from rich.table import Table
 
 from adc_edge.edge_runtime.tally import Evaluation, Tally
 from adc_edge.logs import plain_room
+from adc_edge.planning.passive import LinkEstimate
 from adc_edge.wire.tcp import KERNEL_COUNTS
 
 _LOG_EVERY_S = 5.0
@@ -92,8 +93,8 @@ class Display:
             logger.info("the files of the run can be written again")
         self._trouble = text
 
-    def step(self, step: int, tally: Tally) -> None:
-        """Show that ``step`` is done."""
+    def step(self, step: int, tally: Tally, link: LinkEstimate | None = None) -> None:
+        """Show that ``step`` is done, and the rates of the link if they are known."""
         parts = [
             f"loss {tally.loss:.3f}",
             f"train {tally.accuracy_train:.1%}",
@@ -101,6 +102,8 @@ class Display:
             f"down {decimal(tally.bytes_down)}",
             f"{1e3 * tally.seconds / tally.steps:.0f} ms/step",
         ]
+        if link is not None and link.up.mbit_s is not None and not (link.up.at_least and link.down.at_least):
+            parts.append(f"link {_rate(link.up.mbit_s)}/{_rate(link.down.mbit_s)} Mbit/s")
         self._progress.update(self._task, completed=step + 1, description=fitted(parts, self._room))
         if not self._console.is_terminal:
             self._log(step + 1, tally, parts)
@@ -192,9 +195,13 @@ def report_table(report: Mapping[str, Any]) -> Table:
     if report["rtt_ms"] is None:
         table.add_row("link", f"not measured ({_why_not_measured(report['steps'])})")
     else:
-        table.add_row("link up, down", " / ".join(_rate(report[k]) for k in ("up_mbit_s", "down_mbit_s")) + " Mbit/s")
+        for name, share in (("link up, down", ""), ("  in all but a tenth of steps", "_p10")):
+            rates = " / ".join(_rate(report[f"{way}{share}_mbit_s"]) for way in ("up", "down"))
+            table.add_row(name, f"{rates} Mbit/s")
         times = " / ".join(f"{report[k]:.2f}" for k in ("rtt_ms", "rtt_p95_ms", "rtt_p99_ms"))
         table.add_row("RTT p50, p95, p99", f"{times} ms")
+        if report["rtt_min_ms"] is not None:
+            table.add_row("RTT min", f"{report['rtt_min_ms']:.2f} ms")
     table.add_row("outages", str(report["outages"]))
     if again := report["bytes_repeated_up"] + report["bytes_repeated_down"]:
         table.add_row("sent again after outages", f"{decimal(again)}, {report['steps_repeated']} steps redone")

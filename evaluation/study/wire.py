@@ -63,6 +63,7 @@ class Wire:
             seconds_cloud=0.1,
             seconds_codec=0.1,
             down_mbit_s=20.1,
+            down_app_limited=True,
         )
         return self._carry(message, body)
 

@@ -1,4 +1,4 @@
-"""A device is killed around the choice of `--micro-batches auto`: it is made once, and the outcome is its own."""
+"""A device is killed around the choice of `--micro-batches auto`: what it has kept is repeated, bit for bit."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.served_session import SessionRecord
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.edge_runtime.session import PROBE_BYTES
+from adc_edge.edge_runtime.choosing.link import PROBE_BYTES, probe_link
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.channel import Channel
@@ -346,7 +346,7 @@ def test_a_trainer_that_cannot_create_its_log_refuses_and_the_device_waits(bundl
 
 def test_the_link_is_measured_without_a_session(bundle: Bundle, server: Server) -> None:
     device = Device(bundle, server.endpoint)
-    link = device.session.measure(100_000, 1_000, wait_s=30)
+    link = probe_link(device.session.channel, 100_000, 1_000, wait_s=30)
     assert 0 < link.rtt < 5
     assert 0 <= link.up_byte * 100_000 < 5
     assert 0 <= link.down_byte * 1_000 < 5
@@ -364,6 +364,6 @@ def test_a_link_that_breaks_while_it_is_measured_is_measured_again(
     with proxy_type(server.endpoint) as proxy:
         device = Device(bundle, proxy.endpoint)
         proxy.cut_after(50_000)
-        assert device.session.measure(100_000, 100_000, wait_s=60).rtt > 0
+        assert probe_link(device.session.channel, 100_000, 100_000, wait_s=60).rtt > 0
         assert proxy.cuts == 1
         device.session.close()

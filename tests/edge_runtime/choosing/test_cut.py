@@ -27,7 +27,7 @@ from adc_edge.storage.bundle import HEAD, Bundle
 from tests.chaos.proxy import BadLink
 from tests.serving import serving
 
-SLOW = {"rate_mbit_s": 4.0, "delay_ms": 10.0}
+SLOW: dict[str, Any] = {"rate_mbit_s": 4.0, "delay_ms": 10.0}
 
 
 class Trainer:
@@ -54,7 +54,13 @@ def trainer(bundle: Bundle, tmp_path: Path) -> Iterator[Callable[[], Trainer]]:
 
 
 def run(bundle: Bundle, endpoint: str, stop: Callable[[], bool] = lambda: False, **more: Any) -> dict[str, Any]:
-    given = {"steps": 5, "batch_size": 64, "precision": "fp16", "threads": 1, "evaluate_images": 16} | more
+    given: dict[str, Any] = {
+        "steps": 5,
+        "batch_size": 64,
+        "precision": "fp16",
+        "threads": 1,
+        "evaluate_images": 16,
+    } | more
     return Serve(ServeSettings(bundle.path, endpoint, **given), Console(quiet=True), stop=stop).run()
 
 
@@ -106,7 +112,7 @@ def test_a_process_that_comes_back_goes_on_with_the_record_whatever_the_link_is(
     bundle: Bundle, trainer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     there, device = trainer(), tmp_path / "device"
-    until = {"steps": 6, "run": device, "evaluate_images": 16}
+    until: dict[str, Any] = {"steps": 6, "run": device, "evaluate_images": 16}
     first = run(
         bundle, there.slow, stop=lambda: (device / "metrics.jsonl").exists() and len(steps(device)) >= 2, **until
     )

@@ -1,0 +1,79 @@
+"""The passive estimate of a link: rates and round trip from the messages of the steps themselves.
+
+Per direction R = min(max(B, C), 1.1 B). B is the largest delivery rate that the sender's kernel has measured within a
+window of steps, C the rate at which the receivers' messages came in after their first piece (the median of the window).
+A process that reads late sees too large a C, hence the bound. Where the kernel says that there was too little to send
+(app-limited), B tells only that the link is no slower, and the bound is 1.5 B.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+from typing import NamedTuple
+
+WINDOW_STEPS = 8
+LATE_MS = 8  # a message whose last byte came earlier was read late; two ticks of the kernel's clock
+_ABOVE, _ABOVE_LIMITED = 1.1, 1.5  # how far C may exceed B
+
+
+class RateSample(NamedTuple):
+    """The figures of one direction in one step, in Mbit/s."""
+
+    kernel: float
+    app_limited: bool = False
+    arrival: float | None = None  # None: the message came in one piece, or nobody has told
+
+
+class RateEstimate:
+    """The rate of one direction."""
+
+    def __init__(self, window: int = WINDOW_STEPS) -> None:
+        self._window: deque[RateSample] = deque(maxlen=window)
+
+    @property
+    def mbit_s(self) -> float | None:
+        """R; None before the first step."""
+        if not self._window:
+            return None
+        arrivals = [sample.arrival for sample in self._window if sample.arrival is not None]
+        return min(max(self._most, median(arrivals) if arrivals else 0.0), self._bound)
+
+    @property
+    def at_least(self) -> bool:
+        """Whether the link may be faster: no sender in the window had enough to send."""
+        return all(sample.app_limited for sample in self._window)
+
+    def add(self, sample: RateSample) -> float | None:
+        """Note a step. Return its rate; None if it tells only that the link is no slower than it."""
+        before = self.mbit_s
+        self._window.append(sample)
+        if sample.arrival is not None:
+            return min(sample.arrival, self._bound)
+        return None if sample.app_limited and before is not None and sample.kernel < before else self._most
+
+    @property
+    def _most(self) -> float:
+        return max(sample.kernel for sample in self._window)
+
+    @property
+    def _bound(self) -> float:
+        most = max(self._window, key=lambda sample: sample.kernel)
+        return (_ABOVE_LIMITED if most.app_limited else _ABOVE) * most.kernel
+
+
+class LinkEstimate:
+    """Both directions of a link, and its round trip."""
+
+    def __init__(self) -> None:
+        self.up, self.down = RateEstimate(), RateEstimate()
+        self._rtts_ms: deque[float] = deque(maxlen=WINDOW_STEPS)
+
+    @property
+    def rtt_min_ms(self) -> float | None:
+        """The shortest round trip within the window; None before the first step."""
+        return min(self._rtts_ms, default=None)
+
+    def round_trip(self, rtt_ms: float) -> None:
+        """Note the shortest round trip that the kernel has seen lately."""
+        self._rtts_ms.append(rtt_ms)
