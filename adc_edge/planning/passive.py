@@ -9,10 +9,11 @@ A process that reads late sees too large a C, hence the bound. Where the kernel 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-WINDOW_STEPS = 8
+WINDOW_STEPS, RECENT_STEPS = 8, 3
 LATE_MS = 8  # a message whose last byte came earlier was read late; two ticks of the kernel's clock
 _ABOVE, _ABOVE_LIMITED = 1.1, 1.5  # how far C may exceed B
 
@@ -28,16 +29,18 @@ class RateSample(NamedTuple):
 class RateEstimate:
     """The rate of one direction."""
 
-    def __init__(self, window: int = WINDOW_STEPS) -> None:
-        self._window: deque[RateSample] = deque(maxlen=window)
+    def __init__(self) -> None:
+        self._window: deque[RateSample] = deque(maxlen=WINDOW_STEPS)
 
     @property
     def mbit_s(self) -> float | None:
         """R; None before the first step."""
-        if not self._window:
-            return None
-        arrivals = [sample.arrival for sample in self._window if sample.arrival is not None]
-        return min(max(self._most, median(arrivals) if arrivals else 0.0), self._bound)
+        return _rate(self._window)
+
+    @property
+    def recent_mbit_s(self) -> float | None:
+        """R of the last RECENT_STEPS alone, which a link that became slower does not outlast."""
+        return _rate(list(self._window)[-RECENT_STEPS:])
 
     @property
     def at_least(self) -> bool:
@@ -49,17 +52,24 @@ class RateEstimate:
         before = self.mbit_s
         self._window.append(sample)
         if sample.arrival is not None:
-            return min(sample.arrival, self._bound)
-        return None if sample.app_limited and before is not None and sample.kernel < before else self._most
+            return min(sample.arrival, _bound(self._window))
+        return None if sample.app_limited and before is not None and sample.kernel < before else _most(self._window)
 
-    @property
-    def _most(self) -> float:
-        return max(sample.kernel for sample in self._window)
 
-    @property
-    def _bound(self) -> float:
-        most = max(self._window, key=lambda sample: sample.kernel)
-        return (_ABOVE_LIMITED if most.app_limited else _ABOVE) * most.kernel
+def _rate(samples: Sequence[RateSample]) -> float | None:
+    if not samples:
+        return None
+    arrivals = [sample.arrival for sample in samples if sample.arrival is not None]
+    return min(max(_most(samples), median(arrivals) if arrivals else 0.0), _bound(samples))
+
+
+def _most(samples: Sequence[RateSample]) -> float:
+    return max(sample.kernel for sample in samples)
+
+
+def _bound(samples: Sequence[RateSample]) -> float:
+    most = max(samples, key=lambda sample: sample.kernel)
+    return (_ABOVE_LIMITED if most.app_limited else _ABOVE) * most.kernel
 
 
 class LinkEstimate:

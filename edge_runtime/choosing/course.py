@@ -11,6 +11,7 @@ import numpy as np
 
 from adc_edge.arrays import Float32
 from adc_edge.codec.precision import Precision, decode, encode, encoded_bytes
+from adc_edge.defaults import MOST_MICRO_BATCHES
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.settings import StepSettings
 from adc_edge.edge_runtime.tally import StepRecord
@@ -18,7 +19,7 @@ from adc_edge.method.ratio import Shape
 from adc_edge.planning.follow import Alternative, Change, Follower, MessageForm
 from adc_edge.planning.step_model import LinkRates
 from adc_edge.storage.decisions import Decision, Decisions
-from adc_edge.wire.messages import MOST_MICRO_BATCHES, TRIPLE_BYTES
+from adc_edge.wire.messages import TRIPLE_BYTES
 
 _PHASES = ("data", "forward", "encode", "send", "recompute", "decode", "backward", "cloud", "cloud_codec")
 _ROUNDS = 2
@@ -138,8 +139,11 @@ def _trainer_follows(loop: DeviceLoop) -> bool:
 
 
 def _link(loop: DeviceLoop) -> LinkRates | None:
-    tcp, down = loop.session.channel.tcp(), loop.down_mbit_s
-    return LinkRates(tcp.rtt_ms, tcp.delivery_mbit_s, down) if tcp and down else None
+    link = loop.link
+    up, down, rtt = link.up.recent_mbit_s, link.down.recent_mbit_s, link.rtt_min_ms
+    if up is None or rtt is None:
+        return None
+    return LinkRates(rtt, up, up if down is None else down)  # a frozen trunk's answers are too small to measure
 
 
 def _codec_seconds(x: Float32, precision: Precision) -> tuple[float, float]:
