@@ -119,18 +119,22 @@ def nearest_studies(studies: Sequence[MeasuredStudy], model: str, tokens: int) -
 def estimate(studies: Sequence[MeasuredStudy], asked: SentSetting) -> Estimate | None:
     """Return the value of a setting from the first study that has it, or else from the one that encloses it closest.
 
+    Two settings that are far apart count only in the first study: a second one, on other data, would tell of settings
+    that the first has measured nearby, and both together would make one look better than one that sends more.
+
     Args:
-        studies: of one quantity.
+        studies: of one quantity, the one that counts most first.
         asked: the setting.
 
     Returns:
         None if no study has measured it, or two settings that enclose it and are near each other or equally good.
     """
-    found = [pair for study in studies if (pair := _within(study, asked)) is not None]
+    pairs = (_within(study, asked, far=number == 0) for number, study in enumerate(studies))
+    found = [pair for pair in pairs if pair is not None]
     return min(found, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
-def _within(study: MeasuredStudy, asked: SentSetting) -> tuple[float, Estimate] | None:
+def _within(study: MeasuredStudy, asked: SentSetting, far: bool) -> tuple[float, Estimate] | None:
     """Return the value in one study, and the distance of the two settings that it comes from; 0 if it was measured."""
     here = _place(asked, study.quantity)
     places = [(place, one) for one in study.points if (place := _place_of(one.setting, study.quantity)) is not None]
@@ -143,7 +147,7 @@ def _within(study: MeasuredStudy, asked: SentSetting) -> tuple[float, Estimate] 
         return None
     (low, below), (high, above) = (min(side, key=lambda pair: pair[0]) for side in (less, more))
     gap = above.value - below.value
-    if low + high > _NEAR and abs(gap) > _ALIKE[study.quantity]:
+    if low + high > _NEAR and not (far and abs(gap) <= _ALIKE[study.quantity]):
         return None
     value = below.value + gap * (low / (low + high) if low + high else 0.0)
     spread = max(below.spread or 0.0, above.spread or 0.0, abs(gap) / 2)

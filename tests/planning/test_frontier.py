@@ -70,6 +70,7 @@ def test_two_settings_far_apart_tell_what_lies_between_only_if_they_are_equally_
     assert alike.settings == ("int3", "none")
     assert 0.0 <= alike.value <= 0.2
     assert estimate([study(POINTS)], asked("adc@0.5")) is None  # between -19 and 0
+    assert estimate([study(POINTS[:2]), study(POINTS)], asked("int8")) is None  # only in the study that counts most
 
 
 def test_of_several_studies_the_one_that_encloses_a_setting_closest_is_taken() -> None:

@@ -194,7 +194,7 @@ def test_splits_are_not_compared_where_the_trainers_time_is_not_known(
     assert "--split" not in result.output
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [60, 80, 120])
 def test_the_screen_fits(
     bundle_dir: Path, link: Path, profile: Path, study: Path, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +206,7 @@ def test_the_screen_fits(
         shown = output.partition("\nnext:")[0].splitlines()
         assert max(map(len, shown)) <= columns
         assert "…" not in output
+        assert ("trunk" in output.partition("─")[0]) == (columns > 60)
         assert ("trainer s" in output) == (columns == 120 and bool(more))
 
 
