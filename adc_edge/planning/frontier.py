@@ -20,6 +20,8 @@ from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Ratio
 
 _TEXT = re.compile(r"(none|adc|adc-batch|adc-tokens)(?:@([\d.e-]+)(?:x([\d.e-]+))?)?(?:/(\w[\w.]*)(?::(\w[\w.]*))?)?")
+_NEAR = 3.0  # doublings of what is sent, in all, between two settings that tell what lies between them
+_ALIKE = {"accuracy": 1.0, "ssim": 0.02}  # or they differ by no more: then what lies between them does not either
 _BY_VALUE = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0}
 
 
@@ -115,35 +117,41 @@ def nearest_studies(studies: Sequence[MeasuredStudy], model: str, tokens: int) -
 
 
 def estimate(studies: Sequence[MeasuredStudy], asked: SentSetting) -> Estimate | None:
-    """Return the value of a setting from the first study that has it, or else from the first that encloses it.
+    """Return the value of a setting from the first study that has it, or else from the one that encloses it closest.
+
+    Two settings that are far apart count only in the first study: a second one, on other data, would tell of settings
+    that the first has measured nearby, and both together would make one look better than one that sends more.
 
     Args:
-        studies: of one quantity.
+        studies: of one quantity, the one that counts most first.
         asked: the setting.
 
     Returns:
-        None if no study has measured it or encloses it.
+        None if no study has measured it, or two settings that enclose it and are near each other or equally good.
     """
-    found = [one for study in studies if (one := _within(study, asked)) is not None]
-    return next((one for one in found if one.measured), found[0] if found else None)
+    pairs = (_within(study, asked, far=number == 0) for number, study in enumerate(studies))
+    found = [pair for pair in pairs if pair is not None]
+    return min(found, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
-def _within(study: MeasuredStudy, asked: SentSetting) -> Estimate | None:
+def _within(study: MeasuredStudy, asked: SentSetting, far: bool) -> tuple[float, Estimate] | None:
+    """Return the value in one study, and the distance of the two settings that it comes from; 0 if it was measured."""
     here = _place(asked, study.quantity)
     places = [(place, one) for one in study.points if (place := _place_of(one.setting, study.quantity)) is not None]
     for place, point in places:
         if _distance(place, here) < 1e-6 and place.codecs == here.codecs:
-            return Estimate(point.value, point.spread, (point.setting,), study.source)
-    less = [pair for pair in places if _sends_less(pair[0], here)]
-    more = [pair for pair in places if _sends_less(here, pair[0])]
+            return 0.0, Estimate(point.value, point.spread, (point.setting,), study.source)
+    less = [(_distance(place, here), point) for place, point in places if _sends_less(place, here)]
+    more = [(_distance(place, here), point) for place, point in places if _sends_less(here, place)]
     if not less or not more:
         return None
-    low, below = min(((_distance(place, here), point) for place, point in less), key=lambda pair: pair[0])
-    high, above = min(((_distance(place, here), point) for place, point in more), key=lambda pair: pair[0])
-    share = low / (low + high) if low + high else 0.0
-    value = below.value + share * (above.value - below.value)
-    spread = max(below.spread or 0.0, above.spread or 0.0, abs(above.value - below.value) / 2)
-    return Estimate(value, spread, (below.setting, above.setting), study.source)
+    (low, below), (high, above) = (min(side, key=lambda pair: pair[0]) for side in (less, more))
+    gap = above.value - below.value
+    if low + high > _NEAR and not (far and abs(gap) <= _ALIKE[study.quantity]):
+        return None
+    value = below.value + gap * (low / (low + high) if low + high else 0.0)
+    spread = max(below.spread or 0.0, above.spread or 0.0, abs(gap) / 2)
+    return low + high + 1e-9, Estimate(value, spread, (below.setting, above.setting), study.source)
 
 
 class _Place(NamedTuple):

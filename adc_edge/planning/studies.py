@@ -108,17 +108,21 @@ def _no_study(received: str) -> SettingError:
 
 
 def _check_model(file: Path, task: _Task, manifest: Manifest) -> None:
-    mine, theirs = _named(manifest.model, manifest.model_args), _named(task.model, task.model_args)
-    if mine != theirs:
+    """Raise SettingError for another model. The size of its images may be written out on one side only."""
+    size = manifest.preprocessing.size[0]
+    default = {} if "img_size" in manifest.model_args else {"img_size": size}
+    mine, theirs = manifest.model_args | {"img_size": size}, default | task.model_args
+    if (task.model, theirs) != (manifest.model, mine):
         raise SettingError(
-            f"{file} is a study of {theirs}",
-            f"a study of the bundle's {mine}",
+            f"{file} is a study of {_named(task.model, task.model_args)}",
+            f"a study of the bundle's {_named(manifest.model, manifest.model_args)}",
             "name a study of this model, or leave --study out for the studies that come with adc-edge",
         )
 
 
 def _named(model: str, arguments: dict[str, Any]) -> str:
-    return f"{model}({', '.join(f'{key}={arguments[key]!r}' for key in sorted(arguments))})"
+    listed = ", ".join(f"{key}={arguments[key]!r}" for key in sorted(arguments))
+    return f"{model}({listed})" if listed else model
 
 
 def _of_evaluation(file: Path, found: _Evaluation, tokens: int) -> MeasuredStudy:

@@ -121,12 +121,13 @@ def profile_of(path: Path, bundle: Bundle) -> Profile:
         SettingError: the file cannot be read, holds something else, or is of another bundle.
     """
     profile = read_profile(path)
-    if profile.device.bundle != bundle.digest:
-        mine, theirs = bundle.manifest, profile.device
-        other = f"{theirs.model}, split {theirs.split}" if theirs.model != mine.model else f"split {theirs.split}"
+    mine, theirs = bundle.manifest, profile.device
+    if theirs.bundle != bundle.digest:
+        same = (theirs.model, theirs.split) == (mine.model, mine.split)
+        measured = f"another export of {theirs.model}" if same else f"{theirs.model}, split {theirs.split}"
         raise SettingError(
-            f"{path} is the profile of another bundle ({other})",
-            f"a profile of {bundle.path} ({mine.model}, split {mine.split})",
+            f"{path} is a profile of {measured}",
+            f"one of {bundle.path} ({mine.model}, split {mine.split})",
             f"adc-edge profile --bundle {bundle.path} --json {path}",
         )
     return profile

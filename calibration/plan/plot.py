@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from adc_edge.calibration.plan.make import Made
 from adc_edge.planning.choice import Candidate
 
 _SIZE, _DPI = (10.0, 5.0), 130
 _LOWEST = -10.0  # points
+_FAR = 10.0
 _FRONT, _CHOSEN, _GREY, _INK = "#0072B2", "#D55E00", "#8a8a8a", "#222222"  # the colour-blind can tell them apart
 
 
@@ -32,16 +33,26 @@ def _figure(made: Made) -> Figure:
     _draw(left, made, "seconds", lambda one: one.prediction.seconds)
     _draw(right, made, "bytes", lambda one: float(one.bytes))
     left.set(
-        xlabel="time of a step (s)" if made.compute_known else "time of a step (s), of the link alone",
+        xlabel="time of a step" if made.compute_known else "time of a step, of the link alone",
         ylabel="accuracy (points above uncompressed training)",
     )
     right.set(xlabel="bytes of a step, both ways")
-    right.xaxis.set_major_formatter(EngFormatter("B"))
-    left.set_xlim(left=0)
-    right.set_xlim(left=0)
+    _scale(left, [one.prediction.seconds for one in made.front], "s")
+    _scale(right, [one.bytes for one in made.front], "B")
     _cut_below(left, made)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _scale(axes: Axes, values: Sequence[float], unit: str) -> None:
+    """Make the axis logarithmic where the values are far apart, or else begin at 0."""
+    if max(values) > _FAR * min(values) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(EngFormatter(unit))
 
 
 def _cut_below(axes: Axes, made: Made) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -19,7 +19,9 @@ from adc_edge.planning.studies import shipped_studies
 _ROWS = 10
 _UNITS = {"MB": 1e6, "kB": 1e3}
 _HARDLY = 0.2  # points of accuracy
-_WIDE = 110  # columns from which a step's parts are shown
+_NARROW = 76  # columns from which the trunk and SSIM are shown
+_WIDE = 110  # and the parts of a step
+_LEFT = ("", "up:down", "T/B x k/N", "trunk")
 
 
 def plan_table(made: Made, width: int) -> Table:
@@ -27,25 +29,46 @@ def plan_table(made: Made, width: int) -> Table:
     table = Table(
         title=_title(made), caption=_caption(made), caption_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False
     )
-    shown, wide = _shown(made), width >= _WIDE and made.compute_known
-    unit = _unit(shown)
-    ssim = any(one.ssim is not None for one in shown)
-    for name in ("", "up:down", "T/B x k/N", "trunk"):
-        table.add_column(name, no_wrap=True)
-    for name in ("M", "step s", unit, *(_PARTS if wide else ()), "accuracy", *(["SSIM"] if ssim else [])):
-        table.add_column(name, justify="right", no_wrap=True)
+    shown = _shown(made, width)
+    columns = _columns(made, shown, width)
+    for name in columns:
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=True)
     for one in shown:
-        chosen = one == made.choice.candidate
-        cells = [">" if chosen else "", *_setting(one), *_numbers(one, unit, wide)]
-        cells += [_points(one), *([_share(one.ssim)] if ssim else [])]
-        table.add_row(*cells, style="bold" if chosen else None)
+        style = "bold" if one == made.choice.candidate else None
+        table.add_row(*(text(one) for text in columns.values()), style=style)
     return table
 
 
-_PARTS = ("device s", "link s", "trainer s", "W")
+def _columns(made: Made, shown: list[Candidate], width: int) -> dict[str, Callable[[Candidate], str]]:
+    """Return the columns that fit, each with the function that makes its cells."""
+    unit, chosen = _unit(shown), made.choice.candidate
+    parts = {
+        "device s": lambda one: _all_of(one, one.prediction.costs[:3]),
+        "link s": lambda one: _all_of(one, [max(one.prediction.costs.up, one.prediction.costs.down)]),
+        "trainer s": lambda one: _all_of(one, [one.prediction.costs.cloud]),
+        "W": lambda one: str(one.plan.window or one.plan.micro_batches),
+    }
+    columns: dict[str, Callable[[Candidate], str]] = {
+        "": lambda one: ">" if one == chosen else "",
+        "up:down": lambda one: f"{one.plan.precision}:{one.plan.gradient_precision or '-'}",
+        "T/B x k/N": _shares,
+        **({"trunk": _trunk} if width >= _NARROW else {}),
+        "M": lambda one: str(one.plan.micro_batches),
+        "step s": lambda one: digits(one.prediction.seconds),
+        unit: lambda one: digits(one.bytes / _UNITS[unit]),
+        **(parts if width >= _WIDE and made.compute_known else {}),
+        "accuracy": _points,
+    }
+    if width >= _NARROW and any(one.ssim is not None for one in shown):
+        columns["SSIM"] = _similarity
+    return columns
 
 
-def _shown(made: Made) -> list[Candidate]:
+def _all_of(one: Candidate, seconds: Sequence[float]) -> str:
+    return digits(one.plan.micro_batches * sum(seconds))
+
+
+def _shown(made: Made, width: int) -> list[Candidate]:
     """Return the rows: the chosen one, the front without what hardly differs, and the chosen one partly frozen."""
     chosen = made.choice.candidate
     measured = sorted((one for one in made.front if one.accuracy is not None), key=_points_of, reverse=True)
@@ -53,7 +76,8 @@ def _shown(made: Made) -> list[Candidate]:
     for one in measured:
         if not any(_as_good(other, one) for other in kept):
             kept.append(one)
-    return spread_out(kept, _ROWS, [chosen]) + [one for one in made.frozen if one != chosen]
+    frozen = [one for one in made.frozen if one != chosen] if width >= _NARROW else []
+    return spread_out(kept, _ROWS, [chosen]) + frozen
 
 
 def _points_of(one: Candidate) -> float:
@@ -82,24 +106,15 @@ def _caption(made: Made) -> str:
     )
 
 
-def _setting(one: Candidate) -> list[str]:
-    plan, ratio = one.plan, one.ratio
-    shares = f"{ratio.batch:g}x{ratio.token:g}" if ratio.xi is None else "1x1" if ratio.xi == 1.0 else f"ξ={ratio.xi:g}"
-    down = "-" if plan.gradient_precision is None else plan.gradient_precision
-    trunk = (
-        "frozen" if plan.gradient_precision is None else f"from {plan.freeze_first + 1}" if plan.freeze_first else "all"
-    )
-    return [f"{plan.precision}:{down}", shares, trunk]
+def _shares(one: Candidate) -> str:
+    ratio = one.ratio
+    return f"{ratio.batch:g}x{ratio.token:g}" if ratio.xi is None else "1x1" if ratio.xi == 1.0 else f"ξ={ratio.xi:g}"
 
 
-def _numbers(one: Candidate, unit: str, wide: bool) -> list[str]:
-    costs, plan = one.prediction.costs, one.plan
-    found = [str(plan.micro_batches), digits(one.prediction.seconds), digits(one.bytes / _UNITS[unit])]
-    if wide:
-        parts = (costs.forward + costs.recompute + costs.backward, max(costs.up, costs.down), costs.cloud)
-        found += [digits(plan.micro_batches * part) for part in parts]
-        found.append(str(plan.window or plan.micro_batches))
-    return found
+def _trunk(one: Candidate) -> str:
+    if one.plan.gradient_precision is None:
+        return "frozen"
+    return f"from {one.plan.freeze_first + 1}" if one.plan.freeze_first else "all"
 
 
 def _unit(shown: list[Candidate]) -> str:
@@ -119,7 +134,8 @@ def _points(one: Candidate) -> str:
     return f"{'' if found.measured else '~'}{found.value + 0.0:+.1f}{spread}"
 
 
-def _share(found: Estimate | None) -> str:
+def _similarity(one: Candidate) -> str:
+    found = one.ssim
     return "–" if found is None else f"{'' if found.measured else '~'}{found.value:.2f}"
 
 

@@ -62,9 +62,24 @@ def test_a_setting_between_two_measured_ones_has_a_value_between_theirs_and_a_sp
     share = math.log2(0.75 / 0.5)
     assert found.value == pytest.approx(-2.5 + share * 2.0)
     assert found.spread == pytest.approx(1.2)
-    wide = estimate([study(POINTS)], asked("adc@0.5"))
-    assert wide is not None
-    assert wide.spread == pytest.approx(9.5)
+
+
+def test_two_settings_far_apart_tell_what_lies_between_only_if_they_are_equally_good() -> None:
+    alike = estimate([study(POINTS)], asked("int8"))
+    assert alike is not None
+    assert alike.settings == ("int3", "none")
+    assert 0.0 <= alike.value <= 0.2
+    assert estimate([study(POINTS)], asked("adc@0.5")) is None  # between -19 and 0
+    assert estimate([study(POINTS[:2]), study(POINTS)], asked("int8")) is None  # only in the study that counts most
+
+
+def test_of_several_studies_the_one_that_encloses_a_setting_closest_is_taken() -> None:
+    near = study([MeasuredPoint("none", 0.0, 0.0, 3), MeasuredPoint("adc@1x0.5", -13.0)], "near")
+    far = study([MeasuredPoint("none", 0.0, 0.0, 3), MeasuredPoint("adc@1x0.25", -17.0)], "far")
+    found = estimate([far, near], asked("adc@1x0.75"))
+    assert found is not None
+    assert found.source == "near"
+    assert found.value == pytest.approx(-13.0 * (1 - math.log2(1.5)))
 
 
 @pytest.mark.parametrize("text", ["none/pca0.5:pca0.125", "adc@0.05", "int2", "adc@1x0.5/int3", "none/pca4:int3"])

@@ -53,6 +53,15 @@ def test_a_directory_may_hold_both_kinds_and_a_file_is_taken_by_itself(bundle: B
     assert study_files(tmp_path) == [tmp_path / "results.json", tmp_path / "privacy.json"]
 
 
+def test_a_study_may_write_out_the_image_size_that_the_bundle_has_by_default(bundle: Bundle, tmp_path: Path) -> None:
+    plain = {key: value for key, value in bundle.manifest.model_args.items() if key != "img_size"}
+    by_default = msgspec.structs.replace(bundle.manifest, model_args=plain)
+    path = written_study(tmp_path, bundle.manifest, ACCURACIES)
+    assert len(read_studies([path], by_default)[0]) == 1
+    with pytest.raises(SettingError, match="is a study of"):
+        read_studies([written_study(tmp_path / "plain", by_default, ACCURACIES)], bundle.manifest)
+
+
 def test_what_a_study_says_about_itself_is_passed_on(bundle: Bundle, tmp_path: Path) -> None:
     path = written_study(tmp_path, bundle.manifest, ACCURACIES)
     content = json.loads((path / "results.json").read_text()) | {"note": "Nothing was learned yet"}
