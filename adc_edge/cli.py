@@ -35,6 +35,7 @@ COMMANDS = {
     "link": "adc_edge.calibration.command",
     "merge": "adc_edge.export.command",
     "privacy": "adc_edge.evaluation.privacy.command",
+    "profile": "adc_edge.edge_runtime.profile.command",
     "serve": "adc_edge.edge_runtime.command",
     "trainer": "adc_edge.cloud_trainer.command",
 }
@@ -140,6 +141,7 @@ _EXTRAS = {  # what each command needs in addition
     "export": "export",
     "merge": "host",
     "privacy": "eval",
+    "profile": "train",
     "serve": "train",
     "trainer": "cloud",
 }

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from adc_edge.codec.precision import Precision
+from adc_edge.planning.profile import TrainerProfile
 
 VERSION = 3
 CHUNK_BYTES = 64 * 1024  # takes 5.2 s at 0.1 Mbit/s, less than the heartbeat time-out
@@ -122,6 +123,7 @@ class Ping(Message, frozen=True):
     body_bytes: Annotated[int, msgspec.Meta(ge=0, le=CHUNK_BYTES)] = 0
     transfer: Id = 0
     about: bool | UnsetType = UNSET  # whether the Pong is to tell about the trainer
+    head: bool | UnsetType = UNSET  # whether the Pong is to tell the speed of the head, which is measured meanwhile
 
 
 class KeepHead(Message, frozen=True):
@@ -238,6 +240,8 @@ class Pong(Message, frozen=True):
     version: Count | UnsetType = UNSET  # of the protocol, as in Hello
     trainer: Text | UnsetType = UNSET  # version of the trainer
     bundle: Text | UnsetType = UNSET  # the first BUNDLE_DIGITS of its digest
+    head: TrainerProfile | UnsetType = UNSET  # speed of the head; 0.8 and older do not tell
+    measuring: bool | UnsetType = UNSET  # whether the speed of the head is being measured: the device is to ask again
 
 
 class HeadKept(Message, frozen=True):
