@@ -96,7 +96,7 @@ class TrainerProfile(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """What `adc-edge profile` writes."""
+    """The content of a file that `adc-edge profile` writes."""
 
     device: DeviceProfile
     trainer: TrainerProfile | None = None  # None: no trainer was asked, or it does not tell

@@ -43,7 +43,7 @@ class StepPlan(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a step is expected to take."""
+    """The expected time, bytes and memory of a step."""
 
     seconds: float
     bytes_up: int  # at the socket
