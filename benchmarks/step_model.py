@@ -89,6 +89,12 @@ CASES = (
     Case(5, 5, 5, 2, ratio=(0.75, 0.8), freeze_first=1, precision="fp16", gradient_precision="int8"),
     Case(100, 100, 200, 4, ratio=(1, 1), precision="fp32", gradient_precision="fp16", batch=128),
 )
+PHASES = {  # of the device's records, by cost of the model; the optimizer's step is in the backward
+    "forward": ("forward", "encode"),
+    "recompute": ("recompute",),
+    "backward": ("decode", "backward"),
+    "cloud": ("cloud", "cloud_codec"),
+}
 QUICK = (CASES[0], CASES[1], CASES[3])
 
 
@@ -100,6 +106,7 @@ class Outcome(NamedTuple):
     seconds: float
     bytes_up: float
     bytes_down: float
+    phases: dict[str, float]  # seconds of a step, all micro-batches
     lag_ms: float
 
     @property
@@ -163,8 +170,12 @@ def outcome(link: LinkEmulator, pipe: Connection, directory: Path, case: Case, p
     manifest = Bundle.load(directory / "bundle", ()).manifest
     predicted = predict(case.plan(manifest.tokens, manifest.prefix), case.link(), profile)
     steps = steps_of(directory / name, name)
-    seconds, up, down = (statistics.median(s[key] for s in steps) for key in ("seconds", "bytes_up", "bytes_down"))
-    return Outcome(case, predicted, seconds, up, down, link.lag_ms)
+
+    def median(*names: str) -> float:
+        return statistics.median(sum(step[name] for name in names) for step in steps)
+
+    phases = {name: median(*(f"seconds_{part}" for part in parts)) for name, parts in PHASES.items()}
+    return Outcome(case, predicted, median("seconds"), median("bytes_up"), median("bytes_down"), phases, link.lag_ms)
 
 
 def answer(pipe: Connection, wish: Any) -> Any:
@@ -200,6 +211,17 @@ def results_of(outcomes: list[Outcome]) -> list[Result]:
     return results
 
 
+def row(one: Outcome) -> tuple[str, ...]:
+    """A line of the table. Phases: predicted ms, and their ratio to the realised ones."""
+    predicted, count = one.predicted, one.case.micro_batches
+    name = str(one.case) + ("; lag" if one.lag_ms > LAG_MS else "")
+    sizes = ((predicted.bytes_up, one.bytes_up), (predicted.bytes_down, one.bytes_down))
+    costs = {name: count * getattr(predicted.costs, name) for name in PHASES}
+    phases = (f"{1e3 * costs[name]:.0f} ({costs[name] / max(one.phases[name], 1e-4):.2f})" for name in PHASES)
+    times = (f"{1e3 * seconds:.0f}" for seconds in (predicted.seconds, one.seconds))
+    return (name, *times, f"{one.error:+.1%}", *(f"{here / there:.3f}" for here, there in sizes), *phases)
+
+
 def main() -> None:
     parser = arguments("Predicted v realised time of a step over an emulated link.")
     parser.add_argument("--quick", action="store_true", help=f"run {len(QUICK)} cases")
@@ -211,21 +233,8 @@ def main() -> None:
         show("predicted v realised step", [], args.json)
         return
     outcomes = run(QUICK if args.quick else CASES)
-    rows = [
-        (
-            str(one.case),
-            *(f"{1e3 * s:.0f}" for s in (one.predicted.seconds, one.seconds)),
-            f"{one.error:+.1%}",
-            *(
-                f"{p / max(r, 1):.3f}"
-                for p, r in ((one.predicted.bytes_up, one.bytes_up), (one.predicted.bytes_down, one.bytes_down))
-            ),
-            " ".join(f"{1e3 * s:.0f}" for s in one.predicted.costs) + (" lag" if one.lag_ms > LAG_MS else ""),
-        )
-        for one in outcomes
-    ]
-    costs = "costs of a micro-batch: forward recompute backward up cloud down, ms"
-    table("step, ms", ("case", "predicted", "realised", "error", "bytes up", "bytes down", costs), rows)
+    columns = ("case", "predicted", "realised", "error", "bytes up", "bytes down", *PHASES)
+    table("step in ms; predicted v realised: bytes, and the time of each phase", columns, map(row, outcomes))
     cut = f"{MODEL}, {MODEL_ARGS}, split {SPLIT}"
     show(f"predicted v realised step: {cut}, one thread each", results_of(outcomes), args.json)
 

@@ -14,7 +14,7 @@ from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Shape
 from adc_edge.planning.profile import BlockSeconds, DeviceProfile, Profile, TrainerProfile
 from adc_edge.planning.schedule import Costs, step_seconds
-from adc_edge.planning.work import block_operations, last_operations, last_work
+from adc_edge.planning.work import last_work
 from adc_edge.wire.framing import message_bytes
 from adc_edge.wire.messages import TRIPLE_BYTES, Gradient, Step
 from adc_edge.wire.tcp import TcpInfo
@@ -87,17 +87,18 @@ def predict(plan: StepPlan, link: LinkRates, profile: Profile) -> Prediction:
     seconds = step_seconds(costs, link.rtt_ms / 1e3, count, plan.window)
     if trainer is not None:  # its optimizer works while the device goes on
         seconds = max(seconds, count * costs.cloud + trainer.update_seconds)
-    busy = count * (costs.forward + costs.recompute + costs.backward)
-    images = plan.shape.images * count
-    seconds += max(
-        0.0, device.data_seconds * images - (seconds - busy)
-    )  # decoding takes the time that the device waits
-    seconds += device.batch_seconds * images
+    seconds += _data(plan, costs, seconds, device)
     if plan.gradient_precision is not None:
         seconds += device.update_seconds
-    in_flight = min(plan.window or count, count)
-    memory = in_flight * here.graph_bytes
+    memory = min(plan.window or count, count) * here.graph_bytes
     return Prediction(seconds, count * up, count * down, memory, costs, plan.split > len(device.blocks))
+
+
+def _data(plan: StepPlan, costs: Costs, seconds: float, device: DeviceProfile) -> float:
+    """Seconds that images add to a step. The next batch is decoded while the device waits, and then put together."""
+    images = plan.shape.images * plan.micro_batches
+    waits = seconds - plan.micro_batches * (costs.forward + costs.recompute + costs.backward)
+    return max(0.0, device.data_seconds * images - waits) + device.batch_seconds * images
 
 
 def _on_device(plan: StepPlan, device: DeviceProfile) -> _DeviceSeconds:
@@ -116,9 +117,7 @@ def _on_device(plan: StepPlan, device: DeviceProfile) -> _DeviceSeconds:
         )
     trained = blocks[plan.freeze_first :]
     share = len(trained) / len(device.blocks)  # the fixed part of a call grows with the number of blocks
-    if plan.freeze_first:
-        trained[0] = _without_input(trained[0], plan, device, alone=len(trained) == 1)
-    else:
+    if plan.freeze_first == 0:
         trained.append(device.embedding)
     recompute = share * device.recompute_call_seconds + images * sum(block.recompute for block in trained)
     backward = share * device.backward_call_seconds + images * sum(block.backward for block in trained)
@@ -153,18 +152,6 @@ def _mean(blocks: list[BlockSeconds]) -> BlockSeconds:
         return sum(float(getattr(block, name)) for block in blocks) / len(blocks)
 
     return BlockSeconds(mean("forward"), mean("recompute"), mean("backward"), round(mean("graph_bytes")))
-
-
-def _without_input(block: BlockSeconds, plan: StepPlan, device: DeviceProfile, alone: bool) -> BlockSeconds:
-    """The first trained block, which needs no gradient of its input: one product fewer, those of q, k and v."""
-    mlp_dim = device.mlp_dim or 4 * device.dim
-    tokens, dim = device.tokens, device.dim
-    if alone:  # the last block has queries of the kept tokens only
-        less = 2 * dim * dim * (2 * tokens + plan.shape.kept) / last_operations(plan.shape, dim, mlp_dim)
-    else:
-        less = 6 * tokens * dim * dim / block_operations(tokens, dim, mlp_dim)
-    backward = block.backward * (1 - less / 2)  # a backward has two products for each one of the forward
-    return BlockSeconds(block.forward, block.recompute, backward, block.graph_bytes)
 
 
 def _on_trainer(plan: StepPlan, trainer: TrainerProfile, device: DeviceProfile) -> float:

@@ -40,7 +40,7 @@ _ROUND_S = 4.0  # of a round of forwards, recomputations and backwards: sets the
 _FORWARDS = 9  # forwards of the largest micro-batch that take as long as such a round
 _ENCODING_S = 0.08  # longest encoding of a tensor in pca1
 _DECODED = 32  # images to read
-_FEWER = 4  # times fewer images in the smaller micro-batch
+_FEWER = (4, 16)  # times fewer images in the smaller micro-batches
 
 
 class Micro(NamedTuple):
@@ -101,7 +101,7 @@ class DeviceMeasurement:
                 seconds = self._train(engine, shim, micros, seconds)
                 update_seconds = _update(shim, refresher)
             say("the codec")
-            codec = _codec([self._compress(engine, micro).activations for micro in micros[:2]])
+            codec = _codec([self._compress(engine, micro).activations for micro in micros[:-1]])
             return DeviceProfile(
                 machine=describe_machine(
                     threads=threads, provider=engine.description, shim="" if shim is None else shim.device.type
@@ -147,7 +147,7 @@ class DeviceMeasurement:
         return _enlarged(images, self._batch_size), found["read"] / len(some), stacked["stack"] / len(some)
 
     def _micros(self, engine: Engine, images: Float32) -> list[Micro]:
-        """Micro-batches of many and of few images, and one of many with another number of tokens."""
+        """Micro-batches of many images and of fewer, and one of many with another number of tokens."""
         few = Micro(images[:2], self._shape(2))
         self._compress(engine, few)  # the first call plans the memory
         start = time.perf_counter()
@@ -158,7 +158,7 @@ class DeviceMeasurement:
         shape = self._shape(count)
         n, least = shape.tokens, self._manifest.prefix + 1
         other = max(least, n // 4) if 2 * shape.kept > n else n
-        sizes = dict.fromkeys((count, max(2, count // _FEWER)))
+        sizes = dict.fromkeys((count, *(max(2, count // fewer) for fewer in _FEWER)))
         same = [Micro(images[:size], self._shape(size)) for size in sizes]
         return [*same, Micro(images[:count], Shape(count, n, shape.clusters, other))]
 
@@ -182,8 +182,8 @@ class DeviceMeasurement:
         )
 
     def _shares(self, shim: Shim | None, micros: list[Micro]) -> list[float]:
-        """The share of each part in a forward of the smaller micro-batch: PyTorch's, or else by arithmetic."""
-        images, shape = micros[-2]
+        """The share of each part in a forward: PyTorch's, of a smaller micro-batch, or else by arithmetic."""
+        images, shape = micros[min(1, len(micros) - 2)]
         if shim is None:
             spec = self._manifest.trunk
             block = block_operations(spec.tokens, spec.embed_dim, spec.mlp_dim)
