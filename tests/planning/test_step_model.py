@@ -23,7 +23,7 @@ from adc_edge.planning.profile import (
 from adc_edge.planning.step_model import LinkRates, Prediction, StepPlan, predict
 from adc_edge.planning.work import last_work
 from adc_edge.wire.framing import chunk_bytes, message_bytes, to_frames
-from adc_edge.wire.messages import CHUNK_BYTES, Gradient, Step
+from adc_edge.wire.messages import CHUNK_BYTES, Gradient, Message, Step
 from adc_edge.wire.tcp import TcpInfo, frame_bytes
 
 SHAPE = Shape(images=8, tokens=10, clusters=4, kept=5)  # 20 rows
@@ -31,7 +31,6 @@ NOTHING = Line(0.0, 0.0)
 CODEC: dict[str, CodecSeconds] = {  # 0.3 s to encode 20 rows, 0.2 to decode them
     p: CodecSeconds(Line(0.1, 0.01), Line(0.2, 0.0)) for p in PRECISIONS
 }
-}  # 0.3 s to encode 20 rows, 0.2 to decode
 FAST = LinkRates(rtt_ms=0.0, up_mbit_s=1e9, down_mbit_s=1e9)
 
 
@@ -157,13 +156,14 @@ def test_the_bytes_are_those_of_the_frames(precision: Any, rate_mbit_s: float) -
     rng = np.random.default_rng(0)
     x = rng.standard_normal((128, 25, dim)).astype(np.float32)
     body = bytes(encode(x, precision, bytes(12 * 256)))
-    big, head = 2**61 + 5, {"precision": precision, "gradient": precision}
-    step = Step(big, 123, 7, big, len(body), 256, 128, 25, 256, **head)
+    big, ways = 2**61 + 5, {"precision": precision, "gradient": precision}
+    step = Step(big, 123, 7, big, len(body), 256, 128, 25, 256, **ways)
     answer = bytes(encode(x, precision))
     gradient = Gradient(big, 123, 7, big, len(answer), precision, 2.3, 0.1, 0.2, 33.3, 122, seconds_codec=0.01)
 
-    pairs, size = ((step, body), (gradient, answer)), chunk_bytes(link)
-    sent = [sum(frame_bytes(*frames) for frames in to_frames(*pair, size)) for pair in pairs]
+    size = chunk_bytes(link)
+    pairs: tuple[tuple[Message, bytes], ...] = ((step, body), (gradient, answer))
+    sent = [sum(frame_bytes(*frames) for frames in to_frames(head, data, size)) for head, data in pairs]
     found = predict(
         StepPlan(3, shape, precision, precision), LinkRates(10.0, rate_mbit_s, rate_mbit_s), Profile(device(dim=dim))
     )
