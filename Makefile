@@ -41,7 +41,7 @@ format: $(READY)
 
 bench: $(READY)
 	mkdir -p out/bench
-	for name in codec main_job entropy wire rivals compression int8 refresh shim step_time; do \
+	for name in codec main_job entropy wire rivals compression int8 refresh shim step_time step_model; do \
 		$(BIN)/python benchmarks/$$name.py --json out/bench/$$name.json || exit 1; \
 	done
 

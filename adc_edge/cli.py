@@ -36,6 +36,7 @@ COMMANDS = {
     "merge": "adc_edge.export.command",
     "plan": "adc_edge.calibration.plan.command",
     "privacy": "adc_edge.evaluation.privacy.command",
+    "profile": "adc_edge.edge_runtime.profile.command",
     "serve": "adc_edge.edge_runtime.command",
     "trainer": "adc_edge.cloud_trainer.command",
 }
@@ -142,6 +143,7 @@ _EXTRAS = {  # what each command needs in addition
     "merge": "host",
     "plan": "eval",
     "privacy": "eval",
+    "profile": "train",
     "serve": "train",
     "trainer": "cloud",
 }

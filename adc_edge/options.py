@@ -72,19 +72,6 @@ _FINITE = FloatRange(min=0, finite=True)
 IMAGES = click.IntRange(min=2)  # of a batch
 PATH = click.Path(path_type=Path)
 OUTPUT_FILE, OUTPUT_DIRECTORY = _OutputPath(), _OutputPath(directory=True)
-
-
-class _Plan(click.ParamType):  # type: ignore[type-arg]
-    """``auto``, or the file of a plan."""
-
-    name = "plan"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return ``auto`` or a path, as click does."""
-        return value if value == "auto" else PATH.convert(value, param, ctx)
-
-
-PLAN = _Plan()
 _RATIO = FloatRange(0.0, 1.0, min_open=True)
 
 

@@ -155,8 +155,7 @@ class Answers:
         begins_on = 0 if session.applied else self._training.steps
         self._sessions.open(session, context.route)
         by = "" if context.congestion is None else f", sending by {context.congestion}"
-        difference = _difference(session.applied, hello)
-        logger.info("device %r at step %d%s%s", hello.device, hello.next_step, by, difference)
+        logger.info("device %r at step %d%s%s", hello.device, hello.next_step, by, _difference(session.applied, hello))
         if begins_on:
             logger.info("device %r begins on a head with %d steps of other sessions", hello.device, begins_on)
         return Welcome(

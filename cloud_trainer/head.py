@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -129,6 +130,12 @@ class HeadTraining:
             logits = self.head(activations).float()
         correct = int((logits.argmax(dim=1) == target).sum())
         return Judged(correct, float(F.cross_entropy(logits, target, reduction="sum")), time.monotonic() - start)
+
+    def eager(self) -> HeadTraining:
+        """Return a view of the same head without torch.compile, which would compile for each shape that is tried."""
+        view = copy.copy(self)
+        view.compiled, view._forward = False, self.head
+        return view
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Weights and optimizer state, for a checkpoint."""

@@ -16,6 +16,7 @@ from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
+from adc_edge.cloud_trainer.profile.head_speed import HeadSpeed
 from adc_edge.cloud_trainer.registry import Peer, SessionRegistry, outside_session
 from adc_edge.errors import ProtocolError
 from adc_edge.planning.passive import LATE_MS
@@ -87,6 +88,7 @@ class Server:
         self._answers = Answers(bundle, training, sessions, self._limits, checkpoints, self._refusals, classes)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
+        self._head_speed = HeadSpeed(training, bundle.manifest)
         self._about: dict[str, Any] = {
             "version": VERSION,
             "trainer": __version__,
@@ -212,9 +214,7 @@ class Server:
 
     def _answer(self, route: bytes, peer: Peer, fd: int, message: FromDevice, body: memoryview) -> None:
         if isinstance(message, Ping):
-            about = self._about if message.about is True else {}
-            pong = Pong(message.nonce, message.reply_bytes, message.nonce, **about)
-            self._send(route, fd, to_frames(pong, bytes(message.reply_bytes)))
+            self._send(route, fd, to_frames(self._pong(message), bytes(message.reply_bytes)))
             return
         if isinstance(message, Hello) and self._guard.count_hello(fd):  # a device needs one for each connection
             self.sessions.cut_off(route)
@@ -231,6 +231,13 @@ class Server:
         finally:
             if after_send is not None:
                 after_send()  # also if the answer could not be sent: the step has been learned
+
+    def _pong(self, ping: Ping) -> Pong:
+        told = dict(self._about) if ping.about is True else {}
+        if ping.head is True:
+            alone = not any(peer.session for peer in self.sessions.peers.values())
+            told |= self._head_speed.tell(alone)
+        return Pong(ping.nonce, ping.reply_bytes, ping.nonce, **told)
 
     def _expel(self, access: Access) -> None:
         """Tell the devices whose key has been revoked, and drop their connections."""

@@ -13,7 +13,7 @@ from adc_edge.options import (
     IMAGES,
     NUMBER,
     OUTPUT_FILE,
-    PLAN,
+    PATH,
     PRECISION,
     CountOrAuto,
     FloatRange,
@@ -37,6 +37,16 @@ if TYPE_CHECKING:
     from adc_edge.logs import AnyConsole
 
 _POSITIVE = click.IntRange(min=1)
+
+
+class _Plan(click.ParamType):  # type: ignore[type-arg]
+    """``auto``, or the file of a plan."""
+
+    name = "plan"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return ``auto`` or a path, as click does."""
+        return value if value == "auto" else PATH.convert(value, param, ctx)
 
 
 @click.command(cls=GroupedCommand)
@@ -158,7 +168,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @click.option(
     "--plan",
-    type=PLAN,
+    type=_Plan(),
     metavar="auto|FILE",
     help="Follow the link as it changes: auto, among settings of little loss (--min-accuracy), or FILE of plan --json, "
     "whose setting the run begins with.",

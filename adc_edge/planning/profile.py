@@ -6,12 +6,18 @@ of a call, of Python, of eigenvectors. So most of them are lines through two mea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from adc_edge.errors import SettingError
+
+if TYPE_CHECKING:  # every message imports this module
+    from adc_edge.storage.bundle import Bundle
+
+_SAME_MACHINE = ("processor", "cores")  # of `describe_machine`: versions change speeds a little, another processor much
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -31,6 +37,15 @@ class BlockSeconds(msgspec.Struct, frozen=True):
     forward: float
     recompute: float  # with autograd
     backward: float
+    graph_bytes: int = 0  # held for the backward, for an image
+
+
+class LastBlockSeconds(msgspec.Struct, frozen=True):
+    """Seconds of the last block with ADC for one image, by its share of a whole block's work (`work.py`)."""
+
+    forward: Line
+    recompute: Line
+    backward: Line
 
 
 class CodecSeconds(msgspec.Struct, frozen=True):
@@ -55,10 +70,16 @@ class DeviceProfile(msgspec.Struct, frozen=True):
     images: int  # of the largest micro-batch that was measured
     call_seconds: float  # of a forward, whatever the number of images
     embedding: BlockSeconds
-    blocks: list[BlockSeconds]  # 1..split; the last one with ADC, at the bundle's ratio
+    blocks: list[BlockSeconds]  # 1..split; the last one with ADC, at the ratio that was measured
     update_seconds: float  # optimizer and refresh of the engine, each step
-    data_seconds: float  # to read and decode an image
+    data_seconds: float  # to read and decode an image, beside the computation
     codec: dict[str, CodecSeconds]  # by precision
+    last: LastBlockSeconds | None = None  # the last block at any ratio; None: it takes as long at each
+    mlp_dim: int = 0  # m; 0: 4 D
+    recompute_call_seconds: float = 0.0  # of a recomputation of all blocks, whatever the number of images
+    backward_call_seconds: float = 0.0
+    batch_seconds: float = 0.0  # to put an image into a batch, before the computation
+    trains: bool = True  # False: recomputation and backward were not measured, because the trunk is frozen
 
 
 class TrainerProfile(msgspec.Struct, frozen=True):
@@ -69,13 +90,16 @@ class TrainerProfile(msgspec.Struct, frozen=True):
     step: Line  # forward and backward, by rows (T * k)
     update_seconds: float  # optimizer, each step
     codec: dict[str, CodecSeconds]
+    depth: int = 0  # blocks of the whole model; 0: not told
+    cores: int = 0  # of its machine
+    rows: int = 0  # of the largest message that was measured
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """What `adc-edge profile` writes."""
+    """The content of a file that `adc-edge profile` writes."""
 
     device: DeviceProfile
-    trainer: TrainerProfile | None = None  # None: no trainer was asked
+    trainer: TrainerProfile | None = None  # None: no trainer was asked, or it does not tell
 
 
 def read_profile(path: Path) -> Profile:
@@ -93,3 +117,38 @@ def read_profile(path: Path) -> Profile:
             "a profile that `adc-edge profile` wrote",
             f"adc-edge profile --bundle BUNDLE --json {path}",
         ) from None
+
+
+def check_profile(profile: Profile, bundle: Bundle, machine: Mapping[str, Any] | None = None) -> None:
+    """Check that a profile was measured with this bundle, and on this machine.
+
+    Args:
+        profile: as read.
+        bundle: the bundle to plan for.
+        machine: `describe_machine` of the machine that is planned for; None: any, as for a plan that is made elsewhere.
+
+    Raises:
+        SettingError: the profile is of another model, bundle or machine.
+    """
+    device, manifest = profile.device, bundle.manifest
+    received = ""
+    if (device.model, device.split) != (manifest.model, manifest.split):
+        received = f"a profile of {device.model}, split {device.split}"
+        expected = f"one of {manifest.model}, split {manifest.split}"
+    elif device.bundle != bundle.digest:
+        received = f"a profile of another export of {device.model} (bundle {device.bundle[:12]}…)"
+        expected = f"one of {bundle.path} (bundle {bundle.digest[:12]}…)"
+    elif machine is not None and (other := _other_machine(device.machine, machine)):
+        received, expected = f"a profile of a machine with {other[0]}", f"one of this machine, {other[1]}"
+    if received:
+        raise SettingError(
+            received, expected, f"measure on the device: adc-edge profile --bundle {bundle.path} --json FILE"
+        )
+
+
+def _other_machine(measured: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Both machines in words, if they differ."""
+    there, this = ([machine.get(name) for name in _SAME_MACHINE] for machine in (measured, here))
+    if there == this:
+        return None
+    return f"{there[0]}, {there[1]} cores", f"{this[0]}, {this[1]} cores"

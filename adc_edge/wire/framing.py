@@ -23,7 +23,7 @@ from adc_edge.arrays import Body
 from adc_edge.errors import ProtocolError
 from adc_edge.wire.headers import pack_header
 from adc_edge.wire.messages import CHUNK_BYTES, SEAL_BYTES, Chunk, Message
-from adc_edge.wire.tcp import TcpInfo
+from adc_edge.wire.tcp import TcpInfo, framed_bytes
 
 FAST_CHUNK_BYTES = 4 * CHUNK_BYTES  # larger pieces are slower: reading, sealing and sending do not overlap
 SLOW_MBIT_S = 25.0  # at this rate CHUNK_BYTES take 21 ms
@@ -45,6 +45,23 @@ def chunk_bytes(link: TcpInfo | None) -> int:
     """Return the piece size for a link: the bytes that it carries in 20 ms, at the rate that the kernel measured."""
     times = 1 if link is None else int(link.delivery_mbit_s / SLOW_MBIT_S)
     return min(max(times * CHUNK_BYTES, CHUNK_BYTES), FAST_CHUNK_BYTES)
+
+
+def message_bytes(message: Message, body_bytes: int, link: TcpInfo | None = None) -> int:
+    """Return the bytes that a message with a body of ``body_bytes`` takes on a socket, unencrypted (``frame_bytes``).
+
+    Args:
+        message: the header.
+        body_bytes: size of the body.
+        link: sets the piece size.
+    """
+    size = chunk_bytes(link)
+    pieces = [min(size, body_bytes - start) for start in range(0, max(body_bytes, 1), size)]
+    more = 0
+    if len(pieces) > 1:
+        chunk = Chunk(message.session, message.transfer, body_bytes)  # type: ignore[attr-defined]
+        more = (len(pieces) - 1) * framed_bytes(len(pack_header(chunk)) + SEAL_BYTES)
+    return framed_bytes(len(pack_header(message)) + SEAL_BYTES) + more + sum(map(framed_bytes, pieces))
 
 
 def sealed(header: bytes, piece: Body) -> bytes:

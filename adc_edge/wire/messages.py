@@ -16,6 +16,7 @@ from msgspec import UNSET, UnsetType
 
 from adc_edge.codec.precision import Precision
 from adc_edge.defaults import MOST_MICRO_BATCHES
+from adc_edge.planning.profile import TrainerProfile
 
 VERSION = 3
 CHUNK_BYTES = 64 * 1024  # takes 5.2 s at 0.1 Mbit/s, less than the heartbeat time-out
@@ -126,6 +127,7 @@ class Ping(Message, frozen=True):
     body_bytes: Annotated[int, msgspec.Meta(ge=0, le=CHUNK_BYTES)] = 0
     transfer: Id = 0
     about: bool | UnsetType = UNSET  # whether the Pong is to tell about the trainer
+    head: bool | UnsetType = UNSET  # whether the Pong is to tell the speed of the head, which is measured meanwhile
 
 
 class KeepHead(Message, frozen=True):
@@ -245,6 +247,8 @@ class Pong(Message, frozen=True):
     version: Count | UnsetType = UNSET  # of the protocol, as in Hello
     trainer: Text | UnsetType = UNSET  # version of the trainer
     bundle: Text | UnsetType = UNSET  # the first BUNDLE_DIGITS of its digest
+    head: TrainerProfile | UnsetType = UNSET  # speed of the head; 0.8 and older do not tell
+    measuring: bool | UnsetType = UNSET  # whether the speed of the head is being measured: the device is to ask again
 
 
 class HeadKept(Message, frozen=True):

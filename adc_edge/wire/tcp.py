@@ -122,7 +122,12 @@ EVENTS = (
 
 def frame_bytes(*frames: bytes | memoryview) -> int:
     """Return the bytes that frames take in ZMTP 3.1 without encryption: a flag, a length of 1 or 8 bytes, the frame."""
-    return sum(len(frame) + (2 if len(frame) < 256 else 9) for frame in frames)
+    return sum(framed_bytes(len(frame)) for frame in frames)
+
+
+def framed_bytes(size: int) -> int:
+    """Return the bytes that a frame of ``size`` bytes takes, as ``frame_bytes`` counts them."""
+    return size + (2 if size < 256 else 9)
 
 
 class SocketMeter:

@@ -55,12 +55,16 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(values(*get_args(hint)), max_size=3)
     if get_origin(hint) is tuple:
         return st.tuples(*map(values, get_args(hint)))
+    if get_origin(hint) is dict:
+        return st.dictionaries(*map(values, get_args(hint)), max_size=2)
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return any_of(hint)
     plain: dict[Any, st.SearchStrategy[Any]] = {int: st.just(VERSION), bool: st.booleans(), type(None): st.none()}
-    plain[msgspec.UnsetType] = st.just(msgspec.UNSET)
+    plain |= {msgspec.UnsetType: st.just(msgspec.UNSET), str: st.text(max_size=20)}
     return st.floats(allow_nan=False) if hint is float else plain[hint]
 
 
-def any_of(kind: type[Message]) -> st.SearchStrategy[Message]:
+def any_of(kind: type[Any]) -> st.SearchStrategy[Any]:
     hints = get_type_hints(kind, include_extras=True)
     return st.builds(kind, **{name: values(hints[name]) for name in kind.__struct_fields__})
 
@@ -76,12 +80,14 @@ def unpackers(message: Message) -> list[Any]:
 
 def fields(message: Message) -> dict[str, Any]:
     names = {field.encode_name: getattr(message, field.name) for field in msgspec.structs.fields(message)}
-    known = {
-        name: [list(pair) for pair in value] if isinstance(value, list) else value
-        for name, value in names.items()
-        if value is not msgspec.UNSET
-    }
-    return {"kind": type(message).__name__.lower(), **known}
+    names = {key: value if value is msgspec.UNSET else _plain(value) for key, value in names.items()}
+    return {"kind": type(message).__name__.lower(), **{k: v for k, v in names.items() if v is not msgspec.UNSET}}
+
+
+def _plain(value: Any) -> Any:
+    """The value as another library reads it: tuples are lists there."""
+    plain = msgspec.to_builtins(value)
+    return [list(pair) for pair in plain] if isinstance(plain, list) else plain
 
 
 def step(**changes: Any) -> Step:

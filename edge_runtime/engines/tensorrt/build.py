@@ -15,7 +15,7 @@ from adc_edge.method.spec import TrunkSpec
 TensorShape = tuple[int, ...]
 
 
-class Profile(NamedTuple):
+class BuildShape(NamedTuple):
     """Shapes that an engine is fastest at. It also takes fewer images, any T <= B and any S."""
 
     images: int  # B, the most; also of evaluations, which run T = B and S = all

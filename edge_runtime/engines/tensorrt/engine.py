@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from adc_edge.arrays import Array, Float32, Int64, Weights
 from adc_edge.edge_runtime.engines.base import GraphEngine, check_input
 from adc_edge.edge_runtime.engines.tensorrt import cache
-from adc_edge.edge_runtime.engines.tensorrt.build import NotRefittable, Order, Profile, build
+from adc_edge.edge_runtime.engines.tensorrt.build import BuildShape, NotRefittable, Order, build
 from adc_edge.edge_runtime.engines.tensorrt.check import Check
 from adc_edge.edge_runtime.engines.tensorrt.cuda import Cuda
 from adc_edge.edge_runtime.engines.tensorrt.library import load_tensorrt, make_logger
@@ -79,7 +79,7 @@ class TensorRtEngine(GraphEngine):
         directory: Path | None = None,
     ) -> None:
         super().__init__(bundle.manifest.trunk, freeze_first)
-        self._usual = Profile(largest, *opt)
+        self._usual = BuildShape(largest, *opt)
         self._usual.check(self._spec)
         if compute == "int8" and trains:
             raise SettingError(

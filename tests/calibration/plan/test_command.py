@@ -104,7 +104,7 @@ def test_the_printed_options_are_those_of_serve_and_give_the_planned_shape(
         gradient_precision=options["gradient_precision"],
     )
     ratio = Ratio(options["ratio"], options["batch_ratio"], options["token_ratio"])
-    shape = settings.cut(ratio.check(), bundle.manifest, settings.micro_batches)
+    shape = settings.cut(ratio.check(), bundle.manifest, options["micro_batches"])
     chosen = found.chosen
     assert (shape.clusters, shape.kept) == (chosen.clusters, chosen.kept)
     assert settings.precisions(bundle.manifest) == (chosen.precision, chosen.gradient_precision)

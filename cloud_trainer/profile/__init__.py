@@ -1,0 +1,1 @@
+"""The speed of the head, which the trainer tells a device that asks."""

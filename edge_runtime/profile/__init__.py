@@ -1,0 +1,1 @@
+"""`adc-edge profile`."""
