@@ -172,7 +172,7 @@ def outcome(link: LinkEmulator, pipe: Connection, directory: Path, case: Case, p
     steps = steps_of(directory / name, name)
 
     def median(*names: str) -> float:
-        return statistics.median(sum(step[name] for name in names) for step in steps)
+        return float(statistics.median(sum(step[name] for name in names) for step in steps))
 
     phases = {name: median(*(f"seconds_{part}" for part in parts)) for name, parts in PHASES.items()}
     return Outcome(case, predicted, median("seconds"), median("bytes_up"), median("bytes_down"), phases, link.lag_ms)

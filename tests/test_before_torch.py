@@ -75,6 +75,9 @@ CASES = (  # a command line with a mistake, and words of the message
     ("privacy --data npz:{tmp}/none.npz -o {tmp}/new", "none.npz"),
     ("bench --bundle {tmp}/none", "no bundle at"),
     ("bench --bundle {bundle} --batch-ratio 0.5", "--token-ratio"),
+    ("profile --bundle {tmp}/none", "no bundle at"),
+    ("profile --bundle {bundle} --trainer 127.0.0.1:1", "tcp://HOST:PORT"),
+    ("profile --bundle {bundle} --batch-ratio 0.5", "--token-ratio"),
     ("link --trainer 127.0.0.1:1", "tcp://HOST:PORT"),
 )
 _RUN = """

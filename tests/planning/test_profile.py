@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -35,7 +36,7 @@ def test_a_profile_of_another_model_bundle_or_machine_is_refused(bundle: Bundle)
     mine = device(bundle=bundle.digest, model=manifest.model, split=manifest.split, machine=HERE)
     check_profile(Profile(mine), bundle)
     check_profile(Profile(mine), bundle, HERE | {"numpy": "2.0.0", "threads": 2})
-    cases = (
+    cases: tuple[tuple[dict[str, Any], dict[str, Any] | None, str], ...] = (
         ({"model": "deit_small_patch16_224"}, None, "a profile of deit_small_patch16_224, split 2"),
         ({"split": 6}, None, f"a profile of {manifest.model}, split 6"),
         ({"bundle": "ab" * 32}, None, "another export of .*bundle abababababab"),

@@ -22,13 +22,15 @@ from adc_edge.planning.profile import (
 )
 from adc_edge.planning.step_model import LinkRates, Prediction, StepPlan, predict
 from adc_edge.planning.work import last_work
-from adc_edge.wire.framing import CHUNK_BYTES, chunk_bytes, message_bytes, to_frames
-from adc_edge.wire.messages import Gradient, Step
+from adc_edge.wire.framing import chunk_bytes, message_bytes, to_frames
+from adc_edge.wire.messages import CHUNK_BYTES, Gradient, Message, Step
 from adc_edge.wire.tcp import TcpInfo, frame_bytes
 
 SHAPE = Shape(images=8, tokens=10, clusters=4, kept=5)  # 20 rows
 NOTHING = Line(0.0, 0.0)
-CODEC = {p: CodecSeconds(Line(0.1, 0.01), Line(0.2, 0.0)) for p in PRECISIONS}  # 0.3 s to encode 20 rows, 0.2 to decode
+CODEC: dict[str, CodecSeconds] = {  # 0.3 s to encode 20 rows, 0.2 to decode them
+    p: CodecSeconds(Line(0.1, 0.01), Line(0.2, 0.0)) for p in PRECISIONS
+}
 FAST = LinkRates(rtt_ms=0.0, up_mbit_s=1e9, down_mbit_s=1e9)
 
 
@@ -154,16 +156,16 @@ def test_the_bytes_are_those_of_the_frames(precision: Any, rate_mbit_s: float) -
     rng = np.random.default_rng(0)
     x = rng.standard_normal((128, 25, dim)).astype(np.float32)
     body = bytes(encode(x, precision, bytes(12 * 256)))
-    big, head = 2**61 + 5, {"precision": precision, "gradient": precision}
-    step = Step(big, 123, 7, big, len(body), 256, 128, 25, 256, **head)
+    big, ways = 2**61 + 5, {"precision": precision, "gradient": precision}
+    step = Step(big, 123, 7, big, len(body), 256, 128, 25, 256, **ways)
     answer = bytes(encode(x, precision))
     gradient = Gradient(big, 123, 7, big, len(answer), precision, 2.3, 0.1, 0.2, 33.3, 122, seconds_codec=0.01)
 
-    sent = [
-        sum(frame_bytes(*f) for f in to_frames(m, b, chunk_bytes(link))) for m, b in ((step, body), (gradient, answer))
-    ]
+    size = chunk_bytes(link)
+    pairs: tuple[tuple[Message, bytes], ...] = ((step, body), (gradient, answer))
+    sent = [sum(frame_bytes(*frames) for frames in to_frames(head, data, size)) for head, data in pairs]
     found = predict(
         StepPlan(3, shape, precision, precision), LinkRates(10.0, rate_mbit_s, rate_mbit_s), Profile(device(dim=dim))
     )
-    assert (found.bytes_up, found.bytes_down) == (pytest.approx(sent[0], rel=1e-3), pytest.approx(sent[1], rel=1e-3))
+    assert [found.bytes_up, found.bytes_down] == pytest.approx(sent, rel=1e-3)
     assert message_bytes(step, len(body), link) == pytest.approx(sent[0], abs=4 * (1 + len(body) // CHUNK_BYTES))

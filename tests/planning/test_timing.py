@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -10,9 +11,9 @@ from adc_edge.planning.timing import finished, fit, line, timed
 
 
 def test_the_coefficients_of_exact_times_are_found() -> None:
-    images, works = [64, 16, 4, 64], [0.5, 0.5, 0.6, 1.0]
+    images, works = [64.0, 16.0, 4.0, 64.0], [0.5, 0.5, 0.6, 1.0]
     seconds = [0.01 + 0.002 * b + 0.003 * b * w for b, w in zip(images, works, strict=True)]
-    columns = [[1.0] * 4, images, [b * w for b, w in zip(images, works, strict=True)]]
+    columns: list[list[float]] = [[1.0] * 4, images, [b * w for b, w in zip(images, works, strict=True)]]
     assert fit(columns, seconds) == pytest.approx([0.01, 0.002, 0.003])
 
 
@@ -28,7 +29,12 @@ def test_a_line_through_one_size_begins_at_nothing() -> None:
 
 def test_a_slow_machine_does_fewer_rounds_and_at_least_one() -> None:
     calls: list[str] = []
-    cases = {"slow": lambda: (calls.append("slow"), time.sleep(0.02)), "quick": lambda: calls.append("quick")}
+
+    def slow() -> None:
+        calls.append("slow")
+        time.sleep(0.02)
+
+    cases: dict[str, Callable[[], object]] = {"slow": slow, "quick": lambda: calls.append("quick")}
     found = finished(timed(cases, rounds=50, budget_s=0.05))
     assert calls[:2] == ["slow", "quick"]
     assert len(calls) <= 10

@@ -21,7 +21,7 @@ def counted(trunk: Trunk, shape: Shape | None = None) -> float:
             trunk(images)
         else:
             trunk.compress(images, torch.arange(shape.clusters), torch.zeros(shape.kept - 1, dtype=torch.int64))
-    return counter.get_total_flops() / len(images)
+    return float(counter.get_total_flops() / len(images))
 
 
 @pytest.mark.parametrize(("clusters", "kept"), [(12, 65), (6, 20), (3, 65), (12, 5)])

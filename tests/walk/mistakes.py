@@ -193,6 +193,17 @@ LIGHT = [  # torch is not needed to tell
     Mistake("doctor: no bundle there", "doctor --bundle {t}/absent", ("no bundle at", "cannot serve"), 1),
     Mistake("bench: no bundle there", "bench --bundle {t}/absent", ("no bundle at", "adc-edge export")),
     Mistake("bench: the table onto a directory", "bench --bundle {b} --json {t}/empty", ("it is a directory",)),
+    Mistake("profile: no bundle there", "profile --bundle {t}/absent", ("no bundle at", "adc-edge export")),
+    Mistake("profile: not an address", "profile --bundle {b} --trainer nonsense", ("tcp://HOST:PORT",)),
+    Mistake(
+        "profile: int8 with a trunk that trains", "profile --bundle {b} --compute int8", ("--compute int8", "frozen")
+    ),
+    Mistake(
+        "profile: no trainer there",
+        "profile --bundle {b} --trainer tcp://127.0.0.1:9 --wait 0.1",
+        ("no trainer at tcp://127.0.0.1:9",),
+        1,
+    ),
     Mistake("demo: a report onto a directory", "demo --report {t}/empty", ("it is a directory, not a file",)),
 ]
 
