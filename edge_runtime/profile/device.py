@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # a device with a frozen trunk has no torch
 
 _ROUNDS = 5
 # Seconds for each measurement. A round that has begun is finished, and the first of two rounds warms up.
-_FORWARD_S, _TRAIN_S, _CODEC_S, _DATA_S, _UPDATE_S = 4.0, 6.0, 3.0, 1.0, 1.0
+_TRUNK_S, _CODEC_S, _DATA_S, _UPDATE_S = 10.0, 3.0, 1.0, 1.0
 _ROUND_S = 4.0  # of a round of forwards, recomputations and backwards: sets the largest micro-batch that is measured
 _FORWARDS = 9  # forwards of the largest micro-batch that take as long as such a round
 _ENCODING_S = 0.08  # longest encoding of a tensor in pca1
@@ -93,12 +93,10 @@ class DeviceMeasurement:
             if refresher is not None:
                 refresher.follow(engine)
             micros = self._micros(engine, images)
-            say(f"forwards of up to {len(micros[0].images)} images")
-            seconds = self._forwards(engine, shim, micros)
+            say(f"the trunk, with up to {len(micros[0].images)} images")
+            seconds = self._trunk(engine, shim, micros)
             update_seconds = 0.0
             if shim is not None and refresher is not None:
-                say(f"training of the trunk on up to {len(micros[0].images)} images")
-                seconds = self._train(engine, shim, micros, seconds)
                 update_seconds = _update(shim, refresher)
             say("the codec")
             codec = _codec([self._compress(engine, micro).activations for micro in micros[:-1]])
@@ -166,20 +164,29 @@ class DeviceMeasurement:
         shape = micro.shape
         return engine.compress(micro.images, np.arange(shape.clusters), shape.kept - self._manifest.prefix)
 
-    def _forwards(self, engine: Engine, shim: Shim | None, micros: list[Micro]) -> TrunkSeconds:
-        def once(micro: Micro) -> Callable[[], object]:
-            def forward() -> None:
-                self._compress(engine, micro)
-                if shim is not None:
-                    shim.drop()
-
-            return forward
-
-        found = finished(timed({number: once(micro) for number, micro in enumerate(micros)}, _ROUNDS, _FORWARD_S))
-        shapes = [micro.shape for micro in micros]
-        return fit_forward(
-            self._manifest.trunk, shapes, [found[i] for i in range(len(micros))], self._shares(shim, micros)
-        )
+    def _trunk(self, engine: Engine, shim: Shim | None, micros: list[Micro]) -> TrunkSeconds:
+        """Seconds of the trunk. Forward, recomputation and backward take turns, as in a step: caches hold the same."""
+        sent = [self._compress(engine, micro) for micro in micros]
+        passes: list[list[PassSeconds]] = [[] for _ in micros]
+        cases: dict[tuple[str, int], Callable[[], object]] = {}
+        for number, micro in enumerate(micros):
+            cases["forward", number] = lambda micro=micro: self._compress(engine, micro)  # type: ignore[misc]
+            if shim is not None and self._trains:
+                cases["train", number] = lambda n=number: passes[n].append(  # type: ignore[misc]
+                    _train(shim, micros[n], sent[n])
+                )
+            elif shim is not None:
+                cases["drop", number] = shim.drop
+        if shim is not None:
+            shim.drop()
+        found = finished(timed(cases, _ROUNDS, _TRUNK_S))
+        shapes, spec = [micro.shape for micro in micros], self._manifest.trunk
+        forwards = [found["forward", number] for number in range(len(micros))]
+        seconds = fit_forward(spec, shapes, forwards, self._shares(shim, micros))
+        if shim is None or not self._trains:
+            return seconds
+        sizes = graph_bytes(shim, micros[0].images, sent[0])
+        return fit_passes(spec, shapes, [median_pass(each[1:] or each) for each in passes], sizes, seconds)
 
     def _shares(self, shim: Shim | None, micros: list[Micro]) -> list[float]:
         """The share of each part in a forward: PyTorch's, of a smaller micro-batch, or else by arithmetic."""
@@ -195,19 +202,11 @@ class DeviceMeasurement:
             parts = np.median([forward_seconds(shim, images, rows, slots) for _ in range(_ROUNDS)][1:], axis=0).tolist()
         return [part / sum(parts) for part in parts]
 
-    def _train(self, engine: Engine, shim: Shim, micros: list[Micro], seconds: TrunkSeconds) -> TrunkSeconds:
-        """Add recomputation and backward."""
-        sent = [self._compress(engine, micro) for micro in micros]
-        shim.drop()
-        found: list[list[PassSeconds]] = [[] for _ in micros]
 
-        def once(number: int) -> Callable[[], object]:
-            return lambda: found[number].append(pass_seconds(shim, micros[number].images, sent[number]))
-
-        finished(timed({number: once(number) for number in range(len(micros))}, _ROUNDS, _TRAIN_S))
-        sizes = graph_bytes(shim, micros[0].images, sent[0])
-        passes = [median_pass(each[1:] or each) for each in found]
-        return fit_passes(self._manifest.trunk, [micro.shape for micro in micros], passes, sizes, seconds)
+def _train(shim: Shim, micro: Micro, sent: CompressedBatch) -> PassSeconds:
+    """Recompute and backpropagate a micro-batch; an engine that keeps its graph has left one, which is dropped."""
+    shim.drop()
+    return pass_seconds(shim, micro.images, sent)
 
 
 def _enlarged(images: Float32, count: int) -> Float32:
