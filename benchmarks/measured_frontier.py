@@ -1,7 +1,7 @@
 """The studies that `adc-edge plan` takes accuracy and SSIM from, read from the tables of docs/results.
 
 Food-101 at 64 px is left out: uncompressed training reaches 18 % there, so that differences are small whatever is sent.
-Writes adc_edge/planning/measured.json. Run it again when one of these tables changes.
+Writes adc_edge/planning/accuracy/measured.json. Run it again when one of these tables changes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adc_edge.files import json_bytes, write_atomic
-from adc_edge.planning.frontier import MeasuredPoint, MeasuredStudy, read_setting
-from adc_edge.planning.studies import SHIPPED, difference
+from adc_edge.planning.accuracy.frontier import MeasuredPoint, MeasuredStudy, read_setting
+from adc_edge.planning.accuracy.studies import SHIPPED, difference
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 MODEL = "deit_tiny_patch16_224"

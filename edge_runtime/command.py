@@ -177,7 +177,7 @@ class _Plan(click.ParamType):  # type: ignore[type-arg]
     "--min-accuracy",
     type=FloatRange(max=0, finite=True),
     metavar="POINTS",
-    help="What --plan auto may lose, in points relative to uncompressed training; default: -1.",
+    help="Least accuracy with --plan auto, in points relative to uncompressed training; default: -1.",
 )
 @click.option(
     "--wait",

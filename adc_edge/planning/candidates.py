@@ -8,13 +8,13 @@ from typing import NamedTuple
 from adc_edge.codec.precision import PRECISIONS, pca_bits
 from adc_edge.defaults import Precision
 from adc_edge.method.ratio import Ratio, Shape
+from adc_edge.planning.accuracy.frontier import MeasuredStudy, SentSetting, estimate, read_setting
 from adc_edge.planning.choice import Candidate
-from adc_edge.planning.frontier import MeasuredStudy, SentSetting, estimate, read_setting
 from adc_edge.planning.profile import BlockSeconds, CodecSeconds, DeviceProfile, Line, Profile
 from adc_edge.planning.step_model import LinkRates, Prediction, StepPlan, predict
 from adc_edge.storage.bundle import Manifest
 
-MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
 ROWS_A_CHANNEL = 4  # rows of a message for each channel, below which principal components describe it worse
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
 _SAME_RATIO = 0.05  # a micro-batch may send this much more or less than the whole batch would
@@ -175,7 +175,7 @@ def _with_micro_batches(task: Task, sent: _Sent, split: int | None = None) -> Ca
     manifest = task.manifest
     whole = sent.ratio.shape(task.batch_size, manifest.tokens, manifest.prefix)
     found = []
-    for count in MICRO_BATCHES:
+    for count in COUNTS:
         shape = _divided(task, sent, whole, count)
         if shape is not None:
             plan = StepPlan(split or manifest.split, shape, sent.precision, sent.gradient_precision, count)

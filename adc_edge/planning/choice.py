@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from adc_edge.method.ratio import Ratio
-from adc_edge.planning.frontier import Estimate
+from adc_edge.planning.accuracy.frontier import Estimate
 from adc_edge.planning.step_model import Prediction, StepPlan
 
 Quantity = Literal["seconds", "bytes", "accuracy", "ssim"]

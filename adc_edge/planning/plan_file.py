@@ -10,8 +10,8 @@ import msgspec
 from adc_edge.defaults import Precision
 from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Ratio
+from adc_edge.planning.accuracy.frontier import Estimate
 from adc_edge.planning.choice import Candidate
-from adc_edge.planning.frontier import Estimate
 
 PLAN_FORMAT = 1
 

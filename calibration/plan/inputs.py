@@ -11,11 +11,11 @@ import msgspec
 
 from adc_edge.errors import SettingError
 from adc_edge.files import sha256
+from adc_edge.planning.accuracy.frontier import MeasuredStudy, nearest_studies
+from adc_edge.planning.accuracy.studies import SHIPPED, read_studies, shipped_studies, study_files
 from adc_edge.planning.candidates import Task, unknown_profile
-from adc_edge.planning.frontier import MeasuredStudy, nearest_studies
 from adc_edge.planning.profile import Profile, read_profile
 from adc_edge.planning.step_model import LinkRates
-from adc_edge.planning.studies import SHIPPED, read_studies, shipped_studies, study_files
 from adc_edge.storage.bundle import Bundle
 
 

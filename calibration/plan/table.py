@@ -12,9 +12,9 @@ from rich.table import Table
 from adc_edge.calibration.plan.inputs import PlanInputs
 from adc_edge.calibration.plan.make import Made, busy_part
 from adc_edge.logs import AnyConsole
+from adc_edge.planning.accuracy.frontier import Estimate, MeasuredStudy
+from adc_edge.planning.accuracy.studies import shipped_studies
 from adc_edge.planning.choice import ALMOST, Candidate, spread_out
-from adc_edge.planning.frontier import Estimate, MeasuredStudy
-from adc_edge.planning.studies import shipped_studies
 
 _ROWS = 10
 _UNITS = {"MB": 1e6, "kB": 1e3}

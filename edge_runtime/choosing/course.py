@@ -16,7 +16,7 @@ from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.settings import StepSettings
 from adc_edge.edge_runtime.tally import StepRecord
 from adc_edge.method.ratio import Shape
-from adc_edge.planning.follow import Alternative, Change, Follower, MessageForm
+from adc_edge.planning.following.follow import Alternative, Change, Follower, MessageForm
 from adc_edge.planning.step_model import LinkRates
 from adc_edge.storage.decisions import Decision, Decisions
 from adc_edge.wire.messages import TRIPLE_BYTES

@@ -9,12 +9,12 @@ import msgspec
 
 from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.errors import SettingError
-from adc_edge.planning.allowed import allowed_forms, planned_forms
+from adc_edge.planning.accuracy.frontier import nearest_studies
+from adc_edge.planning.accuracy.studies import shipped_studies
 from adc_edge.planning.choice import DEFAULT_LOSS
-from adc_edge.planning.follow import MessageForm
-from adc_edge.planning.frontier import nearest_studies
+from adc_edge.planning.following.allowed import allowed_forms, planned_forms
+from adc_edge.planning.following.follow import MessageForm
 from adc_edge.planning.plan_file import PlanFile, read_plan
-from adc_edge.planning.studies import shipped_studies
 from adc_edge.storage.bundle import Bundle, Manifest
 
 _OPTIONS = {

@@ -13,6 +13,7 @@ from adc_edge.arrays import Float32, Int64
 from adc_edge.codec.precision import PRECISIONS, decode, encode
 from adc_edge.data.loader import Loader
 from adc_edge.data.sources import load_dataset
+from adc_edge.data.unreadable import check_images
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.factory import make_engine, make_shim
 from adc_edge.edge_runtime.profile.fitted import TrunkSeconds, fit_forward, fit_passes
@@ -80,7 +81,8 @@ class DeviceMeasurement:
         threads = divide_cores(settings.threads)
         say("images")
         dataset = load_dataset(settings.data)
-        loader = Loader(dataset.train, manifest.preprocessing, 1, workers=settings.workers, allow_broken=True)
+        check_images(dataset, allow_broken=False)
+        loader = Loader(dataset.train, manifest.preprocessing, 1, workers=settings.workers)
         with ExitStack() as stack:
             stack.callback(loader.close)
             images, data_seconds, batch_seconds = self._read(

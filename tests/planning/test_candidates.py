@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from adc_edge.codec.precision import pca_bits
+from adc_edge.planning.accuracy.studies import shipped_studies
 from adc_edge.planning.candidates import (
     ROWS_A_CHANNEL,
     Task,
@@ -21,7 +22,6 @@ from adc_edge.planning.candidates import (
 from adc_edge.planning.choice import Candidate
 from adc_edge.planning.profile import Profile
 from adc_edge.planning.step_model import LinkRates
-from adc_edge.planning.studies import shipped_studies
 from adc_edge.storage.bundle import Bundle, Manifest
 from tests.planning.inputs import measured_profile
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adc_edge.method.ratio import Ratio, Shape
+from adc_edge.planning.accuracy.frontier import Estimate
 from adc_edge.planning.choice import Candidate, Goal, choose, front, pareto, spread_out
-from adc_edge.planning.frontier import Estimate
 from adc_edge.planning.schedule import Costs
 from adc_edge.planning.step_model import Prediction, StepPlan
 

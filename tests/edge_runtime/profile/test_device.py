@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,16 @@ from adc_edge.planning.work import last_work
 from adc_edge.storage.bundle import CLIENT, TRUNK, Bundle
 
 
+@pytest.fixture(scope="module", autouse=True)
+def processor_time() -> Iterator[None]:
+    """Times are those of the processor, which another process does not lengthen: everything has one thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "perf_counter", time.process_time)
+        yield
+
+
 @pytest.fixture(scope="module")
-def profile(bundle: Bundle) -> DeviceProfile:
+def profile(bundle: Bundle, processor_time: None) -> DeviceProfile:
     return DeviceMeasurement(ServeSettings(bundle.path, "", threads=1)).run()
 
 
@@ -44,7 +54,7 @@ def test_its_parts_add_up_to_whole_forwards(bundle: Bundle, profile: DeviceProfi
         work = {"forward": lambda: engine.compress(images, rows, 10)}
         whole = finished(timed(work, 15, 5.0))["forward"]
     parts = profile.embedding.forward + sum(block.forward for block in profile.blocks)
-    assert profile.call_seconds + 16 * parts == pytest.approx(whole, rel=0.8)  # a machine that is busy
+    assert profile.call_seconds + 16 * parts == pytest.approx(whole, rel=0.5)
 
 
 def test_every_part_phase_and_precision_has_a_time(bundle: Bundle, profile: DeviceProfile) -> None:

@@ -1,4 +1,4 @@
-"""What a run may send while it follows its link: settings that are accurate enough, as far as it was measured."""
+"""The settings that a run may take while it follows its link: accurate enough, as far as it was measured."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from functools import partial
 from adc_edge.codec.precision import encoded_bytes, pca_bits
 from adc_edge.defaults import Precision
 from adc_edge.method.ratio import Ratio, Shape
-from adc_edge.planning.candidates import MICRO_BATCHES, PAIRS, ROWS_A_CHANNEL
+from adc_edge.planning.accuracy.frontier import MeasuredStudy, SentSetting, estimate
+from adc_edge.planning.candidates import COUNTS, PAIRS, ROWS_A_CHANNEL
 from adc_edge.planning.choice import DEFAULT_LOSS
-from adc_edge.planning.follow import MessageForm
-from adc_edge.planning.frontier import MeasuredStudy, SentSetting, estimate
+from adc_edge.planning.following.follow import MessageForm
 from adc_edge.planning.micro_batches import possible_cuts
 from adc_edge.planning.plan_file import PlanFile, PlannedStep
 from adc_edge.storage.bundle import Manifest
 
 _TOKENS = (1.0, 0.75, 0.5)  # k/N; fewer tokens than half cost accuracy in every study that there is
-_CUTS = MICRO_BATCHES[:6]
+_CUTS = COUNTS[:6]
 _Pair = tuple[Precision, Precision]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adc_edge.codec.precision import PRECISIONS
 from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.method.ratio import Ratio
-from adc_edge.planning.frontier import (
+from adc_edge.planning.accuracy.frontier import (
     MeasuredPoint,
     MeasuredStudy,
     SentSetting,

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from adc_edge.errors import SettingError
-from adc_edge.planning.frontier import MeasuredPoint
-from adc_edge.planning.studies import SHIPPED, read_studies, shipped_studies, study_files
+from adc_edge.planning.accuracy.frontier import MeasuredPoint
+from adc_edge.planning.accuracy.studies import SHIPPED, read_studies, shipped_studies, study_files
 from adc_edge.storage.bundle import Bundle
 from tests.planning.inputs import written_attack, written_study
 
@@ -99,7 +99,7 @@ def test_the_shipped_studies_tell_their_task_and_have_a_reference_each() -> None
     studies = shipped_studies()
     assert {(study.quantity, study.tokens) for study in studies} == {("accuracy", 197), ("accuracy", 17), ("ssim", 17)}
     for study in studies:
-        assert (Path(__file__).parents[2] / study.source).exists()
+        assert (Path(__file__).parents[3] / study.source).exists()
         assert any(point.setting == "none" for point in study.points)
     first = {point.setting: point for point in studies[0].points}
     assert first["none/pca1:pca0.25"].value == pytest.approx(82.4 - 82.9)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from adc_edge.errors import SettingError
-from adc_edge.planning.frontier import MeasuredPoint, MeasuredStudy
+from adc_edge.planning.accuracy.frontier import MeasuredPoint, MeasuredStudy
 from adc_edge.storage.bundle import Manifest
 
 SHIPPED = Path(__file__).with_name("measured.json")  # `benchmarks/measured_frontier.py` makes it

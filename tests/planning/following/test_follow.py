@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adc_edge.method.ratio import Shape
-from adc_edge.planning.follow import DWELL_S, GAIN, STEADY_STEPS, Alternative, Change, Follower
+from adc_edge.planning.following.follow import DWELL_S, GAIN, STEADY_STEPS, Alternative, Change, Follower
 from adc_edge.planning.step_model import LinkRates
 
 SHAPE = Shape(32, 197, 32, 197)

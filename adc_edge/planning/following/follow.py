@@ -27,7 +27,7 @@ _LEARNING = 0.3  # weight of the newest step in the correction
 
 
 class MessageForm(NamedTuple):
-    """What a step sends."""
+    """Count, size and precision of the messages of a step."""
 
     micro_batches: int
     shape: Shape  # of one micro-batch

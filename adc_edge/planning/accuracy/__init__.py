@@ -1,0 +1,1 @@
+"""Measured accuracy of settings, and what an attacker sees of the images."""

@@ -1,0 +1,1 @@
+"""The settings of a run that follows its link while it changes."""
