@@ -63,6 +63,9 @@ def _check_plot(context: click.Context, parameter: click.Parameter, path: Path |
     help="Speed of device and trainer, as `profile --json` wrote it; without it only the link counts.",
 )
 @click.option(
+    "--any-machine", is_flag=True, help="Accept a profile of another machine, as on a laptop that plans for a board."
+)
+@click.option(
     "--study",
     "studies",
     multiple=True,

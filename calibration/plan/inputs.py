@@ -11,10 +11,11 @@ import msgspec
 
 from adc_edge.errors import SettingError
 from adc_edge.files import sha256
+from adc_edge.machine.description import describe_machine
 from adc_edge.planning.accuracy.frontier import MeasuredStudy, nearest_studies
 from adc_edge.planning.accuracy.studies import SHIPPED, read_studies, shipped_studies, study_files
 from adc_edge.planning.candidates import Task, unknown_profile
-from adc_edge.planning.profile import Profile, read_profile
+from adc_edge.planning.profile import check_profile, read_profile
 from adc_edge.planning.step_model import LinkRates
 from adc_edge.storage.bundle import Bundle
 
@@ -54,7 +55,7 @@ class PlanInputs(NamedTuple):
             link_file: of `adc-edge link --json`.
             profile_file: of `adc-edge profile`; None: what computing takes is not known.
             studies: of `evaluate` or `privacy`.
-            options: bundle, trainer, batch_size, images, data and max_mbit, as the command has them.
+            options: bundle, trainer, batch_size, images, data, any_machine and max_mbit, as the command has them.
 
         Raises:
             BundleError: no bundle.
@@ -63,7 +64,9 @@ class PlanInputs(NamedTuple):
         """
         bundle = Bundle.load(options["bundle"], ())
         link = read_link(link_file, options["trainer"])
-        profile = None if profile_file is None else profile_of(profile_file, bundle)
+        profile = None if profile_file is None else read_profile(profile_file)
+        if profile is not None:
+            check_profile(profile, bundle, None if options["any_machine"] else describe_machine())
         accuracy, ssim, notes = studies_of(studies, bundle)
         batch_size = options["batch_size"] or bundle.manifest.batch_size
         known = unknown_profile(bundle.manifest) if profile is None else profile
@@ -112,25 +115,6 @@ def read_link(path: Path, trainer: str | None) -> LinkFile:
             f"measure it: {again}",
         )
     return link
-
-
-def profile_of(path: Path, bundle: Bundle) -> Profile:
-    """Return the profile in a file.
-
-    Raises:
-        SettingError: the file cannot be read, holds something else, or is of another bundle.
-    """
-    profile = read_profile(path)
-    mine, theirs = bundle.manifest, profile.device
-    if theirs.bundle != bundle.digest:
-        same = (theirs.model, theirs.split) == (mine.model, mine.split)
-        measured = f"another export of {theirs.model}" if same else f"{theirs.model}, split {theirs.split}"
-        raise SettingError(
-            f"{path} is a profile of {measured}",
-            f"one of {bundle.path} ({mine.model}, split {mine.split})",
-            f"adc-edge profile --bundle {bundle.path} --json {path}",
-        )
-    return profile
 
 
 def studies_of(paths: Sequence[Path], bundle: Bundle) -> tuple[list[MeasuredStudy], list[MeasuredStudy], list[str]]:

@@ -13,6 +13,7 @@ from adc_edge.evaluation.report.output import study_dict
 from adc_edge.evaluation.report.views import views
 from adc_edge.evaluation.study.records import Point, Run, Study
 from adc_edge.files import json_bytes
+from adc_edge.machine.description import describe_machine
 from adc_edge.planning.candidates import unknown_profile
 from adc_edge.planning.profile import BlockSeconds, CodecSeconds, Line, Profile, TrainerProfile
 from adc_edge.storage.bundle import Manifest
@@ -24,6 +25,7 @@ def measured_profile(manifest: Manifest, digest: str = "", seconds: float = 1e-3
     codec: dict[str, CodecSeconds] = {precision: CodecSeconds(line, line) for precision in PRECISIONS}
     device = msgspec.structs.replace(
         unknown_profile(manifest).device,
+        machine=describe_machine(),
         bundle=digest,
         engine="onnxruntime",
         compute="fp32",

@@ -275,6 +275,17 @@ def test_a_profile_of_another_bundle_is_refused(tmp_path: Path, bundle: Bundle, 
         assert "adc-edge profile --bundle" in output
 
 
+def test_a_profile_of_another_machine_is_refused_unless_that_is_meant(
+    tmp_path: Path, bundle: Bundle, link: Path
+) -> None:
+    found = json.loads(json_bytes(measured_profile(bundle.manifest, bundle.digest)))
+    found["device"]["machine"] |= {"processor": "Cortex-A78AE", "cores": 6}
+    file = tmp_path / "orin.json"
+    file.write_text(json.dumps(found))
+    assert "a profile of a machine with Cortex-A78AE, 6 cores" in refused(bundle.path, link, "--profile", file)
+    assert plan(bundle.path, link, "--profile", file, "--any-machine").exit_code == 0
+
+
 def test_a_file_that_is_no_profile_is_refused(bundle_dir: Path, link: Path) -> None:
     assert "a profile that `adc-edge profile` wrote" in refused(bundle_dir, link, "--profile", link)
 
