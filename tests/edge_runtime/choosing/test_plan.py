@@ -73,7 +73,7 @@ def test_the_run_begins_with_the_settings_of_the_plan(tmp_path: Path, bundle: Bu
 def test_an_option_that_contradicts_the_plan_is_refused_by_name(tmp_path: Path, bundle: Bundle) -> None:
     file = written(tmp_path / "plan.json", bundle)
     assert with_plan(settings(bundle, file, precision="int8"), bundle)[0].precision == "int8"
-    with pytest.raises(SettingError, match="--precision fp16 with --plan .*, which says int8"):
+    with pytest.raises(SettingError, match="--precision fp16 with --plan"):
         with_plan(settings(bundle, file, precision="fp16"), bundle)
 
 
