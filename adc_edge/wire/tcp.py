@@ -51,6 +51,10 @@ class TcpInfo(NamedTuple):
     rtt_ms: float  # smoothed
     delivery_mbit_s: float
     last_received_ms: int  # time since data last arrived
+    rtt_min_ms: float = 0.0
+    acked_bytes: int = 0  # that the other side's kernel has confirmed
+    resent_bytes: int = 0  # retransmissions
+    unsent_bytes: int = 0  # written by the application and not yet sent
 
 
 @contextlib.contextmanager
@@ -82,7 +86,19 @@ def tcp_info(fd: int) -> TcpInfo | None:
     sent, again = struct.unpack_from("=QQ", raw, 200)
     (last_received,) = struct.unpack_from("=I", raw, 52)
     (rtt,) = struct.unpack_from("=I", raw, 68)
-    return TcpInfo(sent - again, received, rtt / 1e3, rate * 8 / 1e6, last_received)
+    (acked,) = struct.unpack_from("=Q", raw, 120)
+    unsent, rtt_min = struct.unpack_from("=II", raw, 144)
+    return TcpInfo(
+        sent - again, received, rtt / 1e3, rate * 8 / 1e6, last_received, rtt_min / 1e3, acked, again, unsent
+    )
+
+
+def offers_bbr() -> bool | None:
+    """Return whether BBR can be chosen on this machine; None where the system does not tell."""
+    try:
+        return _PREFERRED in _OFFERED.read_text().split()
+    except OSError:
+        return None
 
 
 def prefer_bbr(fd: int) -> str | None:
@@ -96,7 +112,7 @@ def prefer_bbr(fd: int) -> str | None:
         with same_socket(fd) as connection:
             connection.getpeername()
             with contextlib.suppress(OSError):  # not permitted
-                if _PREFERRED in _OFFERED.read_text().split():  # otherwise root would load a kernel module here
+                if offers_bbr():  # otherwise root would load a kernel module here
                     connection.setsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, _PREFERRED.encode())
             name = connection.getsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, _NAME_SIZE)
     except OSError:
@@ -183,6 +199,12 @@ class SocketMeter:
         deadline = time.monotonic() + timeout_ms / 1e3
         while not self.lost and (left_s := deadline - time.monotonic()) > 0:
             self.poll(max(1, int(1e3 * left_s)))
+
+    def discard_unsent(self) -> None:
+        """Have the live connection reset when it is closed, so that the kernel does not go on to send."""
+        if self._fd is not None:
+            with contextlib.suppress(OSError), same_socket(self._fd) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def close(self) -> None:
         """Stop counting. ``totals`` keeps its last value."""
