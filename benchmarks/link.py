@@ -3,8 +3,8 @@
     python benchmarks/link.py --json out/link.json
 
 Trainer and device are processes in their own network namespaces. link_emulator.py needs root; without it the list of
-results is empty. With loss and with iperf3 installed the rates are compared with iperf3's under the same congestion
-control. A row is marked where the emulator lagged by more than 20 ms.
+results is empty. With iperf3 installed the rates of lossy links, or with --iperf of all, are compared with iperf3's
+under the same congestion control. A row is marked where the emulator lagged by more than 20 ms.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ MODEL_ARGS = {"patch_size": 4, "img_size": 16, "embed_dim": 32, "num_heads": 2, 
 PAYLOAD = 1448 / 1500  # of a packet
 LAG_MS = 20.0
 ECHO_S = 0.05
+MOMENT_S = 0.25  # window of the report's series, at most
+PING_BYTES = 115  # on the wire
 
 
 class Link(NamedTuple):
@@ -144,22 +146,24 @@ def echoes(link: LinkEmulator) -> Iterator[list[tuple[float, float]]]:
         near.close()
 
 
-def iperf_mbit_s(link: LinkEmulator, up: bool, seconds: float, congestion: str) -> float | None:
-    """Goodput by iperf3; None where it is missing or fails."""
+def iperf_mbit_s(link: LinkEmulator, option: str, seconds: float, congestion: str) -> tuple[float, ...]:
+    """Goodput by iperf3, with ``--bidir`` up and down; nothing where it is missing or fails."""
     if shutil.which("iperf3") is None:
-        return None
+        return ()
     far = partial(enter, link.trainer_namespace)
-    server = subprocess.Popen(["iperf3", "-s", "-1"], preexec_fn=far, stdout=subprocess.DEVNULL)  # noqa: PLW1509
+    server = subprocess.Popen(["iperf3", "-s", "-1"], preexec_fn=far, stdout=subprocess.DEVNULL)
     time.sleep(0.5)
     command = ["iperf3", "-c", link.trainer_address, "-J", "-t", f"{seconds:.0f}", "-O", "2", "-C", congestion]
-    command += [] if up else ["-R"]
+    command += [option] if option else []
     try:
         result = subprocess.run(
             command, preexec_fn=partial(enter, link.device_namespace), capture_output=True, timeout=seconds + 30
         )
-        return float(json.loads(result.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e6
+        sums = json.loads(result.stdout)["end"]
+        names = [name for name in ("sum_received", "sum_received_bidir_reverse") if name in sums]
+        return tuple(float(sums[name]["bits_per_second"]) / 1e6 for name in names)
     except (subprocess.TimeoutExpired, KeyError, ValueError):
-        return None
+        return ()
     finally:
         server.kill()
         server.wait()
@@ -173,20 +177,28 @@ def rows(
     if not asked.loss:
         for way, rate in (("up", asked.up_mbit_s), ("down", asked.down_mbit_s)):
             found.append(compare(f"{name}: {way}", report[f"{way}_mbit_s"], rate, "Mbit/s"))
-            found.append(compare(f"{name}: both, {way}", report[f"both_{way}_mbit_s"], rate, "Mbit/s"))
-    found.append(compare(f"{name}: RTT idle", report["rtt_p50_ms"], asked.rtt_ms, "ms"))
-    for load in ("up", "down", "both"):
-        moments = [m for m in report["series"] if m["load"] == load and m["rtt_ms"] is not None]
-        moments = moments[len(moments) // 3 :]
-        begin, end = (start + moments[edge]["t"] for edge in (0, -1))
-        independent = [ms for at, ms in echoed if begin <= at <= end]
-        if independent:
-            ours = statistics.median(m["rtt_ms"] for m in moments)
-            found.append(compare(f"{name}: RTT, load {load}", ours, statistics.median(independent), "ms"))
+            found.append(compare(f"{name}: {way}, load both", report[f"both_{way}_mbit_s"], rate, "Mbit/s"))
+    serial_ms = PING_BYTES * 8e-3 * (1 / asked.up_mbit_s + 1 / asked.down_mbit_s)
+    found.append(compare(f"{name}: RTT idle", report["rtt_p50_ms"], asked.rtt_ms + serial_ms, "ms"))
+    for load in ("idle", "up", "down", "both"):
+        moments = [m for m in report["series"] if m["load"] == load]
+        pairs = [
+            (m["rtt_ms"], near(start + m["t"], echoed)) for m in moments[len(moments) // 3 :]
+        ]  # TCP's start is over
+        both = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
+        if both:
+            ours, theirs = map(statistics.mean, zip(*both, strict=True))
+            found.append(compare(f"{name}: RTT, load {load}", ours, theirs, "ms"))
     return found
 
 
-def run(links: list[Link], seconds: float) -> list[Result]:
+def near(at: float, echoed: list[tuple[float, float]]) -> float | None:
+    """Median of the echoes that came back around an instant."""
+    found = [ms for when, ms in echoed if abs(when - at) <= MOMENT_S / 2]
+    return statistics.median(found) if found else None
+
+
+def run(links: list[Link], seconds: float, iperf: bool = False) -> list[Result]:
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as name, LinkEmulator(*links[0].ways()) as link:
         directory = Path(name)
@@ -206,7 +218,7 @@ def run(links: list[Link], seconds: float) -> list[Result]:
                 start, report = answer
                 mark = f"{asked}; lag" if link.lag_ms > LAG_MS else str(asked)
                 results += rows(mark, asked, report, start, echoed)
-                if asked.loss:
+                if asked.loss or iperf:
                     results += beside_iperf(link, mark, report, seconds / 3)
                 resent = {way: report[f"retransmitted_{way}"] for way in ("up", "down")}
                 print(
@@ -218,26 +230,27 @@ def run(links: list[Link], seconds: float) -> list[Result]:
 
 
 def beside_iperf(link: LinkEmulator, name: str, report: dict[str, Any], seconds: float) -> list[Result]:
-    """Compare the rates of a lossy link with iperf3's."""
-    found = []
-    for way in ("up", "down"):
-        rate = iperf_mbit_s(link, way == "up", seconds, report["congestion"])
-        if rate:
-            found.append(compare(f"{name}: {way} v iperf3", report[f"{way}_mbit_s"], rate, "Mbit/s"))
-    return found
+    """Compare the rates with iperf3's."""
+    cases = {"": ("up",), "-R": ("down",), "--bidir": ("both_up", "both_down")}
+    return [
+        compare(f"{name}: {way} v iperf3", report[f"{way}_mbit_s"], rate, "Mbit/s")
+        for option, ways in cases.items()
+        for way, rate in zip(ways, iperf_mbit_s(link, option, seconds, report["congestion"]), strict=False)
+    ]
 
 
 def main() -> None:
     parser = arguments("The measured link v the configured one, over an emulated link.")
     parser.add_argument("--quick", action="store_true", help="measure five links instead of 39")
     parser.add_argument("--seconds", type=float, default=15.0, help="duration of each measurement")
+    parser.add_argument("--iperf", action="store_true", help="compare with iperf3 on links without loss too")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespaces are removed
     if trouble := available():
         print(trouble)
         show("link: measured v configured", [], args.json)
         return
-    show("link: measured v configured", run(QUICK if args.quick else LINKS, args.seconds), args.json)
+    show("link: measured v configured", run(QUICK if args.quick else LINKS, args.seconds, args.iperf), args.json)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ from adc_edge.wire.connection import Stopped
 from adc_edge.wire.messages import BULK_BYTES, BulkAnswer
 from adc_edge.wire.tcp import TcpInfo
 
-_AHEAD_S = 0.03  # unsent data that a sender keeps, in seconds of the link's rate
+_AHEAD_S = {"up": 0.05, "down": 0.25}  # unsent data, in seconds of the rate; a lost request is late by round trips
 _LEAST_BYTES, _LARGEST_BYTES = 16 * 1024, 256 * 1024  # of one message
 _BLIND_BYTES = 2**20  # in flight where no kernel tells what is unsent
 _MOST_BYTES = 4 * BULK_BYTES  # in flight: 200 Mbit/s at 600 ms
 _TICK_MS = 2
 _PROBE_S, _PROBE_MOST_S = 0.01, 0.1
 _PROBE_SHARE, _PROBE_WIRE_BYTES = 0.01, 200  # of the loaded link's rate; one ping with TCP's and IP's headers
-_PROBES_IN_FLIGHT = 100
+_PROBES_IN_FLIGHT = 3  # TCP's smallest window is 4 packets; more pings could wait for it at this end
 
 
 _W = TypeVar("_W", bound="_Worker")
@@ -144,10 +144,11 @@ class Load(_Worker):
         return answered
 
     def _ahead_bytes(self, bytes_per_s: float) -> int:
-        return max(4 * _LEAST_BYTES, int(_AHEAD_S * bytes_per_s))
+        return max(4 * _LEAST_BYTES, int(_AHEAD_S[self.way] * bytes_per_s))
 
     def _size(self, ahead_bytes: int) -> int:
-        return min(ahead_bytes // 4, _LARGEST_BYTES, self.requests.largest_bytes)
+        few = max(_LEAST_BYTES // 4, self.requests.left_bytes() // 16)  # so that a small budget makes a stage
+        return min(ahead_bytes // 4, _LARGEST_BYTES, self.requests.largest_bytes, few)
 
 
 class UpLoad(Load):
@@ -179,7 +180,7 @@ class UpLoad(Load):
     def _room(self) -> tuple[int, int]:
         live = self.channel.tcp()
         if live is None:
-            return _BLIND_BYTES - self._flying_bytes, 4 * _LEAST_BYTES
+            return _BLIND_BYTES - self._flying_bytes, self._size(16 * _LEAST_BYTES)
         ahead = self._ahead_bytes(live.delivery_mbit_s * 1e6 / 8)
         return min(ahead - live.unsent_bytes, _MOST_BYTES - self._flying_bytes), self._size(ahead)
 
@@ -190,7 +191,7 @@ class DownLoad(Load):
     way = "down"
 
     def _work(self) -> None:
-        window, size, start = 8 * _LEAST_BYTES, _LEAST_BYTES, time.monotonic()
+        window, size, start = 8 * _LEAST_BYTES, self._size(4 * _LEAST_BYTES), time.monotonic()
         while not self._over.is_set():
             while self._flying_bytes + size <= window and not self._paused() and self._send(size, up=False):
                 pass

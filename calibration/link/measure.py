@@ -29,8 +29,8 @@ from adc_edge.wire.tcp import offers_bbr
 
 LEAST_BYTES = 500_000  # below that nothing is measured
 SIZES = (20_000, 200_000, 2_000_000)
-_SHARES = {"idle": 0.1, "up": 0.16, "down": 0.16, "both": 0.16}  # of the time; the rest is for the sizes
-_SIZE_SHARES = (0.04, 0.08, 0.1)  # of each size and direction
+_SHARES = {"idle": 0.1, "up": 0.15, "down": 0.15, "both": 0.2}  # of the time
+_SIZE_SHARES = (0.03, 0.06, 0.11)  # of the time, each size and direction
 _BUDGETS = {"up": 0.2, "down": 0.25, "both": 0.33}  # of the bytes that are left
 _ROUND_TRIPS = 20  # least length of a stage
 _TICK_S = 0.02

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _STEADY = 0.9  # of the median rate in the second half of a stage: there the start of TCP is over
+_LEAST_S = 0.02
 _INFLATED_MS, _INFLATED_SHARE = 5.0, 0.1  # a round trip that is no longer than this above the shortest meets no queue
 
 
@@ -26,8 +27,8 @@ class Losses(msgspec.Struct, frozen=True):
     """Retransmitted bytes as shares of the bytes sent; ``share`` = ``random`` + ``queue``."""
 
     share: float
-    random: float  # while the round trip was near its minimum: the path loses packets
-    queue: float  # while the round trip was inflated: a queue on the path overflowed
+    random: float  # also lost while the round trip was near its minimum: the path loses packets
+    queue: float  # lost only while the round trip was inflated: a queue on the path overflowed
 
 
 class Rates(NamedTuple):
@@ -45,7 +46,7 @@ def window_s(seconds: float) -> float:
 
 
 def rates(times_s: Sequence[float], totals: Sequence[int], width_s: float, ended: bool = False) -> Rates | None:
-    """Return the rates in windows of ``width_s``, and the rate of the steady part. None for less than two windows.
+    """Return the rates in windows of ``width_s``, and the rate of the steady part. None for less than 20 ms.
 
     Args:
         times_s: monotonic time of each sample.
@@ -57,13 +58,17 @@ def rates(times_s: Sequence[float], totals: Sequence[int], width_s: float, ended
     if ended and len(counts):
         last = int(np.argmax(counts))
         at, counts = at[: last + 1], counts[: last + 1]
-    number = 0 if len(at) < 2 else int((at[-1] - at[0]) / width_s + 1e-9)
-    if number < 2:
+    length_s = float(at[-1] - at[0]) if len(at) else 0.0
+    if length_s < _LEAST_S:
         return None
+    width_s = min(width_s, length_s)
+    number = int(length_s / width_s + 1e-9)
     edges = at[0] + width_s * np.arange(number + 1)
     sums = np.interp(edges, at, counts)
     windows = np.diff(sums) * 8 / 1e6 / width_s
-    first = int(np.argmax(windows >= _STEADY * np.median(windows[number // 2 :])))
+    span = max(1, number // 5)  # a burst at the start is not the steady rate
+    means = np.convolve(windows, np.full(span, 1 / span), "valid")
+    first = int(np.argmax(means >= _STEADY * np.median(windows[number // 2 :])))
     steady = (sums[-1] - sums[first]) * 8 / 1e6 / (edges[-1] - edges[first])
     return Rates(float(edges[first]), float(steady), float(np.percentile(windows[first:], 10)), windows)
 
@@ -71,15 +76,19 @@ def rates(times_s: Sequence[float], totals: Sequence[int], width_s: float, ended
 def losses(samples: Sequence[KernelSample]) -> Losses | None:
     """Return how many bytes were retransmitted and why; None without samples.
 
-    A retransmission is the queue's if the smoothed round trip was above its minimum by more than half of the largest
-    excess of the stage, and by more than 5 ms and a tenth. Otherwise the loss was random.
+    TCP does not tell why a packet was lost. A path that loses packets at random does so whether or not a queue has
+    built up. So the share that was retransmitted in the half of the bytes with the shortest round trips is taken for
+    random, and what exceeds it for the queue's. If no round trip was more than 5 ms and a tenth above the shortest,
+    there was no queue, and all is random.
     """
-    if len(samples) < 2 or samples[-1].sent_bytes == samples[0].sent_bytes:
-        return None
-    excess = [max(0.0, sample.rtt_ms - sample.rtt_min_ms) for sample in samples]
-    limit = max(max(excess) / 2, _INFLATED_MS, _INFLATED_SHARE * samples[-1].rtt_min_ms)
+    sent = np.diff([sample.sent_bytes for sample in samples])
     again = np.diff([sample.resent_bytes for sample in samples])
-    inflated = np.maximum(excess[:-1], excess[1:]) > limit
-    by_queue, at_random = int(again[inflated].sum()), int(again[~inflated].sum())
-    sent = samples[-1].sent_bytes - samples[0].sent_bytes + by_queue + at_random
-    return Losses((by_queue + at_random) / sent, at_random / sent, by_queue / sent)
+    if not sent.sum():
+        return None
+    excess = np.array([max(0.0, sample.rtt_ms - sample.rtt_min_ms) for sample in samples[1:]])
+    share = at_random = float(again.sum() / (sent.sum() + again.sum()))
+    if excess.max() > max(_INFLATED_MS, _INFLATED_SHARE * samples[-1].rtt_min_ms):
+        order = np.argsort(excess, kind="stable")
+        half = order[: int(np.searchsorted(np.cumsum(sent[order]), sent.sum() / 2)) + 1]
+        at_random = min(share, float(again[half].sum() / max(sent[half].sum() + again[half].sum(), 1)))
+    return Losses(share, at_random, share - at_random)

@@ -54,6 +54,10 @@ class Spent:
             self._bytes += charge
             return True
 
+    def left(self) -> int:
+        """Number of bytes that the stage has left, at most 2^40."""
+        return int(min(self._stage_most - self._bytes, 2.0**40))
+
     def take_probe(self) -> bool:
         """Reserve the bytes of one round trip; False if they would leave too little."""
         with self._lock:
@@ -94,6 +98,10 @@ class Requests:
         if not self._spent.take(up + down, parts + math.ceil((up + down) / CHUNK_BYTES)):
             return None
         return {self._send(channel, *sizes) for sizes in zip(_split(up, parts), _split(down, parts), strict=True)}
+
+    def left_bytes(self) -> int:
+        """Number of bytes that the stage may still spend."""
+        return self._spent.left()
 
     def probe(self, channel: Channel) -> int | None:
         """Send the smallest message; return its number, or None if no bytes are left."""
