@@ -187,7 +187,7 @@ def rows(
         ]  # TCP's start is over
         both = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
         if both:
-            ours, theirs = map(statistics.mean, zip(*both, strict=True))
+            ours, theirs = map(statistics.median, zip(*both, strict=True))
             found.append(compare(f"{name}: RTT, load {load}", ours, theirs, "ms"))
     return found
 

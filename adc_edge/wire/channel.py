@@ -240,6 +240,10 @@ class Channel:
         self._past = _sum(self._past, connection.meter.totals())
         self._past_framed = _sum(self._past_framed, connection.framed)
 
+    def leave_bbr(self) -> None:
+        """Send by Reno on the live connection, which carries nothing but a few small messages."""
+        self._live().meter.leave_bbr()
+
     def abort(self) -> None:
         """Close every socket, and let the kernel discard what it has not sent."""
         if self._connection is not None:

@@ -206,6 +206,12 @@ class SocketMeter:
             with contextlib.suppress(OSError), same_socket(self._fd) as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
+    def leave_bbr(self) -> None:
+        """Choose Reno for the live connection: BBR would pace a few small messages by a rate derived from them."""
+        if self._fd is not None and _TCP_CONGESTION is not None:
+            with contextlib.suppress(OSError), same_socket(self._fd) as connection:
+                connection.setsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, b"reno")
+
     def close(self) -> None:
         """Stop counting. ``totals`` keeps its last value."""
         self.poll()

@@ -31,7 +31,6 @@ _MOST_BYTES = 4 * BULK_BYTES  # in flight: 200 Mbit/s at 600 ms
 _TICK_MS = 2
 _PROBE_S, _PROBE_MOST_S = 0.01, 0.1
 _PROBE_SHARE, _PROBE_WIRE_BYTES = 0.01, 200  # of the loaded link's rate; one ping with TCP's and IP's headers
-_PROBES_IN_FLIGHT = 3  # TCP's smallest window is 4 packets; more pings could wait for it at this end
 
 
 _W = TypeVar("_W", bound="_Worker")
@@ -241,17 +240,13 @@ class Prober(_Worker):
         return [ms for at, ms in list(self.times) if start_s <= at < end_s]
 
     def _work(self) -> None:
-        sent: dict[int, float] = {}
-        due = time.monotonic()
+        self.channel.leave_bbr()
         while not self._over.is_set():
+            sent_s = time.monotonic()
+            if self.requests.probe(self.channel) is None:
+                self.exhausted = True
+                return
+            self.requests.receive(self.channel)
             now = time.monotonic()
-            if now >= due and len(sent) < _PROBES_IN_FLIGHT:
-                number = self.requests.probe(self.channel)
-                if number is None:
-                    self.exhausted = True
-                    return
-                sent[number], due = now, max(due + self._every_s, now)
-            if self.channel.arrived(max(1, int(1e3 * (due - time.monotonic())))):
-                answered = self.requests.receive(self.channel)
-                now = time.monotonic()
-                self.times.append((now, (now - sent.pop(answered.number)) * 1e3))
+            self.times.append((now, (now - sent_s) * 1e3))
+            self._over.wait(max(0.0, sent_s + self._every_s - now))
