@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,8 +28,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from harness import Result, arguments, compare, show
 from link_emulator import LinkEmulator, Way, available, enter, inside, process
+
+from adc_edge.calibration.link.report import LinkMoment
 
 # Heavy packages (torch, timm, onnx) are imported inside functions, because the emulator's process imports this module.
 
@@ -87,8 +91,6 @@ def trainer(bundle: Path, directory: Path, pipe: Connection) -> None:
 
 def device(pipe: Connection) -> None:
     """The device's process: one measurement for each number of seconds that comes. It answers with start and report."""
-    import msgspec
-
     from adc_edge.calibration.link.measure import measure_link
     from adc_edge.wire.channel import Channel
 
@@ -180,16 +182,25 @@ def rows(
             found.append(compare(f"{name}: {way}, load both", report[f"both_{way}_mbit_s"], rate, "Mbit/s"))
     serial_ms = PING_BYTES * 8e-3 * (1 / asked.up_mbit_s + 1 / asked.down_mbit_s)
     found.append(compare(f"{name}: RTT idle", report["rtt_p50_ms"], asked.rtt_ms + serial_ms, "ms"))
+    series = msgspec.convert(report["series"], list[LinkMoment])
     for load in ("idle", "up", "down", "both"):
-        moments = [m for m in report["series"] if m["load"] == load]
-        pairs = [
-            (m["rtt_ms"], near(start + m["t"], echoed)) for m in moments[len(moments) // 3 :]
-        ]  # TCP's start is over
-        both = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
-        if both:
-            ours, theirs = map(statistics.median, zip(*both, strict=True))
-            found.append(compare(f"{name}: RTT, load {load}", ours, theirs, "ms"))
+        found.append(compare(f"{name}: RTT, load {load}", *beside_echoes(series, load, start, echoed), "ms"))
     return found
+
+
+def beside_echoes(
+    series: list[LinkMoment], load: str, start: float, echoed: list[tuple[float, float]]
+) -> tuple[float, float]:
+    """Median round trip in ms by the measurement and by the echoes, in the moments that have both; NaN without any.
+
+    The first third of a stage is left out, in which TCP starts.
+    """
+    moments = [moment for moment in series if moment.load == load]
+    pairs = [(moment.rtt_ms, near(start + moment.t, echoed)) for moment in moments[len(moments) // 3 :]]
+    both = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
+    if not both:
+        return math.nan, math.nan
+    return statistics.median(ours for ours, _ in both), statistics.median(theirs for _, theirs in both)
 
 
 def near(at: float, echoed: list[tuple[float, float]]) -> float | None:

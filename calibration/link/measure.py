@@ -19,7 +19,8 @@ from msgspec import UNSET
 
 from adc_edge.calibration.link.load import DownLoad, Load, Prober, UpLoad
 from adc_edge.calibration.link.report import LinkMoment, LinkReport, LoadFigures, SizeFigures
-from adc_edge.calibration.link.samples import Losses, Rates, losses, rates, window_s
+from adc_edge.calibration.link.samples import Losses, Rates, window_s
+from adc_edge.calibration.link.trace import LoadTrace, idle_figures, load_figures, size_figures
 from adc_edge.calibration.link.traffic import Requests, Spent, ask_about, serves_bulk
 from adc_edge.errors import LinkError
 from adc_edge.wire.channel import Channel
@@ -99,7 +100,27 @@ class _Measurement:
         self._count(prober.channel, prober.resent_bytes)
         sizes = self._by_size(loads)
         self._tell_limits()
-        return self._report(pong, bulk, congestion, idle_ms, loads, sizes)
+        return LinkReport(
+            time=self._time,
+            trainer=self.endpoint,
+            trainer_version=_version(pong),
+            seconds=time.monotonic() - self._start_s,
+            bytes=sum(self._totals),
+            bytes_up=self._totals[0],
+            bytes_down=self._totals[1],
+            **idle_figures(idle_ms),
+            **load_figures(loads),
+            by_size=sizes,
+            retransmitted_up=self._losses.get("up"),
+            retransmitted_down=self._losses.get("down"),
+            congestion=congestion,
+            congestion_down=self._congestion_down,
+            bbr=offers_bbr(),
+            bulk=bulk,
+            paused_s=self._paused_s,
+            notes=self._notes,
+            series=self._series,
+        )
 
     def _dial(self, stop: Callable[[], bool]) -> Channel:
         self._spent.take_connection()
@@ -145,7 +166,7 @@ class _Measurement:
         kinds = {"up": (UpLoad,), "down": (DownLoad,), "both": (UpLoad, DownLoad)}[name]
         with ExitStack() as stack:
             loads = [stack.enter_context(kind(self._dial, self._requests)) for kind in kinds]
-            trace = _Trace(loads)
+            trace = LoadTrace(loads)
             self._prober.pace(0)
             while trace.length_s < length_s and not all(load.finished for load in loads):
                 self._tick(*loads)
@@ -160,7 +181,7 @@ class _Measurement:
         self._settle()
         return result
 
-    def _figures(self, name: str, trace: _Trace) -> LoadFigures:
+    def _figures(self, name: str, trace: LoadTrace) -> LoadFigures:
         width, found = window_s(trace.length_s), trace.rates()
         steady_s = max((r.start_s for r in found.values()), default=trace.start_s)
         self._add_series(name, trace.start_s, trace.end_s, found, width)
@@ -202,7 +223,7 @@ class _Measurement:
                     left = 2 * (len(SIZES) - number) - (way == "down")
                     self._spent.begin_stage(1 / left)
                     slot_s = _SIZE_SHARES[number] * self._seconds
-                    figures |= _size_figures(way, size, self._messages(channel, size, way, slot_s, rate))
+                    figures |= size_figures(way, size, self._messages(channel, size, way, slot_s, rate))
                 result.append(SizeFigures(size, **figures))
         finally:
             live = channel.tcp()
@@ -241,113 +262,6 @@ class _Measurement:
             self._notes.append(
                 f"the trainer is serving others and asked for pauses of {self._paused_s:.1f} s: rates may be too low"
             )
-
-    def _report(
-        self,
-        pong: Pong,
-        bulk: bool,
-        congestion: str | None,
-        idle_ms: list[float],
-        loads: dict[str, LoadFigures],
-        sizes: list[SizeFigures],
-    ) -> LinkReport:
-        p50, p95, p99 = (float(np.percentile(idle_ms, share)) for share in (50, 95, 99))
-        up, down, both = loads["up"], loads["down"], loads["both"]
-        return LinkReport(
-            time=self._time,
-            trainer=self.endpoint,
-            trainer_version=_version(pong),
-            seconds=time.monotonic() - self._start_s,
-            bytes=sum(self._totals),
-            bytes_up=self._totals[0],
-            bytes_down=self._totals[1],
-            rtt_ms=p50,
-            rtt_min_ms=min(idle_ms),
-            rtt_p50_ms=p50,
-            rtt_p95_ms=p95,
-            rtt_p99_ms=p99,
-            jitter_ms=float(np.abs(np.diff(idle_ms)).mean()) if len(idle_ms) > 1 else 0.0,
-            pings=len(idle_ms),
-            up_mbit_s=up.up_mbit_s,
-            up_p10_mbit_s=up.up_p10_mbit_s,
-            down_mbit_s=down.down_mbit_s,
-            down_p10_mbit_s=down.down_p10_mbit_s,
-            both_up_mbit_s=both.up_mbit_s,
-            both_down_mbit_s=both.down_mbit_s,
-            rtt_up_ms=up.rtt_p50_ms,
-            rtt_down_ms=down.rtt_p50_ms,
-            rtt_both_ms=both.rtt_p50_ms,
-            rpm=both.rpm,
-            loads=loads,
-            by_size=sizes,
-            retransmitted_up=self._losses.get("up"),
-            retransmitted_down=self._losses.get("down"),
-            congestion=congestion,
-            congestion_down=self._congestion_down,
-            bbr=offers_bbr(),
-            bulk=bulk,
-            paused_s=self._paused_s,
-            notes=self._notes,
-            series=self._series,
-        )
-
-
-class _Trace:
-    """Samples of the loads of a stage; their time is that of their last sample."""
-
-    def __init__(self, loads: list[Load]) -> None:
-        self._loads = loads
-        self._times: list[float] = []
-        self._totals: list[list[int]] = [[] for _ in loads]
-        self.take()
-
-    @property
-    def start_s(self) -> float:
-        return self._times[0]
-
-    @property
-    def end_s(self) -> float:
-        return self._times[-1]
-
-    @property
-    def length_s(self) -> float:
-        return self.end_s - self.start_s
-
-    def take(self) -> None:
-        """Take one sample."""
-        self._times.append(time.monotonic())
-        for load, totals in zip(self._loads, self._totals, strict=True):
-            live = load.channel.tcp()
-            totals.append(load.delivered_bytes(live))
-
-    def bytes_per_s(self) -> float:
-        """Mean rate of the slower direction so far."""
-        return min(totals[-1] - totals[0] for totals in self._totals) / max(self.length_s, _TICK_S)
-
-    def rates(self) -> dict[str, Rates]:
-        """Rates of each direction that was measured."""
-        width = window_s(self.length_s)
-        found = {
-            load.way: rates(self._times, totals, width, load.finished)
-            for load, totals in zip(self._loads, self._totals, strict=True)
-        }
-        return {way: rate for way, rate in found.items() if rate is not None}
-
-    def losses(self) -> dict[str, Losses | None]:
-        """Retransmissions of each direction."""
-        return {load.way: losses(load.kernel_samples()) for load in self._loads}
-
-
-def _size_figures(way: str, size: int, times: list[float]) -> dict[str, Any]:
-    if not times:
-        return {}
-    each = [size * 8 / 1e6 / seconds for seconds in times]
-    return {
-        f"{way}_count": len(times),
-        f"{way}_mbit_s": float(np.median(each)),
-        f"{way}_p10_mbit_s": float(np.percentile(each, 10)),
-        f"{way}_ms": float(np.median(times)) * 1e3,
-    }
 
 
 def _version(pong: Pong) -> str | None:
