@@ -15,7 +15,7 @@ _INFLATED_MS, _INFLATED_SHARE = 5.0, 0.1  # a round trip that is no longer than 
 
 
 class KernelSample(NamedTuple):
-    """What a sender's kernel has counted by an instant."""
+    """Counts of a sender's kernel at one instant."""
 
     sent_bytes: int  # first transmissions
     resent_bytes: int

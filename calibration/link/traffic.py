@@ -21,7 +21,7 @@ from adc_edge.wire.framing import chunk_bytes, to_frames
 from adc_edge.wire.messages import BULK_BYTES, CHUNK_BYTES, Bulk, BulkAnswer, Ping, Pong
 
 ANSWER_MS = 60_000.0
-PROBE_BYTES = 300  # one round trip: two headers, framing, encryption
+_PING_BYTES = 300  # one round trip: two headers, framing, encryption
 _CONNECTION_BYTES = 3_000  # handshakes and heartbeats
 _FRAMING_BYTES = 400  # upper bound for one piece of a message and its answer, encrypted
 _RESENT = 1.1  # retransmissions may add a tenth to the bytes of a message
@@ -61,9 +61,9 @@ class Spent:
     def take_probe(self) -> bool:
         """Reserve the bytes of one round trip; False if they would leave too little."""
         with self._lock:
-            if self._bytes + PROBE_BYTES > self.most:
+            if self._bytes + _PING_BYTES > self.most:
                 return False
-            self._bytes += PROBE_BYTES
+            self._bytes += _PING_BYTES
             return True
 
 

@@ -1,7 +1,7 @@
 """Answers to the messages that measure the link, and the share of the trainer's time that they may take.
 
 While a session is at work, the answer to a Bulk tells the device to pause. The pause is so long that all measurements
-together take at most SHARE of the time of the trainer's loop.
+together take at most MEASURING_SHARE of the time of the trainer's loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adc_edge.errors import ProtocolError
 from adc_edge.wire.messages import BULK_BYTES, Bulk, BulkAnswer
 from adc_edge.wire.tcp import prefer_bbr, tcp_info
 
-SHARE = 0.1
+MEASURING_SHARE = 0.1
 WORK_S = 30.0  # a session is at work for so long after its last frame
 
 
@@ -64,7 +64,7 @@ class LinkProbes:
         spent_s, self._spent_s = self._spent_s, 0.0
         if now - self._worked_s > WORK_S:
             return 0.0
-        self._paid_s = max(self._paid_s, now) + spent_s * (1 / SHARE - 1)
+        self._paid_s = max(self._paid_s, now) + spent_s * (1 / MEASURING_SHARE - 1)
         return self._paid_s - now
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from adc_edge.cloud_trainer.link.probes import SHARE, LinkProbes
+from adc_edge.cloud_trainer.link.probes import MEASURING_SHARE, LinkProbes
 from adc_edge.cloud_trainer.registry import Peer
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.errors import ProtocolError, RefusedError
@@ -89,7 +89,7 @@ def test_measurements_take_no_more_than_their_share_while_others_are_served() ->
     probes.spent(worker, 0.1)
     probes.spent(one, 0.01)
     first = probes.answer(Bulk(1), -1)[0].pause_s
-    assert first == pytest.approx(0.01 * (1 - SHARE) / SHARE, rel=0.01)
+    assert first == pytest.approx(0.01 * (1 - MEASURING_SHARE) / MEASURING_SHARE, rel=0.01)
     probes.spent(other, 0.02)
     second = probes.answer(Bulk(2), -1)[0].pause_s  # the pause of the first is not over
-    assert second == pytest.approx(0.03 * (1 - SHARE) / SHARE, rel=0.1)
+    assert second == pytest.approx(0.03 * (1 - MEASURING_SHARE) / MEASURING_SHARE, rel=0.1)
