@@ -256,7 +256,7 @@ class _Measurement:
 
     def _tell_limits(self) -> None:
         if self._spent.refused:
-            self._notes.append("--max-bytes ended parts of the measurement early")
+            self._notes.append("--max-bytes ended parts early: on a fast link the rates may be too low")
         length_s = time.monotonic() - self._start_s
         if self._paused_s > _PAUSED * length_s:
             self._notes.append(

@@ -69,7 +69,8 @@ def rates(times_s: Sequence[float], totals: Sequence[int], width_s: float, ended
     span = max(1, number // 5)  # a burst at the start is not the steady rate
     means = np.convolve(windows, np.full(span, 1 / span), "valid")
     first = int(np.argmax(means >= _STEADY * np.median(windows[number // 2 :])))
-    steady = (sums[-1] - sums[first]) * 8 / 1e6 / (edges[-1] - edges[first])
+    # The slope, and not the ends: the kernel counts what follows a lost packet at once when the packet has come.
+    steady = np.polyfit(edges[first:] - edges[first], sums[first:], 1)[0] * 8 / 1e6
     return Rates(float(edges[first]), float(steady), float(np.percentile(windows[first:], 10)), windows)
 
 
