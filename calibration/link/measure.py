@@ -165,7 +165,12 @@ class _Measurement:
         length_s = max(_SHARES[name] * self._seconds, _ROUND_TRIPS * self._rtt_s)
         kinds = {"up": (UpLoad,), "down": (DownLoad,), "both": (UpLoad, DownLoad)}[name]
         with ExitStack() as stack:
-            loads = [stack.enter_context(kind(self._dial, self._requests)) for kind in kinds]
+            loads: list[Load] = []
+            for kind in kinds:  # all connect before one sends: BBR takes the shortest round trip it sees for the path's
+                loads.append(kind(self._dial, self._requests))
+                stack.callback(loads[-1].channel.close)
+            for load in loads:
+                stack.enter_context(load)
             trace = LoadTrace(loads)
             self._prober.pace(0)
             while trace.length_s < length_s and not all(load.finished for load in loads):
