@@ -32,7 +32,7 @@ COMMANDS = {
     "evaluate": "adc_edge.evaluation.command",
     "export": "adc_edge.export.command",
     "keys": "adc_edge.security.command",
-    "link": "adc_edge.calibration.command",
+    "link": "adc_edge.calibration.link.command",
     "merge": "adc_edge.export.command",
     "plan": "adc_edge.calibration.plan.command",
     "privacy": "adc_edge.evaluation.privacy.command",

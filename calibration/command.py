@@ -1,8 +1,7 @@
-"""`adc-edge link` and `adc-edge calibrate`."""
+"""`adc-edge calibrate`."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,62 +9,15 @@ import click
 from adc_edge.options import (
     COUNT,
     NUMBER,
-    OUTPUT_FILE,
     FloatRange,
     broken_option,
     bundle_option,
     data_option,
-    key_options,
     log_options,
 )
 
 if TYPE_CHECKING:
     from adc_edge.logs import AnyConsole
-
-
-@click.command()
-@click.option("--trainer", required=True, metavar="tcp://HOST:PORT", help="Address of `adc-edge trainer`.")
-@click.option("--seconds", default=5.0, type=FloatRange(min=0.5), help="Duration of the measurement.")
-@click.option("--json", "json_file", type=OUTPUT_FILE, help="JSON file for the result.")
-@click.option("--wait", "wait_s", default=10.0, type=NUMBER, help="Seconds to wait for the trainer.")
-@key_options
-@log_options
-def link(
-    console: AnyConsole,
-    trainer: str,
-    seconds: float,
-    json_file: Path | None,
-    wait_s: float,
-    keys: Path | None,
-    insecure: bool,
-) -> None:
-    """Measure round trip and rates to a running trainer, over the trainer's own socket."""
-    import json
-
-    from rich.table import Table
-
-    from adc_edge.calibration.link.measure import measure_link
-    from adc_edge.files import write_atomic
-    from adc_edge.wire.channel import Channel
-    from adc_edge.wire.connection import ClientKeys
-    from adc_edge.wire.sockets import check_endpoint
-
-    endpoint = check_endpoint(trainer, insecure, keys is not None, connecting=True)
-    pinned = None if keys is None else ClientKeys.load(keys)
-    channel = Channel(endpoint, keys=pinned, loopback_alone=pinned is None and not insecure)
-    try:
-        channel.open(wait_s)
-        result = measure_link(channel, seconds)
-    finally:
-        channel.close()
-    table = Table(title=f"link to {result.trainer}, measured for {result.seconds:.1f} s")
-    for name in ("up Mbit/s", "down Mbit/s", "RTT min ms", "p50", "p95", "p99"):
-        table.add_column(name, justify="right")
-    rtts = (result.rtt_min_ms, result.rtt_p50_ms, result.rtt_p95_ms, result.rtt_p99_ms)
-    table.add_row(f"{result.up_mbit_s:.2f}", f"{result.down_mbit_s:.2f}", *(f"{rtt:.2f}" for rtt in rtts))
-    console.print(table)
-    if json_file is not None:
-        write_atomic(json_file, json.dumps(result._asdict(), indent=2).encode() + b"\n")
 
 
 @click.command()

@@ -25,6 +25,7 @@ class Peer:
         self.fd, self.owner, self._new_inbox, self.inbox = fd, owner, new_inbox, new_inbox()
         self.session: ServedSession | None = None
         self.cut_off = False
+        self.measures = False  # whether it has sent a Bulk
 
     def join_session(self, session: ServedSession) -> None:
         """Speak for ``session``; a message that it was receiving goes on over this connection."""

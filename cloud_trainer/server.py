@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +17,7 @@ from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
+from adc_edge.cloud_trainer.link.probes import LinkProbes
 from adc_edge.cloud_trainer.profile.head_speed import HeadSpeed
 from adc_edge.cloud_trainer.registry import Peer, SessionRegistry, outside_session
 from adc_edge.errors import ProtocolError
@@ -25,8 +27,10 @@ from adc_edge.wire.addresses import Address, listening_addresses, listening_erro
 from adc_edge.wire.framing import Assembler, chunk_bytes, to_frames
 from adc_edge.wire.headers import check_foreign, pack_header, unpack_from_device
 from adc_edge.wire.messages import (
+    BULK_BYTES,
     BUNDLE_DIGITS,
     VERSION,
+    Bulk,
     ClassNames,
     Evaluate,
     FromDevice,
@@ -93,7 +97,9 @@ class Server:
             "version": VERSION,
             "trainer": __version__,
             "bundle": bundle.digest[:BUNDLE_DIGITS],
+            "bulk_bytes": BULK_BYTES,
         }
+        self._probes = LinkProbes()
         self._speaker: Peer | None = None  # the sender of the message that is being read
         self._guard = Guard(self._context, self._socket, self._refusals, self._limits.largest_bytes())
         try:
@@ -158,6 +164,12 @@ class Server:
         peer = self.sessions.peer(route, fd, owner, self._new_inbox)
         if peer.cut_off:
             return
+        start = time.monotonic()
+        self._take(route, peer, fd, owner, frames)
+        self._probes.spent(peer, time.monotonic() - start)
+
+    def _take(self, route: bytes, peer: Peer, fd: int, owner: str, frames: list[Any]) -> None:
+        """Check the frames of one message, and answer it if it is complete."""
         try:
             if self._access is not None:
                 self._access.check(owner)
@@ -168,7 +180,7 @@ class Server:
                     "install the same version of adc-edge on both sides",
                 )
             self._speaker = peer
-            whole = peer.inbox.feed(frames[0].bytes, last.buffer)
+            whole = peer.inbox.feed(frames[0].bytes, frames[1].buffer)
             if whole is None:
                 return
             if self._guard.cut_off_non_reader(fd):
@@ -200,11 +212,13 @@ class Server:
             size = self._limits.step_bytes(message)
         elif isinstance(message, Evaluate):
             size = self._limits.evaluate_bytes(message)
-        elif isinstance(message, ClassNames):
+        elif isinstance(message, ClassNames | Bulk):
             size = message.body_bytes
         else:
             return message.body_bytes if isinstance(message, Ping) else 0
-        if self._speaker is None or self._speaker.session is None:
+        if isinstance(message, Bulk):
+            self._probes.begin(self._speaker)
+        elif self._speaker is None or self._speaker.session is None:
             raise outside_session(message)
         if getattr(message, "offset", 0) == 0 and not self.sessions.make_room(size, self._max_held_bytes):
             raise ProtocolError(
@@ -215,6 +229,9 @@ class Server:
     def _answer(self, route: bytes, peer: Peer, fd: int, message: FromDevice, body: memoryview) -> None:
         if isinstance(message, Ping):
             self._send(route, fd, to_frames(self._pong(message), bytes(message.reply_bytes)))
+            return
+        if isinstance(message, Bulk):
+            self._send(route, fd, to_frames(*self._probes.answer(message, fd), chunk_bytes(tcp_info(fd))))
             return
         if isinstance(message, Hello) and self._guard.count_hello(fd):  # a device needs one for each connection
             self.sessions.cut_off(route)

@@ -216,8 +216,8 @@ class DeviceLoop:
             return
         up = self.link.up.add(RateSample(tcp.delivery_mbit_s, tcp.app_limited, self._up_arrival))
         down = None if self._down is None else self.link.down.add(self._down)
-        self.link.round_trip(tcp.min_rtt_ms)
-        tally.link(tcp.rtt_ms, up, down, tcp.min_rtt_ms)
+        self.link.round_trip(tcp.rtt_min_ms)
+        tally.link(tcp.rtt_ms, up, down, tcp.rtt_min_ms)
 
     def new_bytes(self) -> tuple[int, int]:
         """Bytes sent and received since the last step, evaluation or call of this."""

@@ -22,7 +22,7 @@ from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.storage.position import MicroBatches, Position
-from adc_edge.wire.channel import Answer, Channel, pong_bytes
+from adc_edge.wire.channel import Answer, Channel, padding_bytes
 from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped, TrainerBusy
 from adc_edge.wire.framing import chunk_bytes, to_frames
 from adc_edge.wire.headers import unpack_from_device
@@ -270,7 +270,7 @@ class DeviceSession:
     def _body_bytes(self, message: FromTrainer) -> int:
         """Body size of an answer; raises ProtocolError if a gradient has another size than its request's tensor."""
         if not isinstance(message, Gradient):
-            return message.body_bytes if isinstance(message, ClassNames) else pong_bytes(message)
+            return message.body_bytes if isinstance(message, ClassNames) else padding_bytes(message)
         expected = self._gradient_bytes(message)
         if message.body_bytes not in (0, expected):  # 0: the answer to a replay
             remedy = "install the same version of adc-edge on both sides"

@@ -32,7 +32,7 @@ from adc_edge.wire.connection import (
 )
 from adc_edge.wire.framing import Assembler, to_frames
 from adc_edge.wire.headers import check_foreign_refusal, unpack_from_trainer
-from adc_edge.wire.messages import CHUNK_BYTES, FromTrainer, Message, Pong, Refused, Welcome
+from adc_edge.wire.messages import CHUNK_BYTES, BulkAnswer, FromTrainer, Message, Pong, Refused, Welcome
 from adc_edge.wire.tcp import KERNEL_COUNTS, TcpInfo
 
 _LOG_EVERY_S = 30.0
@@ -45,8 +45,10 @@ Answer = tuple[FromTrainer, memoryview]
 logger = logging.getLogger(__name__)
 
 
-def pong_bytes(message: FromTrainer) -> int:
-    """Body size of an answer outside a session: a Pong may have a body, nothing else."""
+def padding_bytes(message: FromTrainer) -> int:
+    """Body size of an answer outside a session: only those that measure the link may have a body."""
+    if isinstance(message, BulkAnswer):
+        return message.body_bytes
     return min(message.body_bytes, CHUNK_BYTES) if isinstance(message, Pong) else 0
 
 
@@ -68,7 +70,7 @@ class Channel:
         keys: ClientKeys | None = None,
         stop: Callable[[], bool] = lambda: False,
         loopback_alone: bool = False,
-        body_bytes: Callable[[FromTrainer], int] = pong_bytes,
+        body_bytes: Callable[[FromTrainer], int] = padding_bytes,
     ) -> None:
         parse_address(endpoint)  # at once, or a malformed one would be tried for ever
         self.endpoint, self._loopback_alone = endpoint, loopback_alone
@@ -198,6 +200,10 @@ class Channel:
                 raise RefusedError(refused.code, refused.received, refused.expected, refused.remedy)
             return answer
 
+    def arrived(self, wait_ms: int) -> bool:
+        """Return whether something can be received, after ``wait_ms`` at most; raises LinkLost, Stopped."""
+        return self._live().arrived(wait_ms)
+
     def totals(self) -> tuple[int, int]:
         """Bytes sent and received on all connections so far: by the kernel's count, or else the sum of the frames."""
         if not KERNEL_COUNTS:
@@ -233,6 +239,16 @@ class Channel:
         connection.close()
         self._past = _sum(self._past, connection.meter.totals())
         self._past_framed = _sum(self._past_framed, connection.framed)
+
+    def leave_bbr(self) -> None:
+        """Send by Reno on the live connection, which carries nothing but a few small messages."""
+        self._live().meter.leave_bbr()
+
+    def abort(self) -> None:
+        """Close every socket, and let the kernel discard what it has not sent."""
+        if self._connection is not None:
+            self._connection.meter.discard_unsent()
+        self.close()
 
     def close(self) -> None:
         """Close every socket at once."""

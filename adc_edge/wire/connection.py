@@ -144,6 +144,14 @@ class Connection:
         self.framed = (self.framed[0], self.framed[1] + frame_bytes(*frames))
         return frames
 
+    def arrived(self, wait_ms: int) -> bool:
+        """Return whether a frame can be received, after ``wait_ms`` at most; raises LinkLost, Stopped."""
+        if self._socket.poll(wait_ms, zmq.POLLIN):
+            return True
+        self.meter.poll()
+        self._check_alive()
+        return False
+
     def close(self) -> None:
         """Drop it at once; the meter keeps its last totals.
 

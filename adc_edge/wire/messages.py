@@ -26,6 +26,7 @@ TRIPLE_BYTES = 12  # cluster, class, count: three little-endian int32
 BUNDLE_DIGITS = 12  # of a bundle's digest, as far as it is told to those who have not said it
 LABEL_BYTES = 4  # one little-endian int32
 NAMES_BYTES = 4 * CHUNK_BYTES  # of all class names: ImageNet-21k's WordNet ids fit
+BULK_BYTES = 4 * 2**20  # of padding in one message that measures the link
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -128,6 +129,18 @@ class Ping(Message, frozen=True):
     transfer: Id = 0
     about: bool | UnsetType = UNSET  # whether the Pong is to tell about the trainer
     head: bool | UnsetType = UNSET  # whether the Pong is to tell the speed of the head, which is measured meanwhile
+
+
+class Bulk(Message, frozen=True):
+    """Sent by the device to measure the link, on a connection without a session. Body: padding.
+
+    The answer has ``reply_bytes`` of padding. Only a trainer whose Pong tells ``bulk_bytes`` knows this message.
+    """
+
+    transfer: Id
+    reply_bytes: Annotated[int, msgspec.Meta(ge=0, le=BULK_BYTES)] = 0
+    body_bytes: Annotated[int, msgspec.Meta(ge=0, le=BULK_BYTES)] = 0
+    session: Id = 0  # as in the Chunks of its body
 
 
 class KeepHead(Message, frozen=True):
@@ -236,10 +249,7 @@ class Absent(Message, frozen=True):
 
 
 class Pong(Message, frozen=True):
-    """The trainer's answer to a Ping, with the padding that was requested.
-
-    If the Ping asked, it also tells about the trainer; 0.7 and older tell nothing.
-    """
+    """The trainer's answer to a Ping: padding, and what it asked about the trainer; 0.7 and older tell nothing."""
 
     nonce: Id
     body_bytes: Count = 0
@@ -249,6 +259,22 @@ class Pong(Message, frozen=True):
     bundle: Text | UnsetType = UNSET  # the first BUNDLE_DIGITS of its digest
     head: TrainerProfile | UnsetType = UNSET  # speed of the head; 0.8 and older do not tell
     measuring: bool | UnsetType = UNSET  # whether the speed of the head is being measured: the device is to ask again
+    bulk_bytes: Count | UnsetType = UNSET  # largest body of a Bulk; 0.8 and older answer none
+
+
+class BulkAnswer(Message, frozen=True):
+    """The trainer's answer to a Bulk: padding, and the kernel's figures of its sending, where the kernel has them."""
+
+    transfer: Id
+    body_bytes: Annotated[int, msgspec.Meta(ge=0, le=BULK_BYTES)] = 0
+    session: Id = 0
+    pause_s: float = 0.0  # the device must send no other Bulk for so long: the trainer is serving others
+    sent_bytes: Id | UnsetType = UNSET  # first transmissions
+    resent_bytes: Id | UnsetType = UNSET  # retransmissions
+    unsent_bytes: Count | UnsetType = UNSET  # waiting in the kernel before this answer
+    rtt_ms: float | UnsetType = UNSET  # smoothed
+    rtt_min_ms: float | UnsetType = UNSET
+    congestion: Text | UnsetType = UNSET
 
 
 class HeadKept(Message, frozen=True):
@@ -265,5 +291,7 @@ class ByeAck(Message, frozen=True):
     session: Id
 
 
-FromDevice = Hello | Step | Evaluate | Fetch | KeepHead | Ping | Bye | ClassNames | Chunk
-FromTrainer = Welcome | Refused | Gradient | Evaluated | Absent | HeadKept | Pong | ByeAck | ClassNames | Chunk
+FromDevice = Hello | Step | Evaluate | Fetch | KeepHead | Ping | Bulk | Bye | ClassNames | Chunk
+FromTrainer = (
+    Welcome | Refused | Gradient | Evaluated | Absent | HeadKept | Pong | BulkAnswer | ByeAck | ClassNames | Chunk
+)

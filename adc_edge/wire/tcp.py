@@ -51,8 +51,11 @@ class TcpInfo(NamedTuple):
     rtt_ms: float  # smoothed
     delivery_mbit_s: float
     last_received_ms: int  # time since data last arrived
-    min_rtt_ms: float = 0.0  # the shortest lately
+    rtt_min_ms: float = 0.0  # the shortest lately
     app_limited: bool = False  # the delivery rate is what there was to send; the connection may be faster
+    acked_bytes: int = 0  # that the other side's kernel has confirmed
+    resent_bytes: int = 0  # retransmissions
+    unsent_bytes: int = 0  # written by the application and not yet sent
 
 
 @contextlib.contextmanager
@@ -84,9 +87,28 @@ def tcp_info(fd: int) -> TcpInfo | None:
     sent, again = struct.unpack_from("=QQ", raw, 200)
     (last_received,) = struct.unpack_from("=I", raw, 52)
     (rtt,) = struct.unpack_from("=I", raw, 68)
-    (min_rtt,) = struct.unpack_from("=I", raw, 148)
-    app_limited = bool(raw[7] & 1)
-    return TcpInfo(sent - again, received, rtt / 1e3, rate * 8 / 1e6, last_received, min_rtt / 1e3, app_limited)
+    (acked,) = struct.unpack_from("=Q", raw, 120)
+    unsent, rtt_min = struct.unpack_from("=II", raw, 144)
+    return TcpInfo(
+        sent_bytes=sent - again,
+        received_bytes=received,
+        rtt_ms=rtt / 1e3,
+        delivery_mbit_s=rate * 8 / 1e6,
+        last_received_ms=last_received,
+        rtt_min_ms=rtt_min / 1e3,
+        app_limited=bool(raw[7] & 1),
+        acked_bytes=acked,
+        resent_bytes=again,
+        unsent_bytes=unsent,
+    )
+
+
+def offers_bbr() -> bool | None:
+    """Return whether BBR can be chosen on this machine; None where the system does not tell."""
+    try:
+        return _PREFERRED in _OFFERED.read_text().split()
+    except OSError:
+        return None
 
 
 def prefer_bbr(fd: int) -> str | None:
@@ -100,7 +122,7 @@ def prefer_bbr(fd: int) -> str | None:
         with same_socket(fd) as connection:
             connection.getpeername()
             with contextlib.suppress(OSError):  # not permitted
-                if _PREFERRED in _OFFERED.read_text().split():  # otherwise root would load a kernel module here
+                if offers_bbr():  # otherwise root would load a kernel module here
                     connection.setsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, _PREFERRED.encode())
             name = connection.getsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, _NAME_SIZE)
     except OSError:
@@ -192,6 +214,18 @@ class SocketMeter:
         deadline = time.monotonic() + timeout_ms / 1e3
         while not self.lost and (left_s := deadline - time.monotonic()) > 0:
             self.poll(max(1, int(1e3 * left_s)))
+
+    def discard_unsent(self) -> None:
+        """Have the live connection reset when it is closed, so that the kernel does not go on to send."""
+        if self._fd is not None:
+            with contextlib.suppress(OSError), same_socket(self._fd) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def leave_bbr(self) -> None:
+        """Choose Reno for the live connection: BBR would pace a few small messages by a rate derived from them."""
+        if self._fd is not None and _TCP_CONGESTION is not None:
+            with contextlib.suppress(OSError), same_socket(self._fd) as connection:
+                connection.setsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, b"reno")
 
     def close(self) -> None:
         """Stop counting. ``totals`` keeps its last value."""

@@ -117,6 +117,19 @@ LIGHT = [  # torch is not needed to tell
         "plan --bundle {b} --link {t}/link.json --max-mb-per-epoch 3",
         ("--max-mb-per-epoch 3 without a number of images", "--images N"),
     ),
+    Mistake(
+        "link: too few bytes to measure with",
+        "link --trainer tcp://127.0.0.1:9 --max-bytes 100kB",
+        ("--max-bytes 100000", "at least 500 kB", "raise --max-bytes"),
+    ),
+    Mistake(
+        "link: a plot of another kind",
+        "link --trainer tcp://127.0.0.1:9 --plot link.pdf",
+        ("--plot link.pdf", ".png or .svg", "link.svg"),
+    ),
+    Mistake(
+        "link --repeat without a file", "link --trainer tcp://127.0.0.1:9 --repeat 10m", ("--log FILE", "link.jsonl")
+    ),
     Mistake("link for too short a time", "link --trainer tcp://127.0.0.1:9 --seconds 0", ("'--seconds'", "x>=0.5")),
     # Data.
     _serve("a typo in the source", "--data digit", "'digit'", "folder:PATH", "do you mean digits?"),

@@ -13,7 +13,6 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from adc_edge.calibration.link.measure import LinkReport
 from adc_edge.cli import main
 from adc_edge.edge_runtime.command import serve
 from adc_edge.edge_runtime.settings import ServeSettings
@@ -35,9 +34,9 @@ ACCURACIES = {
 @pytest.fixture
 def link(tmp_path: Path) -> Path:
     """A link of 5 Mbit/s up and 20 down, as `link --json` writes it."""
-    report = LinkReport(TRAINER, 5.0, 40.0, 39.0, 40.0, 44.0, 50.0, 100, 5.0, 20.0)
+    report = {"trainer": TRAINER, "up_mbit_s": 5.0, "down_mbit_s": 20.0, "rtt_p50_ms": 40.0, "rtt_min_ms": 39.0}
     file = tmp_path / "link.json"
-    file.write_bytes(json_bytes(report._asdict()))
+    file.write_bytes(json_bytes(report))
     return file
 
 
