@@ -37,12 +37,15 @@ class FloatRange(click.FloatRange):
         return number
 
 
-class CountOrAuto(click.IntRange):
-    """Whole numbers in a range, or the word ``auto``."""
+class OrAuto(click.ParamType):  # type: ignore[type-arg]
+    """What another type accepts, or the word ``auto``."""
+
+    def __init__(self, kind: click.ParamType) -> None:  # type: ignore[type-arg]
+        self.name, self._kind = kind.name, kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number or ``auto``, or fail as click does."""
-        return value if value == "auto" else super().convert(value, param, ctx)
+        """Return the value or ``auto``, or fail as click does."""
+        return value if value == "auto" else self._kind.convert(value, param, ctx)
 
 
 class _OutputPath(click.Path):
@@ -75,31 +78,6 @@ OUTPUT_FILE, OUTPUT_DIRECTORY = _OutputPath(), _OutputPath(directory=True)
 _RATIO = FloatRange(0.0, 1.0, min_open=True)
 
 
-class GroupedCommand(click.Command):
-    """A command whose help shows its options under headings (see ``heading``)."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one section for each heading, in the order of the options."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for option in self.get_params(ctx):
-            if record := option.get_help_record(ctx):
-                sections.setdefault(vars(option).get("heading", "Help"), []).append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-
-def heading(title: str) -> Callable[[F], F]:
-    """A heading for the options below this decorator, up to the next heading."""
-
-    def mark(command: F) -> F:
-        for option in getattr(command, "__click_params__", []):
-            vars(option).setdefault("heading", title)
-        return command
-
-    return mark
-
-
 def _with(command: F, *options: Callable[[F], F]) -> F:
     """``command`` with ``options``, which its help shows in this order."""
     for option in reversed(options):
@@ -107,22 +85,27 @@ def _with(command: F, *options: Callable[[F], F]) -> F:
     return command
 
 
-def ratio_options(command: F) -> F:
-    """``--ratio`` or ``--batch-ratio`` with ``--token-ratio``; the command gets a ``Ratio`` if one is given."""
+def ratio_options(command: F, *, auto: bool = False) -> F:
+    """``--ratio`` or ``--batch-ratio`` with ``--token-ratio``; the command gets a ``Ratio`` if one is given.
+
+    With ``auto`` it also takes ``--ratio auto``, which means ``--plan auto``.
+    """
 
     @functools.wraps(command)
     def with_ratio(
-        *arguments: Any, ratio: float | None, batch_ratio: float | None, token_ratio: float | None, **options: Any
+        *arguments: Any, ratio: Any, batch_ratio: float | None, token_ratio: float | None, **options: Any
     ) -> Any:
         from adc_edge.method.ratio import Ratio
 
+        if ratio == "auto":
+            ratio, options["plan"] = None, options["plan"] or "auto"
         chosen = Ratio(ratio, batch_ratio, token_ratio)
         return command(*arguments, **options, **({} if chosen == Ratio() else {"ratio": chosen}))
 
     share = "ξ = (T/B)(k/N), the share of the activations that is sent; default: all, or as the bundle says."
     return _with(
         cast(F, with_ratio),
-        click.option("--ratio", type=_RATIO, help=share),
+        click.option("--ratio", type=OrAuto(_RATIO) if auto else _RATIO, help=share),
         click.option("--batch-ratio", type=_RATIO, help="T/B, clusters for each image; needs --token-ratio."),
         click.option("--token-ratio", type=_RATIO, help="k/N, share of the tokens kept; needs --batch-ratio."),
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adc_edge import defaults
+from adc_edge.headings import GroupedCommand, heading
 from adc_edge.options import (
     COUNT,
     IMAGES,
@@ -15,16 +17,14 @@ from adc_edge.options import (
     OUTPUT_FILE,
     PATH,
     PRECISION,
-    CountOrAuto,
     FloatRange,
-    GroupedCommand,
+    OrAuto,
     broken_option,
     bundle_option,
     choices,
     data_option,
     engine_cache_option,
     engine_options,
-    heading,
     key_options,
     log_options,
     noise_options,
@@ -37,16 +37,6 @@ if TYPE_CHECKING:
     from adc_edge.logs import AnyConsole
 
 _POSITIVE = click.IntRange(min=1)
-
-
-class _Plan(click.ParamType):  # type: ignore[type-arg]
-    """``auto``, or the file of a plan."""
-
-    name = "plan"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return ``auto`` or a path, as click does."""
-        return value if value == "auto" else PATH.convert(value, param, ctx)
 
 
 @click.command(cls=GroupedCommand)
@@ -67,7 +57,7 @@ class _Plan(click.ParamType):  # type: ignore[type-arg]
     "--seed", default=0, type=COUNT, help="Random seed for data order, augmentation and k-means initialisation."
 )
 @heading("Compression")
-@ratio_options
+@partial(ratio_options, auto=True)
 @click.option(
     "--precision",
     type=PRECISION,
@@ -154,7 +144,7 @@ class _Plan(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--micro-batches",
     default="auto",
-    type=CountOrAuto(1, defaults.MOST_MICRO_BATCHES),
+    type=OrAuto(click.IntRange(1, defaults.MOST_MICRO_BATCHES)),
     metavar="M",
     help="Messages a step, so that device, link and trainer work at the same time, each on another message; auto "
     "measures the link and the first batch, and the run keeps its choice.",
@@ -168,7 +158,7 @@ class _Plan(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--plan",
-    type=_Plan(),
+    type=OrAuto(PATH),
     metavar="auto|FILE",
     help="Follow the link as it changes: auto, among settings of little loss (--min-accuracy), or FILE of plan --json, "
     "whose setting the run begins with.",

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adc_edge.errors import SettingError
-from adc_edge.options import NUMBER, OUTPUT_FILE, FloatRange, key_options, log_options
+from adc_edge.options import NUMBER, OUTPUT_FILE, PATH, FloatRange, key_options, log_options
 
 if TYPE_CHECKING:
     from adc_edge.calibration.link.measure import Dial
+    from adc_edge.calibration.link.predicted import StepForecast
     from adc_edge.calibration.link.report import LinkReport
     from adc_edge.logs import AnyConsole
 
@@ -59,6 +60,8 @@ class _Quantity(click.ParamType):  # type: ignore[type-arg]
     help="Measure again and again, from start to start, until Ctrl-C.",
 )
 @click.option("--log", type=OUTPUT_FILE, metavar="FILE", help="File to append each result to, one JSON object a line.")
+@click.option("--bundle", type=PATH, metavar="DIR", help="Bundle whose step is predicted on this link.")
+@click.option("--profile", type=PATH, metavar="FILE", help="Speed of this device, as `profile --json` wrote it.")
 @click.option("--wait", "wait_s", default=10.0, type=NUMBER, help="Seconds to wait for the trainer.")
 @key_options
 @log_options
@@ -71,6 +74,8 @@ def link(
     plot: Path | None,
     repeat: float | None,
     log: Path | None,
+    bundle: Path | None,
+    profile: Path | None,
     wait_s: float,
     keys: Path | None,
     insecure: bool,
@@ -79,6 +84,7 @@ def link(
     import math
 
     from adc_edge.calibration.link.measure import LEAST_BYTES, measure_link
+    from adc_edge.calibration.link.predicted import check_forecast
     from adc_edge.calibration.link.repeating import repeat_measurement
 
     most = math.inf if max_bytes is None else max_bytes
@@ -92,10 +98,11 @@ def link(
         _check_plot(plot)
     if repeat is not None and log is None and json_file is None:
         raise SettingError("--repeat without a file", "--log FILE for the results", "add --log link.jsonl")
+    forecast = check_forecast(bundle, profile)
     dial = _dialer(trainer, wait_s, keys, insecure)
 
     def show(report: LinkReport) -> None:
-        _show(console, report)
+        _show(console, report, forecast)
         _write(report, json_file, plot, log)
 
     if repeat is None:
@@ -138,12 +145,12 @@ def _check_plot(path: Path) -> None:
         )
 
 
-def _show(console: AnyConsole, report: LinkReport) -> None:
+def _show(console: AnyConsole, report: LinkReport, forecast: StepForecast | None) -> None:
     from adc_edge.calibration.link.report import link_lines, link_tables
 
     for table in link_tables(report, console.width):
         console.print(table)
-    for line in link_lines(report):
+    for line in (*link_lines(report), *(() if forecast is None else forecast.lines(report))):
         console.say_wrapped(line, 9)
 
 

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adc_edge.errors import SettingError
+from adc_edge.headings import GroupedCommand, heading
 from adc_edge.options import (
     IMAGES,
     OUTPUT_FILE,
     PATH,
     FloatRange,
-    GroupedCommand,
     bundle_option,
     data_option,
-    heading,
     log_options,
 )
 

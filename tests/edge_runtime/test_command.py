@@ -47,3 +47,14 @@ def test_a_finished_run_tells_what_to_type_next_and_that_nothing_is_left_to_do(
     assert "nothing is left to do: this run is complete" in again
     assert "sends    " not in again
     assert "test accuracy" in again
+
+
+def test_ratio_auto_means_plan_auto(bundle_dir: Path) -> None:
+    arguments = ["--bundle", str(bundle_dir), "--trainer", "tcp://127.0.0.1:9", "--wait", "0.1", "--trunk", "frozen"]
+    for words, says in (
+        (["--ratio", "auto"], "no trainer at"),
+        (["--plan", "auto"], "no trainer at"),
+        ([], "--min-accuracy -2 without --plan auto"),
+    ):
+        result = CliRunner().invoke(main, ["serve", *arguments, "--min-accuracy", "-2", *words])
+        assert says in " ".join(result.stderr.split())
