@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class GroupedCommand(click.Command):
@@ -24,10 +24,10 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def heading(title: str) -> Callable[[F], F]:
+def heading(title: str) -> Callable[[_F], _F]:
     """A heading for the options below this decorator, up to the next heading."""
 
-    def mark(command: F) -> F:
+    def mark(command: _F) -> _F:
         for option in getattr(command, "__click_params__", []):
             vars(option).setdefault("heading", title)
         return command

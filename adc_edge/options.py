@@ -38,7 +38,7 @@ class FloatRange(click.FloatRange):
 
 
 class OrAuto(click.ParamType):  # type: ignore[type-arg]
-    """What another type accepts, or the word ``auto``."""
+    """A value of another type, or the word ``auto``."""
 
     def __init__(self, kind: click.ParamType) -> None:  # type: ignore[type-arg]
         self.name, self._kind = kind.name, kind

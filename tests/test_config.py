@@ -32,7 +32,9 @@ REQUIRED = {
     "export": "--model m --split 2 -o new/out",
     "link": "--trainer tcp://127.0.0.1:1",
     "merge": "--run-device a --run-trainer b -o new/out",
+    "plan": "--bundle b --link link.json",
     "privacy": "--data digits -o new/out",
+    "profile": "--bundle b",
     "serve": "--bundle b --trainer tcp://127.0.0.1:1",
     "trainer": "--bundle b",
 }

@@ -1,4 +1,4 @@
-"""What a measured link means for training: predicted seconds of a step, for three settings of a bundle."""
+"""Predicted seconds of a step on a measured link, for three settings of a bundle."""
 
 from __future__ import annotations
 
