@@ -143,7 +143,7 @@ class Training:
         self._in_step = False
         state.tally.add(record, loop.loader.batch_size)
         self._tally_link()
-        run_dir.metric(kind="step", **msgspec.to_builtins(record))
+        run_dir.metric(kind="step", **msgspec.to_builtins(record), **loop.link.figures())
         self.display.step(state.step, state.tally, loop.link)
         state.step += 1
         try:

@@ -84,6 +84,11 @@ class LinkEstimate:
         """The shortest round trip within the window; None before the first step."""
         return min(self._rtts_ms, default=None)
 
+    def figures(self) -> dict[str, float | None]:
+        """Return the recent rates and the round trip, for the record."""
+        up, down = self.up.recent_mbit_s, self.down.recent_mbit_s
+        return {"up_mbit_s": up, "down_mbit_s": down, "rtt_min_ms": self.rtt_min_ms}
+
     def round_trip(self, rtt_ms: float) -> None:
         """Note the shortest round trip that the kernel has seen lately."""
         self._rtts_ms.append(rtt_ms)

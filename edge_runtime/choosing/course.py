@@ -21,7 +21,7 @@ from adc_edge.planning.step_model import LinkRates
 from adc_edge.storage.decisions import Decision, Decisions
 from adc_edge.wire.messages import TRIPLE_BYTES
 
-_PHASES = ("data", "forward", "encode", "send", "recompute", "decode", "backward", "cloud", "cloud_codec")
+_PHASES = ("data", "forward", "encode", "send", "recompute", "decode", "backward", "cloud", "cloud_codec", "link")
 _ROUNDS = 2
 
 logger = logging.getLogger(__name__)

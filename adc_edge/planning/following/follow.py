@@ -7,6 +7,7 @@ clearly and for several steps, so that a rate that wobbles changes nothing.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ STEADY_STEPS = 3  # in which the same other setting is ahead
 DWELL_S = 60.0  # after a change, the next one waits so long, or for another link
 ANOTHER_LINK = 1.6  # times the rate, up or down, at the last change: more than a wobble by a fifth, up and down
 _REMEMBERED = 5  # steps whose median is what a step costs
+_EXPLAINED = 0.1  # relative difference of realised and predicted time that tells nothing of the link
+_SHOWS, _LEAST = 0.02, 1e-6  # share of a step below which a time on the link tells nothing; keeps quotients defined
+_FACTORS = [2.0 ** (power / 4) for power in range(-32, 17)]  # of the estimated rates
 _LEARNING = 0.3  # weight of the newest step in the correction
 
 
@@ -96,13 +100,15 @@ class Follower:
         """Take a step's measurements; return a change if one is due. The caller records it and calls ``take``.
 
         Args:
-            seconds: of the phases data, forward, encode, send, recompute, decode, backward, cloud and cloud_codec.
+            seconds: of the phases that `StepRecord` has, but for wait.
             realised: seconds of the whole step.
             link: the present estimate.
             now_s: a monotonic clock.
         """
         self._steps.append(seconds)
-        predicted = [self._predict(alternative, link) for alternative in self.alternatives]
+        link = self._calibrated(seconds, realised, link)
+        spent = {name: statistics.median(step[name] for step in self._steps) for name in seconds}
+        predicted = [self._predict(alternative, link, spent) for alternative in self.alternatives]
         here = predicted[self.current]
         self.correction += _LEARNING * (realised / here - self.correction)
         best = self._best(predicted)
@@ -136,9 +142,26 @@ class Follower:
         near = [place for place, seconds in enumerate(predicted) if seconds <= NEAR * min(predicted)]
         return min(near, key=lambda place: (self.alternatives[place].bytes, predicted[place]))
 
-    def _predict(self, alternative: Alternative, link: LinkRates) -> float:
-        """Seconds of a step, from the last steps' costs with the codec, bytes and rows of ``alternative``."""
-        spent = {name: statistics.median(step[name] for step in self._steps) for name in self._steps[-1]}
+    def _calibrated(self, seconds: Mapping[str, float], realised: float, link: LinkRates) -> LinkRates:
+        """The link whose rates explain how long a step took, if the estimate does not.
+
+        The kernel's rate of small messages is that of a start, and stays where it was when the link becomes slower.
+        """
+        current = self.alternatives[self.current]
+        alone = current.micro_batches == 1  # then the time on the link is known apart
+        measured = seconds["link"] if alone else realised
+
+        def off(factor: float) -> float:
+            now = _times(link, factor)
+            predicted = _link_seconds(current, now) if alone else self._predict(current, now, seconds)
+            return abs(math.log(predicted / max(measured, _LEAST)))
+
+        if off(1.0) <= _EXPLAINED or (alone and abs(_link_seconds(current, link) - measured) < _SHOWS * realised):
+            return link
+        return _times(link, min(_FACTORS, key=lambda factor: (round(off(factor), 2), abs(math.log(factor)))))
+
+    def _predict(self, alternative: Alternative, link: LinkRates, spent: Mapping[str, float]) -> float:
+        """Seconds of a step, from the costs of the current one with codec, bytes and rows of ``alternative``."""
         current, pieces = self.alternatives[self.current], alternative.micro_batches
         # The cores may be busy: the codec alone takes what it took before, times what it has taken since.
         slower = _ratio(spent["encode"] + spent["decode"], current.micro_batches * current.codec_seconds)
@@ -153,6 +176,15 @@ class Follower:
             down=alternative.bytes_down * 8e-6 / link.down_mbit_s,
         )
         return spent["data"] + step_seconds(costs, link.rtt_ms / 1e3, pieces, alternative.window)
+
+
+def _times(link: LinkRates, factor: float) -> LinkRates:
+    return link._replace(up_mbit_s=factor * link.up_mbit_s, down_mbit_s=factor * link.down_mbit_s)
+
+
+def _link_seconds(one: Alternative, link: LinkRates) -> float:
+    """Seconds that one message and its answer are on the way."""
+    return link.rtt_ms / 1e3 + 8e-6 * (one.bytes_up / link.up_mbit_s + one.bytes_down / link.down_mbit_s) + _LEAST
 
 
 def _rows(one: Alternative) -> int:

@@ -19,21 +19,27 @@ SMALL = Alternative(1, 1, SHAPE, "pca1", "pca0.25", 150_000, 40_000, 0.4, 0.4)
 COMPUTE = {"data": 0.05, "forward": 0.5, "send": 0.01, "recompute": 0.6, "backward": 0.9, "cloud": 0.3}
 
 
-def measured(alternative: Alternative, load: float = 1.0) -> dict[str, float]:
-    """The phases of a step with a alternative, on a machine that is ``load`` times as slow."""
+def travel(alternative: Alternative, link: LinkRates) -> float:
+    """Seconds of a message and its answer on the way."""
+    there = alternative.bytes_up * 8e-6 / link.up_mbit_s + alternative.bytes_down * 8e-6 / link.down_mbit_s
+    return there + link.rtt_ms / 1e3
+
+
+def measured(alternative: Alternative, link: LinkRates, load: float = 1.0) -> dict[str, float]:
+    """The phases of a step with an alternative, on a machine that is ``load`` times as slow."""
     codec = {
         "encode": alternative.codec_seconds / 2,
         "decode": alternative.codec_seconds / 2,
         "cloud_codec": alternative.trainer_codec_seconds,
     }
-    return {name: load * seconds for name, seconds in {**COMPUTE, **codec}.items()}
+    spent = {name: load * seconds for name, seconds in {**COMPUTE, **codec}.items()}
+    return {**spent, "link": travel(alternative, link)}
 
 
 def realised(alternative: Alternative, link: LinkRates, load: float = 1.0) -> float:
     """The time of that step: the device recomputes while it waits."""
-    spent = measured(alternative, load)
-    travel = alternative.bytes_up * 8e-6 / link.up_mbit_s + alternative.bytes_down * 8e-6 / link.down_mbit_s
-    away = travel + link.rtt_ms / 1e3 + spent.pop("cloud") + spent.pop("cloud_codec")
+    spent = measured(alternative, link, load)
+    away = spent.pop("link") + spent.pop("cloud") + spent.pop("cloud_codec")
     return max(spent.pop("recompute"), away) + sum(spent.values())
 
 
@@ -51,11 +57,11 @@ class Run:
     def alternative(self) -> Alternative:
         return self.follower.alternatives[self.follower.current]
 
-    def step(self, rate_mbit_s: float, load: float = 1.0) -> None:
-        link = LinkRates(40.0, rate_mbit_s, rate_mbit_s)
+    def step(self, rate_mbit_s: float, load: float = 1.0, estimate_mbit_s: float | None = None) -> None:
+        link, told = (LinkRates(40.0, rate, rate) for rate in (rate_mbit_s, estimate_mbit_s or rate_mbit_s))
         seconds = realised(self.alternative, link, load)
         self.now_s += seconds
-        change = self.follower.observe(measured(self.alternative, load), seconds, link, self.now_s)
+        change = self.follower.observe(measured(self.alternative, link, load), seconds, told, self.now_s)
         if change is not None:
             self.changes.append((self.steps, change))
             self.follower.take(change, self.now_s)
@@ -69,6 +75,15 @@ def test_a_link_that_falls_and_recovers_is_followed_within_ten_steps() -> None:
             run.step(rate)
         assert run.alternative == (SMALL if rate == 2.0 else LARGE)
     assert [change.alternative for _, change in run.changes] == [SMALL, LARGE]
+
+
+@pytest.mark.parametrize("told_mbit_s", [500.0, 5.0])
+def test_a_change_that_the_estimate_does_not_show_is_seen_in_the_time_on_the_link(told_mbit_s: float) -> None:
+    run = Run()
+    for rate in (500.0, 2.0, 500.0):
+        for _ in range(10):
+            run.step(rate, estimate_mbit_s=told_mbit_s)
+        assert run.alternative == (SMALL if rate == 2.0 else LARGE)
 
 
 def test_one_slow_step_changes_nothing() -> None:
@@ -117,5 +132,5 @@ def test_the_correction_learns_how_far_the_prediction_is_off() -> None:
     run = Run()
     link = LinkRates(40.0, 100.0, 100.0)
     for _ in range(30):
-        run.follower.observe(measured(LARGE), 1.3 * realised(LARGE, link), link, run.now_s)
+        run.follower.observe(measured(LARGE, link), 1.3 * realised(LARGE, link), link, run.now_s)
     assert math.isclose(run.follower.correction, 1.3, rel_tol=0.02)
