@@ -142,7 +142,7 @@ class Serve:
                 "stopped": stopped,
                 "changes": course.changes,
             }
-            return self._finish(run_dir, shim, more, total)
+            return self._finish(run_dir, shim, more, total, course.at(self.state.step))
 
     def _resume(self, run_dir: RunDir) -> None:
         if self.state.resume():
@@ -270,7 +270,9 @@ class Serve:
             name = (run_dir.kept(ENGINE) or b"onnxruntime").decode()
         return make_engine(name, self.bundle, self.settings, self.cut.shape, self.graph, shim)
 
-    def _finish(self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], total: int) -> dict[str, Any]:
+    def _finish(
+        self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], total: int, now: StepSettings
+    ) -> dict[str, Any]:
         """Write the weights and return the report, also of a run that was interrupted."""
         source, frozen = self.bundle.path / TRUNK, self.settings.trunk == "frozen"
         if shim is not None or source.is_file():
@@ -278,12 +280,12 @@ class Serve:
             step = self.state.step
             run_dir.keep(TRUNK, label_weights(weights, {self.state.session: step}, step, frozen))
         return self.state.tally.report(
-            self.cut.shape,
+            now.shape,
             self.manifest.dim,
             frozen,
-            precision=self.precision,
-            gradient_precision=self.gradient_precision,
-            micro_batches=self.cut.micro_batches,
+            precision=now.precision,
+            gradient_precision=now.gradient_precision,
+            micro_batches=now.micro_batches,
             complete=self.state.step >= total or more["stopped"] is not None,
             **more,
         )

@@ -7,6 +7,7 @@ ones; new ones are made only beyond the steps that either side has begun.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import pairwise
 
 import msgspec
@@ -51,9 +52,10 @@ class Decisions:
                 "start the run over with --fresh on both sides",
             ) from None
 
-    def __len__(self) -> int:
-        """Return their number."""
-        return len(self._all)
+    @property
+    def all(self) -> Sequence[Decision]:
+        """Return the decisions so far."""
+        return self._all
 
     def at(self, step: int) -> Decision | None:
         """Return the decision that holds for a step; None: the settings that the run began with."""

@@ -46,15 +46,15 @@ class Course:
         settings = self._base if decision is None else _changed(self._base, decision)
         return msgspec.structs.replace(settings, varies=bool(self._decisions.changes(-1)))
 
+    @property
+    def changes(self) -> int:
+        """Number of changes so far."""
+        return len(self._decisions.all)
+
     def begun_at(self, step: int) -> Decision | None:
         """Return the decision whose first step this is, if there is one."""
         decision = self._decisions.at(step)
         return decision if decision is not None and decision.step == step else None
-
-    @property
-    def changes(self) -> int:
-        """Number of changes so far."""
-        return len(self._decisions)
 
     def follow(self, loop: DeviceLoop, step: int) -> None:
         """Follow the link from ``step`` on, if the run may: measure what the messages cost that it may send.
@@ -69,7 +69,8 @@ class Course:
         if not _trainer_follows(loop):
             logger.info("plan     this trainer is older than 0.9: the number of messages stays")
             self._forms = [form for form in self._forms if form.micro_batches == now.micro_batches]
-        found = alternatives([now, *(form for form in self._forms if form != now)], loop, step)
+        recorded = [form_of(_changed(self._base, decision)) for decision in self._decisions.all]
+        found = alternatives(list(dict.fromkeys([now, *recorded, *self._forms])), loop, step)
         self._forms = [_form(one) for one in found]
         self._follower = Follower(found, 0)
         logger.info("plan     follows the link, among %d settings", len(found))

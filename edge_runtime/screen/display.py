@@ -175,6 +175,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
     table.add_row("steps, images", f"{report['steps']}, {report['images']}")
     both = dict.fromkeys((report["precision"], report["gradient_precision"]))
     table.add_row("ξ sent, precision", f"{report['xi']:.3f}, {' / '.join(both)}")
+    if changes := report.get("changes"):
+        table.add_row("changes of settings", f"{changes}; these are the last ones")
     table.add_row("bytes up", decimal(report["bytes_up"]))
     table.add_row("bytes down", decimal(report["bytes_down"]))
     table.add_row("uncompressed fp32 would be", decimal(report["bytes_uncompressed_fp32"]))

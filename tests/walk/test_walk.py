@@ -60,6 +60,8 @@ SAYS = {  # a line that a person looks for
     "keys pin": "this device trusts only the trainer",
     "keys allow": "orin-1 may connect",
     "link": "link to tcp://127.0.0.1",
+    "plan": "chosen   the fastest of",
+    "profile": "trunk, ms for an image",
     "doctor": "can serve",
     "bench": "onnxruntime",
     "serve": "test accuracy",
