@@ -17,8 +17,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,7 +36,7 @@ LINKS = ((2.0, 40.0), (10.0, 40.0), (50.0, 40.0), (10.0, 200.0))  # Mbit/s both 
 COUNTS = (1, 2, 4, 8, 16)
 SETTINGS = (("int8", "int8"), ("int4", "int4"), ("pca4", "pca2"), ("pca1", "pca0.25"))
 CHANGES = (50.0, 0.5, 50.0)  # Mbit/s, at 40 ms
-FOLLOWED_STEPS = 14  # at each rate of CHANGES
+FOLLOWED_STEPS = 12  # at each rate of CHANGES
 AUTO_STEPS, SWEEP_STEPS, WARM_UP = 16, 7, 2
 
 Options = dict[str, Any]
@@ -155,7 +155,9 @@ def followed(runs: Runs) -> list[Result]:
     return results
 
 
-def measure(which: str) -> list[Result]:
+@contextmanager
+def running() -> Iterator[Runs]:
+    """A trainer and a device at the two ends of a link."""
     start = link_way(50, 40)
     with tempfile.TemporaryDirectory() as name, LinkEmulator(start, start) as link:
         directory = Path(name)
@@ -169,22 +171,27 @@ def measure(which: str) -> list[Result]:
                 if there.poll(0.1):
                     raise there.recv()
                 time.sleep(0.05)
-            runs = Runs(link, here, directory)
-            results = []
-            if which in ("all", "follow"):
-                results += followed(runs)
-            if which in ("all", "cut"):
-                sweep: dict[str, Options] = {f"M={count}": {"micro_batches": count} for count in COUNTS}
-                sweep = {name: {"precision": "int8", **options} for name, options in sweep.items()}
-                results += by_link(runs, "--micro-batches auto", {"precision": "int8"}, sweep)
-            if which in ("all", "plan"):
-                sweep = {
-                    f"{up}:{down}, M={count}": {"precision": up, "gradient_precision": down, "micro_batches": count}
-                    for up, down in SETTINGS
-                    for count in (1, 8)
-                }
-                results += by_link(runs, "--plan auto", {"plan": "auto"}, sweep)
-            return results
+            yield Runs(link, here, directory)
+
+
+def measure(which: str) -> list[Result]:
+    results = []
+    with running() as runs:
+        if which in ("all", "follow"):
+            results += followed(runs)
+        if which in ("all", "cut"):
+            sweep: dict[str, Options] = {
+                f"M={count}": {"precision": "int8", "micro_batches": count} for count in COUNTS
+            }
+            results += by_link(runs, "--micro-batches auto", {"precision": "int8"}, sweep)
+        if which in ("all", "plan"):
+            sweep = {
+                f"{up}:{down}, M={count}": {"precision": up, "gradient_precision": down, "micro_batches": count}
+                for up, down in SETTINGS
+                for count in (1, 8)
+            }
+            results += by_link(runs, "--plan auto", {"plan": "auto"}, sweep)
+    return results
 
 
 def main() -> None:

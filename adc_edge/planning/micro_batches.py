@@ -13,7 +13,7 @@ from adc_edge.planning.schedule import Costs, step_seconds
 LEAST_MERGED = 8  # images of a micro-batch in which k-means merges
 _XI_CHANGE = 0.02  # of the true ratio, at most
 _WORTH = 0.9  # of the time with one message: several must gain at least a tenth
-_NEAR = 1.03  # of the shortest time: among these the smallest number
+_NEAR = 1.06  # of the shortest time: among these the smallest number, since the prediction is off by as much
 _WINDOW_COST = 1.01  # of the time with all in flight, at most
 
 
@@ -53,7 +53,7 @@ def possible_cuts(images: int, shape_of: Callable[[int], Shape]) -> dict[int, Sh
 def best_cut(
     costs: Mapping[int, Costs], rtt: float, window: int = 0, fits: Callable[[int], bool] = lambda count: True
 ) -> CutTime:
-    """Return the cut with the shortest step: the smallest M within 3 % of it, the first one unless the gain is a tenth.
+    """Return the cut with the shortest step: the smallest M within 6 % of it, the first one unless the gain is a tenth.
 
     Args:
         costs: of a micro-batch, in seconds, by M; usually 1 is among them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from adc_edge.codec.precision import encoded_bytes, pca_bits
@@ -35,21 +35,20 @@ def allowed_forms(
         studies: of accuracy.
         least: accuracy in points above uncompressed training, at least.
     """
-    merged = now.shape.clusters / now.shape.images
-    found = [now]
-    for tokens in (now.shape.kept / manifest.tokens, *_TOKENS):
-        ratio = Ratio(batch=merged, token=tokens)
+    merged, kept = now.shape.clusters / now.shape.images, now.shape.kept / manifest.tokens
+    sent = [(kept, (now.precision, now.gradient_precision))]  # whoever chose this knows its accuracy
+    for tokens in dict.fromkeys((kept, *_TOKENS)):
         for pairs in _kinds():
-            chosen = _smallest(
-                pair for pair in pairs if _accuracy(studies, SentSetting(merged, tokens, *pair)) >= least
-            )
-            if chosen is None:
-                continue
-            for count, shape in possible_cuts(images, partial(_shape, manifest, ratio, images)).items():
-                form = MessageForm(count, shape, *chosen)
-                if count in (*_CUTS, now.micro_batches) and _has_rows(form, manifest.dim) and form not in found:
-                    found.append(form)
-    return found
+            near = [pair for pair in pairs if _accuracy(studies, SentSetting(merged, tokens, *pair)) >= least]
+            sent += [(tokens, min(near, key=_pair_bytes))] if near else []
+    found = [now]
+    for tokens, pair in sent:
+        ratio = Ratio(batch=merged, token=tokens)
+        for count, shape in possible_cuts(images, partial(_shape, manifest, ratio, images)).items():
+            form = MessageForm(count, shape, *pair)
+            if count in (*_CUTS, now.micro_batches) and _has_rows(form, manifest.dim):
+                found.append(form)
+    return list(dict.fromkeys(found))
 
 
 def planned_forms(plan: PlanFile, manifest: Manifest) -> list[MessageForm]:
@@ -86,9 +85,9 @@ def _kinds() -> list[list[_Pair]]:
     return [[pair for pair in PAIRS if bool(pca_bits(pair[0])) is coded] for coded in (False, True)]
 
 
-def _smallest(pairs: Iterator[_Pair]) -> _Pair | None:
+def _pair_bytes(pair: _Pair) -> int:
     size = (1024, 1, 256)
-    return min(pairs, key=lambda pair: encoded_bytes(size, pair[0]) + encoded_bytes(size, pair[1]), default=None)
+    return sum(encoded_bytes(size, precision) for precision in pair)
 
 
 def _accuracy(studies: Sequence[MeasuredStudy], asked: SentSetting) -> float:

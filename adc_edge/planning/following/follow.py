@@ -20,7 +20,7 @@ from adc_edge.planning.step_model import LinkRates
 
 GAIN = 0.15  # of a step's predicted time; less than that is within the error of the prediction
 NEAR = 1.1  # of the shortest step: among these the fewest bytes, which may be paid for
-STEADY_STEPS = 3  # in which the same other setting is ahead
+STEADY_STEPS = 3  # in which another setting is ahead
 DWELL_S = 60.0  # after a change, the next one waits so long, or for another link
 ANOTHER_LINK = 1.6  # times the rate, up or down, at the last change: more than a wobble by a fifth, up and down
 _REMEMBERED = 5  # steps whose median is what a step costs
@@ -92,7 +92,7 @@ class Follower:
     def __init__(self, alternatives: Sequence[Alternative], current: int) -> None:
         self.alternatives, self.current = list(alternatives), current
         self._steps: deque[Mapping[str, float]] = deque(maxlen=_REMEMBERED)
-        self._ahead, self._steady = current, 0
+        self._steady = 0
         self._last: tuple[float, LinkRates] | None = None  # time and link of the last change
         self.correction = 1.0  # realised over predicted time of a step
 
@@ -113,8 +113,7 @@ class Follower:
         self.correction += _LEARNING * (realised / here - self.correction)
         best = self._best(predicted)
         gain = 1 - predicted[best] / here
-        self._steady = self._steady + 1 if best == self._ahead and gain > GAIN else int(gain > GAIN)
-        self._ahead = best
+        self._steady = self._steady + 1 if gain > GAIN else 0  # whichever is ahead: two may be about equal
         if self._steady < STEADY_STEPS or not self._may_change(link, now_s):
             return None
         return Change(self.alternatives[best], predicted[best] * self.correction, here * self.correction, link)
