@@ -14,6 +14,7 @@ import click
 from adc_edge import defaults
 from adc_edge.config import resume_run
 from adc_edge.errors import SettingError
+from adc_edge.quantities import OrAuto
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,17 +36,6 @@ class FloatRange(click.FloatRange):
         if self._finite and math.isinf(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
-
-
-class OrAuto(click.ParamType):  # type: ignore[type-arg]
-    """A value of another type, or the word ``auto``."""
-
-    def __init__(self, kind: click.ParamType) -> None:  # type: ignore[type-arg]
-        self.name, self._kind = kind.name, kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value or ``auto``, or fail as click does."""
-        return value if value == "auto" else self._kind.convert(value, param, ctx)
 
 
 class _OutputPath(click.Path):
@@ -76,6 +66,31 @@ IMAGES = click.IntRange(min=2)  # of a batch
 PATH = click.Path(path_type=Path)
 OUTPUT_FILE, OUTPUT_DIRECTORY = _OutputPath(), _OutputPath(directory=True)
 _RATIO = FloatRange(0.0, 1.0, min_open=True)
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options under headings (see ``heading``)."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for each heading, in the order of the options."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            if record := option.get_help_record(ctx):
+                sections.setdefault(vars(option).get("heading", "Help"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def heading(title: str) -> Callable[[F], F]:
+    """A heading for the options below this decorator, up to the next heading."""
+
+    def mark(command: F) -> F:
+        for option in getattr(command, "__click_params__", []):
+            vars(option).setdefault("heading", title)
+        return command
+
+    return mark
 
 
 def _with(command: F, *options: Callable[[F], F]) -> F:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adc_edge import defaults
-from adc_edge.headings import GroupedCommand, heading
 from adc_edge.options import (
     COUNT,
     IMAGES,
+    GroupedCommand,
     bundle_option,
+    heading,
     key_options,
     log_options,
     optimizer_options,

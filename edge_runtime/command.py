@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adc_edge import defaults
-from adc_edge.headings import GroupedCommand, heading
 from adc_edge.options import (
     COUNT,
     IMAGES,
@@ -18,13 +17,14 @@ from adc_edge.options import (
     PATH,
     PRECISION,
     FloatRange,
-    OrAuto,
+    GroupedCommand,
     broken_option,
     bundle_option,
     choices,
     data_option,
     engine_cache_option,
     engine_options,
+    heading,
     key_options,
     log_options,
     noise_options,
@@ -32,6 +32,7 @@ from adc_edge.options import (
     ratio_options,
     run_options,
 )
+from adc_edge.quantities import OrAuto
 
 if TYPE_CHECKING:
     from adc_edge.logs import AnyConsole

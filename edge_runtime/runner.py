@@ -20,7 +20,7 @@ from adc_edge.edge_runtime.choosing.choice import OpenChoices, choose_step
 from adc_edge.edge_runtime.choosing.course import Course
 from adc_edge.edge_runtime.choosing.cut import RunCut
 from adc_edge.edge_runtime.choosing.link import probe_link
-from adc_edge.edge_runtime.choosing.measuring import FirstBatch, message_bytes
+from adc_edge.edge_runtime.choosing.measuring import FirstBatch
 from adc_edge.edge_runtime.choosing.plan import forms_to_follow, with_plan
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.engines.base import Engine
@@ -35,6 +35,7 @@ from adc_edge.edge_runtime.trunk.device import check_shim_device, choose_shim_de
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.machine.description import describe_machine
 from adc_edge.machine.threads import divide_cores
+from adc_edge.planning.message_sizes import sizes_of_messages
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
 from adc_edge.storage.decisions import Decisions
@@ -186,7 +187,7 @@ class Serve:
         if (len(shapes) == 1 and len(names) == 1) or state.step >= total:
             return engine, why
         precisions = self.precision, None if learning is None else self.gradient_precision
-        up, down = message_bytes(self.cut.shape, dim, precisions)
+        up, down = sizes_of_messages(self.cut.shape, dim, precisions)
         link = probe_link(session.channel, up, down, settings.wait_s)
         state.tally.probe(*session.channel.totals())
         batch = FirstBatch(engine, learning, train, state.step, self.manifest.prefix, precisions)

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adc_edge.headings import GroupedCommand, heading
 from adc_edge.options import (
     COUNT,
     IMAGES,
     OUTPUT_DIRECTORY,
     F,
+    GroupedCommand,
     broken_option,
     data_option,
+    heading,
     log_options,
     model_options,
     optimizer_options,

@@ -84,7 +84,7 @@ def foreign_imports(root: Path) -> list[str]:
 
 def heavy_heads(root: Path) -> list[str]:
     """Command modules that import more than click and plain constants at their head."""
-    allowed = ("adc_edge.options.", "adc_edge.headings.", "adc_edge.config.", "adc_edge.errors.", "adc_edge.defaults")
+    allowed = ("adc_edge.options.", "adc_edge.quantities.", "adc_edge.config.", "adc_edge.errors.", "adc_edge.defaults")
     return [
         f"{path.relative_to(root)} imports {module}"
         for path in source_files(root)

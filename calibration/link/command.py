@@ -9,35 +9,13 @@ import click
 
 from adc_edge.errors import SettingError
 from adc_edge.options import NUMBER, OUTPUT_FILE, PATH, FloatRange, key_options, log_options
+from adc_edge.quantities import BYTE_COUNT, DURATION
 
 if TYPE_CHECKING:
     from adc_edge.calibration.link.measure import Dial
     from adc_edge.calibration.link.predicted import StepForecast
     from adc_edge.calibration.link.report import LinkReport
     from adc_edge.logs import AnyConsole
-
-_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-_BYTES = {"": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
-
-
-class _Quantity(click.ParamType):  # type: ignore[type-arg]
-    """A positive number with a unit behind it."""
-
-    def __init__(self, name: str, units: dict[str, float]) -> None:
-        self.name, self._units = name, units
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number in the unit that may be left out, or fail as click does."""
-        text = str(value).strip()
-        number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-        try:
-            result = float(number) * self._units[text[len(number) :].strip()]
-        except (ValueError, KeyError):
-            result = 0.0
-        if not 0 < result < float("inf"):
-            units = ", ".join(unit for unit in self._units if unit)
-            self.fail(f"{text!r} is no number above 0 with one of the units {units}.", param, ctx)
-        return result
 
 
 @click.command()
@@ -48,14 +26,12 @@ class _Quantity(click.ParamType):  # type: ignore[type-arg]
     type=FloatRange(min=0.5, finite=True),
     help="Duration of the measurement; a link with long round trips takes longer.",
 )
-@click.option(
-    "--max-bytes", type=_Quantity("bytes", _BYTES), metavar="N[kB|MB]", help="Bytes that are never exceeded, both ways."
-)
+@click.option("--max-bytes", type=BYTE_COUNT, metavar="N[kB|MB]", help="Bytes that are never exceeded, both ways.")
 @click.option("--json", "json_file", type=OUTPUT_FILE, help="JSON file for the result.")
 @click.option("--plot", type=OUTPUT_FILE, metavar="FILE", help="Rates and round trips over time; .png or .svg.")
 @click.option(
     "--repeat",
-    type=_Quantity("time", _SECONDS),
+    type=DURATION,
     metavar="N[s|m|h]",
     help="Measure again and again, from start to start, until Ctrl-C.",
 )

@@ -8,40 +8,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adc_edge.errors import SettingError
-from adc_edge.headings import GroupedCommand, heading
 from adc_edge.options import (
     IMAGES,
     OUTPUT_FILE,
     PATH,
     FloatRange,
+    GroupedCommand,
     bundle_option,
     data_option,
+    heading,
     log_options,
 )
+from adc_edge.quantities import BYTE_COUNT
 
 if TYPE_CHECKING:
     from adc_edge.logs import AnyConsole
 
 _ABOVE = FloatRange(min=0, min_open=True, finite=True)
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-
-
-class _Bytes(click.ParamType):  # type: ignore[type-arg]
-    """A number of bytes, with k, M or G if it is large: 200000, 200k, 1.5MB."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number, or fail as click does."""
-        text = str(value).strip().lower().removesuffix("b")
-        unit = text[-1:] if text[-1:] in ("k", "m", "g") else ""
-        try:
-            number = float(text.removesuffix(unit)) * _UNITS[unit]
-        except ValueError:
-            number = 0.0
-        if not 0 < number < float("inf"):
-            self.fail(f"{value!r} is no number of bytes, as 200000, 200k or 1.5MB.", param, ctx)
-        return number
 
 
 def _check_plot(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
@@ -79,7 +62,7 @@ def _check_plot(context: click.Context, parameter: click.Parameter, path: Path |
 @heading("Goals")
 @click.option("--target-step-time", type=_ABOVE, metavar="S", help="Most seconds of a step.")
 @click.option(
-    "--max-bytes-per-step", type=_Bytes(), metavar="BYTES", help="Most bytes of a step, both ways: 200k, 2MB."
+    "--max-bytes-per-step", type=BYTE_COUNT, metavar="BYTE_COUNT", help="Most bytes of a step, both ways: 200k, 2MB."
 )
 @click.option(
     "--max-mb-per-epoch",

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from adc_edge.defaults import Precision
 from adc_edge.edge_runtime.choosing.link import LinkTimes
-from adc_edge.edge_runtime.choosing.measuring import DeviceSeconds, FirstBatch, at_size, message_bytes
+from adc_edge.edge_runtime.choosing.measuring import DeviceSeconds, FirstBatch, at_size
 from adc_edge.edge_runtime.screen.display import roughly
 from adc_edge.method.ratio import Shape
+from adc_edge.planning.message_sizes import sizes_of_messages
 from adc_edge.planning.micro_batches import CutTime, best_cut
 from adc_edge.planning.schedule import Costs, step_seconds
 
@@ -93,7 +94,7 @@ def choose_step(
     shapes, engines, window = still_open
     first = min(shapes)
     if len(engines) == 1 and (
-        len(shapes) == 1 or link_seconds(link, *message_bytes(shapes[first], dim, precisions)) < _LINK_SECONDS
+        len(shapes) == 1 or link_seconds(link, *sizes_of_messages(shapes[first], dim, precisions)) < _LINK_SECONDS
     ):
         return StepChoice(engines[0], CutTime(first, min(window or first, first), 0.0))
     both = len(engines) > 1
@@ -109,7 +110,7 @@ def choose_step(
         costs: dict[int, Costs] = {}
         for count, shape in shapes.items():
             seconds = at_size(measured, shape.images)
-            costs[count] = seconds.costs(link, *message_bytes(shape, dim, precisions), both and name == "torch")
+            costs[count] = seconds.costs(link, *sizes_of_messages(shape, dim, precisions), both and name == "torch")
         cuts[name] = best_cut(costs, link.rtt, window, fits)
         alone[name] = step_seconds(costs[first], link.rtt, first, window)
     engine = min(cuts, key=lambda name: cuts[name].seconds)

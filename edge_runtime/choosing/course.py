@@ -10,16 +10,16 @@ import msgspec
 import numpy as np
 
 from adc_edge.arrays import Float32
-from adc_edge.codec.precision import Precision, decode, encode, encoded_bytes
+from adc_edge.codec.precision import Precision, decode, encode
 from adc_edge.defaults import MOST_MICRO_BATCHES
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.settings import StepSettings
 from adc_edge.edge_runtime.tally import StepRecord
 from adc_edge.method.ratio import Shape
 from adc_edge.planning.following.follow import Alternative, Change, Follower, MessageForm
+from adc_edge.planning.message_sizes import sizes_of_messages
 from adc_edge.planning.step_model import LinkRates
 from adc_edge.storage.decisions import Decision, Decisions
-from adc_edge.wire.messages import TRIPLE_BYTES
 
 _PHASES = ("data", "forward", "encode", "send", "recompute", "decode", "backward", "cloud", "cloud_codec", "link")
 _ROUNDS = 2
@@ -116,7 +116,7 @@ def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int) -> l
             if (shape, precision) not in seconds:
                 seconds[shape, precision] = _codec_seconds(sent[shape], precision)
         activations, gradients = seconds[shape, up], (0.0, 0.0) if frozen else seconds[shape, down]
-        size = (shape.clusters, shape.kept, dim)
+        bytes_up, bytes_down = sizes_of_messages(shape, dim, (up, None if frozen else down))
         found.append(
             Alternative(
                 form.micro_batches,
@@ -124,8 +124,8 @@ def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int) -> l
                 shape,
                 up,
                 down,
-                bytes_up=encoded_bytes(size, up) + TRIPLE_BYTES * shape.images,
-                bytes_down=0 if frozen else encoded_bytes(size, down),
+                bytes_up,
+                bytes_down,
                 codec_seconds=activations[0] + gradients[1],
                 trainer_codec_seconds=activations[1] + gradients[0],
             )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from adc_edge.arrays import Float32
-from adc_edge.codec.precision import decode, encode, encoded_bytes, pca_bits
+from adc_edge.codec.precision import decode, encode, pca_bits
 from adc_edge.data.loader import Loader
 from adc_edge.defaults import Precision
 from adc_edge.edge_runtime.choosing.link import LinkTimes
@@ -17,7 +17,6 @@ from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.method.compressed import CompressedBatch, Compressor
 from adc_edge.method.ratio import Shape
 from adc_edge.planning.schedule import Costs
-from adc_edge.wire.messages import TRIPLE_BYTES
 
 if TYPE_CHECKING:
     from adc_edge.edge_runtime.trunk.trainer import Shim
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 _R = TypeVar("_R")
 _ROUNDS = 2  # the first one also warms up
 _MESSAGE_SECONDS = 2e-3  # that a message costs beyond its bytes: benchmarks/wire.py
-_HEADER_BYTES = 350  # about: the header of a message and its frames
 
 
 class DeviceSeconds(NamedTuple):
@@ -61,14 +59,6 @@ def at_size(measured: Mapping[int, DeviceSeconds], images: int) -> DeviceSeconds
         each = min(max(0.0, (more - less) / (large - small)), more / large)
         found.append(more + each * (images - large))
     return DeviceSeconds(*found)
-
-
-def message_bytes(shape: Shape, dim: int, precisions: tuple[Precision, Precision | None]) -> tuple[int, int]:
-    """Return the bytes of a micro-batch's message and of its answer."""
-    up, down = precisions
-    sent = (shape.clusters, shape.kept, dim)
-    answer = 0 if down is None else encoded_bytes(sent, down)
-    return encoded_bytes(sent, up) + TRIPLE_BYTES * shape.images + _HEADER_BYTES, answer + _HEADER_BYTES
 
 
 class FirstBatch:

@@ -14,10 +14,9 @@ from adc_edge.codec.precision import encoded_bytes
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.method.ratio import Shape
+from adc_edge.planning.message_sizes import sizes_of_messages
 from adc_edge.storage.bundle import Manifest
-from adc_edge.wire.messages import LABEL_BYTES, TRIPLE_BYTES
-
-_HEADER_BYTES = 350  # about: the header of a message and its frames
+from adc_edge.wire.messages import LABEL_BYTES
 
 
 class PlannedBytes(NamedTuple):
@@ -47,9 +46,7 @@ class PlannedBytes(NamedTuple):
 def planned_bytes(settings: ServeSettings, manifest: Manifest, step: StepSettings, test_images: int) -> PlannedBytes:
     """Return the bytes of a whole run, whose evaluations take ``test_images`` each."""
     shape, frozen = step.shape, settings.trunk == "frozen"
-    sent = (shape.clusters, shape.kept, manifest.dim)
-    up = encoded_bytes(sent, step.precision) + TRIPLE_BYTES * shape.images + _HEADER_BYTES
-    down = _HEADER_BYTES + (0 if frozen else encoded_bytes(sent, step.gradient_precision))
+    up, down = sizes_of_messages(shape, manifest.dim, (step.precision, None if frozen else step.gradient_precision))
     one_way = 4 * shape.images * shape.tokens * manifest.dim
     whole = (test_images, manifest.tokens, manifest.dim)
     return PlannedBytes(
