@@ -194,7 +194,7 @@ class Answers:
         start = time.monotonic()
         activations = decode_to(self._device, body[:split], shape, message.precision)
         codec_seconds = time.monotonic() - start
-        totals = session.begin_step()
+        totals = session.begin_step(message.micro_batches)
         learned = self._training.learn(activations, soft, message.gradient is not None, totals)
         start, asked = time.monotonic(), message.gradient
         answer: Body = encode_from(learned.gradient, asked) if asked and learned.gradient is not None else b""

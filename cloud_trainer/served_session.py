@@ -19,6 +19,7 @@ from adc_edge.wire.headers import pack_header, unpack_from_trainer
 from adc_edge.wire.messages import Evaluated, FromDevice, Gradient, Hello
 
 _INCARNATIONS = 16
+_CUTS = 256  # changes of M that are remembered; steps before them have left the log long ago
 
 LoggedAnswer = tuple[Gradient | Evaluated, Body]
 
@@ -106,7 +107,7 @@ class ServedSession:
 
     def _check_cut(self, count: int) -> None:
         """Raise ProtocolError if the step under way began with another number of micro-batches."""
-        if self.accumulator is not None and self.accumulator.micro_batches != count:
+        if self.learned and self.accumulator is not None and self.accumulator.micro_batches != count:
             raise ProtocolError(
                 f"steps of {count} micro-batches",
                 f"{self.accumulator.micro_batches}, as the step under way began",
@@ -140,8 +141,6 @@ class ServedSession:
         if key == JournalKey(self.applied, self.learned):
             count = micro_batches or self._micro_batches(self.applied)
             self._check_cut(count)
-            if count != self._micro_batches(self.applied):
-                self._cuts.append((self.applied, count))
             if key.micro_batch < count:
                 return True
         if self.answer(key) is not None:
@@ -153,14 +152,17 @@ class ServedSession:
             "order",
         )
 
-    def begin_step(self) -> StepAccumulator:
-        """The sums of the step under way, which begins if there is none."""
-        if self.accumulator is None:
-            self.accumulator = StepAccumulator(self._micro_batches(self.applied))
+    def begin_step(self, micro_batches: int | UnsetType = UNSET) -> StepAccumulator:
+        """The sums of the step under way, which begins if nothing of it is learned; ``micro_batches`` as in ``due``."""
+        if self.accumulator is None or not self.learned:
+            self.accumulator = StepAccumulator(micro_batches or self._micro_batches(self.applied))
         return self.accumulator
 
     def record_answer(self, reply: Gradient, body: Body) -> None:
         """Count a micro-batch that was learned, and keep its answer; the last one ends its step."""
+        if self.accumulator is not None and self.accumulator.micro_batches != self._micro_batches(self.applied):
+            earlier = [cut for cut in self._cuts[-_CUTS:] if cut[0] < self.applied]
+            self._cuts = [*earlier, (self.applied, self.accumulator.micro_batches)]
         if self.accumulator is None or self.accumulator.complete:
             self.accumulator = None
             self.record.applied = reply.step + 1
@@ -171,7 +173,7 @@ class ServedSession:
         """Keep an answer, in memory until ``write``."""
         self._recent[key] = (reply, body)
         self._recent.move_to_end(key)
-        while len(self._recent) > max(count for _, count in self._cuts):
+        while len(self._recent) > max(map(self._micro_batches, (self.applied - 1, self.applied))):
             self._recent.popitem(last=False)
 
     def write(self) -> None:

@@ -77,6 +77,7 @@ class DeviceLoop:
         self._totals = session.channel.totals()
         self.link = LinkEstimate()
         self._down: RateSample | None = None  # of the last answer
+        self._answered = False  # since the link was measured
         self._up_arrival: float | None = None  # rate at which the last message came to the trainer
         self.trouble: OSError | None = None  # why a message of the last step is not in the journal
 
@@ -211,8 +212,9 @@ class DeviceLoop:
 
     def measure_link(self, tally: Tally) -> None:
         """Note what the kernels at both ends and the last messages tell of the link, in the estimate and in a tally."""
-        tcp = self.session.channel.tcp()
-        if tcp is None:
+        tcp, fresh = self.session.channel.tcp(), self._answered
+        self._answered = False
+        if tcp is None or not fresh:  # the figures of the last step were noted
             return
         up = self.link.up.add(RateSample(tcp.delivery_mbit_s, tcp.app_limited, self._up_arrival))
         down = None if self._down is None else self.link.down.add(self._down)
@@ -274,6 +276,7 @@ class DeviceLoop:
             in_time = answer.body_bytes > 0 and tcp is not None and tcp.last_received_ms <= LATE_MS
             arrival = self.session.channel.inbox.arrival_mbit_s if in_time else None
             self._down = RateSample(answer.down_mbit_s, answer.down_app_limited is True, arrival)
+        self._answered = True
         self._up_arrival = None if answer.up_mbit_s is UNSET else answer.up_mbit_s
         return answer, body
 

@@ -128,7 +128,7 @@ class Serve:
             step_settings = self._step_settings(total)
             loop = DeviceLoop(engine, learning, refresher, train, session, self.state.journal, step_settings)
             forms = forms_to_follow(settings, self.plan, self.manifest, step_settings)
-            course = Course(step_settings, self.decisions, forms)
+            course = Course(step_settings, self.decisions, forms, settings.window)
             training = Training(
                 settings, self.manifest, loop, course, why, self.state, run_dir, test, display, total, self.stop
             )

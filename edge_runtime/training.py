@@ -127,6 +127,7 @@ class Training:
         test_images = sum(map(len, self.test.sample(settings.evaluate_images)))
         settings = msgspec.structs.replace(settings, evaluate_precision=self._evaluation_precision())
         device = "cpu" if loop.shim is None else loop.shim.device.type
+        loop.settings = self.course.at(self.state.step)
         congestion = loop.session.channel.congestion
         for line in banner(settings, self.manifest, loop.settings, test_images, congestion, device):
             logger.info(line)

@@ -10,6 +10,7 @@ from adc_edge.defaults import Precision
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.planning.accuracy.frontier import MeasuredStudy, SentSetting, estimate, read_setting
 from adc_edge.planning.choice import Candidate
+from adc_edge.planning.micro_batches import possible_cuts
 from adc_edge.planning.profile import BlockSeconds, CodecSeconds, DeviceProfile, Line, Profile
 from adc_edge.planning.step_model import LinkRates, Prediction, StepPlan, predict
 from adc_edge.storage.bundle import Manifest
@@ -17,7 +18,6 @@ from adc_edge.storage.bundle import Manifest
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 ROWS_A_CHANNEL = 4  # rows of a message for each channel, below which principal components describe it worse
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
-_SAME_RATIO = 0.05  # a micro-batch may send this much more or less than the whole batch would
 _SAME_TIME = 0.01
 PAIRS: tuple[tuple[Precision, Precision], ...] = (
     ("fp32", "fp32"),
@@ -96,6 +96,11 @@ def bundle_candidate(task: Task) -> Candidate:
     return _candidate(task, sent, plan, predict(plan, task.link, task.profile))
 
 
+def bundle_in_messages(task: Task) -> Candidate:
+    """Return the bundle's own setting with the fewest messages that are as fast as any."""
+    return _with_micro_batches(task, _default(task.manifest))
+
+
 def with_frozen_blocks(task: Task, chosen: Iterable[Candidate]) -> list[Candidate]:
     """Return the same settings with blocks 1..K or the whole trunk frozen. No study measures their accuracy."""
     found: dict[StepPlan, Candidate] = {}
@@ -172,14 +177,10 @@ def _grid() -> Iterator[_Sent]:
 
 def _with_micro_batches(task: Task, sent: _Sent, split: int | None = None) -> Candidate:
     """Return a setting with the fewest micro-batches that are as fast as any."""
-    manifest = task.manifest
-    whole = sent.ratio.shape(task.batch_size, manifest.tokens, manifest.prefix)
     found = []
-    for count in COUNTS:
-        shape = _divided(task, sent, whole, count)
-        if shape is not None:
-            plan = StepPlan(split or manifest.split, shape, sent.precision, sent.gradient_precision, count)
-            found.append((plan, predict(plan, task.link, task.profile)))
+    for count, shape in _cuts(task, sent).items():
+        plan = StepPlan(split or task.manifest.split, shape, sent.precision, sent.gradient_precision, count)
+        found.append((plan, predict(plan, task.link, task.profile)))
     least = min(prediction.seconds for _, prediction in found)
     return _candidate(task, sent, *next(one for one in found if one[1].seconds <= least * (1 + _SAME_TIME)))
 
@@ -190,18 +191,21 @@ def _candidate(task: Task, sent: _Sent, plan: StepPlan, prediction: Prediction) 
     return Candidate(plan, sent.ratio, prediction, *known, _few_rows(plan, task.manifest.dim))
 
 
-def _divided(task: Task, sent: _Sent, whole: Shape, count: int) -> Shape | None:
-    """Return the shape of one of ``count`` micro-batches; None where a batch of this size cannot be divided so."""
-    images, manifest = task.batch_size, task.manifest
-    if count == 1:
-        return whole
-    if images % count or images // count < 2:
-        return None
-    shape = sent.ratio.shape(images // count, manifest.tokens, manifest.prefix)
-    enough = shape.clusters * shape.kept >= ROWS_A_CHANNEL * manifest.dim
+def _cuts(task: Task, sent: _Sent) -> dict[int, Shape]:
+    """Return the shape of a micro-batch for each M that `serve` would take too, with rows enough for its precisions."""
+    manifest, images = task.manifest, task.batch_size
     coded = any(map(pca_bits, (sent.precision, sent.gradient_precision)))
-    same = abs(shape.xi / whole.xi - 1) <= _SAME_RATIO
-    return shape if same and (enough or not coded) else None
+    least = ROWS_A_CHANNEL * manifest.dim if coded else 0
+
+    def shape_of(count: int) -> Shape:
+        return sent.ratio.shape(images // count, manifest.tokens, manifest.prefix)
+
+    cuts = possible_cuts(images, shape_of)
+    return {
+        count: shape
+        for count, shape in cuts.items()
+        if count == 1 or (count in COUNTS and shape.clusters * shape.kept >= least)
+    }
 
 
 def _few_rows(plan: StepPlan, dim: int) -> bool:

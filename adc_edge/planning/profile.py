@@ -146,6 +146,16 @@ def check_profile(profile: Profile, bundle: Bundle, machine: Mapping[str, Any] |
         )
 
 
+def check_trains(profile: Profile) -> None:
+    """Raise SettingError for a profile of a frozen trunk: it does not tell what training takes."""
+    if not profile.device.trains:
+        raise SettingError(
+            "a profile of a frozen trunk",
+            "one of a trunk that trains: the accuracy of frozen trunks was not measured, so none is planned",
+            "adc-edge profile without --trunk frozen",
+        )
+
+
 def _other_machine(measured: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str] | None:
     """Both machines in words, if they differ."""
     there, this = ([machine.get(name) for name in _SAME_MACHINE] for machine in (measured, here))

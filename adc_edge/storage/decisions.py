@@ -44,7 +44,7 @@ class Decisions:
     def __init__(self, run_dir: RunDir) -> None:
         self._run_dir, self._first = run_dir, 1
         try:
-            self._all = msgspec.json.decode(run_dir.kept(DECISIONS) or b"[]", type=list[Decision])
+            self._all = self._read()
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(
                 f"{run_dir.path}/{DECISIONS}: {error}",
@@ -86,7 +86,18 @@ class Decisions:
         return step >= trainer_step and (not self._all or step > self._all[-1].step)
 
     def add(self, decision: Decision) -> None:
-        """Record a decision; it is on the disk when this returns. Raises OSError, and then it does not hold."""
+        """Record a decision; it is on the disk when this returns.
+
+        Raises:
+            OSError: it could not be written. It holds all the same if the file has it, which only a power cut may undo.
+        """
         assert not self._all or decision.step > self._all[-1].step
-        self._run_dir.keep(DECISIONS, json_bytes([*map(msgspec.to_builtins, self._all), msgspec.to_builtins(decision)]))
+        try:
+            self._run_dir.keep(DECISIONS, json_bytes([*self._all, decision]))
+        except OSError:
+            self._all = self._read()
+            raise
         self._all.append(decision)
+
+    def _read(self) -> list[Decision]:
+        return msgspec.json.decode(self._run_dir.kept(DECISIONS) or b"[]", type=list[Decision])

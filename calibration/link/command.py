@@ -78,8 +78,8 @@ def link(
     dial = _dialer(trainer, wait_s, keys, insecure)
 
     def show(report: LinkReport) -> None:
-        _show(console, report, forecast)
         _write(report, json_file, plot, log)
+        _show(console, report, forecast)
 
     if repeat is None:
         show(measure_link(dial, seconds, most))

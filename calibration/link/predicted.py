@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adc_edge.calibration.link.report import LinkReport
-from adc_edge.defaults import Precision
 from adc_edge.errors import SettingError
 from adc_edge.machine.description import describe_machine
-from adc_edge.method.ratio import Ratio
-from adc_edge.planning.candidates import COUNTS, unknown_profile
-from adc_edge.planning.profile import Profile, check_profile, read_profile
+from adc_edge.method.ratio import Shape
+from adc_edge.planning.candidates import Task, bundle_candidate, bundle_in_messages, unknown_profile
+from adc_edge.planning.profile import Profile, check_profile, check_trains, read_profile
 from adc_edge.planning.step_model import LinkRates, Prediction, StepPlan, predict
-from adc_edge.storage.bundle import Bundle, Manifest
-
-_SAME_TIME = 1.01
+from adc_edge.storage.bundle import Bundle
 
 
 class StepForecast:
@@ -27,7 +24,7 @@ class StepForecast:
 
     Raises:
         BundleError: no bundle.
-        SettingError: no profile, or one of another bundle or machine.
+        SettingError: no profile, or one of another bundle or machine, or of a frozen trunk.
     """
 
     def __init__(self, bundle: Path, profile: Path | None) -> None:
@@ -36,29 +33,27 @@ class StepForecast:
         self._profile: Profile = unknown_profile(loaded.manifest) if profile is None else read_profile(profile)
         if profile is not None:
             check_profile(self._profile, loaded, describe_machine())
+            check_trains(self._profile)
 
     def lines(self, report: LinkReport) -> Iterator[str]:
         """Yield a line for each of three settings: uncompressed, the bundle's own, and that in several messages."""
-        if report.up_mbit_s is None or report.down_mbit_s is None or report.rtt_p50_ms is None:
+        if not report.up_mbit_s or not report.down_mbit_s:
             return
-        link = LinkRates(report.rtt_p50_ms, report.up_mbit_s, report.down_mbit_s)
-        manifest = self._manifest
-        own = manifest.ratio, manifest.precision, manifest.gradient_precision or manifest.precision
-        whole = self._step(Ratio(xi=1.0), "fp16", "fp16", 1, link)
-        alone = self._step(*own, 1, link)
-        yield _line("everything in fp16, one message a step", whole)
-        yield _line(f"{own[1]}:{own[2]}, the bundle's own, one message", alone)
-        several = {count: self._step(*own, count, link) for count in COUNTS if manifest.batch_size >= 2 * count}
-        fastest = min(one.seconds for one in several.values())
-        count = next(count for count, one in several.items() if one.seconds <= _SAME_TIME * fastest)
-        yield _line(f"the same in {count} message{'s' * (count > 1)}", several[count])
+        manifest, link = self._manifest, LinkRates(report.rtt_p50_ms, report.up_mbit_s, report.down_mbit_s)
+        task = Task(manifest, manifest.batch_size, link, self._profile, (), ())
+        images = manifest.batch_size
+        whole = StepPlan(
+            manifest.split, Shape(images, manifest.tokens, images, manifest.tokens), "fp16", "fp16", micro_batches=1
+        )
+        own, several = bundle_candidate(task), bundle_in_messages(task)
+        count = several.plan.micro_batches
+        yield _line("everything in fp16, one message a step", predict(whole, link, self._profile))
+        yield _line(
+            f"{own.plan.precision}:{own.plan.gradient_precision}, the bundle's own, one message", own.prediction
+        )
+        yield _line(f"the same in {count} message{'s' * (count > 1)}", several.prediction)
         if not self._measured:
             yield "note     without --profile computing takes no time here; `adc-edge plan` compares many settings"
-
-    def _step(self, ratio: Ratio, up: Precision, down: Precision, count: int, link: LinkRates) -> Prediction:
-        manifest: Manifest = self._manifest
-        shape = ratio.shape(manifest.batch_size // count, manifest.tokens, manifest.prefix)
-        return predict(StepPlan(manifest.split, shape, up, down, count), link, self._profile)
 
 
 def check_forecast(bundle: Path | None, profile: Path | None) -> StepForecast | None:

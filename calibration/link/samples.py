@@ -71,6 +71,8 @@ def rates(times_s: Sequence[float], totals: Sequence[int], width_s: float, ended
     first = int(np.argmax(means >= _STEADY * np.median(windows[number // 2 :])))
     # The slope, and not the ends: the kernel counts what follows a lost packet at once when the packet has come.
     steady = np.polyfit(edges[first:] - edges[first], sums[first:], 1)[0] * 8 / 1e6
+    if not steady > 0:  # nothing came
+        return None
     return Rates(float(edges[first]), float(steady), float(np.percentile(windows[first:], 10)), windows)
 
 

@@ -70,7 +70,12 @@ def _check_plot(context: click.Context, parameter: click.Parameter, path: Path |
     metavar="MB",
     help="Most megabytes of a pass over the data, both ways; needs --images or --data.",
 )
-@click.option("--max-mbit", type=_ABOVE, metavar="R", help="Most Mbit/s of the link to use, in each direction.")
+@click.option(
+    "--max-mbit",
+    type=_ABOVE,
+    metavar="R",
+    help="Plan as if the link carried so many Mbit/s at most, in each direction.",
+)
 @click.option(
     "--min-accuracy",
     type=FloatRange(max=0, finite=True),

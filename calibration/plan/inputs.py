@@ -15,7 +15,7 @@ from adc_edge.machine.description import describe_machine
 from adc_edge.planning.accuracy.frontier import MeasuredStudy, nearest_studies
 from adc_edge.planning.accuracy.studies import SHIPPED, read_studies, shipped_studies, study_files
 from adc_edge.planning.candidates import Task, unknown_profile
-from adc_edge.planning.profile import check_profile, read_profile
+from adc_edge.planning.profile import check_profile, check_trains, read_profile
 from adc_edge.planning.step_model import LinkRates
 from adc_edge.storage.bundle import Bundle
 
@@ -24,14 +24,14 @@ class LinkFile(msgspec.Struct):
     """The part of the JSON of `adc-edge link` that a plan needs."""
 
     trainer: str
-    up_mbit_s: float
-    down_mbit_s: float
+    up_mbit_s: float | None  # None: it was not measured
+    down_mbit_s: float | None
     rtt_p50_ms: float
 
     def rates(self, most_mbit: float | None) -> LinkRates:
         """Return the link, of whose rates at most ``most_mbit`` is used in each direction."""
         most = math.inf if most_mbit is None else most_mbit
-        return LinkRates(self.rtt_p50_ms, min(self.up_mbit_s, most), min(self.down_mbit_s, most))
+        return LinkRates(self.rtt_p50_ms, min(self.up_mbit_s or 0.0, most), min(self.down_mbit_s or 0.0, most))
 
 
 class PlanInputs(NamedTuple):
@@ -67,6 +67,7 @@ class PlanInputs(NamedTuple):
         profile = None if profile_file is None else read_profile(profile_file)
         if profile is not None:
             check_profile(profile, bundle, None if options["any_machine"] else describe_machine())
+            check_trains(profile)
         accuracy, ssim, notes = studies_of(studies, bundle)
         batch_size = options["batch_size"] or bundle.manifest.batch_size
         known = unknown_profile(bundle.manifest) if profile is None else profile
@@ -102,12 +103,17 @@ def read_link(path: Path, trainer: str | None) -> LinkFile:
     again = f"adc-edge link --trainer {trainer or 'tcp://HOST:PORT'} --json {path}"
     try:
         link = msgspec.json.decode(path.read_bytes(), type=LinkFile)
-        wrong = not (link.up_mbit_s > 0 and link.down_mbit_s > 0 and link.rtt_p50_ms >= 0)
-        why = "a rate that is not above 0" if wrong else ""
+        rates = {"up": link.up_mbit_s or 0.0, "down": link.down_mbit_s or 0.0}
+        missing = [way for way, rate in rates.items() if not rate > 0]
+        why = f"the rate {' and '.join(missing)} was not measured" if missing else ""
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     if why:
-        raise SettingError(f"{path}: {why}", "a link that `adc-edge link --json` measured", again)
+        raise SettingError(
+            f"{path}: {why}",
+            "a link that `adc-edge link --json` measured, both ways",
+            f"{again}, with more --max-bytes",
+        )
     if trainer is not None and link.trainer != trainer:
         raise SettingError(
             f"{path} is the link to {link.trainer}",

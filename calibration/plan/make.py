@@ -105,6 +105,8 @@ def serve_words(made: Made, bundle: Path, trainer: str, data: str | None) -> lis
     words += ["--freeze-first", plan.freeze_first] if plan.freeze_first else []
     words += ["--micro-batches", plan.micro_batches]
     words += ["--window", plan.window] if plan.window else []
-    engine = made.task.profile.device.engine
-    words += ["--engine", engine] if engine not in ("", "onnxruntime") else []
+    device = made.task.profile.device
+    words += ["--engine", device.engine] if device.engine not in ("", "onnxruntime") else []
+    usual = "fp16" if device.engine == "tensorrt" else "fp32"
+    words += ["--compute", device.compute] if device.compute not in ("", usual) else []
     return [str(word) for word in words]

@@ -20,6 +20,7 @@ from adc_edge.wire.messages import BULK_BYTES, Bulk, BulkAnswer
 from adc_edge.wire.tcp import prefer_bbr, tcp_info
 
 MEASURING_SHARE = 0.1
+_LARGEST_DEBT_S = 10.0  # of pauses that were asked for: whoever ignores them comes to more
 WORK_S = 30.0  # a session is at work for so long after its last frame
 
 
@@ -32,9 +33,13 @@ class LinkProbes:
         self._paid_s = 0.0  # monotonic time at which the pauses asked for so far are over
 
     def begin(self, peer: Peer | None) -> None:
-        """Note that a peer measures; raises ProtocolError on a session's connection, whose messages it would delay."""
+        """Note that a peer measures; raises ProtocolError on a session's connection, and where pauses are ignored."""
         if peer is None or peer.session is not None:
             raise ProtocolError("a Bulk on a session's connection", "a connection of its own", "open one", "order")
+        if self._paid_s - time.monotonic() > _LARGEST_DEBT_S:
+            raise ProtocolError(
+                "a Bulk during a pause", "none before the pause is over", "wait as long as told", "busy"
+            )
         peer.measures = True
 
     def spent(self, peer: Peer, seconds: float) -> None:

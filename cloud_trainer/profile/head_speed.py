@@ -29,6 +29,7 @@ from adc_edge.storage.bundle import Manifest
 
 _PIECE_S = 0.1  # of work after which messages are answered again
 _LONGEST_S = {True: 1.5, False: 0.3}  # of one run of the head: no other device is connected, or some are
+_SIZES = 3  # the largest ones that are measured
 _ROUNDS, _HEAD_S, _CODEC_S, _UPDATE_S = 3, 4.0, 3.0, 1.0
 _SPECTRUM = -0.3  # exponent of a component's deviation by its rank, like that of a ViT's activations
 
@@ -62,7 +63,7 @@ class HeadSpeed:
                     _work_on(self._work)
             except StopIteration as end:
                 self._told = {"head": end.value}
-            except (RuntimeError, ProtocolError) as error:  # no memory for torch, say, or a head that diverged
+            except (RuntimeError, MemoryError, ArithmeticError, ProtocolError) as error:  # or a head that diverged
                 logger.warning("the speed of the head cannot be measured: %s", str(error).partition("\n")[0])
                 self._told = {}
         return {"measuring": True} if self._told is None else self._told
@@ -104,12 +105,14 @@ def measure_head(training: HeadTraining, manifest: Manifest, longest_s: float) -
         assert learned.gradient is not None
         gradients[clusters] = learned.gradient
         cases[clusters * shape.kept] = lambda z=z, soft=soft: training.learn(z, soft, True, StepAccumulator(1))  # type: ignore[misc]
+        if len(cases) > _SIZES:
+            del cases[min(cases)], gradients[min(gradients)]
         if clusters == shape.clusters or learned.seconds > longest_s / 3:
             break
         clusters = min(2 * clusters, shape.clusters)
-    largest = sorted(cases)[-3:]
+    largest = sorted(cases)
     step = line((yield from timed({rows: cases[rows] for rows in largest}, _ROUNDS, _HEAD_S)))
-    codec = yield from _codec(training, list(gradients.values())[-3:], manifest.dim)
+    codec = yield from _codec(training, list(gradients.values()), manifest.dim)
     update_seconds = yield from _update(training)
     return TrainerProfile(
         device=f"{training.device}{', bf16' if training.bf16 else ''}",
@@ -167,6 +170,6 @@ def _update(training: HeadTraining) -> Generator[None, None, float]:
 def _activations(rows: int, dim: int) -> Tensor:
     """Rows whose components have the spectrum of activations, on which the codec's work depends, ``[rows, dim]``."""
     rng = np.random.default_rng(0)
-    basis = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
-    x = rng.standard_normal((rows, dim)) * np.arange(1, dim + 1) ** _SPECTRUM @ basis
-    return torch.from_numpy(x.astype(np.float32))
+    basis = np.linalg.qr(rng.standard_normal((dim, dim), np.float32))[0]
+    deviations = (np.arange(1, dim + 1) ** _SPECTRUM).astype(np.float32)
+    return torch.from_numpy(rng.standard_normal((rows, dim), np.float32) * deviations @ basis)

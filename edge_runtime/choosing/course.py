@@ -34,10 +34,13 @@ class Course:
         base: those that the run began with.
         decisions: recorded changes; they hold whether or not this process follows the link.
         forms: what the run may send while it follows its link; empty: it does not follow.
+        window: most micro-batches in flight, as it was asked for; 0: all.
     """
 
-    def __init__(self, base: StepSettings, decisions: Decisions, forms: Sequence[MessageForm] = ()) -> None:
-        self._base, self._decisions, self._forms = base, decisions, list(forms)
+    def __init__(
+        self, base: StepSettings, decisions: Decisions, forms: Sequence[MessageForm] = (), window: int = 0
+    ) -> None:
+        self._base, self._decisions, self._forms, self._window = base, decisions, list(forms), window
         self._follower: Follower | None = None
 
     def at(self, step: int) -> StepSettings:
@@ -69,8 +72,10 @@ class Course:
         if not _trainer_follows(loop):
             logger.info("plan     this trainer is older than 0.9: the number of messages stays")
             self._forms = [form for form in self._forms if form.micro_batches == now.micro_batches]
+        if loop.session.welcome is not None and loop.session.welcome.max_images:
+            self._forms = [form for form in self._forms if form.shape.images <= loop.session.welcome.max_images]
         recorded = [form_of(_changed(self._base, decision)) for decision in self._decisions.all]
-        found = alternatives(list(dict.fromkeys([now, *recorded, *self._forms])), loop, step)
+        found = alternatives(list(dict.fromkeys([now, *recorded, *self._forms])), loop, step, self._window)
         self._forms = [_form(one) for one in found]
         self._follower = Follower(found, 0)
         logger.info("plan     follows the link, among %d settings", len(found))
@@ -89,19 +94,25 @@ class Course:
             return
         self._follower.stand_at(self._forms.index(form_of(self.at(record.step))))  # a recorded decision may have begun
         seconds = {phase: float(getattr(record, f"seconds_{phase}")) for phase in _PHASES}
-        change = self._follower.observe(seconds, record.seconds, link, now_s)
-        same = change is None or change.alternative.micro_batches == self.at(record.step).micro_batches
-        if change is not None and (same or _trainer_follows(loop)):
+        count = None if _trainer_follows(loop) else self.at(record.step).micro_batches
+        change = self._follower.observe(seconds, record.seconds, link, now_s, count)
+        if change is not None:
             decision = _decision(following, change)
             self._decisions.add(decision)
             self._follower.take(change, now_s)
             logger.info("plan     from step %d on %s", following, decision.why)
 
 
-def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int) -> list[Alternative]:
-    """Return the forms with the bytes and the codec's seconds of their messages, measured on the batch of ``step``."""
-    now = loop.settings
-    most = now.window if now.window < now.micro_batches else MOST_MICRO_BATCHES  # in flight: a bound stays one
+def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int, window: int = 0) -> list[Alternative]:
+    """Return the forms with the bytes and the codec's seconds of their messages, measured on the batch of ``step``.
+
+    Args:
+        forms: what a step may send.
+        loop: its engine is chosen.
+        step: whose batch is used.
+        window: most micro-batches in flight; 0: all.
+    """
+    most = window or MOST_MICRO_BATCHES
     frozen, dim, images = loop.shim is None, loop.settings.dim, loop.loader.look_ahead(step).images
     sent: dict[Shape, Float32] = {}
     seconds: dict[tuple[Shape, Precision], tuple[float, float]] = {}
@@ -112,6 +123,8 @@ def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int) -> l
             init_rows = loop.loader.init_rows(step, shape.clusters, shape.images)
             slots = shape.kept - loop.settings.prefix
             sent[shape] = loop.engine.compress(images[: shape.images], init_rows, slots).activations
+            if loop.shim is not None:
+                loop.shim.drop()  # the graph of an engine that keeps it
         for precision in (up, down):
             if (shape, precision) not in seconds:
                 seconds[shape, precision] = _codec_seconds(sent[shape], precision)
@@ -142,9 +155,9 @@ def _trainer_follows(loop: DeviceLoop) -> bool:
 def _link(loop: DeviceLoop) -> LinkRates | None:
     link = loop.link
     up, down, rtt = link.up.recent_mbit_s, link.down.recent_mbit_s, link.rtt_min_ms
-    if up is None or rtt is None:
+    if not up or rtt is None:  # a kernel may tell 0
         return None
-    return LinkRates(rtt, up, up if down is None else down)  # a frozen trunk's answers are too small to measure
+    return LinkRates(rtt, up, down or up)  # a frozen trunk's answers are too small to measure
 
 
 def _codec_seconds(x: Float32, precision: Precision) -> tuple[float, float]:

@@ -81,7 +81,10 @@ class RunCut:
             record = read_cut(self._settings.run)
             self._use(self.micro_batches, 0 if record is None else record.window)
             return {self.micro_batches: self.shape}
-        return possible_cuts(self.images, self.shape_of)
+        found = possible_cuts(self.images, self.shape_of)
+        if len(found) == 1:
+            self.settle(run_dir, CutTime(1, 1, 0.0), None)
+        return found
 
     def settle(self, run_dir: RunDir, cut: CutTime, alone: float | None) -> None:
         """Use a cut from now on, and keep it with the run before its first step."""

@@ -427,6 +427,29 @@ def test_a_body_that_stopped_growing_gives_way_to_others_and_a_growing_one_does_
     assert not sessions.make_room(6 * CHUNK_BYTES, most=5 * CHUNK_BYTES)
 
 
+def test_the_number_of_micro_batches_changes_with_a_step_that_is_learned_and_not_with_one_that_is_refused(
+    sessions: SessionRegistry,
+) -> None:
+    session, _ = connect(sessions, hello())
+    for count in (2, 3, 2, 3):  # each is refused after this, say for its labels
+        assert session.due(JournalKey(0), count)
+    assert session.due(JournalKey(0))
+    for part in range(3):
+        assert session.due(JournalKey(0, part), 3)
+        session.begin_step(3).learned += 1
+        given, body = reply(0)
+        session.record_answer(msgspec.structs.replace(given, micro_batch=part), body)
+        session.write()
+    assert session.applied == 1
+    with pytest.raises(ProtocolError):
+        session.due(JournalKey(1, 1), 3)
+    assert session.due(JournalKey(1), 1)
+    session.begin_step(1).learned += 1
+    session.record_answer(*reply(1))
+    session.write()
+    assert (session.applied, session.oldest()) == (2, 0)
+
+
 def test_a_device_that_keeps_nothing_is_answered_from_memory_and_costs_no_log(
     sessions: SessionRegistry, tmp_path: Path
 ) -> None:

@@ -96,7 +96,14 @@ class Follower:
         self._last: tuple[float, LinkRates] | None = None  # time and link of the last change
         self.correction = 1.0  # realised over predicted time of a step
 
-    def observe(self, seconds: Mapping[str, float], realised: float, link: LinkRates, now_s: float) -> Change | None:
+    def observe(
+        self,
+        seconds: Mapping[str, float],
+        realised: float,
+        link: LinkRates,
+        now_s: float,
+        micro_batches: int | None = None,
+    ) -> Change | None:
         """Take a step's measurements; return a change if one is due. The caller records it and calls ``take``.
 
         Args:
@@ -104,6 +111,7 @@ class Follower:
             realised: seconds of the whole step.
             link: the present estimate.
             now_s: a monotonic clock.
+            micro_batches: the only M that is allowed now; None: any.
         """
         self._steps.append(seconds)
         link = self._calibrated(seconds, realised, link)
@@ -111,7 +119,7 @@ class Follower:
         predicted = [self._predict(alternative, link, spent) for alternative in self.alternatives]
         here = predicted[self.current]
         self.correction += _LEARNING * (realised / here - self.correction)
-        best = self._best(predicted)
+        best = self._best(predicted, micro_batches)
         gain = 1 - predicted[best] / here
         self._steady = self._steady + 1 if gain > GAIN else 0  # whichever is ahead: two may be about equal
         if self._steady < STEADY_STEPS or not self._may_change(link, now_s):
@@ -136,9 +144,12 @@ class Follower:
         rates = zip(link[1:], self._last[1][1:], strict=True)
         return any(max(now / then, then / now) > ANOTHER_LINK for now, then in rates)
 
-    def _best(self, predicted: Sequence[float]) -> int:
+    def _best(self, predicted: Sequence[float], micro_batches: int | None) -> int:
         """The place of the shortest step, or of one hardly longer in fewer bytes."""
-        near = [place for place, seconds in enumerate(predicted) if seconds <= NEAR * min(predicted)]
+        counts = [one.micro_batches for one in self.alternatives]
+        places = [place for place, count in enumerate(counts) if micro_batches in (None, count)]
+        shortest = min(predicted[place] for place in places)
+        near = [place for place in places if predicted[place] <= NEAR * shortest]
         return min(near, key=lambda place: (self.alternatives[place].bytes, predicted[place]))
 
     def _calibrated(self, seconds: Mapping[str, float], realised: float, link: LinkRates) -> LinkRates:

@@ -235,6 +235,7 @@ def test_a_trainer_of_0_8_is_measured_by_pings(server: Server) -> None:
     assert not any(peer.measures for peer in server.sessions.peers.values())
 
 
+@pytest.mark.slow
 def test_a_measurement_pauses_while_others_train(server: Server, bundle: Bundle) -> None:
     device, over = Device(bundle, server.endpoint), threading.Event()
 
@@ -260,6 +261,7 @@ def test_a_measurement_pauses_while_others_train(server: Server, bundle: Bundle)
     assert any("serving others" in note for note in report.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_repeat_appends_a_line_for_each_measurement(
     server: Server, tmp_path: Path, number: int, code: int, eventually: Callable[[Callable[[], bool]], None]
@@ -281,6 +283,7 @@ def test_repeat_appends_a_line_for_each_measurement(
     assert lines[0]["time"] <= lines[1]["time"]
 
 
+@pytest.mark.slow
 def test_an_outage_between_two_measurements_is_a_line_of_the_log(
     bundle: Bundle, server: Server, tmp_path: Path, proxy_type: Any, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:

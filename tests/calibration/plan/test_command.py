@@ -247,7 +247,7 @@ def test_a_link_to_another_trainer_is_refused(bundle_dir: Path, link: Path) -> N
     [
         ("{}", "missing required field `trainer`"),
         ("not JSON", "malformed"),
-        ('{"trainer": "t", "up_mbit_s": 0, "down_mbit_s": 1, "rtt_p50_ms": 1}', "a rate that is not above 0"),
+        ('{"trainer": "t", "up_mbit_s": 0, "down_mbit_s": 1, "rtt_p50_ms": 1}', "the rate up was not measured"),
         (None, "No such file"),
     ],
 )

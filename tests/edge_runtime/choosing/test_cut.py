@@ -81,6 +81,7 @@ def test_a_fast_link_gets_one_message_a_step_and_nothing_is_measured_but_the_lin
     assert report["bytes_probe_up"] < 4 * sent + 2000
 
 
+@pytest.mark.slow
 def test_a_slow_link_gets_several_in_one_line_and_equals_a_run_with_that_number_named(
     bundle: Bundle, trainer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_frozen_trunk_is_measured_too(bundle: Bundle, trainer: Any, tmp_path: 
     assert record["seconds_alone"] > 0.05  # 29 kB at 4 Mbit/s, and 20 ms
 
 
+@pytest.mark.slow
 def test_a_process_that_comes_back_goes_on_with_the_record_whatever_the_link_is(
     bundle: Bundle, trainer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
+from adc_edge.cloud_trainer.server import Server
 from adc_edge.edge_runtime.choosing.plan import forms_to_follow, with_plan
 from adc_edge.edge_runtime.noise import NoiseSettings
+from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.errors import SettingError
 from adc_edge.files import json_bytes
@@ -152,3 +157,15 @@ def test_merging_is_never_undone(bundle: Bundle) -> None:
     merged = step_settings(bundle, shape=Shape(16, bundle.manifest.tokens, 8, bundle.manifest.tokens))
     forms = forms_to_follow(settings(bundle, "auto"), None, bundle.manifest, merged)
     assert all(form.shape.clusters / form.shape.images == 0.5 for form in forms)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_a_run_that_follows_takes_its_steps_with_either_engine(
+    bundle: Bundle, server: Server, tmp_path: Path, engine: str
+) -> None:
+    more: dict[str, Any] = {"engine": engine, "steps": 2, "evaluate_images": 8, "threads": 1, "micro_batches": 1}
+    found = ServeSettings(bundle.path, server.endpoint, run=tmp_path / "run", plan="auto", **more)
+    report = Serve(found, Console(file=io.StringIO())).run()
+    assert (report["steps"], report["changes"]) == (2, 0)  # a change takes three steps at least
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert all(line["loss"] > 0 for line in lines)
