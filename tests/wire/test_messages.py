@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -296,7 +295,7 @@ def test_flipped_bytes_are_refused_or_read_as_a_message_within_its_types(
         except ProtocolError:
             continue
         again = unpack(pack_header(seen))
-        assert again == seen or any(isinstance(v, float) and math.isnan(v) for v in fields(seen).values())
+        assert repr(again) == repr(seen)  # a flipped bit may make a NaN, which equals nothing
 
 
 def test_an_oversize_header_is_refused_unread() -> None:
