@@ -84,7 +84,7 @@ def test_without_the_detection_of_duplicates_that_test_would_fail(
     eventually: Callable[[Callable[[], bool]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ServedSession, "due", lambda self, step: True)
+    monkeypatch.setattr(ServedSession, "due", lambda self, step, micro_batches=None: True)
     monkeypatch.setattr(DeviceSession, "_request", lambda self, message, body: self._send(message, body))
     assert with_lost_answers(bundle, tmp_path, eventually).steps == 2 * STEPS
 
