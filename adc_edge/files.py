@@ -13,10 +13,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adc_edge.errors import SettingError
 from adc_edge.terminal import readable
+
+_T = TypeVar("_T")
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -71,6 +73,21 @@ def no_temporary_directory(error: OSError) -> SettingError:
         "type TMPDIR=DIR before the command, DIR being such a directory; "
         "`serve` and `trainer` do without it if --run DIR is given",
     )
+
+
+def read_json(path: Path, kind: type[_T], expected: str, remedy: str) -> _T:
+    """Return the value in a JSON file.
+
+    Raises:
+        SettingError: the file cannot be read, or holds something else than a ``kind``.
+    """
+    import msgspec
+
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        raise SettingError(f"{path}: {why}", expected, remedy) from None
 
 
 def json_bytes(value: Any, indent: int = 2) -> bytes:

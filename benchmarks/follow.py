@@ -15,19 +15,16 @@ import os
 import signal
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from codec import busy
 from harness import Result, arguments, compare, show, table
-from link_emulator import LinkEmulator, available, process
-from step_time import BOTH, ENDPOINT, START_S, link_way, trainer
+from link_emulator import LinkEmulator, available
+from step_time import BOTH, ENDPOINT, START_S, both_ends, link_way
 
 # Heavy packages (torch, timm, onnx) are imported inside functions, because the emulator's process imports this module.
 
@@ -158,20 +155,8 @@ def followed(runs: Runs) -> list[Result]:
 @contextmanager
 def running() -> Iterator[Runs]:
     """A trainer and a device at the two ends of a link."""
-    start = link_way(50, 40)
-    with tempfile.TemporaryDirectory() as name, LinkEmulator(start, start) as link:
-        directory = Path(name)
-        bundle = directory / "bundle"
-        export(bundle)
-        with (
-            process(link.trainer_namespace, partial(trainer, bundle, directory)) as there,
-            process(link.device_namespace, partial(device, bundle, directory)) as here,
-        ):
-            while not (directory / "trainer" / "endpoint").exists():
-                if there.poll(0.1):
-                    raise there.recv()
-                time.sleep(0.05)
-            yield Runs(link, here, directory)
+    with both_ends(link_way(50, 40), export, device) as (link, here, _, directory):
+        yield Runs(link, here, directory)
 
 
 def measure(which: str) -> list[Result]:

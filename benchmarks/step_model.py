@@ -13,16 +13,14 @@ import os
 import signal
 import statistics
 import sys
-import tempfile
 from contextlib import suppress
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import Result, arguments, compare, show, table
-from link_emulator import LinkEmulator, available, process
-from step_time import BOTH, ENDPOINT, LAG_MS, START_S, WARM_UP, link_way, steps_of, trainer
+from link_emulator import LinkEmulator, available
+from step_time import BOTH, ENDPOINT, LAG_MS, START_S, WARM_UP, both_ends, link_way, steps_of
 
 from adc_edge.codec.precision import Precision
 from adc_edge.defaults import EngineName
@@ -187,20 +185,9 @@ def answer(pipe: Connection, wish: Any) -> Any:
 
 
 def run(cases: tuple[Case, ...]) -> list[Outcome]:
-    start = link_way(100, 5)
-    with tempfile.TemporaryDirectory() as name, LinkEmulator(start, start) as link:
-        directory = Path(name)
-        bundle = directory / "bundle"
-        export(bundle)
-        with (
-            process(link.trainer_namespace, partial(trainer, bundle, directory)) as there,
-            process(link.device_namespace, partial(device, bundle, directory)) as here,
-        ):
-            while not (directory / "trainer" / "endpoint").exists():
-                if there.poll(0.1):
-                    raise there.recv()
-            profiles = {engine: answer(here, engine) for engine in dict.fromkeys(case.engine for case in cases)}
-            return [outcome(link, here, directory, case, profiles[case.engine]) for case in cases]
+    with both_ends(link_way(100, 5), export, device) as (link, here, _, directory):
+        profiles = {engine: answer(here, engine) for engine in dict.fromkeys(case.engine for case in cases)}
+        return [outcome(link, here, directory, case, profiles[case.engine]) for case in cases]
 
 
 def results_of(outcomes: list[Outcome]) -> list[Result]:

@@ -20,8 +20,8 @@ import statistics
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -161,12 +161,6 @@ class Bench(NamedTuple):
     trainer: Connection
     directory: Path
 
-    def started(self) -> None:
-        """Wait until the trainer listens."""
-        while not (self.directory / "trainer" / "endpoint").exists():
-            if self.trainer.poll(0.1):
-                raise self.trainer.recv()
-
     def rows(self, cases: Sequence[Case], rounds: int = 1) -> list[Row]:
         """Run each case, in a new random order each round, because machines are shared and change their speed."""
         steps: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
@@ -250,8 +244,14 @@ def show_all(rows: list[Row], results: list[Result], file: Path | None) -> None:
     show(f"step v its bound: {cut}, one thread each", results, file)
 
 
-def run(quick: bool, rate_mbit_s: float) -> tuple[list[Row], list[Result]]:
-    start = link_way(rate_mbit_s, RTT_MS)
+@contextmanager
+def both_ends(
+    start: Way, export: Callable[[Path], None], device: Callable[[Path, Path, Connection], None]
+) -> Iterator[tuple[LinkEmulator, Connection, Connection, Path]]:
+    """A trainer that listens and a device, each in its process at its end of a link.
+
+    Yields the link, the pipes to device and trainer, and the directory of the runs.
+    """
     with tempfile.TemporaryDirectory() as name, LinkEmulator(start, start) as link:
         directory = Path(name)
         bundle = directory / "bundle"
@@ -260,10 +260,17 @@ def run(quick: bool, rate_mbit_s: float) -> tuple[list[Row], list[Result]]:
             process(link.trainer_namespace, partial(trainer, bundle, directory)) as there,
             process(link.device_namespace, partial(device, bundle, directory)) as here,
         ):
-            bench = Bench(link, here, there, directory)
-            bench.started()
-            rows, results = claim(bench, rate_mbit_s, 1 if quick else 2, steps=2)
-            return rows + ([] if quick else grid(bench)), results
+            while not (directory / "trainer" / "endpoint").exists():
+                if there.poll(0.1):
+                    raise there.recv()
+            yield link, here, there, directory
+
+
+def run(quick: bool, rate_mbit_s: float) -> tuple[list[Row], list[Result]]:
+    with both_ends(link_way(rate_mbit_s, RTT_MS), export, device) as ends:
+        bench = Bench(*ends)
+        rows, results = claim(bench, rate_mbit_s, 1 if quick else 2, steps=2)
+        return rows + ([] if quick else grid(bench)), results
 
 
 def main() -> None:

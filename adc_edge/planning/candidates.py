@@ -188,14 +188,14 @@ def _with_micro_batches(task: Task, sent: _Sent, split: int | None = None) -> Ca
 def _candidate(task: Task, sent: _Sent, plan: StepPlan, prediction: Prediction) -> Candidate:
     asked = SentSetting.of(*sent)
     known = estimate(task.accuracy, asked), estimate(task.ssim, asked)
-    return Candidate(plan, sent.ratio, prediction, *known, _few_rows(plan, task.manifest.dim))
+    few = has_few_rows(plan.shape, task.manifest.dim, (plan.precision, plan.gradient_precision))
+    return Candidate(plan, sent.ratio, prediction, *known, few)
 
 
 def _cuts(task: Task, sent: _Sent) -> dict[int, Shape]:
     """Return the shape of a micro-batch for each M that `serve` would take too, with rows enough for its precisions."""
     manifest, images = task.manifest, task.batch_size
-    coded = any(map(pca_bits, (sent.precision, sent.gradient_precision)))
-    least = ROWS_A_CHANNEL * manifest.dim if coded else 0
+    precisions = sent.precision, sent.gradient_precision
 
     def shape_of(count: int) -> Shape:
         return sent.ratio.shape(images // count, manifest.tokens, manifest.prefix)
@@ -204,10 +204,11 @@ def _cuts(task: Task, sent: _Sent) -> dict[int, Shape]:
     return {
         count: shape
         for count, shape in cuts.items()
-        if count == 1 or (count in COUNTS and shape.clusters * shape.kept >= least)
+        if count == 1 or (count in COUNTS and not has_few_rows(shape, manifest.dim, precisions))
     }
 
 
-def _few_rows(plan: StepPlan, dim: int) -> bool:
-    coded = pca_bits(plan.precision) or (plan.gradient_precision and pca_bits(plan.gradient_precision))
-    return bool(coded) and plan.shape.clusters * plan.shape.kept < ROWS_A_CHANNEL * dim
+def has_few_rows(shape: Shape, dim: int, precisions: Iterable[Precision | None]) -> bool:
+    """Return whether a message of this shape is too small for principal components, and has some."""
+    coded = any(pca_bits(precision) for precision in precisions if precision is not None)
+    return coded and shape.clusters * shape.kept < ROWS_A_CHANNEL * dim

@@ -9,6 +9,7 @@ import msgspec
 
 from adc_edge.defaults import Precision
 from adc_edge.errors import SettingError
+from adc_edge.files import read_json
 from adc_edge.method.ratio import Ratio
 from adc_edge.planning.accuracy.frontier import Estimate
 from adc_edge.planning.choice import Candidate
@@ -75,17 +76,11 @@ class PlanFile(msgspec.Struct, frozen=True):
 
 def read_plan(path: Path) -> PlanFile:
     """Return the plan in a file; raises SettingError if it holds none."""
-    try:
-        plan = msgspec.json.decode(path.read_bytes(), type=PlanFile)
-        why = "" if plan.format == PLAN_FORMAT else f"format {plan.format}"
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    if why:
-        raise SettingError(
-            f"{path}: {why}",
-            "a plan that `adc-edge plan --json` of this version wrote",
-            f"adc-edge plan --bundle BUNDLE --link FILE --json {path}",
-        )
+    expected = "a plan that `adc-edge plan --json` of this version wrote"
+    remedy = f"adc-edge plan --bundle BUNDLE --link FILE --json {path}"
+    plan = read_json(path, PlanFile, expected, remedy)
+    if plan.format != PLAN_FORMAT:
+        raise SettingError(f"{path}: format {plan.format}", expected, remedy)
     return plan
 
 

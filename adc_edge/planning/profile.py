@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from adc_edge.errors import SettingError
+from adc_edge.files import read_json
 
 if TYPE_CHECKING:  # every message imports this module
     from adc_edge.storage.bundle import Bundle
@@ -108,15 +109,8 @@ def read_profile(path: Path) -> Profile:
     Raises:
         SettingError: the file cannot be read, or holds something else.
     """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Profile)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        raise SettingError(
-            f"{path}: {why}",
-            "a profile that `adc-edge profile` wrote",
-            f"adc-edge profile --bundle BUNDLE --json {path}",
-        ) from None
+    remedy = f"adc-edge profile --bundle BUNDLE --json {path}"
+    return read_json(path, Profile, "a profile that `adc-edge profile` wrote", remedy)
 
 
 def check_profile(profile: Profile, bundle: Bundle, machine: Mapping[str, Any] | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from adc_edge.errors import SettingError
-from adc_edge.files import sha256
+from adc_edge.files import read_json, sha256
 from adc_edge.machine.description import describe_machine
 from adc_edge.planning.accuracy.frontier import MeasuredStudy, nearest_studies
 from adc_edge.planning.accuracy.studies import SHIPPED, read_studies, shipped_studies, study_files
@@ -101,19 +101,11 @@ def read_link(path: Path, trainer: str | None) -> LinkFile:
         SettingError: the file cannot be read, holds something else, or is of another trainer.
     """
     again = f"adc-edge link --trainer {trainer or 'tcp://HOST:PORT'} --json {path}"
-    try:
-        link = msgspec.json.decode(path.read_bytes(), type=LinkFile)
-        rates = {"up": link.up_mbit_s or 0.0, "down": link.down_mbit_s or 0.0}
-        missing = [way for way, rate in rates.items() if not rate > 0]
-        why = f"the rate {' and '.join(missing)} was not measured" if missing else ""
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    if why:
-        raise SettingError(
-            f"{path}: {why}",
-            "a link that `adc-edge link --json` measured, both ways",
-            f"{again}, with more --max-bytes",
-        )
+    expected, remedy = "a link that `adc-edge link --json` measured, both ways", f"{again}, with more --max-bytes"
+    link = read_json(path, LinkFile, expected, remedy)
+    rates = {"up": link.up_mbit_s or 0.0, "down": link.down_mbit_s or 0.0}
+    if missing := [way for way, rate in rates.items() if not rate > 0]:
+        raise SettingError(f"{path}: the rate {' and '.join(missing)} was not measured", expected, remedy)
     if trainer is not None and link.trainer != trainer:
         raise SettingError(
             f"{path} is the link to {link.trainer}",

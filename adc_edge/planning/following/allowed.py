@@ -9,7 +9,7 @@ from adc_edge.codec.precision import encoded_bytes, pca_bits
 from adc_edge.defaults import Precision
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.planning.accuracy.frontier import MeasuredStudy, SentSetting, estimate
-from adc_edge.planning.candidates import COUNTS, PAIRS, ROWS_A_CHANNEL
+from adc_edge.planning.candidates import COUNTS, PAIRS, has_few_rows
 from adc_edge.planning.choice import DEFAULT_LOSS
 from adc_edge.planning.following.follow import MessageForm
 from adc_edge.planning.micro_batches import possible_cuts
@@ -46,7 +46,8 @@ def allowed_forms(
         ratio = Ratio(batch=merged, token=tokens)
         for count, shape in possible_cuts(images, partial(_shape, manifest, ratio, images)).items():
             form = MessageForm(count, shape, *pair)
-            if count in (*_CUTS, now.micro_batches) and _has_rows(form, manifest.dim):
+            fits = count == 1 or not has_few_rows(shape, manifest.dim, pair)
+            if fits and count in (*_CUTS, now.micro_batches):
                 found.append(form)
     return list(dict.fromkeys(found))
 
@@ -97,9 +98,3 @@ def _accuracy(studies: Sequence[MeasuredStudy], asked: SentSetting) -> float:
 
 def _shape(manifest: Manifest, ratio: Ratio, images: int, count: int) -> Shape:
     return ratio.shape(images // count, manifest.tokens, manifest.prefix)
-
-
-def _has_rows(form: MessageForm, dim: int) -> bool:
-    """Whether a message is large enough for principal components."""
-    coded = pca_bits(form.precision) or pca_bits(form.gradient_precision)
-    return form.micro_batches == 1 or not coded or form.shape.clusters * form.shape.kept >= ROWS_A_CHANNEL * dim
