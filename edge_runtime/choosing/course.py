@@ -76,7 +76,7 @@ class Course:
             self._forms = [form for form in self._forms if form.shape.images <= loop.session.welcome.max_images]
         recorded = [form_of(_changed(self._base, decision)) for decision in self._decisions.all]
         found = alternatives(list(dict.fromkeys([now, *recorded, *self._forms])), loop, step, self._window)
-        self._forms = [_form(one) for one in found]
+        self._forms = [one.form for one in found]
         self._follower = Follower(found, 0)
         logger.info("plan     follows the link, among %d settings", len(found))
 
@@ -132,11 +132,8 @@ def alternatives(forms: Sequence[MessageForm], loop: DeviceLoop, step: int, wind
         bytes_up, bytes_down = sizes_of_messages(shape, dim, (up, None if frozen else down))
         found.append(
             Alternative(
-                form.micro_batches,
+                form,
                 min(form.micro_batches, most),
-                shape,
-                up,
-                down,
                 bytes_up,
                 bytes_down,
                 codec_seconds=activations[0] + gradients[1],
@@ -187,24 +184,10 @@ def _changed(base: StepSettings, decision: Decision) -> StepSettings:
 
 def _decision(step: int, change: Change) -> Decision:
     taken = change.alternative
-    return Decision(
-        step,
-        taken.micro_batches,
-        taken.window,
-        taken.shape.clusters,
-        taken.shape.kept,
-        taken.precision,
-        taken.gradient_precision,
-        f"{taken}: {change.why}",
-    )
+    count, shape, up, down = taken.form
+    return Decision(step, count, taken.window, shape.clusters, shape.kept, up, down, f"{taken}: {change.why}")
 
 
 def form_of(settings: StepSettings) -> MessageForm:
     """Return what a step's messages are."""
     return MessageForm(settings.micro_batches, settings.shape, settings.precision, settings.gradient_precision)
-
-
-def _form(alternative: Alternative) -> MessageForm:
-    return MessageForm(
-        alternative.micro_batches, alternative.shape, alternative.precision, alternative.gradient_precision
-    )

@@ -42,11 +42,8 @@ class MessageForm(NamedTuple):
 class Alternative(NamedTuple):
     """A setting that a run may take, and what is known of its messages."""
 
-    micro_batches: int
-    window: int  # most of them in flight; 0: all
-    shape: Shape  # of one micro-batch
-    precision: Precision
-    gradient_precision: Precision
+    form: MessageForm
+    window: int  # most micro-batches in flight; 0: all
     bytes_up: int  # of one micro-batch
     bytes_down: int
     codec_seconds: float  # to encode activations and decode gradients, measured alone
@@ -55,12 +52,12 @@ class Alternative(NamedTuple):
     @property
     def bytes(self) -> int:
         """Bytes of a step, both ways."""
-        return self.micro_batches * (self.bytes_up + self.bytes_down)
+        return self.form.micro_batches * (self.bytes_up + self.bytes_down)
 
     def __str__(self) -> str:
         """Return the setting as options name it."""
-        clusters, kept = self.micro_batches * self.shape.clusters, self.shape.kept
-        return f"{self.precision}:{self.gradient_precision}, T={clusters}, k={kept}, M={self.micro_batches}"
+        count, shape, up, down = self.form
+        return f"{up}:{down}, T={count * shape.clusters}, k={shape.kept}, M={count}"
 
 
 class Change(NamedTuple):
@@ -146,7 +143,7 @@ class Follower:
 
     def _best(self, predicted: Sequence[float], micro_batches: int | None) -> int:
         """The place of the shortest step, or of one hardly longer in fewer bytes."""
-        counts = [one.micro_batches for one in self.alternatives]
+        counts = [one.form.micro_batches for one in self.alternatives]
         places = [place for place, count in enumerate(counts) if micro_batches in (None, count)]
         shortest = min(predicted[place] for place in places)
         near = [place for place in places if predicted[place] <= NEAR * shortest]
@@ -158,7 +155,7 @@ class Follower:
         The kernel's rate of small messages is that of a start, and stays where it was when the link becomes slower.
         """
         current = self.alternatives[self.current]
-        alone = current.micro_batches == 1  # then the time on the link is known apart
+        alone = current.form.micro_batches == 1  # then the time on the link is known apart
         measured = seconds["link"] if alone else realised
 
         def off(factor: float) -> float:
@@ -172,10 +169,10 @@ class Follower:
 
     def _predict(self, alternative: Alternative, link: LinkRates, spent: Mapping[str, float]) -> float:
         """Seconds of a step, from the costs of the current one with codec, bytes and rows of ``alternative``."""
-        current, pieces = self.alternatives[self.current], alternative.micro_batches
+        current, pieces = self.alternatives[self.current], alternative.form.micro_batches
         # The cores may be busy: the codec alone takes what it took before, times what it has taken since.
-        slower = _ratio(spent["encode"] + spent["decode"], current.micro_batches * current.codec_seconds)
-        slower_there = _ratio(spent["cloud_codec"], current.micro_batches * current.trainer_codec_seconds)
+        slower = _ratio(spent["encode"] + spent["decode"], current.form.micro_batches * current.codec_seconds)
+        slower_there = _ratio(spent["cloud_codec"], current.form.micro_batches * current.trainer_codec_seconds)
         rows = _rows(alternative) / _rows(current)
         costs = Costs(
             forward=(spent["forward"] + spent["send"]) / pieces + slower * alternative.codec_seconds,
@@ -198,7 +195,7 @@ def _link_seconds(one: Alternative, link: LinkRates) -> float:
 
 
 def _rows(one: Alternative) -> int:
-    return one.micro_batches * one.shape.clusters * one.shape.kept
+    return one.form.micro_batches * one.form.shape.clusters * one.form.shape.kept
 
 
 def _ratio(measured: float, expected: float) -> float:

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adc_edge.method.ratio import Shape
-from adc_edge.planning.following.follow import DWELL_S, GAIN, STEADY_STEPS, Alternative, Change, Follower
+from adc_edge.planning.following.follow import DWELL_S, GAIN, STEADY_STEPS, Alternative, Change, Follower, MessageForm
 from adc_edge.planning.step_model import LinkRates
 
 SHAPE = Shape(32, 197, 32, 197)
-LARGE = Alternative(1, 1, SHAPE, "int8", "int8", 1_200_000, 1_200_000, 0.004, 0.004)  # quick to encode
-SMALL = Alternative(1, 1, SHAPE, "pca1", "pca0.25", 150_000, 40_000, 0.4, 0.4)
+LARGE = Alternative(MessageForm(1, SHAPE, "int8", "int8"), 1, 1_200_000, 1_200_000, 0.004, 0.004)  # quick to encode
+SMALL = Alternative(MessageForm(1, SHAPE, "pca1", "pca0.25"), 1, 150_000, 40_000, 0.4, 0.4)
 COMPUTE = {"data": 0.05, "forward": 0.5, "send": 0.01, "recompute": 0.6, "backward": 0.9, "cloud": 0.3}
 
 
