@@ -277,13 +277,12 @@ class DeviceLoop:
             arrival = self.session.channel.inbox.arrival_mbit_s if in_time else None
             self._down = RateSample(answer.down_mbit_s, answer.down_app_limited is True, arrival)
         self._answered = True
-        self._up_arrival = None if answer.up_mbit_s is UNSET else answer.up_mbit_s
+        self._up_arrival, self.link.share = answer.up_mbit_s or None, answer.share or None
         return answer, body
 
     def _arrival(self) -> float:
         """The time at which the answer's last byte arrived, which may be before it was asked for."""
-        now = time.monotonic()
-        tcp = self.session.channel.tcp()
+        tcp, now = self.session.channel.tcp(), time.monotonic()
         return now - tcp.last_received_ms / 1e3 if tcp else now
 
     def _drift(self, step: int, sent: CompressedBatch) -> float | None:

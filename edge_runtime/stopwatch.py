@@ -21,7 +21,7 @@ class Stopwatch:
         self._departed = self._arrived = 0.0
         self._losses: list[float] = []
         self._accuracies: list[float] = []
-        self._cloud = self._cloud_codec = 0.0
+        self._cloud = self._cloud_codec = self._cloud_wait = 0.0
         self._drift: float | None = None
 
     @contextmanager
@@ -42,6 +42,7 @@ class Stopwatch:
         self._accuracies.append(gradient.accuracy)
         self._cloud += gradient.seconds_cloud
         self._cloud_codec += gradient.seconds_codec or 0.0
+        self._cloud_wait += gradient.share.waited_or_expected_s if gradient.share else 0.0
 
     def drift(self, value: float | None) -> None:
         """Note the largest difference between engine and PyTorch in a micro-batch, if it was measured."""
@@ -50,6 +51,8 @@ class Stopwatch:
 
     def record(self, step: int, bytes_up: int, bytes_down: int) -> StepRecord:
         """The record of the step."""
+        away = max(0.0, self._arrived - self._departed - self._cloud - self._cloud_codec)
+        waited = min(self._cloud_wait, away)
         return StepRecord(
             step=step,
             loss=sum(self._losses) / len(self._losses),
@@ -57,8 +60,9 @@ class Stopwatch:
             bytes_up=bytes_up,
             bytes_down=bytes_down,
             seconds=time.monotonic() - self._start,
-            seconds_link=max(0.0, self._arrived - self._departed - self._cloud - self._cloud_codec),
+            seconds_link=away - waited,
             seconds_cloud=self._cloud,
+            seconds_cloud_wait=waited,
             seconds_cloud_codec=self._cloud_codec,
             drift=self._drift,
             **{f"seconds_{name}": spent for name, spent in self._spent.items()},

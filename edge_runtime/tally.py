@@ -31,14 +31,15 @@ class StepRecord(msgspec.Struct, frozen=True):
     seconds_forward: float
     seconds_send: float  # to send messages and write the journal
     seconds_recompute: float
-    seconds_link: float  # from the first message's departure to the last answer's arrival, less the trainer's time
+    seconds_link: float  # from the first message's departure to the last answer's arrival, less the trainer's
     seconds_cloud: float  # forward and backward there
-    seconds_wait: float  # the part of link and cloud that this device waited for
+    seconds_wait: float  # the part of link and cloud (with codec and wait there) that this device waited for
     seconds_backward: float
     drift: float | None = None
     seconds_encode: float = 0.0  # activations -> bytes, apart from forward
     seconds_decode: float = 0.0  # bytes -> gradients
     seconds_cloud_codec: float = 0.0  # the same on the trainer, apart from seconds_cloud
+    seconds_cloud_wait: float = 0.0  # while the trainer worked for its other devices
 
 
 _SUMMED = [name for name in StepRecord.__struct_fields__ if name.startswith(("bytes_", "seconds"))]
@@ -101,6 +102,7 @@ class Tally(msgspec.Struct):
     seconds_link: float = 0.0
     seconds_cloud: float = 0.0
     seconds_cloud_codec: float = 0.0
+    seconds_cloud_wait: float = 0.0
     seconds_wait: float = 0.0
     seconds_encode: float = 0.0
     seconds_decode: float = 0.0

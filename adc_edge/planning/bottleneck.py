@@ -10,7 +10,7 @@ Place = Literal["device", "link", "trainer"]
 PHASES: dict[Place, tuple[str, ...]] = {
     "device": ("data", "forward", "encode", "send", "recompute", "decode", "backward"),
     "link": ("link",),
-    "trainer": ("cloud", "cloud_codec"),
+    "trainer": ("cloud", "cloud_codec", "cloud_wait"),
 }
 _TURNS = 0.75  # of a step: with less, the places mostly wait for one another
 _RELIEF = {
@@ -24,6 +24,7 @@ _RELIEF = {
     "link": "a lower --precision or --token-ratio sends less",
     "cloud": "a trainer on a GPU, or a larger --split of export",
     "cloud_codec": "--gradient-precision int8 is quicker to encode",
+    "cloud_wait": "another trainer, or a trainer on a GPU: it works for other devices meanwhile",
 }
 _OVERLAP = "device, link and trainer take turns; --micro-batches 8 lets them work at the same time"
 

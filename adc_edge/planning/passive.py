@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+from adc_edge.planning.profile import TrainerShare
+
 WINDOW_STEPS, RECENT_STEPS = 8, 3
 LATE_MS = 8  # a message whose last byte came earlier was read late; two ticks of the kernel's clock
 _ABOVE, _ABOVE_LIMITED = 1.1, 1.5  # how far C may exceed B
@@ -35,7 +37,7 @@ class RateEstimate:
     @property
     def mbit_s(self) -> float | None:
         """R; None before the first step."""
-        return _rate(self._window)
+        return _rate(list(self._window))  # a copy: a screen may ask while a step is added
 
     @property
     def recent_mbit_s(self) -> float | None:
@@ -45,7 +47,7 @@ class RateEstimate:
     @property
     def at_least(self) -> bool:
         """Whether the link may be faster: no sender in the window had enough to send."""
-        return all(sample.app_limited for sample in self._window)
+        return all(sample.app_limited for sample in list(self._window))
 
     def add(self, sample: RateSample) -> float | None:
         """Note a step. Return its rate; None if it tells only that the link is no slower than it."""
@@ -73,10 +75,11 @@ def _bound(samples: Sequence[RateSample]) -> float:
 
 
 class LinkEstimate:
-    """Both directions of a link, and its round trip."""
+    """Both directions of a link, its round trip, and the share of the trainer at its other end."""
 
     def __init__(self) -> None:
         self.up, self.down = RateEstimate(), RateEstimate()
+        self.share: TrainerShare | None = None  # as the last answer told it; None: the trainer works for this device
         self._rtts_ms: deque[float] = deque(maxlen=WINDOW_STEPS)
 
     @property
@@ -85,9 +88,14 @@ class LinkEstimate:
         return min(self._rtts_ms, default=None)
 
     def figures(self) -> dict[str, float | None]:
-        """Return the recent rates and the round trip, for the record."""
+        """Return the recent rates, the round trip and the share, if others have one, for the record."""
         up, down = self.up.recent_mbit_s, self.down.recent_mbit_s
-        return {"up_mbit_s": up, "down_mbit_s": down, "rtt_min_ms": self.rtt_min_ms}
+        shared = (
+            {}
+            if self.share is None
+            else {"trainer_share": self.share.share, "trainer_wait_ms": 1e3 * self.share.wait_s}
+        )
+        return {"up_mbit_s": up, "down_mbit_s": down, "rtt_min_ms": self.rtt_min_ms, **shared}
 
     def round_trip(self, rtt_ms: float) -> None:
         """Note the shortest round trip that the kernel has seen lately."""

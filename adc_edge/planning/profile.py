@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from adc_edge.errors import SettingError
 from adc_edge.files import read_json
@@ -18,6 +19,8 @@ from adc_edge.files import read_json
 if TYPE_CHECKING:  # every message imports this module
     from adc_edge.storage.bundle import Bundle
 
+_Part = Annotated[float, msgspec.Meta(gt=0, le=1)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 _SAME_MACHINE = ("processor", "cores")  # of `describe_machine`: versions change speeds a little, another processor much
 
 
@@ -96,11 +99,39 @@ class TrainerProfile(msgspec.Struct, frozen=True):
     rows: int = 0  # of the largest message that was measured
 
 
+class TrainerShare(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A device's share of a trainer that others use too, as the trainer tells it. All of it is of the last seconds."""
+
+    share: _Part  # of the trainer's time that the others leave, or would have to leave
+    wait_s: _Seconds  # expected of a message, before its turn
+    devices: Annotated[int, msgspec.Meta(ge=1, le=65536)]  # at work, this one among them
+    rest_s: _Seconds = 0.0  # optimizer and log of this device, for each of its messages
+    waited_s: _Seconds | UnsetType = UNSET  # of the message that is answered; only where the kernel tells its arrival
+
+    @property
+    def waited_or_expected_s(self) -> float:
+        """Return how long the answered message waited for other devices, as far as it is known."""
+        return self.wait_s if self.waited_s is UNSET else self.waited_s
+
+    def expected(self) -> TrainerShare:
+        """Return what holds for any message."""
+        return msgspec.structs.replace(self, waited_s=UNSET)
+
+
+def share_text(share: TrainerShare) -> str:
+    """Return a share in words."""
+    return (
+        f"the trainer works for {share.devices - 1} other device{'s' * (share.devices != 2)} too: "
+        f"{100 * share.share:.0f} % of its time is this one's, and a message waits {1e3 * share.wait_s:.0f} ms"
+    )
+
+
 class Profile(msgspec.Struct, frozen=True):
     """The content of a file that `adc-edge profile` writes."""
 
     device: DeviceProfile
     trainer: TrainerProfile | None = None  # None: no trainer was asked, or it does not tell
+    share: TrainerShare | UnsetType = UNSET  # of a trainer that was at work for others while it was asked
 
 
 def read_profile(path: Path) -> Profile:

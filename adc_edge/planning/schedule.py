@@ -14,6 +14,8 @@ class Costs(NamedTuple):
     up: float  # its bytes over the link's rate
     cloud: float
     down: float
+    wait: float = 0.0  # for the trainer's other devices, of a message that finds none of its own device before it
+    share: float = 1.0  # of the trainer's time that is this device's while its messages queue there
 
 
 def step_seconds(costs: Costs, rtt: float, micro_batches: int = 1, window: int = 0) -> float:
@@ -28,7 +30,9 @@ def step_seconds(costs: Costs, rtt: float, micro_batches: int = 1, window: int =
     Returns:
         Seconds from the first forward to the end of the last backward.
     """
-    device = up = cloud = down = 0.0  # when each is free again
+    device = up = down = 0.0  # when each is free again
+    others = costs.cloud * (1 / costs.share - 1)  # what other devices take while one micro-batch is computed
+    cloud = -others
     recomputed = 0
     arrivals: list[float] = []
     window = min(window or micro_batches, micro_batches)
@@ -40,7 +44,7 @@ def step_seconds(costs: Costs, rtt: float, micro_batches: int = 1, window: int =
         if number < micro_batches:
             device += costs.forward
             up = max(device, up) + costs.up
-            cloud = max(up + rtt / 2, cloud) + costs.cloud
+            cloud = max(up + rtt / 2 + costs.wait, cloud + others) + costs.cloud
             down = max(cloud, down) + costs.down
             arrivals.append(down + rtt / 2)
     return device

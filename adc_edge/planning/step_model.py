@@ -69,6 +69,7 @@ def predict(plan: StepPlan, link: LinkRates, profile: Profile) -> Prediction:
         plan: the settings.
         link: rates and round trip.
         profile: of the device and, if it was asked, of the trainer; without a trainer its computation takes no time.
+            With a share, a step is no shorter than its work on the trainer takes in that share of the time.
 
     Raises:
         SettingError: the trunk is to be trained, and the profile is of a frozen one.
@@ -83,15 +84,22 @@ def predict(plan: StepPlan, link: LinkRates, profile: Profile) -> Prediction:
         up=8e-6 * up / link.up_mbit_s,
         cloud=0.0 if trainer is None else _on_trainer(plan, trainer, device),
         down=8e-6 * down / link.down_mbit_s,
+        wait=profile.share.wait_s if profile.share else 0.0,
+        share=profile.share.share if profile.share else 1.0,
     )
     seconds = step_seconds(costs, link.rtt_ms / 1e3, count, plan.window)
     if trainer is not None:  # its optimizer works while the device goes on
-        seconds = max(seconds, count * costs.cloud + trainer.update_seconds)
+        seconds = max(seconds, served_seconds(plan, costs, trainer) / costs.share)
     seconds += _data(plan, costs, seconds, device)
     if plan.gradient_precision is not None:
         seconds += device.update_seconds
     memory = min(plan.window or count, count) * here.graph_bytes
     return Prediction(seconds, count * up, count * down, memory, costs, plan.split > len(device.blocks))
+
+
+def served_seconds(plan: StepPlan, costs: Costs, trainer: TrainerProfile) -> float:
+    """Return the seconds that the trainer works for a step."""
+    return plan.micro_batches * costs.cloud + trainer.update_seconds
 
 
 def _data(plan: StepPlan, costs: Costs, seconds: float, device: DeviceProfile) -> float:

@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 
 from adc_edge.codec.precision import Precision
 from adc_edge.defaults import MOST_MICRO_BATCHES
-from adc_edge.planning.profile import TrainerProfile
+from adc_edge.planning.profile import TrainerProfile, TrainerShare
 
 VERSION = 3
 CHUNK_BYTES = 64 * 1024  # takes 5.2 s at 0.1 Mbit/s, less than the heartbeat time-out
@@ -226,6 +226,7 @@ class Gradient(Message, frozen=True):
     seconds_codec: float | UnsetType = UNSET  # to decode and encode, apart from seconds_cloud; 0.7 does not tell
     down_app_limited: bool | UnsetType = UNSET  # down_mbit_s is what there was to send; 0.8 does not tell
     up_mbit_s: float | UnsetType = UNSET  # rate at which the Step came in after its first piece; 0.8 does not tell
+    share: TrainerShare | UnsetType = UNSET  # absent if the trainer works for no other device; 0.8 does not tell
 
 
 class Evaluated(Message, frozen=True):
@@ -260,6 +261,8 @@ class Pong(Message, frozen=True):
     head: TrainerProfile | UnsetType = UNSET  # speed of the head; 0.8 and older do not tell
     measuring: bool | UnsetType = UNSET  # whether the speed of the head is being measured: the device is to ask again
     bulk_bytes: Count | UnsetType = UNSET  # largest body of a Bulk; 0.8 and older answer none
+    share: TrainerShare | UnsetType = UNSET  # as in Gradient, whether or not it was asked about
+    fault: Text | UnsetType = UNSET  # why the speed of the head cannot be measured
 
 
 class BulkAnswer(Message, frozen=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from adc_edge.errors import SettingError
 from adc_edge.files import read_json, sha256
@@ -15,7 +16,7 @@ from adc_edge.machine.description import describe_machine
 from adc_edge.planning.accuracy.frontier import MeasuredStudy, nearest_studies
 from adc_edge.planning.accuracy.studies import SHIPPED, read_studies, shipped_studies, study_files
 from adc_edge.planning.candidates import Task, unknown_profile
-from adc_edge.planning.profile import check_profile, check_trains, read_profile
+from adc_edge.planning.profile import TrainerShare, check_profile, check_trains, read_profile
 from adc_edge.planning.step_model import LinkRates
 from adc_edge.storage.bundle import Bundle
 
@@ -27,6 +28,7 @@ class LinkFile(msgspec.Struct):
     up_mbit_s: float | None  # None: it was not measured
     down_mbit_s: float | None
     rtt_p50_ms: float
+    share: TrainerShare | UnsetType = UNSET  # of a trainer that worked for other devices meanwhile
 
     def rates(self, most_mbit: float | None) -> LinkRates:
         """Return the link, of whose rates at most ``most_mbit`` is used in each direction."""
@@ -71,6 +73,7 @@ class PlanInputs(NamedTuple):
         accuracy, ssim, notes = studies_of(studies, bundle)
         batch_size = options["batch_size"] or bundle.manifest.batch_size
         known = unknown_profile(bundle.manifest) if profile is None else profile
+        known = msgspec.structs.replace(known, share=link.share or known.share)
         task = Task(bundle.manifest, batch_size, link.rates(options["max_mbit"]), known, accuracy, ssim)
         files = [link_file] + ([] if profile_file is None else [profile_file])
         return cls(

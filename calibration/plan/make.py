@@ -16,9 +16,11 @@ from adc_edge.planning.candidates import (
     with_small_window,
 )
 from adc_edge.planning.choice import Candidate, Choice, Goal, choose, front
+from adc_edge.planning.step_model import served_seconds
 
 _GAIN = 0.05  # of a step's time, from which another split is worth an export
 _SPLITS = 4
+_LIMITS = 0.1  # of a step's time
 _LOOPBACK = re.compile(r"tcp://(localhost|127\.[\d.]+|\[::1\]):")
 
 
@@ -80,11 +82,32 @@ def busy_part(task: Task, one: Candidate) -> tuple[str, float]:
     places = {
         "the device is busy": count * (costs.forward + costs.recompute + costs.backward),
         "the link is busy": count * max(costs.up, costs.down),
-        "the trainer is busy": count * costs.cloud,
+        "the trainer is busy": count * costs.cloud / costs.share,
         "a round trip lasts": task.link.rtt_ms / 1e3,
     }
     place = max(places, key=lambda name: places[name])
     return place, min(1.0, places[place] / seconds) if seconds else 0.0
+
+
+class TrainerLimit(NamedTuple):
+    """The part of a step's load that its trainer bears."""
+
+    devices: float  # of this kind that keep the trainer busy all the time, if their steps never met
+    steps_s: float  # of this device at most
+    up_mbit_s: float  # of its messages at that rate
+    down_mbit_s: float
+    limits: bool  # the step is as long as its work on the trainer takes
+
+
+def trainer_limit(task: Task, one: Candidate) -> TrainerLimit | None:
+    """Return what the trainer bears of a setting; None if its speed is not known."""
+    trainer, found = task.profile.trainer, one.prediction
+    if trainer is None:
+        return None
+    served = served_seconds(one.plan, found.costs, trainer)
+    most = found.costs.share / served
+    up, down = (8e-6 * most * size for size in (found.bytes_up, found.bytes_down))
+    return TrainerLimit(found.seconds / served, most, up, down, found.seconds * most <= 1 + _LIMITS)
 
 
 def serve_words(made: Made, bundle: Path, trainer: str, data: str | None) -> list[str]:

@@ -10,11 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from adc_edge.calibration.plan.inputs import PlanInputs
-from adc_edge.calibration.plan.make import Made, busy_part
+from adc_edge.calibration.plan.make import Made, busy_part, trainer_limit
 from adc_edge.logs import AnyConsole
 from adc_edge.planning.accuracy.frontier import Estimate, MeasuredStudy
 from adc_edge.planning.accuracy.studies import shipped_studies
 from adc_edge.planning.choice import ALMOST, Candidate, spread_out
+from adc_edge.planning.profile import share_text
 
 _ROWS = 10
 _UNITS = {"MB": 1e6, "kB": 1e3}
@@ -163,6 +164,7 @@ def _plan_lines(made: Made) -> Iterator[tuple[str, str]]:
         "bundle",
         f"its own setting in one message a step takes {digits(own.prediction.seconds)} s and {_size(own)}",
     )
+    yield from _trainer_lines(made)
     yield from _study_lines(made)
     if one.few_rows:
         yield (
@@ -173,6 +175,18 @@ def _plan_lines(made: Made) -> Iterator[tuple[str, str]]:
         window = one.plan.window or one.plan.micro_batches
         yield "memory", f"{one.prediction.memory_bytes / 1e6:.0f} MB for the {window} micro-batches in flight"
     yield from _split_lines(made)
+
+
+def _trainer_lines(made: Made) -> Iterator[tuple[str, str]]:
+    share, found = made.task.profile.share, trainer_limit(made.task, made.choice.candidate)
+    if share:
+        yield "trainer", share_text(share)
+    if found is None:
+        return
+    rates = f"{digits(found.up_mbit_s)} Mbit/s up, {digits(found.down_mbit_s)} down"
+    bears = f"bears {max(1, int(found.devices))} such device{'s' * (found.devices >= 2)}"
+    limit = "is the limit" if found.limits else bears
+    yield "trainer", f"{limit}: at most {digits(found.steps_s)} steps/s of this one ({rates})"
 
 
 def _size(one: Candidate) -> str:

@@ -1,1 +1,1 @@
-"""The trainer's part of `adc-edge link`."""
+"""Measurements of links, and what the trainer's work for others leaves a device."""

@@ -31,6 +31,7 @@ _PIECE_S = 0.1  # of work after which messages are answered again
 _LONGEST_S = {True: 1.5, False: 0.3}  # of one run of the head: no other device is connected, or some are
 _SIZES = 3  # the largest ones that are measured
 _ROUNDS, _HEAD_S, _CODEC_S, _UPDATE_S = 3, 4.0, 3.0, 1.0
+_FAULT = 300  # characters
 _SPECTRUM = -0.3  # exponent of a component's deviation by its rank, like that of a ViT's activations
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class HeadSpeed:
         self._told: dict[str, Any] | None = None
 
     def tell(self, alone: bool) -> dict[str, Any]:
-        """Work on the measurement for a moment, and return the fields of a Pong: the speed, or that it is not ready.
+        """Work on the measurement for a moment, and return the fields of a Pong: speed, not ready, or why not.
 
         Args:
             alone: no device has a session, so that a run of the head may take longer. Then it has more rows, and tells
@@ -64,8 +65,9 @@ class HeadSpeed:
             except StopIteration as end:
                 self._told = {"head": end.value}
             except (RuntimeError, MemoryError, ArithmeticError, ProtocolError) as error:  # or a head that diverged
-                logger.warning("the speed of the head cannot be measured: %s", str(error).partition("\n")[0])
-                self._told = {}
+                why = str(error).partition("\n")[0] or type(error).__name__
+                logger.warning("the speed of the head cannot be measured: %s", why)
+                self._told = {"fault": why[:_FAULT]}
         return {"measuring": True} if self._told is None else self._told
 
 

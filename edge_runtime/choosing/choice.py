@@ -14,11 +14,11 @@ from typing import NamedTuple
 from adc_edge.defaults import Precision
 from adc_edge.edge_runtime.choosing.link import LinkTimes
 from adc_edge.edge_runtime.choosing.measuring import DeviceSeconds, FirstBatch, at_size
-from adc_edge.edge_runtime.screen.display import roughly
 from adc_edge.method.ratio import Shape
 from adc_edge.planning.message_sizes import sizes_of_messages
 from adc_edge.planning.micro_batches import CutTime, best_cut
 from adc_edge.planning.schedule import Costs, step_seconds
+from adc_edge.screen.words import roughly
 
 _ERROR = 1.1  # of the codec's error with one message, at most
 _LINK_SECONDS = 0.02  # of a step: less is left alone, since each message costs the two sides a few milliseconds

@@ -21,7 +21,8 @@ from adc_edge.planning.message_sizes import sizes_of_messages
 from adc_edge.planning.step_model import LinkRates
 from adc_edge.storage.decisions import Decision, Decisions
 
-_PHASES = ("data", "forward", "encode", "send", "recompute", "decode", "backward", "cloud", "cloud_codec", "link")
+_TRAINER = ("cloud", "cloud_codec", "cloud_wait")
+_PHASES = ("data", "forward", "encode", "send", "recompute", "decode", "backward", "link", *_TRAINER)
 _ROUNDS = 2
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class Course:
         self._follower.stand_at(self._forms.index(form_of(self.at(record.step))))  # a recorded decision may have begun
         seconds = {phase: float(getattr(record, f"seconds_{phase}")) for phase in _PHASES}
         count = None if _trainer_follows(loop) else self.at(record.step).micro_batches
-        change = self._follower.observe(seconds, record.seconds, link, now_s, count)
+        change = self._follower.observe(seconds, record.seconds, link, now_s, count, loop.link.share)
         if change is not None:
             decision = _decision(following, change)
             self._decisions.add(decision)

@@ -65,11 +65,18 @@ def with_plan(settings: ServeSettings, bundle: Bundle) -> tuple[ServeSettings, P
 
 
 def forms_to_follow(
-    settings: ServeSettings, plan: PlanFile | None, manifest: Manifest, step: StepSettings
+    settings: ServeSettings, plan: PlanFile | None, manifest: Manifest, step: StepSettings, largest: int = 0
 ) -> list[MessageForm]:
     """Return what the run may send besides what it sends now; nothing without ``--plan``.
 
     A number of micro-batches that was named stays, and so does the largest batch that TensorRT was built for.
+
+    Args:
+        settings: of the run.
+        plan: that it began with; None: none.
+        manifest: the bundle's.
+        step: what it sends now.
+        largest: most images of a message so far; 0: those of ``step``.
     """
     if settings.plan is None:
         return []
@@ -82,11 +89,11 @@ def forms_to_follow(
         least = DEFAULT_LOSS if settings.min_accuracy is None else settings.min_accuracy
         forms = allowed_forms(manifest, step.micro_batches * step.shape.images, now, near, least)
     named = plan is None and settings.micro_batches != "auto"
-    largest = step.shape.images if settings.engine == "tensorrt" else step.micro_batches * step.shape.images
+    most = step.micro_batches * step.shape.images
+    if settings.engine == "tensorrt":
+        most = largest or step.shape.images
     return [
-        form
-        for form in forms
-        if form.shape.images <= largest and (not named or form.micro_batches == step.micro_batches)
+        form for form in forms if form.shape.images <= most and (not named or form.micro_batches == step.micro_batches)
     ]
 
 

@@ -59,23 +59,27 @@ def profile(console: AnyConsole, trainer: str | None, json_file: Path | None, wa
     The device takes less than half a minute. The trainer measures once, in pieces between the messages of its devices,
     and keeps what it measured until it ends.
     """
+    from msgspec import UNSET, UnsetType
+
     from adc_edge.edge_runtime.profile.device import DeviceMeasurement
     from adc_edge.edge_runtime.profile.report import profile_lines, profile_tables
-    from adc_edge.edge_runtime.profile.trainer import ask_trainer, trainer_channel
+    from adc_edge.edge_runtime.profile.trainer import ask_share, ask_trainer, trainer_channel
     from adc_edge.edge_runtime.settings import ServeSettings
     from adc_edge.files import json_bytes, write_atomic
-    from adc_edge.planning.profile import Profile
+    from adc_edge.planning.profile import Profile, TrainerProfile, TrainerShare
 
     settings = ServeSettings(trainer=trainer or "", wait_s=wait_s, **options)
     measurement = DeviceMeasurement(settings)
-    head = None
+    head: TrainerProfile | None = None
+    share: TrainerShare | UnsetType = UNSET
     with console.status("measuring") as status:
         if trainer is not None:
             status.update("measuring the trainer's head")
             with trainer_channel(settings) as channel:
+                share = ask_share(channel)
                 head = ask_trainer(channel, measurement.bundle.digest)
         device = measurement.run(lambda text: status.update(f"measuring {text}"))
-    result = Profile(device, head)
+    result = Profile(device, head, share)
     for line in profile_lines(result):
         console.say_wrapped(line, indent=9)
     for table in profile_tables(result):

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from rich.box import SIMPLE
 from rich.table import Table
 
-from adc_edge.planning.profile import BlockSeconds, CodecSeconds, DeviceProfile, Profile, TrainerProfile
+from adc_edge.planning.profile import (
+    BlockSeconds,
+    CodecSeconds,
+    DeviceProfile,
+    Profile,
+    TrainerProfile,
+    share_text,
+)
 
 _NEARBY = "device and trainer on one machine share its cores: each is slower than measured here while both compute"
 
@@ -29,6 +36,8 @@ def profile_lines(profile: Profile) -> Iterator[str]:
     yield f"images   {1e3 * device.data_seconds:.2f} ms to read one, beside the computation"
     if trainer is not None:
         yield _head(trainer, device)
+    if profile.share:
+        yield f"share    {share_text(profile.share)}"
     yield f"note     {_NEARBY}"
 
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.errors import LinkError
-from adc_edge.planning.profile import TrainerProfile
+from adc_edge.planning.profile import TrainerProfile, TrainerShare
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import ClientKeys, LinkLost
 from adc_edge.wire.messages import BUNDLE_DIGITS, Ping, Pong
@@ -71,11 +71,34 @@ def ask_trainer(channel: Channel, digest: str) -> TrainerProfile | None:
                 _warn(answer)
                 return None
     except LinkLost as lost:
-        raise LinkError(f"the link to {channel.endpoint} broke ({lost})", "a link that lasts", "try again") from None
+        raise _broken(channel, lost) from None
     logger.warning("the trainer is too busy to measure its head: the profile has no trainer")
     return None
 
 
+def ask_share(channel: Channel) -> TrainerShare | UnsetType:
+    """Return this device's share of a trainer that works for others at the moment; UNSET: it works for none.
+
+    Raises:
+        LinkError: the link broke.
+        RefusedError: the trainer refused.
+    """
+    try:
+        channel.send(Ping(0, 0))
+        answer, _ = channel.receive(_ANSWER_MS)
+    except LinkLost as lost:
+        raise _broken(channel, lost) from None
+    assert isinstance(answer, Pong)
+    return answer.share.expected() if answer.share else UNSET
+
+
+def _broken(channel: Channel, lost: LinkLost) -> LinkError:
+    return LinkError(f"the link to {channel.endpoint} broke ({lost})", "a link that lasts", "try again")
+
+
 def _warn(pong: Pong) -> None:
+    if pong.fault:
+        logger.warning("the trainer cannot measure its head (%s): the profile has no trainer", pong.fault)
+        return
     version = "0.7 or older" if pong.trainer is UNSET else pong.trainer
     logger.warning("the trainer (adc-edge %s) does not tell the speed of its head: the profile has no trainer", version)

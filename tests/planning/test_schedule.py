@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adc_edge.planning.schedule import Costs, step_seconds
 
 SECONDS = st.floats(0.0, 10.0)
-COSTS = st.builds(Costs, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS)
+COSTS = st.builds(Costs, *6 * [SECONDS], wait=st.just(0.0), share=st.just(1.0))
 
 
 def test_one_message_hides_the_recompute_behind_its_way() -> None:
@@ -26,6 +26,27 @@ def test_two_micro_batches_by_hand() -> None:
     # up 1-3 and 3-5, cloud 3-4 and 5-6, down 4-6 and 6-8, backward 6-7 and 8-9
     assert step_seconds(costs, rtt=0.0, micro_batches=2) == 9
     assert step_seconds(costs, rtt=0.0, micro_batches=2, window=1) == 2 * step_seconds(costs, rtt=0.0)
+
+
+def test_a_message_waits_for_other_devices_before_its_turn_and_between_two_turns_by_hand() -> None:
+    costs = Costs(forward=1, recompute=0, backward=1, up=2, cloud=2, down=1, wait=3, share=0.5)
+    assert step_seconds(costs, rtt=0.5) == 1 + 2 + 0.5 + 3 + 2 + 1 + 1
+    # up 1-3 and 3-5; the first waits until 6, is served until 8; others take 2 s; the second is served 10-12
+    # down 8-9 and 12-13, backward 9-10 and 13-14
+    assert step_seconds(costs, rtt=0.0, micro_batches=2) == 14
+    # the second comes when the first is long done: it waits as the first did
+    late = costs._replace(up=9)
+    assert step_seconds(late, rtt=0.0, micro_batches=2) == 1 + 2 * 9 + 3 + 2 + 1 + 1
+
+
+@given(COSTS, SECONDS, st.integers(1, 12), SECONDS, st.floats(0.1, 1.0))
+@settings(max_examples=100)
+def test_other_devices_never_make_a_step_shorter(
+    costs: Costs, rtt: float, micro_batches: int, wait: float, share: float
+) -> None:
+    alone = step_seconds(costs, rtt, micro_batches)
+    assert step_seconds(costs._replace(wait=wait, share=share), rtt, micro_batches) >= alone * (1 - 1e-9)
+    assert step_seconds(costs._replace(wait=wait), rtt) >= step_seconds(costs, rtt)
 
 
 def by_events(costs: Costs, rtt: float, micro_batches: int) -> float:
@@ -75,7 +96,7 @@ def test_no_schedule_beats_the_bound_and_no_window_beats_none(
 
 def test_cutting_a_step_in_pieces_approaches_the_bound() -> None:
     whole = Costs(1, 1, 1, 3, 3, 3)
-    times = [step_seconds(Costs(*(value / pieces for value in whole)), 0.04, pieces) for pieces in (1, 2, 4, 8, 16)]
+    times = [step_seconds(Costs(*(value / pieces for value in whole[:6])), 0.04, pieces) for pieces in (1, 2, 4, 8, 16)]
     assert times == sorted(times, reverse=True)
     assert times[0] > 11
     assert times[-1] < 1.4 * bound_seconds(whole)

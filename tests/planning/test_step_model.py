@@ -19,8 +19,9 @@ from adc_edge.planning.profile import (
     Line,
     Profile,
     TrainerProfile,
+    TrainerShare,
 )
-from adc_edge.planning.step_model import LinkRates, Prediction, StepPlan, predict
+from adc_edge.planning.step_model import LinkRates, Prediction, StepPlan, predict, served_seconds
 from adc_edge.planning.work import last_work
 from adc_edge.wire.framing import chunk_bytes, message_bytes, to_frames
 from adc_edge.wire.messages import CHUNK_BYTES, Gradient, Message, Step
@@ -72,10 +73,23 @@ def test_one_message_by_hand() -> None:
     forward = 0.5 + 8 * (0.01 + 0.1 + 0.1 + 0.05) + 0.3  # call, images, encode
     recompute, backward = 8 * (0.02 + 0.2 + 0.2 + 0.1), 8 * (0.03 + 0.3 + 0.3 + 0.15) + 0.2
     cloud = 1.0 + 20 * 0.1 + 0.2 + 0.3  # head, decode, encode
-    assert found.costs == pytest.approx((forward, recompute, backward, 0.0, cloud, 0.0), abs=1e-4)
+    assert found.costs[:6] == pytest.approx((forward, recompute, backward, 0.0, cloud, 0.0), abs=1e-4)
     assert found.seconds == pytest.approx(forward + max(recompute, cloud) + backward + 0.7, abs=1e-4)
     assert not found.extrapolated
     assert found.memory_bytes == 8 * (10 + 1000 + 1000 + 500)
+
+
+def test_a_trainer_that_others_use_adds_its_wait_and_bounds_the_step_by_hand() -> None:
+    cloud, update, plan = 3.5, 0.4, StepPlan(3, SHAPE, "fp32", "fp32")
+
+    def shared(share: float, wait_s: float) -> Prediction:
+        return predict(plan, FAST, Profile(device(), TRAINER, TrainerShare(share, wait_s, 2)))
+
+    alone = predicted(device(), TRAINER)
+    hidden = max(0.0, alone.costs.recompute - cloud)  # of the wait, behind the recomputation
+    assert shared(0.8, 2.0).seconds == pytest.approx(alone.seconds + 2.0 - hidden, abs=1e-4)
+    assert shared(0.05, 2.0).seconds == pytest.approx((cloud + update) / 0.05 + 0.7, abs=1e-4)
+    assert served_seconds(plan, alone.costs, TRAINER) == pytest.approx(cloud + update, abs=1e-4)
 
 
 def test_a_slow_link_adds_its_bytes_and_the_round_trip() -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from adc_edge.defaults import Precision
 from adc_edge.method.ratio import Shape
+from adc_edge.planning.profile import TrainerShare
 from adc_edge.planning.schedule import Costs, step_seconds
 from adc_edge.planning.step_model import LinkRates
 
@@ -100,6 +101,7 @@ class Follower:
         link: LinkRates,
         now_s: float,
         micro_batches: int | None = None,
+        share: TrainerShare | None = None,
     ) -> Change | None:
         """Take a step's measurements; return a change if one is due. The caller records it and calls ``take``.
 
@@ -109,11 +111,12 @@ class Follower:
             link: the present estimate.
             now_s: a monotonic clock.
             micro_batches: the only M that is allowed now; None: any.
+            share: of a trainer that works for other devices too; None: it does not.
         """
         self._steps.append(seconds)
         link = self._calibrated(seconds, realised, link)
         spent = {name: statistics.median(step[name] for step in self._steps) for name in seconds}
-        predicted = [self._predict(alternative, link, spent) for alternative in self.alternatives]
+        predicted = [self._predict(alternative, link, spent, share) for alternative in self.alternatives]
         here = predicted[self.current]
         self.correction += _LEARNING * (realised / here - self.correction)
         best = self._best(predicted, micro_batches)
@@ -157,6 +160,7 @@ class Follower:
         current = self.alternatives[self.current]
         alone = current.form.micro_batches == 1  # then the time on the link is known apart
         measured = seconds["link"] if alone else realised
+        seconds = {**seconds, "cloud": seconds["cloud"] + seconds["cloud_wait"]}  # the wait as it was
 
         def off(factor: float) -> float:
             now = _times(link, factor)
@@ -167,8 +171,13 @@ class Follower:
             return link
         return _times(link, min(_FACTORS, key=lambda factor: (round(off(factor), 2), abs(math.log(factor)))))
 
-    def _predict(self, alternative: Alternative, link: LinkRates, spent: Mapping[str, float]) -> float:
-        """Seconds of a step, from the costs of the current one with codec, bytes and rows of ``alternative``."""
+    def _predict(
+        self, alternative: Alternative, link: LinkRates, spent: Mapping[str, float], share: TrainerShare | None = None
+    ) -> float:
+        """Seconds of a step, from the costs of the current one with codec, bytes and rows of ``alternative``.
+
+        With a share, a step is no shorter than its work on the trainer takes in that share of the time.
+        """
         current, pieces = self.alternatives[self.current], alternative.form.micro_batches
         # The cores may be busy: the codec alone takes what it took before, times what it has taken since.
         slower = _ratio(spent["encode"] + spent["decode"], current.form.micro_batches * current.codec_seconds)
@@ -182,7 +191,11 @@ class Follower:
             cloud=rows * spent["cloud"] / pieces + slower_there * alternative.trainer_codec_seconds,
             down=alternative.bytes_down * 8e-6 / link.down_mbit_s,
         )
-        return spent["data"] + step_seconds(costs, link.rtt_ms / 1e3, pieces, alternative.window)
+        if share is None:
+            return spent["data"] + step_seconds(costs, link.rtt_ms / 1e3, pieces, alternative.window)
+        costs = costs._replace(wait=share.wait_s, share=share.share)
+        served = (pieces * costs.cloud + current.form.micro_batches * share.rest_s) / share.share
+        return max(spent["data"] + step_seconds(costs, link.rtt_ms / 1e3, pieces, alternative.window), served)
 
 
 def _times(link: LinkRates, factor: float) -> LinkRates:

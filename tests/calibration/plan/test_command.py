@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -182,6 +183,22 @@ def test_other_splits_are_shown_with_what_they_would_gain(bundle_dir: Path, link
     assert "export again with --split 1: a step takes" in output
     assert "the accuracy was not measured there" in output
     assert "--split 3" not in output  # slower
+
+
+def test_the_trainer_is_told_with_what_it_bears_and_with_its_share_for_other_devices(
+    bundle_dir: Path, link: Path, profile: Path
+) -> None:
+    output = " ".join(plan(bundle_dir, link, "--profile", profile).output.split())
+    assert re.search(r"trainer bears \d+ such devices: at most [\d.]+ steps/s of this one \([\d.]+ Mbit/s up, ", output)
+    share = {"share": 0.01, "wait_s": 0.05, "devices": 3}
+    link.write_text(json.dumps(json.loads(link.read_text()) | {"share": share}))
+    output = " ".join(plan(bundle_dir, link, "--profile", profile).output.split())
+    assert (
+        "the trainer works for 2 other devices too: 1 % of its time is this one's, and a message waits 50 ms" in output
+    )
+    assert "trainer is the limit: at most" in output
+    assert "the trainer is busy for" in output
+    assert plan(bundle_dir, link).exit_code == 0  # without a profile the wait alone counts
 
 
 def test_splits_are_not_compared_where_the_trainers_time_is_not_known(

@@ -108,7 +108,7 @@ def test_each_piece_is_a_moment(bundle: Bundle) -> None:
     assert max(took) < 1.0  # 0.1 s, and a run of the head
 
 
-def test_a_head_that_cannot_be_measured_tells_nothing(
+def test_a_head_that_cannot_be_measured_tells_why(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     training = a_head(bundle)
@@ -116,7 +116,7 @@ def test_a_head_that_cannot_be_measured_tells_nothing(
         for parameter in training.head.parameters():
             parameter.fill_(float("nan"))
     speed = HeadSpeed(training, bundle.manifest)
-    assert [speed.tell(alone=True), speed.tell(alone=True)] == [{}, {}]
+    assert [speed.tell(alone=True), speed.tell(alone=True)] == 2 * [{"fault": "a loss of nan"}]
     assert [record.getMessage() for record in caplog.records if "head" in record.getMessage()] == [
         "the speed of the head cannot be measured: a loss of nan"
     ]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import UNSET
 
 from adc_edge.cloud_trainer.server import Server
-from adc_edge.edge_runtime.profile.trainer import ask_trainer, trainer_channel
+from adc_edge.edge_runtime.profile.trainer import ask_share, ask_trainer, trainer_channel
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.errors import LinkError, SettingError
-from adc_edge.planning.profile import TrainerProfile
+from adc_edge.files import json_bytes
+from adc_edge.planning.candidates import unknown_profile
+from adc_edge.planning.profile import Profile, TrainerProfile
 from adc_edge.storage.bundle import MANIFEST, Bundle
 from tests.serving import logged
-from tests.stub_device import Device
+from tests.stub_device import Device, training_beside
 
 
 def ask(endpoint: str, bundle: Bundle) -> TrainerProfile | None:
@@ -54,6 +59,30 @@ def test_an_old_trainer_that_does_not_tell_is_named_and_no_error(
         assert ask(server.endpoint, bundle) is None
     shown = version or "0.7 or older"
     assert lines == [f"the trainer (adc-edge {shown}) does not tell the speed of its head: the profile has no trainer"]
+
+
+def test_a_trainer_that_cannot_measure_its_head_says_why(
+    server: Server, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server._head_speed, "tell", lambda alone: {"fault": "a loss of nan"})
+    with logged("adc_edge.edge_runtime") as lines:
+        assert ask(server.endpoint, bundle) is None
+    assert lines == ["the trainer cannot measure its head (a loss of nan): the profile has no trainer"]
+
+
+def test_a_trainer_at_work_tells_the_share_that_a_profile_keeps(server: Server, bundle: Bundle) -> None:
+    with trainer_channel(ServeSettings(bundle.path, server.endpoint)) as channel:
+        assert ask_share(channel) is UNSET
+        with training_beside(bundle, server.endpoint) as answers:
+            while len(answers) < 5:
+                time.sleep(0.01)
+            share = ask_share(channel)
+    assert share
+    assert (share.devices, share.waited_s) == (2, UNSET)
+    assert 0.5 <= share.share < 1
+    kept = Profile(unknown_profile(bundle.manifest).device, None, share)
+    assert msgspec.json.decode(json_bytes(kept), type=Profile) == kept
+    assert b"share" not in json_bytes(Profile(kept.device))
 
 
 def test_a_trainer_of_another_bundle_is_refused(server: Server, bundle: Bundle, tmp_path: Path) -> None:

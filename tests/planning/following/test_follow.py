@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from adc_edge.method.ratio import Shape
 from adc_edge.planning.following.follow import DWELL_S, GAIN, STEADY_STEPS, Alternative, Change, Follower, MessageForm
+from adc_edge.planning.profile import TrainerShare
 from adc_edge.planning.step_model import LinkRates
 
 SHAPE = Shape(32, 197, 32, 197)
@@ -31,6 +32,7 @@ def measured(alternative: Alternative, link: LinkRates, load: float = 1.0) -> di
         "encode": alternative.codec_seconds / 2,
         "decode": alternative.codec_seconds / 2,
         "cloud_codec": alternative.trainer_codec_seconds,
+        "cloud_wait": 0.0,
     }
     spent = {name: load * seconds for name, seconds in {**COMPUTE, **codec}.items()}
     return {**spent, "link": travel(alternative, link)}
@@ -57,11 +59,19 @@ class Run:
     def alternative(self) -> Alternative:
         return self.follower.alternatives[self.follower.current]
 
-    def step(self, rate_mbit_s: float, load: float = 1.0, estimate_mbit_s: float | None = None) -> None:
+    def step(
+        self,
+        rate_mbit_s: float,
+        load: float = 1.0,
+        estimate_mbit_s: float | None = None,
+        waited_s: float = 0.0,
+        share: TrainerShare | None = None,
+    ) -> None:
         link, told = (LinkRates(40.0, rate, rate) for rate in (rate_mbit_s, estimate_mbit_s or rate_mbit_s))
-        seconds = realised(self.alternative, link, load)
+        seconds = realised(self.alternative, link, load) + waited_s
         self.now_s += seconds
-        change = self.follower.observe(measured(self.alternative, link, load), seconds, told, self.now_s)
+        spent = measured(self.alternative, link, load) | {"cloud_wait": waited_s}
+        change = self.follower.observe(spent, seconds, told, self.now_s, None, share)
         if change is not None:
             self.changes.append((self.steps, change))
             self.follower.take(change, self.now_s)
@@ -134,3 +144,43 @@ def test_the_correction_learns_how_far_the_prediction_is_off() -> None:
     for _ in range(30):
         run.follower.observe(measured(LARGE, link), 1.3 * realised(LARGE, link), link, run.now_s)
     assert math.isclose(run.follower.correction, 1.3, rel_tol=0.02)
+
+
+SEVERAL = Alternative(MessageForm(4, Shape(8, 197, 8, 197), "int8", "int8"), 4, 300_000, 300_000, 0.001, 0.001)
+
+
+@pytest.mark.parametrize("share", [TrainerShare(0.5, 1.5, 2), TrainerShare(0.6, 0.8, 2), None])
+def test_a_second_device_at_the_trainer_is_no_slow_link(share: TrainerShare | None) -> None:
+    run = Run()
+    for number in range(40):
+        waited_s = 0.0 if number < 10 else 1.5
+        run.step(500.0, waited_s=waited_s, share=share if waited_s else None)
+    assert not run.changes
+
+
+def test_a_link_that_becomes_slow_is_followed_beside_a_second_device() -> None:
+    run = Run()
+    for number in range(20):
+        run.step(500.0 if number < 10 else 2.0, waited_s=0.5, share=TrainerShare(0.7, 0.5, 2))
+    assert run.alternative == SMALL
+
+
+def test_fewer_bytes_gain_nothing_where_the_trainer_is_the_limit() -> None:
+    share = TrainerShare(0.1, 0.0, 10)  # 3 s of a step for 0.3 s of work, and the step takes them
+    run = Run()
+    for _ in range(20):
+        run.step(10.0, waited_s=2.0, share=share)
+    assert not run.changes
+    alone = Run()
+    for _ in range(20):
+        alone.step(10.0)
+    assert alone.alternative == SMALL
+
+
+@pytest.mark.parametrize("waited_s", [0.0, 0.4, 2.0])
+def test_the_wait_of_several_messages_does_not_count_for_the_link(waited_s: float) -> None:
+    follower = Follower([SEVERAL, SMALL], 0)
+    link = LinkRates(40.0, 400.0, 400.0)
+    spent = measured(SEVERAL, link) | {"cloud_wait": waited_s, "encode": 0.0, "decode": 0.0}
+    realised_s = follower._predict(SEVERAL, link, {**spent, "cloud": spent["cloud"] + waited_s})
+    assert follower._calibrated(spent, realised_s, link) == link

@@ -1,0 +1,185 @@
+"""The time that the trainer's loop spends for each session, and what that leaves a device: its share and its wait.
+
+The loop serves one message at a time. A message that comes meanwhile waits: it adds to the time of the device's step,
+and is no time of its link. Figures are of the last WINDOW_S seconds.
+
+share = max(1 - u, 1/n), where u is the part of the time that other sessions took, and n the number of devices at work:
+a trainer that has more to do than it can take turns. A message that comes at any instant waits for what is left of the
+one that is being served, u E[S^2] / (2 E[S]) in the mean, where S are the seconds of the others' messages. Where waits
+of this device's own messages were measured, their mean is told instead: devices fall into step with each other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from adc_edge.cloud_trainer.registry import Peer
+from adc_edge.planning.profile import TrainerShare
+from adc_edge.wire.messages import FromTrainer, Gradient, Pong
+from adc_edge.wire.tcp import TcpInfo
+
+WINDOW_S = 10.0
+_GONE_S = 60.0  # a session that is silent for so long joins anew
+_JOINED_S = 1.0  # its part of the time is that of this long at least
+_LEAST_S = 2e-4  # of the loop: pieces of messages take less
+_LEAST_OUTSIDE_S = 0.02  # without a session: a device's pings before its own take less, a measurement of the head more
+_WAITS = 5  # measured ones from which on their mean is told
+_NO_SESSION = -1
+
+
+class _Served(NamedTuple):
+    """One message."""
+
+    session: int
+    start_s: float
+    end_s: float
+    rest_s: float  # at the end, after its answer was sent
+    waited_s: float | None  # for other sessions; None: not known, or it queued behind one of its own session
+
+    @property
+    def seconds(self) -> float:
+        return self.end_s - self.start_s
+
+
+class _Work:
+    """The work for one session within the window."""
+
+    def __init__(self, start_s: float) -> None:
+        self.since_s = self.start_s = self.end_s = start_s  # when it joined; its last message
+        self.messages = self.waits = 0
+        self.seconds = self.squares = self.rest_s = self.waited_s = 0.0
+
+    def add(self, served: _Served, sign: int) -> None:
+        """Count a message, or with ``sign`` -1 drop it."""
+        self.messages += sign
+        self.seconds += sign * served.seconds
+        self.squares += sign * served.seconds**2
+        self.rest_s += sign * served.rest_s
+        self.waits += sign * (served.waited_s is not None)
+        self.waited_s += sign * (served.waited_s or 0.0)
+        if not self.messages:  # no error of rounding stays
+            self.seconds = self.squares = self.rest_s = self.waited_s = 0.0
+
+    def part(self, now_s: float) -> float:
+        """Return the part of the loop's time."""
+        return self.seconds / min(WINDOW_S, max(now_s - self.since_s, _JOINED_S))
+
+
+class TrainerLoad:
+    """The work of the loop, as far as it concerns sessions.
+
+    Args:
+        clock: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._served: deque[_Served] = deque()
+        self._work: dict[int, _Work] = {}
+        self._start_s = self._rest_s = 0.0  # of the message that is being served
+        self._waited_s: float | None = None
+
+    def begin(self) -> None:
+        """Note that the loop takes a message or a piece of one."""
+        self._start_s, self._rest_s, self._waited_s = self._clock(), 0.0, None
+
+    def after_sending(self, work: Callable[[], object]) -> None:
+        """Do the work that waits until an answer is on its way."""
+        start = self._clock()
+        try:
+            work()
+        finally:
+            self._rest_s += self._clock() - start
+
+    def end(self, peer: Peer) -> float:
+        """Count what the loop took since ``begin`` for the peer's session; return the seconds."""
+        now_s, session = self._clock(), _session(peer)
+        seconds = now_s - self._start_s
+        if seconds >= (_LEAST_OUTSIDE_S if session == _NO_SESSION else _LEAST_S):
+            self._drop(now_s)
+            work = self._work.setdefault(session, _Work(self._start_s))
+            served = _Served(session, self._start_s, now_s, self._rest_s, self._waited_s)
+            work.start_s, work.end_s = self._start_s, now_s
+            work.add(served, 1)
+            self._served.append(served)
+        if peer.session is not None and peer.session.record.finished:
+            self._forget(session)
+        return seconds
+
+    def told(self, answer: FromTrainer, peer: Peer, live: TcpInfo | None) -> FromTrainer:
+        """Return the answer to a message that the loop took at ``begin``, with the share of the device if it has one.
+
+        Args:
+            answer: any; those to Step and Ping tell.
+            peer: the device's connection.
+            live: the kernel's figures of it at ``begin``; None: not known.
+        """
+        if not isinstance(answer, Gradient | Pong):
+            return answer
+        arrived_s = None if live is None else self._start_s - live.last_received_ms / 1e3
+        share = self.share(_session(peer), arrived_s)
+        return answer if share is UNSET else msgspec.structs.replace(answer, share=share)
+
+    def share(self, session: int, arrived_s: float | None) -> TrainerShare | UnsetType:
+        """Return the share of a session; UNSET if no other one was at work.
+
+        Args:
+            session: the session, or -1 for a device that asks before it has one.
+            arrived_s: time at which the message arrived that is being served; None: not known.
+        """
+        self._drop(self._start_s)
+        others = [work for key, work in self._work.items() if key != session and work.messages]
+        devices = 1 + sum(work.messages > 0 for key, work in self._work.items() if key not in (session, _NO_SESSION))
+        if not others or (session == _NO_SESSION and devices == 1):
+            return UNSET
+        waited_s = None if arrived_s is None else self._waited(session, arrived_s)
+        own = self._work.get(session)
+        if own is None or arrived_s is None or arrived_s >= own.end_s:
+            self._waited_s = waited_s
+        used = min(1.0, max(0.0, sum(work.part(self._start_s) for work in others)))
+        seconds, squares = sum(work.seconds for work in others), sum(work.squares for work in others)
+        expected_s = used * squares / (2 * seconds)
+        if session != _NO_SESSION and own is not None and own.waits >= _WAITS:
+            expected_s = own.waited_s / own.waits
+        return TrainerShare(
+            share=max(1 - used, 1 / devices),
+            wait_s=max(0.0, expected_s),
+            devices=devices,
+            rest_s=max(0.0, own.rest_s / own.messages) if own is not None and own.messages else 0.0,
+            waited_s=UNSET if waited_s is None else waited_s,
+        )
+
+    def _waited(self, session: int, arrived_s: float) -> float:
+        """Seconds that other sessions took since a message arrived, and since the session's last one was taken."""
+        own = self._work.get(session)
+        since_s = arrived_s if own is None or session == _NO_SESSION else max(arrived_s, own.start_s)
+        total = 0.0
+        for served in reversed(self._served):
+            if served.end_s <= since_s:
+                break
+            if served.session != session:
+                total += served.end_s - max(served.start_s, since_s)
+        return total
+
+    def _forget(self, session: int) -> None:
+        """Forget a session that is closed: it takes no more of the trainer's time."""
+        self._served = deque(served for served in self._served if served.session != session)
+        self._work.pop(session, None)
+
+    def _drop(self, now_s: float) -> None:
+        """Forget what lies before the window."""
+        while self._served and self._served[0].end_s < now_s - WINDOW_S:
+            served = self._served.popleft()
+            self._work[served.session].add(served, -1)
+        for session in [key for key, work in self._work.items() if now_s - work.end_s > _GONE_S]:
+            del self._work[session]
+
+
+def _session(peer: Peer) -> int:
+    return _NO_SESSION if peer.session is None else peer.session.id
