@@ -31,7 +31,7 @@ from step_time import BOTH, ENDPOINT, START_S, both_ends, link_way
 MODEL, MODEL_ARGS, SPLIT, BATCH = "vit_tiny_patch16_224", {"img_size": 112, "depth": 6}, 3, 32
 LINKS = ((2.0, 40.0), (10.0, 40.0), (50.0, 40.0), (10.0, 200.0))  # Mbit/s both ways, round trip in ms
 COUNTS = (1, 2, 4, 8, 16)
-SETTINGS = (("int8", "int8"), ("int4", "int4"), ("pca4", "pca2"), ("pca1", "pca0.25"))
+SETTINGS = {("pca1", "pca0.25"): (1, 2), ("int3", "int3"): (1, 8, 16), ("int8", "int8"): (1, 8)}  # and counts
 CHANGES = (50.0, 0.5, 50.0)  # Mbit/s, at 40 ms
 FOLLOWED_STEPS = 12  # at each rate of CHANGES
 AUTO_STEPS, SWEEP_STEPS, WARM_UP = 16, 7, 2
@@ -106,12 +106,14 @@ def median_step(lines: list[dict[str, Any]]) -> float:
 
 
 def by_link(runs: Runs, what: str, auto: Options, sweep: dict[str, Options]) -> list[Result]:
-    """A run with ``auto`` v the best of ``sweep``, on each link."""
+    """A run with ``auto`` v the best of ``sweep``, on each link; the best is run again."""
     results, rows = [], []
     for rate, rtt_ms in LINKS:
         fixed = {name: median_step(runs.run([rate], rtt_ms, SWEEP_STEPS, **options)) for name, options in sweep.items()}
         lines = runs.run([rate], rtt_ms, AUTO_STEPS, **auto)
         best = min(fixed, key=lambda name: fixed[name])
+        # Timed again, since the least of many noisy times is too small.
+        fixed[best] = median_step(runs.run([rate], rtt_ms, AUTO_STEPS, **sweep[best]))
         link = f"{rate:g} Mbit/s, {rtt_ms:g} ms"
         results.append(compare(f"{what}, {link} v {best}", 1e3 * median_step(lines), 1e3 * fixed[best], "ms"))
         rows.append((link, *(f"{1e3 * seconds:.0f}" for seconds in (median_step(lines), *fixed.values()))))
@@ -172,8 +174,8 @@ def measure(which: str) -> list[Result]:
         if which in ("all", "plan"):
             sweep = {
                 f"{up}:{down}, M={count}": {"precision": up, "gradient_precision": down, "micro_batches": count}
-                for up, down in SETTINGS
-                for count in (1, 8)
+                for (up, down), counts in SETTINGS.items()
+                for count in counts
             }
             results += by_link(runs, "--plan auto", {"plan": "auto"}, sweep)
     return results

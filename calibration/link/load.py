@@ -19,6 +19,7 @@ from msgspec import UNSET
 
 from adc_edge.calibration.link.samples import KernelSample
 from adc_edge.calibration.link.traffic import Answered, Requests
+from adc_edge.planning.profile import TrainerShare
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import Stopped
 from adc_edge.wire.messages import BULK_BYTES, BulkAnswer
@@ -223,17 +224,27 @@ class DownLoad(Load):
 
 
 class Prober(_Worker):
-    """Round trips on a connection of their own; ``times`` has (monotonic time, ms)."""
+    """Round trips on a connection of their own; ``times`` has (monotonic time, ms).
 
-    def __init__(self, connect: Callable[[Callable[[], bool]], Channel], requests: Requests) -> None:
+    Args:
+        connect: as in _Worker.
+        requests: makes the messages.
+        least_s: shortest time between two pings, so that they stay within their part of the bytes.
+    """
+
+    def __init__(
+        self, connect: Callable[[Callable[[], bool]], Channel], requests: Requests, least_s: float = 0.0
+    ) -> None:
         super().__init__(connect, requests)
         self.times: list[tuple[float, float]] = []
-        self._every_s = _PROBE_S
+        self.share: TrainerShare | None = None  # as the trainer told it last; None: it works for no other device
+        self._least_s = max(_PROBE_S, least_s)
+        self._every_s = self._least_s
 
     def pace(self, bytes_per_s: float) -> None:
         """Send so many pings that they take a hundredth of a link with this rate, 10 to 100 a second."""
         wanted_s = _PROBE_WIRE_BYTES / max(_PROBE_SHARE * bytes_per_s, 1.0)
-        self._every_s = min(max(wanted_s, _PROBE_S), _PROBE_MOST_S)
+        self._every_s = max(min(wanted_s, _PROBE_MOST_S), self._least_s)
 
     def between(self, start_s: float, end_s: float) -> list[float]:
         """Round trips in ms of the pings that were answered between two instants."""
@@ -246,7 +257,18 @@ class Prober(_Worker):
             if self.requests.probe(self.channel) is None:
                 self.exhausted = True
                 return
-            self.requests.receive(self.channel)
+            share = self.requests.receive(self.channel).share
             now = time.monotonic()
-            self.times.append((now, (now - sent_s) * 1e3))
+            self.share = share.expected() if share else None
+            self.times.append((now, max(self._shortest_ms(), (now - sent_s - _waited(share)) * 1e3)))
             self._over.wait(max(0.0, sent_s + self._every_s - now))
+
+    def _shortest_ms(self) -> float:
+        """The kernel's shortest round trip: the wait at the trainer is known in ticks of some milliseconds only."""
+        live = self.channel.tcp()
+        return live.rtt_min_ms if live else 0.0
+
+
+def _waited(share: TrainerShare | None) -> float:
+    """Seconds that a ping lay at the trainer while that worked for other devices, as far as they were measured."""
+    return 0.0 if share is None or share.waited_s is UNSET else share.waited_s

@@ -33,9 +33,11 @@ SIZES = (20_000, 200_000, 2_000_000)
 _SHARES = {"idle": 0.1, "up": 0.15, "down": 0.15, "both": 0.2}  # of the time
 _SIZE_SHARES = (0.03, 0.06, 0.11)  # of the time, each size and direction
 _BUDGETS = {"up": 0.2, "down": 0.25, "both": 0.33}  # of the bytes that are left
-_ROUND_TRIPS = 20  # least length of a stage
+_ROUND_TRIPS = {"up": 20, "down": 20, "both": 40}  # least length of a stage
+_AHEAD_ROUND_TRIPS = 12  # of the load down before the load up: two starts at once hold each other up, and take longest
 _TICK_S = 0.02
 _SETTLE_S = 3.0
+_PROBE_MORE_S = 10.0  # pings go on for so long beyond the stages
 _SAMPLES = 20  # of each size and direction
 _PAUSED = 0.05  # share of the time from which on pauses are told
 
@@ -51,7 +53,7 @@ def measure_link(
 
     Args:
         dial: makes an open channel to the trainer, each time another one.
-        seconds: about how long to measure; a stage takes at least 20 round trips.
+        seconds: about how long to measure; a stage takes at least 20 round trips, both ways 40.
         max_bytes: never exceeded by both directions together.
         stop: asked while waiting; True raises Stopped.
 
@@ -91,7 +93,7 @@ class _Measurement:
                 "place; it does not tell its retransmissions, and leaves others no share of its time"
             )
         self._requests = Requests(bulk, self._spent)
-        with Prober(self._dial, self._requests) as prober:
+        with Prober(self._dial, self._requests, self._spent.probe_every_s(self._seconds + _PROBE_MORE_S)) as prober:
             self._prober = prober
             congestion = prober.channel.congestion
             idle_ms = self._idle()
@@ -120,6 +122,7 @@ class _Measurement:
             paused_s=self._paused_s,
             notes=self._notes,
             series=self._series,
+            share=prober.share or UNSET,
         )
 
     def _dial(self, stop: Callable[[], bool]) -> Channel:
@@ -162,14 +165,16 @@ class _Measurement:
         """Measure rates and round trips under one load."""
         logger.info("measuring the rate %s", "both ways" if name == "both" else name)
         self._spent.begin_stage(_BUDGETS[name])
-        length_s = max(_SHARES[name] * self._seconds, _ROUND_TRIPS * self._rtt_s)
-        kinds = {"up": (UpLoad,), "down": (DownLoad,), "both": (UpLoad, DownLoad)}[name]
+        length_s = max(_SHARES[name] * self._seconds, _ROUND_TRIPS[name] * self._rtt_s)
+        kinds = {"up": (UpLoad,), "down": (DownLoad,), "both": (DownLoad, UpLoad)}[name]
         with ExitStack() as stack:
             loads: list[Load] = []
             for kind in kinds:  # all connect before one sends: BBR takes the shortest round trip it sees for the path's
                 loads.append(kind(self._dial, self._requests))
                 stack.callback(loads[-1].channel.close)
-            for load in loads:
+            stack.enter_context(loads[0])
+            for load in loads[1:]:
+                self._start(loads[0])
                 stack.enter_context(load)
             trace = LoadTrace(loads)
             self._prober.pace(0)
@@ -185,6 +190,13 @@ class _Measurement:
         result = self._figures(name, trace)
         self._settle()
         return result
+
+    def _start(self, load: Load) -> None:
+        """Let a load come to its rate alone, for a quarter of the stage's bytes at most."""
+        left, end_s = self._requests.left_bytes(), time.monotonic() + _AHEAD_ROUND_TRIPS * self._rtt_s
+        self._prober.pace(0)
+        while time.monotonic() < end_s and self._requests.left_bytes() > 0.75 * left and not load.finished:
+            self._tick(load)
 
     def _figures(self, name: str, trace: LoadTrace) -> LoadFigures:
         width, found = window_s(trace.length_s), trace.rates()

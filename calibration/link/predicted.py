@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from adc_edge.calibration.link.report import LinkReport
 from adc_edge.errors import SettingError
 from adc_edge.machine.description import describe_machine
@@ -40,14 +42,15 @@ class StepForecast:
         if not report.up_mbit_s or not report.down_mbit_s:
             return
         manifest, link = self._manifest, LinkRates(report.rtt_p50_ms, report.up_mbit_s, report.down_mbit_s)
-        task = Task(manifest, manifest.batch_size, link, self._profile, (), ())
+        profile = msgspec.structs.replace(self._profile, share=report.share or self._profile.share)
+        task = Task(manifest, manifest.batch_size, link, profile, (), ())
         images = manifest.batch_size
         whole = StepPlan(
             manifest.split, Shape(images, manifest.tokens, images, manifest.tokens), "fp16", "fp16", micro_batches=1
         )
         own, several = bundle_candidate(task), bundle_in_messages(task)
         count = several.plan.micro_batches
-        yield _line("everything in fp16, one message a step", predict(whole, link, self._profile))
+        yield _line("everything in fp16, one message a step", predict(whole, link, profile))
         yield _line(
             f"{own.plan.precision}:{own.plan.gradient_precision}, the bundle's own, one message", own.prediction
         )

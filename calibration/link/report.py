@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from rich.table import Table
 
 from adc_edge.calibration.link.samples import Losses
+from adc_edge.planning.profile import TrainerShare, share_text
 
 _WIDE = 100  # columns of a terminal from which on the tables show everything
 
@@ -88,6 +90,7 @@ class LinkReport(msgspec.Struct, frozen=True, kw_only=True):
     paused_s: float  # pauses that the trainer asked for while it served others
     notes: list[str]
     series: list[LinkMoment]
+    share: TrainerShare | UnsetType = UNSET  # of the trainer, if it worked for other devices
 
 
 def link_tables(report: LinkReport, width: int) -> Iterator[Table]:
@@ -124,6 +127,8 @@ def link_lines(report: LinkReport) -> Iterator[str]:
     if report.retransmitted_up or report.retransmitted_down:
         yield f"resent   up {_lost(report.retransmitted_up)}; down {_lost(report.retransmitted_down)}"
     yield f"spent    {_megabytes(report.bytes_up)} up, {_megabytes(report.bytes_down)} down, {report.seconds:.1f} s"
+    if report.share:
+        yield f"share    {share_text(report.share)}; round trips are without that wait"
     for note in report.notes:
         yield f"note     {note}"
 

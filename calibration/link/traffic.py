@@ -16,12 +16,14 @@ from typing import NamedTuple
 from msgspec import UNSET
 
 from adc_edge.errors import LinkError
+from adc_edge.planning.profile import TrainerShare
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.framing import chunk_bytes, to_frames
 from adc_edge.wire.messages import BULK_BYTES, CHUNK_BYTES, Bulk, BulkAnswer, Ping, Pong
 
 ANSWER_MS = 60_000.0
 _PING_BYTES = 300  # one round trip: two headers, framing, encryption
+_PROBES = 0.1  # of the bytes that may be spent: all round trips together
 _CONNECTION_BYTES = 3_000  # handshakes and heartbeats
 _FRAMING_BYTES = 400  # upper bound for one piece of a message and its answer, encrypted
 _RESENT = 1.1  # retransmissions may add a tenth to the bytes of a message
@@ -31,7 +33,7 @@ class Spent:
     """The bytes of all connections so far, never more than ``most``. Safe for threads."""
 
     def __init__(self, most: float = math.inf) -> None:
-        self.most, self._lock, self._bytes = most, threading.Lock(), 0.0
+        self.most, self._lock, self._bytes, self._probed_bytes = most, threading.Lock(), 0.0, 0.0
         self._stage_most = most
         self.refused = False  # a message was not sent since it would have exceeded a limit
 
@@ -58,12 +60,17 @@ class Spent:
         """Number of bytes that the stage has left, at most 2^40."""
         return int(min(self._stage_most - self._bytes, 2.0**40))
 
+    def probe_every_s(self, seconds: float) -> float:
+        """Return the shortest time between two round trips that go on for so many seconds."""
+        return seconds * _PING_BYTES / (_PROBES * self.most)
+
     def take_probe(self) -> bool:
-        """Reserve the bytes of one round trip; False if they would leave too little."""
+        """Reserve the bytes of one round trip; False if all together would take more than a tenth of the limit."""
         with self._lock:
-            if self._bytes + _PING_BYTES > self.most:
+            if self._probed_bytes + _PING_BYTES > _PROBES * self.most or self._bytes + _PING_BYTES > self.most:
                 return False
             self._bytes += _PING_BYTES
+            self._probed_bytes += _PING_BYTES
             return True
 
 
@@ -73,6 +80,7 @@ class Answered(NamedTuple):
     number: int
     size: int
     bulk: BulkAnswer | None
+    share: TrainerShare | None = None  # of a trainer that works for other devices
 
 
 class Requests:
@@ -118,7 +126,7 @@ class Requests:
         if isinstance(answer, BulkAnswer):
             return Answered(answer.transfer, len(body), answer)
         if isinstance(answer, Pong):
-            return Answered(answer.nonce, len(body), None)
+            return Answered(answer.nonce, len(body), None, answer.share or None)
         raise LinkError(
             f"a {type(answer).__name__} for an answer", "a Pong or a BulkAnswer", "install the same version"
         )

@@ -18,14 +18,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adc_edge.calibration.link.measure import LEAST_BYTES, measure_link
-from adc_edge.calibration.link.report import LinkReport, link_tables
+from adc_edge.calibration.link.report import LinkReport, link_lines, link_tables
 from adc_edge.cli import main
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.errors import LinkError
 from adc_edge.logs import AnyConsole
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.channel import Channel
-from tests.stub_device import Device
+from tests.stub_device import Device, training_beside
 
 
 class SlowProxy:
@@ -158,6 +158,7 @@ def shown() -> LinkReport:
         "congestion_down": "bbr",
         "notes": [],
         "series": [],
+        "share": {"share": 0.5, "wait_s": 0.05, "devices": 2},
     }
     return msgspec.convert(numbers | more, LinkReport, strict=False)
 
@@ -305,3 +306,17 @@ def test_an_outage_between_two_measurements_is_a_line_of_the_log(
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert "trainer" in lines[0]
     assert lines[-1].keys() == {"time", "error"}
+
+
+def test_the_share_of_a_trainer_that_trains_others_is_told_and_round_trips_are_without_the_wait(
+    server: Server, bundle: Bundle
+) -> None:
+    with training_beside(bundle, server.endpoint, 1000) as answers:
+        while len(answers) < 3:
+            time.sleep(0.01)
+        report = measure_link(dial_to(server.endpoint), 1.0)
+        step_ms = 1e3 * min(one.seconds_cloud for one in answers)
+    assert report.share
+    assert report.share.devices == 2
+    assert report.rtt_min_ms < step_ms / 2
+    assert any("1 other device too" in line for line in link_lines(report))

@@ -83,6 +83,14 @@ def test_bytes_beyond_the_limit_are_not_reserved() -> None:
     assert spent.refused
     spent.begin_stage(1)
     assert spent.take(400_000)
+
+
+def test_pings_take_at_most_a_tenth_of_the_bytes_and_their_pace_spreads_them_over_the_measurement() -> None:
+    spent = Spent(1_000_000)
+    pings = 0
     while spent.take_probe():
-        pass
-    assert not spent.take(0)
+        pings += 1
+    assert pings == 333  # of 300 bytes
+    assert 600.0 / spent.probe_every_s(600.0) == pytest.approx(pings, abs=1)
+    assert spent.take(700_000)
+    assert Spent().probe_every_s(600.0) == 0.0
