@@ -40,7 +40,7 @@ class Access:
     def secure(self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], refusals: Refusals) -> None:
         """Admit only devices of the directory; to be called before ``bind``."""
         secure_server(socket, self._pair)
-        self._authenticator = Authenticator(context, self.devices, partial(refusals.warn, "key"))
+        self._authenticator = Authenticator(context, self.devices, partial(refusals.refuse, "key"))
         self._authenticator.start()
 
     def self_test(self, endpoint: str) -> None:

@@ -6,7 +6,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -22,7 +21,7 @@ from adc_edge.cloud_trainer.codec.on_device import decode_to, encode_from
 from adc_edge.cloud_trainer.guard import Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
-from adc_edge.cloud_trainer.registry import Peer, SessionRegistry, outside_session
+from adc_edge.cloud_trainer.registry import RequestContext, SessionRegistry, outside_session
 from adc_edge.cloud_trainer.served_session import ServedSession
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.errors import ProtocolError
@@ -57,19 +56,6 @@ Reply = tuple[FromTrainer, Body]
 AfterSend = Callable[[], None] | None  # to be called once the reply is on its way, whether or not that succeeded
 
 
-@dataclass(frozen=True)
-class RequestContext:
-    """The connection that a message came over."""
-
-    route: bytes
-    peer: Peer
-    congestion: str | None = None  # congestion control that the kernel uses towards the device
-    down_mbit_s: float | None = None  # rate at which the kernel delivers to the device
-    down_app_limited: bool = False  # that rate is what there was to send
-    up_mbit_s: float | None = None  # rate at which the message came in; None: not known
-    key_name: str | None = None  # name of the device's key in the trainer's directory
-
-
 class Answers:
     """One trainer's side of the protocol.
 
@@ -95,7 +81,7 @@ class Answers:
     ) -> None:
         self._bundle, self._training, self._sessions, self._limits = bundle, training, sessions, limits
         self._checkpoints, self._refusals, self._classes = checkpoints, refusals, classes
-        self._device = training.device
+        self._device, self._record = training.device, checkpoints.record
         self._incarnation = secrets.randbits(_ID_BITS)
 
     def answer(self, context: RequestContext, message: FromDevice, body: memoryview) -> tuple[Reply, AfterSend]:
@@ -134,7 +120,7 @@ class Answers:
 
     def _open_session(self, context: RequestContext, hello: Hello) -> Welcome:
         ours, peer = self._bundle, context.peer
-        hello = msgspec.structs.replace(hello, device=_shown_name(hello, context.key_name))
+        hello = msgspec.structs.replace(hello, device=context.shown_name(hello))
         if hello.bundle != ours.digest:
             raise ProtocolError(
                 f"bundle {hello.bundle[:12]}…",
@@ -153,9 +139,11 @@ class Answers:
             session = self._sessions.find(hello, peer.owner)
             session.resume(hello)
         begins_on = 0 if session.applied else self._training.steps
-        self._sessions.open(session, context.route)
+        for superseded in self._sessions.open(session, context.route):
+            self._record.presence.leave(superseded)
+        self._record.joined(session, context, hello)
         by = "" if context.congestion is None else f", sending by {context.congestion}"
-        logger.info("device %r at step %d%s%s", hello.device, hello.next_step, by, _difference(session.applied, hello))
+        logger.info("device %r at step %d%s%s", hello.device, hello.next_step, by, session.difference(hello))
         if begins_on:
             logger.info("device %r begins on a head with %d steps of other sessions", hello.device, begins_on)
         return Welcome(
@@ -215,21 +203,31 @@ class Answers:
             up_mbit_s=context.up_mbit_s or UNSET,
         )
         session.record_answer(reply, answer)
-        after_send = partial(self._finish_step, session, totals, message, learned.seconds + codec_seconds, len(answer))
+        seconds = self._record.use.add(learned.seconds, codec_seconds)
+        after_send = partial(self._finish_step, session, totals, message, seconds, len(answer), context)
         return self._logged(session, key, message.transfer, empty=message.replay), after_send
 
     def _finish_step(
-        self, session: ServedSession, totals: StepAccumulator, message: Step, seconds: float, answer_bytes: int
+        self,
+        session: ServedSession,
+        totals: StepAccumulator,
+        message: Step,
+        seconds: float,
+        answer_bytes: int,
+        context: RequestContext,
     ) -> None:
         """After a micro-batch's answer: the optimizer's step if it was the last one, the log, the metrics."""
         start = time.monotonic()
+        self._record.evaluated(session)
         if totals.complete:
             self._training.update(totals, session.planned_steps)
         self._write_log(session)
         session.prune(message.durable)
         totals.add_cost(message, answer_bytes, seconds + time.monotonic() - start)
         if totals.complete:
-            self._checkpoints.record_step(session.record.device, message.step, totals)
+            self._record.step(session, message, totals, context, self._training.steps)
+            self._checkpoints.count_step(totals)
+        self._record.use.update += time.monotonic() - start
 
     def _logged(
         self, session: ServedSession, key: JournalKey, transfer: int, offset: int = 0, *, empty: bool = False
@@ -255,6 +253,7 @@ class Answers:
         labels = np.frombuffer(body[split:], "<i4")
         check_classes(labels, self._limits.classes)
         judged = self._training.judge(decode_to(self._device, body[:split], shape, message.precision), labels)
+        self._record.judged(session, message, judged, self._training.steps)
         if message.step != session.applied:  # its answer has left the log: a device that came back without its trainer
             self._refusals.warn(
                 "journal", f"the head of step {session.applied} judged the evaluation of step {message.step}"
@@ -265,6 +264,7 @@ class Answers:
         return reply, b""
 
     def _close_session(self, session: ServedSession) -> Reply:
+        self._record.evaluated(session)
         was_finished = session.record.finished
         session.record.finished = True
         try:
@@ -273,6 +273,7 @@ class Answers:
             session.record.finished = was_finished
             raise
         session.forget()
+        self._record.done(session)
         if not was_finished:
             logger.info("device %r is done after %d steps", session.record.device, session.applied)
         return ByeAck(session.id), b""
@@ -282,19 +283,3 @@ class Answers:
             session.write()
         except OSError as error:
             self._refusals.warn("journal", f"the log of answers cannot be written: {error}")
-
-
-def _shown_name(hello: Hello, key_name: str | None) -> str:
-    """The name of a device for people: that of its key, and the one that a person gave it; without keys its own."""
-    if key_name is None:
-        return hello.device
-    return f"{key_name} ({hello.device})" if hello.named is True and hello.device != key_name else key_name
-
-
-def _difference(applied: int, hello: Hello) -> str:
-    """The difference between the steps of both sides, in words."""
-    if applied == hello.next_step:
-        return ""
-    if applied > hello.next_step:
-        return f" (applied here: {applied}; it fetches the answers it lacks)"
-    return f" (applied here: {applied}; its journal brings this head forward)"

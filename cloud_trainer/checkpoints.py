@@ -10,6 +10,7 @@ import msgspec
 
 from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.record.trainer_record import TrainerRecord
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.served_session import ServedSession, SessionRecord
 from adc_edge.errors import CheckpointError
@@ -29,7 +30,8 @@ class TrainerCheckpoints:
     Args:
         training: the head and its optimizer.
         sessions: the sessions of all devices.
-        run_dir: where the run is kept; None or a directory without a path: nothing is kept.
+        run_dir: where the run is kept; None or a directory without a path: nothing is kept. Its ``record`` is, if
+            others watch the run.
         every: steps between two checkpoints; 0: the number of steps asks for none.
     """
 
@@ -41,7 +43,8 @@ class TrainerCheckpoints:
         # Steps and sessions of the checkpoints on disk; a damaged newest one would fall back on the older.
         self._kept: deque[tuple[int, dict[int, SessionRecord]]] = deque(maxlen=KEPT)
         self._unkept_bytes = 0  # of steps since the last checkpoint: devices keep them until the next
-        sessions.on_evict = self._drop_heads  # or sessions without end would fill the disk
+        self.record = TrainerRecord(run_dir)
+        sessions.on_evict = self._forget  # or sessions without end would fill the disk
 
     @property
     def keep_heads(self) -> bool:
@@ -55,26 +58,10 @@ class TrainerCheckpoints:
         older = self._kept[0][1].get(session) if len(self._kept) == KEPT else None
         return 0 if older is None else older.applied
 
-    def record_step(self, device: str, step: int, totals: StepAccumulator) -> None:
-        """Write the metrics of a step that was just applied, and a checkpoint if one is due."""
+    def count_step(self, totals: StepAccumulator) -> None:
+        """Count a step that was just applied and recorded, and make a checkpoint if one is due."""
         if self._run_dir is None:
             return
-        known = self._run_dir.trouble
-        self._run_dir.metric(
-            kind="step",
-            device=device,
-            step=step,
-            head_step=self._training.steps,
-            images=totals.images,
-            clusters=totals.clusters,
-            loss=totals.loss,
-            accuracy=totals.accuracy,
-            seconds_cloud=totals.seconds,
-            body_bytes_up=totals.bytes_up,
-            body_bytes_down=totals.bytes_down,
-        )
-        if self._run_dir.trouble is not None and known is None:
-            logger.warning("no metrics of step %d: %s; going on", self._training.steps, self._run_dir.trouble)
         self._unkept_bytes += totals.bytes_up
         due = self._every and self._training.steps % self._every == 0
         if due or self._unkept_bytes > LIMIT_BYTES // KEPT:
@@ -119,6 +106,10 @@ class TrainerCheckpoints:
         self._drop_heads(session.id, (step, held))
         logger.info("device %r: kept the head of step %d, its best evaluation", session.record.device, step)
         return ""
+
+    def _forget(self, session: int) -> None:
+        self._drop_heads(session)
+        self.record.forget(session)
 
     def _drop_heads(self, session: int, but: Collection[int | None] = ()) -> None:
         if self._run_dir is None or self._run_dir.path is None:
@@ -175,6 +166,8 @@ class TrainerCheckpoints:
             ) from None
         self._training.restore(checkpoint.arrays, checkpoint.step)
         self._sessions.restore(records)
-        run_dir.rewind(checkpoint.step, lambda line: line.get("head_step", 0) <= checkpoint.step)
+        known = {f"{number:016x}" for number in records}
+        self.record.forget_evaluations()
+        run_dir.rewind(checkpoint.step, lambda line: self.record.keeps(line, checkpoint.step, known))
         self._kept.clear()
         self._kept.append((checkpoint.step, msgspec.convert(msgspec.to_builtins(records), dict[int, SessionRecord])))

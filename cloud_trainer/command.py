@@ -18,6 +18,7 @@ from adc_edge.options import (
     optimizer_options,
     run_options,
 )
+from adc_edge.watching.options import WatchSettings, watch_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,21 +64,25 @@ if TYPE_CHECKING:
 @heading("Optimisation")
 @click.option("--seed", default=0, type=COUNT, help="Random seed for dropout.")
 @optimizer_options
+@heading("Watching")
+@watch_options
 @heading("Logging")
 @log_options
-def trainer(console: Console, **options: Any) -> None:
+def trainer(console: Console, watch: WatchSettings, **options: Any) -> None:
     """Train the head for the devices that connect."""
     from adc_edge.cloud_trainer.settings import TrainerSettings
     from adc_edge.config import chosen_options
     from adc_edge.optimizer.settings import take_settings
     from adc_edge.signals import INTERRUPTED, StopFlag
+    from adc_edge.watching.process import watching
 
     stop = StopFlag()
     kept = chosen_options(click.get_current_context())
     settings = TrainerSettings(optimizer=take_settings(options), **options)
     bundle = settings.check()
+    shown = click.get_current_context().with_resource(watching(settings.run, watch, stop))
     from adc_edge.cloud_trainer.runner import Trainer  # torch, whose import takes seconds
 
-    complete = Trainer(settings, console, stop, kept, bundle).run()
+    complete = Trainer(settings, console, stop, kept, bundle).run(shown)
     if stop.by_ctrl_c and not complete:
         raise SystemExit(INTERRUPTED)

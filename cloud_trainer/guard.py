@@ -15,10 +15,13 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from adc_edge.cloud_trainer.record.presence import GuardedConnection
 from adc_edge.wire.tcp import same_socket, tcp_info
 
 MAX_CONNECTIONS = 2048
@@ -33,21 +36,32 @@ logger = logging.getLogger(__name__)
 
 
 class Refusals:
-    """A bounded log of refusals: the first of each kind word for word, the others as a count. Safe for threads."""
+    """A bounded log of refusals: the first of each kind word for word, the others as a count. Safe for threads.
+
+    Args:
+        tell: told kind and text of each refusal that was logged word for word.
+    """
 
     BURST, WINDOW_S = 5, 10.0
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, tell: Callable[..., None] = lambda kind, text, **about: None) -> None:
+        self._tell, self._lock = tell, threading.Lock()
         self._seen: dict[str, int] = {}
         self._since_s = time.monotonic()
 
-    def warn(self, kind: str, text: str) -> None:
-        """Log ``text``, unless BURST texts of its kind were logged within WINDOW_S."""
+    def warn(self, kind: str, text: str) -> bool:
+        """Log ``text``, unless BURST texts of its kind were logged within WINDOW_S; return whether it was logged."""
         with self._lock:
             self._seen[kind] = self._seen.get(kind, 0) + 1
-            if self._seen[kind] <= self.BURST:
-                logger.warning("%s", text)
+            if self._seen[kind] > self.BURST:
+                return False
+            logger.warning("%s", text)
+            return True
+
+    def refuse(self, kind: str, text: str, **about: Any) -> None:
+        """Log a refusal as ``warn`` does; if it was logged, tell it, and ``about`` whom it is."""
+        if self.warn(kind, text):
+            self._tell(kind, text, **about)
 
     def sweep(self) -> None:
         """Log how many texts were left out, once the window is over."""
@@ -62,7 +76,7 @@ class Refusals:
             self._since_s = time.monotonic()
 
 
-class _Connection:
+class _Connection(GuardedConnection):
     def __init__(self, peer: object) -> None:
         self.peer = peer  # its address, since descriptor numbers are used again; None: it has gone already
         self.delivered_bytes = 0  # delivered to the loop, without framing
@@ -86,6 +100,7 @@ class Guard:
         router: socket that is not yet bound.
         refusals: log for the connections that are cut off.
         message_bytes: size of the largest message that a device may send.
+        on_end: told, from whichever thread, each connection that has ended.
     """
 
     def __init__(
@@ -94,8 +109,9 @@ class Guard:
         router: zmq.Socket[bytes],
         refusals: Refusals,
         message_bytes: int,
+        on_end: Callable[[GuardedConnection], None] = lambda connection: None,
     ) -> None:
-        self._router, self._refusals = router, refusals
+        self._router, self._refusals, self._on_end = router, refusals, on_end
         self._most_bytes = max(UNDELIVERED_BYTES, 2 * message_bytes)
         address = f"inproc://guard-{id(self)}"
         router.monitor(address, _EVENTS)
@@ -109,14 +125,19 @@ class Guard:
         self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
         self._thread.start()
 
-    def received(self, fd: int, size: int) -> None:
-        """Count a message of ``size`` bytes that this connection has delivered."""
+    def received(self, fd: int, size: int) -> GuardedConnection | None:
+        """Count a message of ``size`` bytes and return the connection that has delivered it; None: it has ended.
+
+        A message may outlive its connection, and the descriptor's number then be another one's. Nothing can be sent
+        to such a sender.
+        """
         with self._lock:
             self._note_events()  # first: the number of a closed connection's descriptor is given to the next one
             connection = self._connections.get(fd)
             if connection is not None:
                 connection.delivered = True
                 connection.delivered_bytes += size
+            return connection
 
     def log_silent_ends(self) -> None:
         """Log connections that end without a message, from now on."""
@@ -166,6 +187,10 @@ class Guard:
             self._cut(fd, connection, why)
             return True
 
+    def count(self) -> int:
+        """Return the number of connections."""
+        return len(self._connections)
+
     def close(self) -> None:
         """Stop watching, before the router closes: an open monitor makes the context's end hang."""
         self._over.set()
@@ -211,8 +236,10 @@ class Guard:
                 self._connections[fd] = _Connection(_peer(fd))
             elif kind == zmq.EVENT_DISCONNECTED:
                 gone = self._connections.pop(fd, None)
+                if gone is not None:
+                    self._on_end(gone)
                 if gone is not None and not gone.delivered_bytes and self._logs_silent_ends:
-                    self._refusals.warn(
+                    self._refusals.refuse(
                         "handshake",
                         "refused a connection (handshake), or it ended without a message: it is no adc-edge, it is "
                         "encrypted for another trainer's key, its key is unknown, or there are keys on one side only",
@@ -220,7 +247,8 @@ class Guard:
 
     def _cut(self, fd: int, connection: _Connection, why: str) -> None:
         self._connections.pop(fd, None)
-        self._refusals.warn("cut", f"cut off a connection: {why}")
+        self._on_end(connection)
+        self._refusals.refuse("cut", f"cut off a connection: {why}")
         with contextlib.suppress(OSError), same_socket(fd) as same:
             if same.getpeername() == connection.peer:
                 same.shutdown(socket.SHUT_RDWR)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from adc_edge.cloud_trainer.record.presence import GuardedConnection
 from adc_edge.cloud_trainer.served_session import ServedSession, SessionRecord
 from adc_edge.errors import ProtocolError
 from adc_edge.wire.framing import Assembler
@@ -24,6 +26,8 @@ class Peer:
     def __init__(self, fd: int, owner: str, new_inbox: Callable[[], Assembler[FromDevice]]) -> None:
         self.fd, self.owner, self._new_inbox, self.inbox = fd, owner, new_inbox, new_inbox()
         self.session: ServedSession | None = None
+        self.connection: GuardedConnection | None = None  # that its last message came over; None: it has ended
+        self.hello: Hello | None = None  # its last one, whether or not it was admitted
         self.cut_off = False
         self.measures = False  # whether it has sent a Bulk
 
@@ -36,6 +40,27 @@ class Peer:
     def leave_session(self) -> None:
         """Speak for no session; a message that was being received stays with the session."""
         self.session, self.inbox = None, self._new_inbox()
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """The connection that a message came over."""
+
+    route: bytes
+    peer: Peer
+    congestion: str | None = None  # congestion control that the kernel uses towards the device
+    down_mbit_s: float | None = None  # rate at which the kernel delivers to the device
+    down_app_limited: bool = False  # that rate is what there was to send
+    up_mbit_s: float | None = None  # rate at which the message came in; None: not known
+    key_name: str | None = None  # name of the device's key in the trainer's directory
+    rtt_ms: float | None = None  # smoothed
+
+    def shown_name(self, hello: Hello) -> str:
+        """The name of a device for people: that of its key, and the one a person gave it; without keys its own."""
+        if self.key_name is None:
+            return hello.device
+        named = hello.named is True and hello.device != self.key_name
+        return f"{self.key_name} ({hello.device})" if named else self.key_name
 
 
 class SessionRegistry:
@@ -98,22 +123,28 @@ class SessionRegistry:
             )
         return session
 
-    def open(self, session: ServedSession, route: bytes) -> None:
-        """Let ``route`` alone speak for ``session`` from now on; a key speaks for one session at a time."""
-        peer = self.peers[route]
+    def open(self, session: ServedSession, route: bytes) -> list[int]:
+        """Let ``route`` alone speak for ``session`` from now on; a key speaks for one session at a time.
+
+        Returns:
+            The numbers of its key's other sessions, for which nobody speaks any more.
+        """
+        peer, superseded = self.peers[route], list[int]()
         for other in self.peers.values():
             mine = other.session is session or (peer.owner and other.owner == peer.owner)
             if other is not peer and mine and other.session is not None:
                 if other.session is not session:
                     other.session.supersede()
+                    superseded.append(other.session.id)
                 other.leave_session()
         peer.join_session(session)
         self._sessions[session.id] = session
         self._sessions.move_to_end(session.id)
+        return superseded
 
-    def leave(self, route: bytes) -> None:
-        """Forget a connection that has ended."""
-        self.peers.pop(route, None)
+    def leave(self, route: bytes) -> Peer | None:
+        """Forget a connection that has ended, and return it if it was known."""
+        return self.peers.pop(route, None)
 
     def cut_off(self, route: bytes) -> None:
         """Ignore a connection that was cut off; it stays known, since libzmq still delivers what it had queued."""

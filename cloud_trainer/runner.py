@@ -6,6 +6,7 @@ import logging
 import resource
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.registry import SessionRegistry
+from adc_edge.cloud_trainer.screen.trainer_screen import TrainerScreen
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.settings import TrainerSettings as TrainerSettings
 from adc_edge.data.classes import short_list
@@ -28,6 +30,7 @@ from adc_edge.method.split import head_from_manifest
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import HEAD, MANIFEST, Bundle
 from adc_edge.storage.halves import label_weights
+from adc_edge.storage.recorder import STOPPED, Recorder
 from adc_edge.storage.run_dir import RunDir
 
 ENDPOINT = "endpoint"  # file in the run directory: where the trainer listens
@@ -37,7 +40,15 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One run of the trainer; ``options`` are kept for ``--resume``, ``bundle`` is that of checked settings."""
+    """One run of the trainer.
+
+    Args:
+        settings: the settings of the run.
+        console: shows the head and the devices while it serves.
+        stop: asked between messages; None: the run ends at Ctrl-C and SIGTERM.
+        options: kept for ``--resume``.
+        bundle: that of checked settings.
+    """
 
     def __init__(
         self,
@@ -54,12 +65,17 @@ class Trainer:
         torch.set_num_threads(divide_cores(settings.threads))
         self.training = self._training()
 
-    def run(self) -> bool:
-        """Serve devices until Ctrl-C, or until ``devices`` of them are done; False if some of these are not."""
+    def run(self, shown: Path | None = None) -> bool:
+        """Serve devices until Ctrl-C, or until ``devices`` of them are done; False if some of these are not.
+
+        Args:
+            shown: an empty directory for what others watch of a run that is not kept.
+        """
         settings = self.settings
         _raise_descriptor_limit()
         with ExitStack() as stack:
-            run_dir = stack.enter_context(closing(self._run_dir()))
+            run_dir = stack.enter_context(closing(self._run_dir(shown)))
+            recorder = stack.enter_context(Recorder(run_dir, lambda: self.training.steps))
             for change in run_dir.changes:
                 logger.warning("%s since this run was last at work: the last bits may differ", change)
             sessions = SessionRegistry(run_dir.journal, settings.one_session)
@@ -77,24 +93,25 @@ class Trainer:
                 classes=classes,
             )
             stack.callback(server.close)
-            run_dir.keep(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
+            run_dir.show(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
             run_dir.keep(ENDPOINT, server.endpoint.encode())
+            recorder.begun("trainer", server.endpoint)
             self._log_start(server.endpoint, sessions.finished(), classes.names)
-            if settings.insecure and self.console.is_terminal:
-                stack.enter_context(self.console.status(f"[bold red]{OPEN}"))  # stays on the screen
+            stack.enter_context(self._screen(run_dir, server.endpoint, sessions))
             try:
                 server.serve(lambda: self.stop() or 0 < settings.devices <= sessions.finished())
             finally:
                 checkpoints.save()
                 learned = {session.id: session.applied for session in sessions}
                 run_dir.keep(HEAD, label_weights(self.training.safetensors(), learned, self.training.steps))
-        complete = sessions.finished() >= settings.devices
+            complete = sessions.finished() >= settings.devices
+            recorder.ending(complete, "" if complete else STOPPED)
         kept = f"; run kept in {settings.run}" if settings.run else ""
         go_on = "" if complete or not kept else "; type the same command to go on"
         logger.info("stopped after %d steps%s%s", self.training.steps, kept, go_on)
         return complete
 
-    def _run_dir(self) -> RunDir:
+    def _run_dir(self, shown: Path | None) -> RunDir:
         settings = self.settings
         fixed = settings.fixed(self.bundle)
         free = msgspec.to_builtins(settings, enc_hook=str)
@@ -105,7 +122,19 @@ class Trainer:
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
-        return RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh)
+        return RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh, shown=shown)
+
+    def _screen(self, run_dir: RunDir, endpoint: str, sessions: SessionRegistry) -> TrainerScreen:
+        manifest = self.bundle.manifest
+        title = f"{manifest.model}, blocks {manifest.split + 1} to {manifest.depth} on {endpoint}"
+        screen = TrainerScreen(self.console, title, manifest.tokens, OPEN if self.settings.insecure else "")
+        screen.fleet.head_step = self.training.steps
+        for session in sessions:
+            record = session.record
+            screen.fleet.seed(f"{session.id:016x}", record.device, record.applied, record.finished)
+        if screen.live:
+            run_dir.follower = screen.fleet.take
+        return screen
 
     def _log_start(self, endpoint: str, finished: int, names: list[str]) -> None:
         manifest, training = self.bundle.manifest, self.training

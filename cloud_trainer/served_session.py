@@ -102,6 +102,14 @@ class ServedSession:
         self.prune(hello.durable)
         self.record.device = hello.device
 
+    def difference(self, hello: Hello) -> str:
+        """The difference between the steps of both sides, in words."""
+        if self.applied == hello.next_step:
+            return ""
+        if self.applied > hello.next_step:
+            return f" (applied here: {self.applied}; it fetches the answers it lacks)"
+        return f" (applied here: {self.applied}; its journal brings this head forward)"
+
     def _micro_batches(self, step: int) -> int:
         return micro_batches_by_step(self._cuts)(step)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,15 +10,16 @@ import zmq
 
 from adc_edge import __version__
 from adc_edge.cloud_trainer.access import Access
-from adc_edge.cloud_trainer.answers import Answers, RequestContext
+from adc_edge.cloud_trainer.answers import Answers
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
 from adc_edge.cloud_trainer.link.probes import LinkProbes
+from adc_edge.cloud_trainer.link.share import TrainerLoad
 from adc_edge.cloud_trainer.profile.head_speed import HeadSpeed
-from adc_edge.cloud_trainer.registry import Peer, SessionRegistry, outside_session
+from adc_edge.cloud_trainer.registry import Peer, RequestContext, SessionRegistry, outside_session
 from adc_edge.errors import ProtocolError
 from adc_edge.planning.passive import LATE_MS
 from adc_edge.storage.bundle import Bundle
@@ -86,22 +86,19 @@ class Server:
     ) -> None:
         self.sessions, self._access = sessions, access
         self._limits, self._max_held_bytes = MessageLimits.from_manifest(bundle.manifest, max_images), max_held_bytes
-        self._refusals = Refusals()
         checkpoints = checkpoints or TrainerCheckpoints(training, sessions)
+        self._record, self._refusals = checkpoints.record, Refusals(checkpoints.record.rejected)
         classes = classes or HeadClasses(bundle.manifest)
         self._answers = Answers(bundle, training, sessions, self._limits, checkpoints, self._refusals, classes)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._head_speed = HeadSpeed(training, bundle.manifest)
-        self._about: dict[str, Any] = {
-            "version": VERSION,
-            "trainer": __version__,
-            "bundle": bundle.digest[:BUNDLE_DIGITS],
-            "bulk_bytes": BULK_BYTES,
-        }
-        self._probes = LinkProbes()
+        self._about: dict[str, Any] = {"version": VERSION, "trainer": __version__, "bulk_bytes": BULK_BYTES}
+        self._about["bundle"] = bundle.digest[:BUNDLE_DIGITS]
+        self._probes, self._load = LinkProbes(), TrainerLoad()
         self._speaker: Peer | None = None  # the sender of the message that is being read
-        self._guard = Guard(self._context, self._socket, self._refusals, self._limits.largest_bytes())
+        most_bytes, ended = self._limits.largest_bytes(), self._record.presence.end
+        self._guard = Guard(self._context, self._socket, self._refusals, most_bytes, ended)
         try:
             self._listen(bind)
         except BaseException:
@@ -117,6 +114,7 @@ class Server:
                 self._guard.drained()
                 self._socket.poll(_TICK_MS, zmq.POLLIN)
             self._refusals.sweep()
+            self._record.tell_use(self.sessions.held_bytes, self._guard.count)
             if self._access is not None:
                 self._expel(self._access)
 
@@ -157,16 +155,17 @@ class Server:
         try:
             fd = last.get(zmq.SRCFD)
         except zmq.ZMQError:  # ZMTP of ten years ago, or random bytes that look like it
-            self._refusals.warn("handshake", "refused a message (handshake): it came in a ZMTP older than 3")
+            self._refusals.refuse("handshake", "refused a message (handshake): it came in a ZMTP older than 3")
             return
-        self._guard.received(fd, sum(map(len, frames)))
+        connection = self._guard.received(fd, sum(map(len, frames)))
         owner = self._access.owner(last) if self._access is not None else ""
         peer = self.sessions.peer(route, fd, owner, self._new_inbox)
         if peer.cut_off:
             return
-        start = time.monotonic()
+        peer.connection = connection
+        self._load.begin()
         self._take(route, peer, fd, owner, frames)
-        self._probes.spent(peer, time.monotonic() - start)
+        self._probes.spent(peer, self._load.end(peer))
 
     def _take(self, route: bytes, peer: Peer, fd: int, owner: str, frames: list[Any]) -> None:
         """Check the frames of one message, and answer it if it is complete."""
@@ -228,27 +227,30 @@ class Server:
         return size
 
     def _answer(self, route: bytes, peer: Peer, fd: int, message: FromDevice, body: memoryview) -> None:
+        live = tcp_info(fd)  # a device cannot see from its end how fast its trainer sends
         if isinstance(message, Ping):
-            self._send(route, fd, to_frames(self._pong(message), bytes(message.reply_bytes)))
+            pong = self._load.told(self._pong(message), peer, live)
+            self._send(route, fd, to_frames(pong, bytes(message.reply_bytes)))
             return
         if isinstance(message, Bulk):
-            self._send(route, fd, to_frames(*self._probes.answer(message, fd), chunk_bytes(tcp_info(fd))))
+            self._send(route, fd, to_frames(*self._probes.answer(message, fd), chunk_bytes(live)))
             return
-        if isinstance(message, Hello) and self._guard.count_hello(fd):  # a device needs one for each connection
-            self.sessions.cut_off(route)
-            return
-        congestion = prefer_bbr(fd) if isinstance(message, Hello) else None  # before the first gradient leaves
-        live = tcp_info(fd)  # a device cannot see from its end how fast its trainer sends
+        congestion = None
+        if isinstance(message, Hello):
+            if self._guard.count_hello(fd):  # a device needs one for each connection
+                self.sessions.cut_off(route)
+                return
+            peer.hello, congestion = message, prefer_bbr(fd)  # before the first gradient leaves
         name = None if self._access is None else self._access.name(peer.owner)
         down, limited = (live.delivery_mbit_s, live.app_limited) if live else (None, False)
         up = peer.inbox.arrival_mbit_s if live and live.last_received_ms <= LATE_MS else None
-        context = RequestContext(route, peer, congestion, down, limited, up, name)
+        context = RequestContext(route, peer, congestion, down, limited, up, name, live.rtt_ms if live else None)
         (answer, answer_body), after_send = self._answers.answer(context, message, body)
         try:
-            self._send(route, fd, to_frames(answer, answer_body, chunk_bytes(live)))
+            self._send(route, fd, to_frames(self._load.told(answer, peer, live), answer_body, chunk_bytes(live)))
         finally:
             if after_send is not None:
-                after_send()  # also if the answer could not be sent: the step has been learned
+                self._load.after_sending(after_send)  # also if the answer could not be sent: the step has been learned
 
     def _pong(self, ping: Ping) -> Pong:
         told = dict(self._about) if ping.about is True else {}
@@ -265,12 +267,14 @@ class Server:
             connected = ", ".join(devices) or "not connected"
             logger.warning("key %s (%s) may no longer connect", fingerprint, connected)
             for route, peer in gone.items():
+                self._record.rejected("key", "its key may no longer connect", peer)
                 self._send(route, peer.fd, to_frames(_refusal(access.refusal(public))))
-                self.sessions.leave(route)
+                self._record.left(self.sessions.leave(route))
 
     def _refuse(self, route: bytes, peer: Peer, fd: int, error: ProtocolError) -> None:
         who = repr(peer.session.record.device) if peer.session else "a peer without a session"
-        self._refusals.warn(error.code, f"refused {who} ({error.code}): {error.received}; expected {error.expected}")
+        text = f"refused {who} ({error.code}): {error.received}; expected {error.expected}"
+        self._refusals.refuse(error.code, text, peer=peer)
         refused = _refusal(error)
         # Another version cannot check our seal, but it can read the header alone.
         self._send(
@@ -285,7 +289,7 @@ class Server:
                 self._socket.send_multipart([route, header, piece], zmq.NOBLOCK, copy=False)
                 self._guard.sent(fd, len(header) + len(piece))
         except zmq.ZMQError:  # the peer has gone; its session keeps the answer
-            self.sessions.leave(route)
+            self._record.left(self.sessions.leave(route))
 
 
 def _refusal(error: ProtocolError) -> FromTrainer:

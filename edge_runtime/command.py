@@ -33,6 +33,7 @@ from adc_edge.options import (
     run_options,
 )
 from adc_edge.quantities import OrAuto
+from adc_edge.watching.options import WatchSettings, watch_options
 
 if TYPE_CHECKING:
     from adc_edge.logs import AnyConsole
@@ -190,10 +191,13 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--drift-every", default=0, type=COUNT, metavar="N", help="Log max |engine - PyTorch| every N steps; 0: never."
 )
+@heading("Watching")
+@watch_options
 @heading("Logging")
 @log_options
 def serve(
     console: AnyConsole,
+    watch: WatchSettings,
     wait_s: float,
     outage_s: float,
     snr_up: float | None,
@@ -209,11 +213,12 @@ def serve(
     from adc_edge.config import chosen_options
     from adc_edge.edge_runtime.noise import NoiseSettings
     from adc_edge.edge_runtime.runner import Serve
-    from adc_edge.edge_runtime.screen.display import report_table
+    from adc_edge.edge_runtime.screen.result import report_table
     from adc_edge.edge_runtime.settings import ServeSettings, resolved_source
     from adc_edge.files import write_atomic
     from adc_edge.optimizer.settings import take_settings
     from adc_edge.signals import INTERRUPTED, StopFlag
+    from adc_edge.watching.process import watching
 
     settings = ServeSettings(
         optimizer=take_settings(rest),
@@ -224,7 +229,9 @@ def serve(
     )
     stop, logger = StopFlag(), logging.getLogger(__name__)
     options = chosen_options(click.get_current_context()) | {"data": resolved_source(settings.data)}
-    report = Serve(settings, console, stop, options).run()
+    device = Serve(settings, console, stop, options)
+    shown = click.get_current_context().with_resource(watching(settings.run, watch, stop))
+    report = device.run(shown)
     as_json = click.get_current_context().params["log_json"]
     if not as_json:
         console.print(report_table(report))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import UNSET
 from rich.console import Console
 
 from adc_edge.data import augment
@@ -33,6 +32,7 @@ from adc_edge.edge_runtime.state import RunState
 from adc_edge.edge_runtime.training import Training
 from adc_edge.edge_runtime.trunk.device import check_shim_device, choose_shim_device
 from adc_edge.edge_runtime.trunk.refresher import Refresher
+from adc_edge.edge_runtime.waiting import TrainerWaits
 from adc_edge.machine.description import describe_machine
 from adc_edge.machine.threads import divide_cores
 from adc_edge.planning.message_sizes import sizes_of_messages
@@ -40,10 +40,9 @@ from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
 from adc_edge.storage.decisions import Decisions
 from adc_edge.storage.halves import label_weights
+from adc_edge.storage.recorder import STOPPED, Recorder
 from adc_edge.storage.run_dir import RunDir
-from adc_edge.terminal import readable
 from adc_edge.wire.connection import ClientKeys, Stopped
-from adc_edge.wire.messages import VERSION, Hello
 from adc_edge.wire.sockets import check_endpoint
 
 if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
@@ -53,7 +52,14 @@ logger = logging.getLogger(__name__)
 
 
 class Serve:
-    """One run of a device; ``console`` shows its progress, and ``options`` are kept for ``--resume``."""
+    """One run of a device.
+
+    Args:
+        settings: the settings of the run.
+        console: shows its progress.
+        stop: asked between steps and while waiting; None: the run ends at Ctrl-C and SIGTERM.
+        options: kept for ``--resume``.
+    """
 
     def __init__(
         self,
@@ -83,8 +89,17 @@ class Serve:
     def _torchless(self) -> bool:
         return self.settings.trunk == "frozen" and self.settings.engine != "torch"
 
-    def run(self) -> dict[str, Any]:
-        """Train to the end, or until ``stop`` returns True, as after Ctrl-C; returns the report."""
+    @property
+    def _largest_images(self) -> int:
+        """Images of the largest message, now or in a step of the record."""
+        return self.cut.images // self.decisions.fewest_micro_batches(self.cut.micro_batches)
+
+    def run(self, shown: Path | None = None) -> dict[str, Any]:
+        """Train to the end, or until ``stop`` returns True, as after Ctrl-C; returns the report.
+
+        Args:
+            shown: an empty directory for what others watch of a run that is not kept.
+        """
         settings = self.settings
         threads = divide_cores(settings.threads)
         dataset = data.load_dataset(settings.data)
@@ -94,27 +109,25 @@ class Serve:
             train = self._loader(dataset.train, self.cut.images, augment.parse_augmentation(settings.augment))
             stack.callback(train.close)
             total = settings.total_steps(train.steps_per_epoch)
-            precisions = self.precision, self.gradient_precision
-            fixed = settings.fixed(self.bundle.digest, precisions, self.cut.shape, self.cut.known)
-            free = msgspec.to_builtins(settings, enc_hook=str)
-            now = describe_machine(engine=settings.engine, provider=settings.provider, threads=threads)
-            run_dir = RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh)
-            stack.callback(run_dir.close)
-            run_dir.keep(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
+            run_dir = stack.enter_context(closing(self._run_dir(threads, shown)))
+            recorder = stack.enter_context(Recorder(run_dir, lambda: self.state.step))
+            run_dir.show(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
             shim = None if self._torchless else self._shim(run_dir)  # last: torch's import takes seconds
             learning = shim if settings.trunk == "train" else None
             refresher = None if learning is None else Refresher(learning, settings.refresh_every)
             self.decisions = Decisions(run_dir)
             self.state = RunState(run_dir, refresher, self.decisions.micro_batches)
             self._resume(run_dir)
+            recorder.begun("device", settings.trainer, total)
             self.classes.resume(run_dir, self.state.step)
             engines = stack.enter_context(ExitStack())  # its own stack: `--engine auto` may exchange the engine
             engine = engines.enter_context(self._engine(run_dir, shim))
             self._check_engine(run_dir, engine)
             if refresher is not None:
                 refresher.follow(engine)
-            display = Display(self.console, total, self.state.step, settings.insecure)
-            session = self._session(display, total)
+            display = stack.enter_context(self._display(total))
+            session = self._session(TrainerWaits(run_dir, display.outage), total)
+            display.follow(session.channel)
             stack.callback(session.close)
             why = ""
             with suppress(Stopped):  # Training finds the wish to stop again, and says so
@@ -127,23 +140,26 @@ class Serve:
             stack.callback(test.close)
             step_settings = self._step_settings(total)
             loop = DeviceLoop(engine, learning, refresher, train, session, self.state.journal, step_settings)
-            forms = forms_to_follow(settings, self.plan, self.manifest, step_settings)
+            forms = forms_to_follow(settings, self.plan, self.manifest, step_settings, self._largest_images)
             course = Course(step_settings, self.decisions, forms, settings.window)
-            training = Training(
-                settings, self.manifest, loop, course, why, self.state, run_dir, test, display, total, self.stop
-            )
-            with display:
-                training.run()
+            state, stop = self.state, self.stop
+            training = Training(settings, self.manifest, loop, course, why, state, run_dir, test, display, total, stop)
+            training.run()
             broken = train.broken, test.broken
             first = next((found.first for found in broken if found.first), None)
             stopped = None if training.stop_reason is None else {"step": self.state.step, "why": training.stop_reason}
-            more = {
-                "broken_images": sum(map(len, broken)),
-                "first_broken_image": first,
-                "stopped": stopped,
-                "changes": course.changes,
-            }
-            return self._finish(run_dir, shim, more, total, course.at(self.state.step))
+            more: dict[str, Any] = {"broken_images": sum(map(len, broken)), "first_broken_image": first}
+            more |= {"stopped": stopped, "changes": course.changes}
+            report = self._finish(run_dir, shim, more, total, course.at(self.state.step))
+            recorder.ending(report["complete"], training.stop_reason or ("" if report["complete"] else STOPPED))
+            return report
+
+    def _run_dir(self, threads: int, shown: Path | None) -> RunDir:
+        settings, precisions = self.settings, (self.precision, self.gradient_precision)
+        fixed = settings.fixed(self.bundle.digest, precisions, self.cut.shape, self.cut.known)
+        free = msgspec.to_builtins(settings, enc_hook=str)
+        now = describe_machine(engine=settings.engine, provider=settings.provider, threads=threads)
+        return RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh, shown=shown)
 
     def _resume(self, run_dir: RunDir) -> None:
         if self.state.resume():
@@ -206,16 +222,24 @@ class Serve:
             engine = engines.enter_context(self._engine(run_dir, learning, choice.engine))
         return engine, why
 
-    def _session(self, display: Display, total: int) -> DeviceSession:
+    def _display(self, total: int) -> Display:
+        settings, manifest = self.settings, self.manifest
+        blocks = f"blocks 1 to {manifest.split} of {manifest.depth}"
+        title, frozen = f"{manifest.model}, {blocks} → {settings.trainer}", settings.trunk == "frozen"
+        return Display(self.console, total, self.state.step, settings.insecure, title, frozen)
+
+    def _session(self, waits: TrainerWaits, total: int) -> DeviceSession:
+        settings = self.settings
         return DeviceSession(
-            self.settings.trainer,
-            lambda: self._hello(total),
+            settings.trainer,
+            lambda: self.state.hello(self.bundle.digest, settings.name, total, self.decisions),
             self.state.journal,
             self.manifest.dim,
             keys=self.keys,
             stop=self.stop,
-            loopback_alone=self.keys is None and not self.settings.insecure,
-            on_outage=display.outage,
+            loopback_alone=self.keys is None and not settings.insecure,
+            on_outage=waits.outage,
+            on_try=waits.tried,
             classes=self.classes,
             micro_batches=self.decisions.micro_batches,
         )
@@ -242,25 +266,6 @@ class Serve:
         settings, preprocessing = self.settings, self.manifest.preprocessing
         return Loader(split, preprocessing, batch_size, settings.seed, changes, settings.workers, settings.allow_broken)
 
-    def _hello(self, total: int) -> Hello:
-        name = self.settings.name or socket.gethostname()
-        state = self.state
-        return Hello(
-            version=VERSION,
-            bundle=self.bundle.digest,
-            session=state.session,
-            incarnation=state.incarnation,
-            device=readable(name)[:64],
-            next_step=state.step,
-            durable=state.durable,
-            oldest=state.oldest,
-            steps=total,
-            micro_batches=self.decisions.micro_batches(state.oldest),
-            changes=self.decisions.changes(state.oldest) or UNSET,
-            class_names=True,
-            named=bool(self.settings.name) or UNSET,
-        )
-
     def _shim(self, run_dir: RunDir) -> Shim:
         device = choose_shim_device(self.settings.shim_device, run_dir)
         return make_shim(self.bundle, self.settings, device)
@@ -269,7 +274,8 @@ class Serve:
         name = name or self.settings.engine
         if name == "auto":  # ONNX Runtime until the choice is made, which the run keeps
             name = (run_dir.kept(ENGINE) or b"onnxruntime").decode()
-        return make_engine(name, self.bundle, self.settings, self.cut.shape, self.graph, shim)
+        shape = msgspec.structs.replace(self.cut.shape, images=self._largest_images)
+        return make_engine(name, self.bundle, self.settings, shape, self.graph, shim)
 
     def _finish(
         self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], total: int, now: StepSettings

@@ -59,6 +59,7 @@ class DeviceSession:
         stop: asked while waiting; True raises Stopped.
         loopback_alone: connect to no other address, whatever the name resolves to: there are no keys.
         on_outage: told True when the link is lost and False when the trainer is back.
+        on_try: as of the Channel.
         classes: the classes of the data; None: labels are the head's already.
         micro_batches: gives their number in a step; None: as the Hello tells.
     """
@@ -74,11 +75,17 @@ class DeviceSession:
         stop: Callable[[], bool] = lambda: False,
         loopback_alone: bool = False,
         on_outage: Callable[[bool], None] = lambda lost: None,
+        on_try: Callable[[int], None] = lambda failed: None,
         classes: DeviceClasses | None = None,
         micro_batches: MicroBatches | None = None,
     ) -> None:
         self.channel = Channel(
-            endpoint, keys=keys, stop=stop, loopback_alone=loopback_alone, body_bytes=self._body_bytes
+            endpoint,
+            keys=keys,
+            stop=stop,
+            loopback_alone=loopback_alone,
+            body_bytes=self._body_bytes,
+            on_try=on_try,
         )
         self._hello, self._journal, self._dim, self._on_outage = hello, journal, dim, on_outage
         self._pending: deque[tuple[Message, Body]] = deque()

@@ -170,6 +170,16 @@ class StepSettings(msgspec.Struct, frozen=True):
     seed: int = 0  # of the noise
     outage_s: float | None = None  # how long to wait for a trainer that went away; None: for ever
 
+    def figures(self, frozen: bool) -> dict[str, float | str | None]:
+        """Return ξ, precisions (None: no gradient is sent), micro-batches and images of a step, for the record."""
+        return {
+            "xi": self.shape.xi,
+            "precision": self.precision,
+            "gradient_precision": None if frozen else self.gradient_precision,
+            "micro_batches": self.micro_batches,
+            "images": self.micro_batches * self.shape.images,
+        }
+
 
 def same_source(source: str, run: Path | None) -> str:
     """Return the data source as ``run`` has it if that names the same one: ``./x``, ``x/``, a link, the whole path.

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from adc_edge.edge_runtime.tally import Tally
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import CheckpointError
+from adc_edge.storage.decisions import Decisions
 from adc_edge.storage.journal import Journal
 from adc_edge.storage.position import MicroBatches
 from adc_edge.storage.run_dir import RunDir
+from adc_edge.terminal import readable
+from adc_edge.wire.messages import VERSION, Hello
 
 _ID_BITS = 63
 
@@ -66,6 +71,31 @@ class RunState:
             self._trunk.restore(kept.arrays)
         self._forget_later()
         return True
+
+    def hello(self, bundle: str, name: str, steps: int, decisions: Decisions) -> Hello:
+        """Return the Hello of the present state.
+
+        Args:
+            bundle: digest of the bundle.
+            name: of this device; empty: the host's.
+            steps: planned.
+            decisions: tell how many micro-batches the steps have.
+        """
+        return Hello(
+            version=VERSION,
+            bundle=bundle,
+            session=self.session,
+            incarnation=self.incarnation,
+            device=readable(name or socket.gethostname())[:64],
+            next_step=self.step,
+            durable=self.durable,
+            oldest=self.oldest,
+            steps=steps,
+            micro_batches=decisions.micro_batches(self.oldest),
+            changes=decisions.changes(self.oldest) or UNSET,
+            class_names=True,
+            named=bool(name) or UNSET,
+        )
 
     def save(self) -> None:
         """Make a checkpoint; after an OSError the earlier checkpoints are still there."""

@@ -144,8 +144,9 @@ class Training:
         self._in_step = False
         state.tally.add(record, loop.loader.batch_size)
         self._tally_link()
-        run_dir.metric(kind="step", **msgspec.to_builtins(record), **loop.link.figures())
-        self.display.step(state.step, state.tally, loop.link)
+        figures = loop.settings.figures(loop.shim is None) | loop.link.figures()
+        run_dir.metric(kind="step", **msgspec.to_builtins(record), **figures)
+        self.display.step(record, state.tally, loop.link, loop.settings)
         state.step += 1
         try:
             self.course.observe(record, loop)
@@ -214,6 +215,7 @@ class Training:
 
     def _evaluate(self) -> None:
         settings, tally, start = self.settings, self.state.tally, time.monotonic()
+        self.display.evaluating()
         limit, precision = settings.evaluate_images, self._evaluation_precision()
         result, up, down = self.loop.evaluate(self.state.step, self.test, limit, precision)
         before = tally.evaluations[-1].precision if tally.evaluations else precision

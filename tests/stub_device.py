@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from msgspec import UNSET, UnsetType
@@ -114,3 +117,26 @@ class Device:
         assert isinstance(answer, Gradient)
         self.next_step = answer.step + (answer.micro_batch + 1 == self.micro_batches)
         return answer, bytes(gradient)
+
+
+@contextmanager
+def training_beside(
+    bundle: Bundle, endpoint: str, clusters: int = 256, classes: DeviceClasses | None = None
+) -> Iterator[list[Gradient]]:
+    """A device that trains with large messages until the end of the block. Yields its answers so far."""
+    device, over, answers = Device(bundle, endpoint, session=2, classes=classes), threading.Event(), list[Gradient]()
+    device.shape = (clusters, 17, bundle.manifest.dim)
+
+    def train() -> None:
+        device.session.open(30)
+        while not over.is_set():
+            answers.append(device.step(len(answers), images=clusters)[0])
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        thread.join()
+        device.session.close()

@@ -71,6 +71,10 @@ class Decisions:
         decision = self.at(step)
         return self._first if decision is None else decision.micro_batches
 
+    def fewest_micro_batches(self, now: int) -> int:
+        """Return the least M of the recorded decisions and ``now``: its messages have the most images."""
+        return min([now, *(decision.micro_batches for decision in self._all)])
+
     def changes(self, after: int) -> list[tuple[int, int]]:
         """Return the steps beyond ``after`` at which M changes, each with its new M."""
         cuts = [(-1, self._first), *((decision.step, decision.micro_batches) for decision in self._all)]

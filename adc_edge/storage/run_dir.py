@@ -1,7 +1,8 @@
 """Directory of a run (``--run DIR``): settings, metrics, checkpoints, and the weights at the end.
 
 settings.json      options, bundle and machine; a resumed run must match the first two
-metrics.jsonl      one JSON object for each step or evaluation
+metrics.jsonl      one JSON object for each step or evaluation; going back to a checkpoint drops those after it
+events.jsonl       one JSON object for each event (`events.py`), never dropped; the oldest are in events.1.jsonl
 manifest.json      copy of the bundle's; a trainer also writes the address on which it listens to `endpoint`
 checkpoint-*.safetensors
 journal/           sent messages, which may have to be sent again
@@ -16,7 +17,6 @@ best-trunk.safetensors, or best-head-*.safetensors of each session: the halves o
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -32,6 +32,8 @@ from adc_edge.arrays import Arrays
 from adc_edge.errors import SettingError
 from adc_edge.files import json_bytes, temporary_directory, write_atomic
 from adc_edge.storage.checkpoint import Checkpoint, checkpoint_steps, drop_newer, latest_checkpoint, save_checkpoint
+from adc_edge.storage.events import EVENTS_FILE, Event
+from adc_edge.storage.json_lines import JsonLines
 from adc_edge.storage.run_settings import (
     SETTINGS,
     another_run,
@@ -40,6 +42,7 @@ from adc_edge.storage.run_settings import (
     check_no_bundle,
     check_role,
     read_settings,
+    run_number,
 )
 
 METRICS = "metrics.jsonl"
@@ -48,9 +51,13 @@ LOCK = "lock"
 CLASSES = "classes.json"
 DECISIONS = "decisions.json"
 MICRO_BATCHES = "micro-batches"
+EVENTS_BYTES = 32 * 2**20  # of events.jsonl; as many older ones are kept
+SHOWN_BYTES = 32 * 2**20  # the same for metrics.jsonl of a run that is not kept: its directory may lie in memory
 _OURS = (
     SETTINGS,
     METRICS,
+    EVENTS_FILE,
+    "events.1.jsonl",
     "manifest.json",
     "endpoint",
     "engine",
@@ -76,7 +83,7 @@ class LearnedClasses(msgspec.Struct, frozen=True):
 
 
 class RunDir:
-    """Directory of a run; with ``path`` None nothing is kept.
+    """Directory of a run; with ``path`` None nothing is kept. Its metrics and events may be written from any thread.
 
     Args:
         path: the directory, created if absent.
@@ -85,6 +92,7 @@ class RunDir:
         options: options of the command line by name, with which the same run can be started again.
         machine: versions, threads and the like, on which the numbers may depend, for the record.
         fresh: delete the run that is there.
+        shown: an empty directory for what others watch of a run that is not kept: settings, metrics and events.
 
     Raises:
         CheckpointError: the directory holds a run with other ``fixed`` settings.
@@ -100,12 +108,14 @@ class RunDir:
         *,
         options: Mapping[str, Any] | None = None,
         fresh: bool = False,
+        shown: Path | None = None,
     ) -> None:
         self.path = path
+        self.follower: Callable[[Event | Mapping[str, Any]], None] = lambda line: None  # a screen: told each line
         self.changes: list[str] = []  # in ``machine`` since the run's last start
-        self.trouble: OSError | None = None  # why the last metric could not be written
         self._temporary = temporary_directory() if path is None else None
         self.journal = Path(self._temporary.name) if self._temporary else Path(str(path)) / JOURNAL
+        self._place = path = path or shown
         if path is None:
             return
         check_no_bundle(path)
@@ -119,10 +129,13 @@ class RunDir:
                 known = {"fixed": fixed, "free": free, "machine": machine or {}}
                 now = json.loads(json_bytes(known if options is None else known | {"options": options}))
                 self._match(path / SETTINGS, now)
+                now = run_number(path / SETTINGS) | now
                 write_atomic(path / SETTINGS, json_bytes(now))
                 self._settings = now
                 _remove(path, _CUT_OFF)
-                self._metrics = os.open(path / METRICS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                self._metrics = JsonLines(path / METRICS, SHOWN_BYTES if self.path is None else 0)
+                self._metrics.open()
+                self._events = JsonLines(path / EVENTS_FILE, EVENTS_BYTES)  # made by the first event
                 self._steps = checkpoint_steps(path)  # asked for at every step
             except BaseException:
                 os.close(self._lock)
@@ -158,9 +171,9 @@ class RunDir:
 
     def settle(self, **fixed: Any) -> None:
         """Replace settings that a resumed run must share; only before the first step."""
-        if self.path:
+        if self._place:
             self._settings["fixed"] |= fixed
-            write_atomic(self.path / SETTINGS, json_bytes(self._settings))
+            self.show(SETTINGS, json_bytes(self._settings))
 
     @property
     def has_begun(self) -> bool:
@@ -183,17 +196,22 @@ class RunDir:
             return step
         return self._steps[-2] if len(self._steps) > 1 else 0
 
+    @property
+    def trouble(self) -> OSError | None:
+        """Why the last metric could not be written; None: it was."""
+        return self._metrics.trouble if self._place else None
+
     def metric(self, **values: Any) -> None:
-        """Append one line to metrics.jsonl; on a full disk the line is lost and the run goes on (see ``trouble``)."""
-        if self.path is None:
-            return
-        line = (b"\n" if self.trouble else b"") + json.dumps(values).encode() + b"\n"
-        try:
-            if os.write(self._metrics, line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self.trouble = None
-        except OSError as error:
-            self.trouble = error
+        """Append one line to metrics.jsonl, with the time; a full disk loses it and the run goes on (``trouble``)."""
+        self.follower(values)
+        if self._place:
+            self._metrics.append(json.dumps(values | {"time": round(time.time(), 3)}).encode())
+
+    def event(self, event: Event) -> None:
+        """Append one line to events.jsonl; a full disk loses it and the run goes on."""
+        self.follower(event)
+        if self._place:
+            self._events.append(msgspec.json.encode(event))
 
     def rewind(self, step: int, keep: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
         """Rewind to ``step``: delete later checkpoints and the metrics that ``keep`` rejects, and return these."""
@@ -209,15 +227,18 @@ class RunDir:
             except ValueError:  # torn by a kill or a full disk
                 continue
             (kept if keep(values) else dropped).append(values)
-        write_atomic(self.path / METRICS, b"".join(json.dumps(values).encode() + b"\n" for values in kept))
-        os.close(self._metrics)
-        self._metrics = os.open(self.path / METRICS, os.O_WRONLY | os.O_APPEND)
+        self._metrics.replace(b"".join(json.dumps(values).encode() + b"\n" for values in kept))
         return dropped
 
     def keep(self, name: str, data: bytes) -> None:
         """Write a file of the run atomically."""
         if self.path:
             write_atomic(self.path / name, data)
+
+    def show(self, name: str, data: bytes) -> None:
+        """Write a file of the run atomically, also where a run that is not kept is watched."""
+        if self._place:
+            write_atomic(self._place / name, data)
 
     def kept(self, name: str) -> bytes | None:
         """Return the contents of a file that ``keep`` wrote, or None."""
@@ -228,8 +249,9 @@ class RunDir:
         """Release the directory."""
         if self._temporary:
             self._temporary.cleanup()
-        else:
-            os.close(self._metrics)
+        if self._place:
+            self._metrics.close()
+            self._events.close()
             os.close(self._lock)
 
 

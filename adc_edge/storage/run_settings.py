@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class RunSettings(msgspec.Struct):
 
     fixed: dict[str, Any]
     machine: dict[str, Any] = {}
+    run: str = ""  # 12 random hexadecimal digits that tell the run from others; none before 0.10
 
 
 def read_settings(path: Path) -> RunSettings:
@@ -32,6 +34,12 @@ def read_settings(path: Path) -> RunSettings:
             "settings as adc-edge wrote them",
             "use another --run directory, or start over with --fresh",
         ) from None
+
+
+def run_number(path: Path) -> dict[str, str]:
+    """Return the entry ``run`` for the settings in a file: the one that is there, or a new one for a new run."""
+    run = read_settings(path).run if path.exists() else secrets.token_hex(6)
+    return {"run": run} if run else {}
 
 
 def another_run(path: Path, changed: list[str]) -> CheckpointError:

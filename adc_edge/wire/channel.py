@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import zmq
 from tenacity import (
@@ -52,6 +53,14 @@ def padding_bytes(message: FromTrainer) -> int:
     return min(message.body_bytes, CHUNK_BYTES) if isinstance(message, Pong) else 0
 
 
+class Attempt(NamedTuple):
+    """An attempt to reach the trainer."""
+
+    since: float  # monotonic clock, when the first one of this outage began
+    number: int
+    why: str  # the one before failed; nothing: it is the first
+
+
 class Channel:
     """A channel to a trainer that outlives its connections.
 
@@ -61,6 +70,7 @@ class Channel:
         stop: asked while waiting; True raises Stopped.
         loopback_alone: connect to no other address, whatever the name resolves to: there are no keys.
         body_bytes: body size that an answer must have, or ProtocolError; asked before the body is allocated.
+        on_try: told how many tries to connect have failed, before each pause, and 0 once the trainer answers.
     """
 
     def __init__(
@@ -71,14 +81,16 @@ class Channel:
         stop: Callable[[], bool] = lambda: False,
         loopback_alone: bool = False,
         body_bytes: Callable[[FromTrainer], int] = padding_bytes,
+        on_try: Callable[[int], None] = lambda failed: None,
     ) -> None:
         parse_address(endpoint)  # at once, or a malformed one would be tried for ever
         self.endpoint, self._loopback_alone = endpoint, loopback_alone
-        self._keys, self._stop = keys, stop
+        self._keys, self._stop, self._on_try = keys, stop, on_try
         self._foreign: int | None = 0  # times in a row that something else answered; None once a trainer did
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._connection: Connection | None = None
         self.inbox = Assembler(unpack_from_trainer, body_bytes, check_foreign_refusal)
+        self.attempt: Attempt | None = None  # that is under way
         self._past = self._past_framed = (0, 0)
         self._unreadable = 0
 
@@ -96,9 +108,12 @@ class Channel:
             Stopped: ``stop`` returned True.
         """
         start, told = time.monotonic(), dict[str, float]()
+        self.attempt = Attempt(start, 1, "")
 
-        def log_now_and_then(state: RetryCallState) -> None:
+        def tell(state: RetryCallState) -> None:
+            self._on_try(state.attempt_number)
             why = str(state.outcome.exception()) if state.outcome else ""
+            self.attempt = Attempt(start, state.attempt_number + 1, why)
             if time.monotonic() - told.get(why, -math.inf) > _LOG_EVERY_S:
                 told[why] = time.monotonic()
                 logger.info("waiting for the trainer at %s (%s)", self.endpoint, why)
@@ -109,10 +124,11 @@ class Channel:
                 wait=wait_random_exponential(multiplier=0.2, max=5),
                 stop=stop_never if wait_s is None else stop_after_delay(wait_s),
                 sleep=self.pause,
-                before_sleep=log_now_and_then,
+                before_sleep=tell,
             ):
                 with attempt:
                     self.connect(open_session)
+                    self._on_try(0)
         except RetryError as error:
             cause = error.last_attempt.exception()
             known = cause.remedy if isinstance(cause, LinkLost) else ""
@@ -121,6 +137,8 @@ class Channel:
                 "a running `adc-edge trainer` bound to that address",
                 known or "check address, firewall and keys, or let it keep trying with --wait inf",
             ) from None
+        finally:
+            self.attempt = None
 
     def connect(self, open_session: Callable[[], None] | None = None) -> None:
         """Try the addresses of the host once, in turn. A name is looked up each time: it may move while a device runs.

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from msgspec import UNSET
 
-from adc_edge.cloud_trainer.answers import Answers, RequestContext
+from adc_edge.cloud_trainer.answers import Answers
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.guard import Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
-from adc_edge.cloud_trainer.registry import SessionRegistry
+from adc_edge.cloud_trainer.registry import RequestContext, SessionRegistry
 from adc_edge.codec.precision import encode
 from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import label_triples

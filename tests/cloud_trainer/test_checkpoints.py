@@ -13,12 +13,15 @@ import pytest
 from adc_edge.cloud_trainer import checkpoints as module
 from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
-from adc_edge.cloud_trainer.head import HeadTraining
-from adc_edge.cloud_trainer.registry import SessionRegistry
-from adc_edge.cloud_trainer.served_session import SessionRecord
+from adc_edge.cloud_trainer.head import HeadTraining, Judged
+from adc_edge.cloud_trainer.registry import RequestContext, SessionRegistry
+from adc_edge.cloud_trainer.served_session import ServedSession, SessionRecord
 from adc_edge.errors import CheckpointError
 from adc_edge.storage.checkpoint import checkpoint_steps
 from adc_edge.storage.run_dir import RunDir
+from adc_edge.wire.framing import Assembler
+from adc_edge.wire.headers import unpack_from_device
+from adc_edge.wire.messages import Evaluate, Step
 from tests.serving import logged
 
 
@@ -28,6 +31,8 @@ class TrainerState:
     def __init__(self, training: HeadTraining, run_dir: RunDir, every: int) -> None:
         self.training, self.sessions = training, SessionRegistry(run_dir.journal)
         self.checkpoints = TrainerCheckpoints(training, self.sessions, run_dir, every)
+        peer = self.sessions.peer(b"route", 5, "", lambda: Assembler(unpack_from_device, lambda message: 0))
+        self.context = RequestContext(b"route", peer)
         self.checkpoints.resume()
 
     def applied(self) -> dict[int, int]:
@@ -41,7 +46,10 @@ class TrainerState:
         self.training.steps += 1
         totals = StepAccumulator(1)
         totals.bytes_up = bytes_up
-        self.checkpoints.record_step("orin", record.applied - 1, totals)
+        served = next(other for other in self.sessions if other.id == session)
+        message = Step(session, record.applied - 1, 0, 1, bytes_up, 8, 4, 7, 4, "fp32", "fp32")
+        self.checkpoints.record.step(served, message, totals, self.context, self.training.steps)
+        self.checkpoints.count_step(totals)
 
 
 @pytest.fixture
@@ -80,6 +88,21 @@ def test_a_restart_resumes_at_the_newest_checkpoint(training: HeadTraining, run:
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 4  # the fifth is done again
 
 
+def test_a_restart_keeps_the_evaluations_of_sessions_that_it_knows(training: HeadTraining, run: Path) -> None:
+    """Their devices have the answers and do not evaluate again; steps after the checkpoint they do again."""
+    with closing(RunDir(run, {}, {})) as run_dir:
+        trainer = TrainerState(training, run_dir, every=2)
+        for _ in range(3):
+            trainer.step(1)
+        for session in (1, 2):
+            run_dir.metric(kind="evaluation", session=f"{session:016x}", step=3, head_step=3, images=8, accuracy=0.5)
+    with state(training, run):
+        pass
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["step"]) for line in lines] == [("step", 0), ("step", 1), ("evaluation", 3)]
+    assert lines[-1]["session"] == "0000000000000001"
+
+
 def test_devices_that_keep_many_bytes_get_a_checkpoint_out_of_turn(
     training: HeadTraining, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +130,7 @@ def test_a_checkpoint_that_cannot_be_written_is_logged_and_leaves_the_durable_st
         for _ in range(4):
             trainer.step(1)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # metrics fit, a checkpoint does not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # metrics fit, a checkpoint does not
         try:
             with logged() as lines:
                 trainer.step(1)
@@ -152,6 +175,29 @@ def test_going_back_takes_a_checkpoint_that_is_not_ahead_of_the_device(training:
         assert training.steps == 2
         assert checkpoint_steps(run) == [2]
         assert trainer.checkpoints.durable(1) == 0
+
+
+def test_going_back_forgets_what_later_heads_judged(training: HeadTraining, run: Path) -> None:
+    def judge(trainer: TrainerState, number: int, step: int, part: int, correct: int) -> None:
+        message = Evaluate(number, step, part, 1, 1, 8, "fp32")
+        session = ServedSession(number, SessionRecord("orin", "", step), run / "log")
+        trainer.checkpoints.record.judged(session, message, Judged(correct, 1.0, 0.1), training.steps)
+        if part:
+            trainer.checkpoints.record.evaluated(session)
+
+    with state(training, run) as trainer:
+        for _ in range(5):
+            trainer.step(1)
+        for part in (0, 1):
+            judge(trainer, 2, 0, part, correct=4)  # a device that the checkpoint does not know
+        judge(trainer, 1, 5, 0, correct=0)
+        assert trainer.checkpoints.go_back(1, step=3)
+        judge(trainer, 1, 5, 1, correct=8)  # its first part comes again too
+        for part in (0, 1):
+            judge(trainer, 2, 0, part, correct=4)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    told = [(int(line["session"]), line["images"]) for line in lines if line["kind"] == "evaluation"]
+    assert told == [(2, 16)]
 
 
 def test_going_back_is_refused_if_another_device_would_lose_steps(training: HeadTraining, run: Path) -> None:

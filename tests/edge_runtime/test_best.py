@@ -21,7 +21,7 @@ from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.edge_runtime.runner import Serve
-from adc_edge.edge_runtime.screen.display import report_table
+from adc_edge.edge_runtime.screen.result import report_table
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.edge_runtime.tally import Evaluation, best_of, summed
 from adc_edge.errors import SettingError

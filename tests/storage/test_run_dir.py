@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ FIXED: dict[str, Any] = {"bundle": "1234", "seed": 7, "optimizer": {"lr": 0.001}
 def test_a_run_records_what_was_asked_for(tmp_path: Path) -> None:
     RunDir(tmp_path / "a" / "run", FIXED, {"trainer": "tcp://host:5700"}, {"torch": "2.5"}).close()
     settings = json.loads((tmp_path / "a" / "run" / "settings.json").read_text())
+    assert re.fullmatch("[0-9a-f]{12}", settings.pop("run"))
     fixed = {**FIXED, "shape": [4, 9]}
     assert settings == {"fixed": fixed, "free": {"trainer": "tcp://host:5700"}, "machine": {"torch": "2.5"}}
 
@@ -35,6 +38,19 @@ def test_a_run_is_resumed_with_the_same_fixed_settings_and_any_free_ones(tmp_pat
     for trainer in ("tcp://a:1", "tcp://b:2"):
         RunDir(tmp_path, FIXED, {"trainer": trainer}).close()
     assert json.loads((tmp_path / "settings.json").read_text())["free"] == {"trainer": "tcp://b:2"}
+
+
+def test_a_runs_number_stays_over_resumes_and_a_run_of_an_older_version_gets_none(tmp_path: Path) -> None:
+    def number(**more: Any) -> str | None:
+        RunDir(tmp_path, FIXED, {}, **more).close()
+        found: str | None = json.loads((tmp_path / "settings.json").read_text()).get("run")
+        return found
+
+    first = number()
+    assert number() == first
+    assert number(fresh=True) not in (first, None)
+    (tmp_path / "settings.json").write_text(json.dumps({"fixed": {**FIXED, "shape": [4, 9]}}))
+    assert number() is None
 
 
 def begin(path: Path) -> None:
@@ -102,9 +118,16 @@ def test_metrics_are_one_json_object_a_line_and_are_there_at_once(tmp_path: Path
         with closing(RunDir(tmp_path, FIXED, {})) as run:
             for step in (start, start + 1):
                 run.metric(kind="step", step=step, loss=0.5)
-                lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-                assert json.loads(lines[-1]) == {"kind": "step", "step": step, "loss": 0.5}
-    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+                assert read(tmp_path)[-1] == {"kind": "step", "step": step, "loss": 0.5}
+    assert [line["step"] for line in read(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_metric_tells_its_time(tmp_path: Path) -> None:
+    before = time.time()
+    with closing(RunDir(tmp_path, FIXED, {})) as run:
+        run.metric(step=0)
+    told = json.loads((tmp_path / "metrics.jsonl").read_text())["time"]
+    assert before - 0.001 <= told <= time.time() + 0.001
 
 
 def test_the_newest_state_comes_back(tmp_path: Path) -> None:
@@ -165,7 +188,7 @@ def test_one_process_at_a_time_and_the_next_one_as_soon_as_the_first_is_dead(tmp
         for fresh in (False, True):
             with pytest.raises(SettingError, match="in use by another process"):
                 RunDir(tmp_path, FIXED, {}, fresh=fresh)
-        assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0}
+        assert read(tmp_path) == [{"step": 0}]
         first.send_signal(signal.SIGKILL)
         assert first.wait() == -signal.SIGKILL
         RunDir(tmp_path, FIXED, {}).close()
@@ -262,7 +285,7 @@ def test_going_back_drops_what_came_after_and_tells_which_metrics(tmp_path: Path
         for step in range(12):
             run.metric(step=step)
         dropped = run.rewind(5, lambda line: int(line["step"]) < 5)
-        assert dropped == [{"step": step} for step in range(5, 12)]
+        assert [line["step"] for line in dropped] == list(range(5, 12))
         latest = run.latest()
         assert latest is not None
         assert latest.step == 5
@@ -286,8 +309,9 @@ def test_a_last_line_torn_by_a_power_cut_costs_that_line_at_most(tmp_path: Path,
 
 
 def read(path: Path) -> list[Any]:
-    """Every line of metrics.jsonl."""
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    """Every line of metrics.jsonl, without its time."""
+    lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
 
 
 def readable(path: Path) -> list[int]:
@@ -312,7 +336,7 @@ def room(tmp_path: Path) -> Iterator[Callable[[int | None], None]]:
 def test_a_disk_that_fills_up_at_any_byte_loses_no_line_but_those_that_it_said_it_lost(
     tmp_path: Path, room: Callable[[int | None], None]
 ) -> None:
-    for limit in range(5 * len(b'{"step": 100}\n')):
+    for limit in range(5 * len(b'{"step": 100, "time": 1795934215.0}\n')):
         with closing(RunDir(tmp_path / str(limit), FIXED, {})) as run:
             written = []
             room(limit)

@@ -45,6 +45,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     """A strategy for every value that a field of this type may hold."""
     if get_origin(hint) is Annotated:
         kind, meta = get_args(hint)
+        if kind is float:
+            return st.floats(meta.ge if meta.gt is None else meta.gt, meta.le, exclude_min=meta.gt is not None)
         return st.text(max_size=100) if kind is str else st.integers(meta.ge, meta.le)
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
