@@ -28,3 +28,5 @@ DECODING_THREADS = 2
 EVALUATION_IMAGES = 1000
 MOST_MICRO_BATCHES = 64  # of a step
 MAX_IMAGES = 1024  # of one message
+WEB_ADDRESS = "127.0.0.1:8080"  # of the page of runs
+METRICS_BIND = "127.0.0.1"  # where metrics are served
