@@ -37,8 +37,11 @@ COMMANDS = {
     "plan": "adc_edge.calibration.plan.command",
     "privacy": "adc_edge.evaluation.privacy.command",
     "profile": "adc_edge.edge_runtime.profile.command",
+    "report": "adc_edge.watch.report.command",
+    "runs": "adc_edge.watch.runs.command",
     "serve": "adc_edge.edge_runtime.command",
     "trainer": "adc_edge.cloud_trainer.command",
+    "watch": "adc_edge.watch.command",
 }
 
 
@@ -46,7 +49,7 @@ class _Failure(click.ClickException):
     """Shows an AdcEdgeError through click: no traceback, the error's exit code."""
 
     def __init__(self, error: AdcEdgeError) -> None:
-        super().__init__(str(error))
+        super().__init__(terminal.escaped(str(error), terminal.LAYOUT))  # a trainer's words are in some of them
         self.error = error
 
     @property
@@ -144,6 +147,7 @@ _EXTRAS = {  # what each command needs in addition
     "plan": "eval",
     "privacy": "eval",
     "profile": "train",
+    "report": "watch",
     "serve": "train",
     "trainer": "cloud",
 }

@@ -21,7 +21,7 @@ from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.text import Text
 
-from adc_edge.terminal import command_lines, prepare, silence, spell, take_any_text
+from adc_edge.terminal import LAYOUT, command_lines, escaped, prepare, silence, spell, take_any_text
 
 _PLAIN = "%(asctime)s %(levelname)-7s %(message)s"
 _COLUMNS_BEFORE = {"terminal": 18, "plain": 28}  # time and level
@@ -46,8 +46,8 @@ class AnyConsole(Console):
         return options
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Spell a text, then render it."""
-        return super().render_str(spell(text, self.encoding), **options)
+        """Spell a text without its control characters, then render it."""
+        return super().render_str(spell(escaped(text, LAYOUT), self.encoding), **options)
 
     def say(self, text: str) -> None:
         """Print a text as it is, without markup, and without line breaks of its own: commands, names of files."""
@@ -81,13 +81,26 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class _PlainFormatter(logging.Formatter):
+    """Lines of text, without control characters that a name or a peer's message brought along."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record), LAYOUT)
+
+
 class _TerminalHandler(RichHandler):
-    """Breaks long messages between words, before rich breaks them anywhere."""
+    """Breaks long messages between words, before rich breaks them anywhere. A terminal that has gone ends no run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], OSError):
+            silence(self.console.file)
+        else:
+            super().handleError(record)
 
     def render_message(self, record: logging.LogRecord, message: str) -> ConsoleRenderable:
         """Return the message in lines that fit beside time and level."""
         room = self.console.width - _COLUMNS_BEFORE["terminal"]
-        return super().render_message(record, "\n".join(wrap_message(message, room)))
+        return super().render_message(record, "\n".join(wrap_message(escaped(message, LAYOUT), room)))
 
 
 class _StreamHandler(logging.StreamHandler[Any]):
@@ -117,10 +130,20 @@ def plain_room(console: Console) -> int | None:
 
     The output of a command that is piped into another is often still read on the terminal.
     """
-    if any(isinstance(handler.formatter, _JsonFormatter) for handler in logging.getLogger("adc_edge").handlers):
+    if _logs_json():
         return None
     seen = "COLUMNS" in os.environ or any(map(os.isatty, range(3)))
     return console.width - _COLUMNS_BEFORE["plain"] if seen else None
+
+
+def wants_lines() -> bool:
+    """Return whether the log is of JSON lines, or of warnings and errors alone: then nothing else is shown."""
+    logger = logging.getLogger("adc_edge")
+    return _logs_json() or (bool(logger.handlers) and logger.getEffectiveLevel() > logging.INFO)
+
+
+def _logs_json() -> bool:
+    return any(isinstance(handler.formatter, _JsonFormatter) for handler in logging.getLogger("adc_edge").handlers)
 
 
 def configure(console: Console, verbosity: int = 0, as_json: bool = False) -> None:
@@ -145,5 +168,5 @@ def _handler(console: Console, as_json: bool) -> logging.Handler:
             console=console, show_path=False, highlighter=NullHighlighter(), log_time_format="%H:%M:%S"
         )
     handler = _StreamHandler(console.file)
-    handler.setFormatter(_JsonFormatter() if as_json else logging.Formatter(_PLAIN, "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(_JsonFormatter() if as_json else _PlainFormatter(_PLAIN, "%Y-%m-%d %H:%M:%S"))
     return handler

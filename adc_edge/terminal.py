@@ -20,13 +20,15 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
+LAYOUT = "\n\t"  # control characters that a text of several lines may have
 _ANY_WIDTH = 10_000  # columns of a terminal on which no table is too wide
 _SPELLED = "adc-edge.spelled"  # error handler
 _ASCII = "adc-edge-ascii"  # codec; click writes UTF-8 to an output whose encoding has the name ascii
 _SPELLINGS = """
 ξ=xi σ=sigma √=sqrt µ=u μ=u ²=^2 ³=^3 °=deg ±=+- ×=x ·=* •=* ≤=<= ≥=>= ≈=~ →=-> ←=<- …=... –=- —=- −=- ✓=ok ✗=no
-‘=' ’=' “=" ”=" ß=ss ─=- ━=- ═=- ╌=- ╍=- ┄=- ┅=- ╸=- ╺=- │=| ┃=| ║=|
+‘=' ’=' “=" ”=" ß=ss ▁=_ ▂=. ▃=: ▄=- ▅== ▆=+ ▇=* █=# ░=. ●=* ○=o ─=- ━=- ═=- ╌=- ╍=- ┄=- ┅=- ╸=- ╺=- │=| ┃=| ║=|
 """
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")  # bidi too
 _WORDS = dict(pair.split("=", 1) for pair in _SPELLINGS.split()) | dict.fromkeys("┌┐└┘├┤┬┴┼┏┓┗┛┣┫┳┻╋┡┩╇╭╮╯╰", "+")
 
 
@@ -57,6 +59,11 @@ def spell(text: str, encoding: str) -> str:
 def readable(text: str) -> str:
     """Return ``text`` with each byte of a file name that is not UTF-8 as ``\\xff``: what a JSON or HTML file takes."""
     return spell(text, "utf-8")
+
+
+def escaped(text: str, but: str = "") -> str:
+    """Return ``text`` with its control characters, except those in ``but``, as ``\\x1b``: no terminal obeys them."""
+    return _CONTROL.sub(lambda found: found[0] if found[0] in but else _code(ord(found[0])), text)
 
 
 def command_lines(command: str, width: int | None, begin: str = "  ") -> list[str]:
@@ -159,6 +166,10 @@ def _find_codec(name: str) -> codecs.CodecInfo | None:
         info.incrementaldecoder,
         name=_ASCII,
     )
+
+
+def _code(number: int) -> str:
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
 codecs.register(_find_codec)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from adc_edge import logs
 from adc_edge.terminal import command_lines
@@ -128,3 +129,15 @@ def test_a_command_to_type_next_can_be_pasted_as_it_stands(width: int | None) ->
 def test_a_word_that_fits_only_without_its_label_stays_whole() -> None:
     address = "tcp://trainer.company.example:5700"
     assert logs.wrap_message(f"trainer  {address}", 40) == ["trainer", address]
+
+
+def test_control_characters_of_others_reach_no_terminal_by_a_text_or_a_table() -> None:
+    file = io.StringIO()
+    console = logs.AnyConsole(file=file, width=80)
+    table = Table(title="link to \x1b[2J")
+    table.add_row("a\x9bb", "two\nlines")
+    console.say("resent \x1b]0;title\x07\tby\nit")
+    console.print(table)
+    assert "\x1b" not in file.getvalue()
+    assert "\x9b" not in file.getvalue()
+    assert "resent \\x1b]0;title\\x07" in file.getvalue()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import click
 
 from adc_edge import __version__
-from adc_edge.terminal import command_lines
+from adc_edge.terminal import LAYOUT, command_lines, escaped
 
 Kind = Literal["ok", "info", "missing", "warning", "bad"]
 START_TRAINER = "start `adc-edge trainer` there, and let its port through firewalls"  # a remedy
@@ -84,7 +84,7 @@ def health_line(report: DoctorReport) -> str:
         return f"ok: adc-edge {__version__} can serve" + ("" if report.trains else " a frozen trunk")
     row = report.faults[0]
     more = f" (and {len(report.faults) - 1} more)" if len(report.faults) > 1 else ""
-    return " ".join(f"bad: {row.name}: {row.text}{more}".split())
+    return " ".join(escaped(f"bad: {row.name}: {row.text}{more}", LAYOUT).split())
 
 
 def _row(row: DoctorRow, width: int) -> Iterator[str]:
@@ -98,7 +98,7 @@ def _row(row: DoctorRow, width: int) -> Iterator[str]:
 
 
 def _wrap(text: str, room: int) -> list[str]:
-    return textwrap.wrap(text, room, break_on_hyphens=False) or [""]
+    return textwrap.wrap(escaped(text, LAYOUT), room, break_on_hyphens=False) or [""]
 
 
 def serve_command(bundle: Path | None, trainer: str | None, keys: Path | None, insecure: bool, data: str | None) -> str:

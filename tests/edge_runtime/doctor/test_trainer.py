@@ -204,6 +204,17 @@ def test_a_trainer_of_another_protocol_is_bad(server: Server, monkeypatch: pytes
     assert "speaks protocol 4, this device 3" in row.text
 
 
+@pytest.mark.parametrize("options", [[], ["--health"]])
+def test_what_a_trainer_tells_gives_the_terminal_no_orders(
+    server: Server, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    told = {"version": messages.VERSION + 1, "trainer": "9\x1b[2J", "bundle": "0" * 12}
+    monkeypatch.setattr(server, "_about", told)
+    result = CliRunner().invoke(doctor, ["--trainer", server.endpoint, *options], color=True)
+    assert "\x1b[2J" not in result.output
+    assert "adc-edge 9\\x1b[2J speaks" in " ".join(result.output.split())
+
+
 def test_a_ping_that_does_not_ask_gets_the_bytes_it_always_got() -> None:
     """The link is measured by Pongs, and a device of 0.7 reads them."""
     assert pack_header(Pong(1, 2, 3)) == b"\x84\xa4kind\xa4pong\xa5nonce\x01\xaabody_bytes\x02\xa8transfer\x03"

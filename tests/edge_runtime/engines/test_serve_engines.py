@@ -20,9 +20,13 @@ from adc_edge.edge_runtime.engines.providers import Opened, open_session
 from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.errors import CheckpointError, EngineError, LinkError
+from adc_edge.files import json_bytes
+from adc_edge.method.ratio import Ratio
 from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import CLIENT, Bundle
+from adc_edge.storage.decisions import Decision
+from adc_edge.storage.run_dir import DECISIONS
 from tests.edge_runtime.engines.tensorrt.fake_tensorrt import Machine, installed
 from tests.serving import serving
 from tests.wrong_graph import change_weight
@@ -62,6 +66,16 @@ def test_every_engine_and_precision_trains_alike(trunk: str, half: Bundle, tmp_p
         calibrate_bundle(CalibrationSettings(half.path, "digits", images=16, eval_images=32, max_drop=100.0))
         assert losses("int8", compute="int8") == pytest.approx(reference, abs=0.05)
     assert len(list((tmp_path / "engines").glob("*.engine"))) == 1
+
+
+def test_an_engine_is_built_for_the_largest_messages_of_recorded_decisions(half: Bundle, tmp_path: Path) -> None:
+    run = tmp_path / "log" / "run"
+    run.mkdir(parents=True)
+    clusters, tokens = 16, half.manifest.tokens
+    run.joinpath(DECISIONS).write_bytes(json_bytes([Decision(2, 1, 1, clusters, tokens, "int8", "int8", "before")]))
+    with installed(Machine()):
+        more = {"engine": "tensorrt", "engine_cache": tmp_path / "engines", "batch_size": 16, "micro_batches": 4}
+        assert len(train(half, tmp_path / "log", 4, ratio=Ratio(xi=1.0), **more)) == 4
 
 
 def test_a_run_stays_with_the_precision_that_it_began_with(half: Bundle, tmp_path: Path) -> None:

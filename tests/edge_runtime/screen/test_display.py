@@ -9,10 +9,12 @@ import logging
 import pytest
 from rich.console import Console
 
-from adc_edge.edge_runtime.screen import display as display_module
-from adc_edge.edge_runtime.screen.display import Display, report_table, roughly
+from adc_edge.edge_runtime.screen import result as result_module
+from adc_edge.edge_runtime.screen.display import Display
+from adc_edge.edge_runtime.screen.result import report_table
 from adc_edge.edge_runtime.tally import StepRecord, Tally
 from adc_edge.method.ratio import Ratio, Shape
+from adc_edge.screen.words import roughly
 
 
 @pytest.fixture(autouse=True)
@@ -20,47 +22,20 @@ def logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "adc_edge")
 
 
+def a_step(step: int = 0, seconds: float = 0.2) -> StepRecord:
+    return StepRecord(step, 2.5, 0.25, 3000, 1000, seconds, *[0.0] * 8)
+
+
 def one_step() -> Tally:
     tally = Tally()
-    tally.add(StepRecord(0, 2.5, 0.25, 3000, 1000, 0.2, *[0.0] * 8), 16)
+    tally.add(a_step(), 16)
     return tally
-
-
-def test_the_live_line_shows_an_outage_until_the_next_step() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=200)
-    display = Display(console, total=10, done=0)
-    (task,) = display._progress.tasks
-    display.outage(True)
-    assert task.description == "link lost, waiting for the trainer"
-    display.outage(False)
-    assert task.description == "the trainer is back"
-    display.step(0, one_step())
-    assert task.description.startswith("loss 2.500")
-    assert task.completed == 1
-
-
-@pytest.mark.parametrize("width", [40, 60, 80, 99, 100, 120, 200])
-@pytest.mark.parametrize("insecure", [False, True])
-def test_step_and_time_left_stay_whole_at_any_width_and_nothing_is_cut(width: int, insecure: bool) -> None:
-    file = io.StringIO()
-    console = Console(file=file, force_terminal=True, width=width, color_system=None)
-    display = Display(console, total=12000, done=0, insecure=insecure)
-    display.step(11998, one_step())
-    console.print(display._progress.get_renderable())
-    (line,) = file.getvalue().splitlines()
-    assert "11999/12000" in line
-    assert "-:--:--" in line
-    assert len(line) <= width
-    assert ("insecure" in line) == insecure
-    if width >= 80 and not insecure:
-        assert "train 25.0%  up 3.0 kB" in line
-    assert "ms/step" in line or width <= 120
 
 
 def test_without_a_terminal_progress_is_logged_but_not_every_step(caplog: pytest.LogCaptureFixture) -> None:
     display = Display(Console(file=io.StringIO()), total=10, done=0)
     for step in range(3):
-        display.step(step, one_step())
+        display.step(a_step(step), one_step())
     assert [record.message[:9] for record in caplog.records] == ["step 1/10"]
 
 
@@ -72,8 +47,9 @@ def test_the_log_line_keeps_step_and_time_left_and_fits_a_terminal(
     monkeypatch.setattr("adc_edge.edge_runtime.screen.display._LOG_EVERY_S", -1.0)
     display, tally = Display(Console(file=io.StringIO()), total=12000, done=0), Tally()
     for step in range(3):
-        tally.add(StepRecord(step, 2.5, 0.25, 3000, 1000, 1.3, *[0.0] * 8), 16)
-        display.step(step, tally)
+        record = a_step(step, 1.3)
+        tally.add(record, 16)
+        display.step(record, tally)
     line = caplog.records[-1].message
     assert line.startswith("step 3/12000  4.3 h left")
     assert len(line) + len("2026-01-01 00:00:00 INFO    ") <= max(width, 52)
@@ -85,8 +61,9 @@ def test_the_time_to_go_is_said_once_after_a_few_steps(
 ) -> None:
     display, tally = Display(Console(file=io.StringIO()), total=560, done=0), Tally()
     for step in range(20):  # the first step warms up, and is not counted
-        tally.add(StepRecord(step, 2.5, 0.25, 3000, 1000, 30.0 if step == 0 else 1.3, *[0.0] * 8), 16)
-        display.step(step, tally)
+        record = a_step(step, 30.0 if step == 0 else 1.3)
+        tally.add(record, 16)
+        display.step(record, tally)
     (said,) = [record.message for record in caplog.records if "to go" in record.message]
     assert said == "about 12 min to go at 1.3 s a step, evaluations apart"
 
@@ -139,9 +116,9 @@ def shown(tally: Tally) -> str:
 
 
 def test_a_link_that_was_not_measured_says_the_true_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(display_module, "KERNEL_COUNTS", True)
+    monkeypatch.setattr(result_module, "KERNEL_COUNTS", True)
     assert "not measured (no step was finished)" in shown(Tally())  # stopped while it waited for the trainer
-    monkeypatch.setattr(display_module, "KERNEL_COUNTS", False)
+    monkeypatch.setattr(result_module, "KERNEL_COUNTS", False)
     assert "not measured (needs Linux)" in shown(one_step())
 
 

@@ -1,0 +1,1 @@
+"""Screen of a trainer: its head, and a row for each device."""
