@@ -1,0 +1,1 @@
+"""`adc-edge runs`: the runs below a directory as a table."""
