@@ -36,6 +36,7 @@ SIZE_MB = 250  # largest installation of a device with a frozen trunk
 EXTRAS = set(
     "torch timm onnx onnxscript torchvision sklearn tensorrt cuda pandas matplotlib jinja2 joblib skimage".split()
 )
+EXTRAS |= {"prometheus_client", "starlette", "uvicorn"}
 LIMIT_S = 300.0  # for each process
 
 

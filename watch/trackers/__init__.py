@@ -1,0 +1,1 @@
+"""Runs logged to trackers: TensorBoard, or anything with init, log and finish."""
