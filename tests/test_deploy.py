@@ -248,8 +248,44 @@ def test_the_arm64_script_is_well_formed_and_names_what_it_lacks() -> None:
 
 
 def test_shellcheck_has_no_complaint() -> None:
-    done = run(tool("shellcheck"), ROOT / "deploy" / "arm64.sh")
+    done = run(tool("shellcheck"), ROOT / "deploy" / "arm64.sh", ROOT / ".ci" / "run")
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("apt_get", "end"),
+    [
+        (None, "missing: chromium prometheus promtool"),
+        ("exit 100", "missing: chromium prometheus promtool"),
+        ("cp {bin}/true {bin}/chromium", "missing: prometheus promtool"),
+        (
+            "for name in chromium prometheus promtool; do cp {bin}/true {bin}/$name; done",
+            "made: lint\nmade: test\nmade: slow",
+        ),
+    ],
+    ids=["without apt-get", "apt-get fails", "apt-get lacks some", "apt-get works"],
+)
+def test_ci_installs_what_browser_and_prometheus_tests_need_or_fails_with_one_line(
+    apt_get: str | None, end: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bin"
+    path.mkdir()
+    for name in ("bash", "dirname", "cp", "true"):
+        (path / name).symlink_to(str(shutil.which(name)))
+    scripts = {"make": "echo made: $1"} | ({} if apt_get is None else {"apt-get": apt_get.format(bin=path)})
+    for name, text in scripts.items():
+        (path / name).write_text(f"#!{path}/bash\n{text}\n")
+        (path / name).chmod(0o755)
+    done = subprocess.run(
+        [path / "bash", ROOT / ".ci" / "run"], env={"PATH": str(path)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) == end.startswith("made")
+    if done.returncode:
+        (line,) = done.stderr.splitlines()
+        assert end in line
+        assert "install the Debian packages chromium and prometheus" in line
+    else:
+        assert done.stdout.strip() == end
 
 
 # In clean environments, from here on.

@@ -34,6 +34,7 @@ NEEDS = {
     "gpu": "a GPU",
     "minutes": "minutes to hours: set-up, benchmarks, studies",
     "network": "two machines",
+    "runs": "runs that were made before",
 }
 COMMAND_LANGUAGES, OTHER_LANGUAGES = {"console", "sh"}, {"python", "text"}
 SMALLER = 100  # times fewer steps

@@ -17,6 +17,7 @@ from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.evaluation.command import evaluate
 from adc_edge.optimizer.settings import OptimizerSettings, take_settings
+from adc_edge.watching.options import WatchSettings
 
 
 def sections(command: str) -> dict[str, list[str]]:
@@ -42,6 +43,7 @@ def test_the_options_of_serve_stand_under_headings_with_the_most_used_first() ->
         "Run",
         "Link",
         "Studies",
+        "Watching",
         "Logging",
         "Configuration",
         "Help",
@@ -74,6 +76,7 @@ def test_the_defaults_of_serve_are_those_of_its_settings() -> None:
     assert options.pop("outage_s") == float("inf")  # which the settings write as None
     assert [options.pop(name) for name in ("ratio", "batch_ratio", "token_ratio")] == [None, None, None]
     assert not any(options.pop(name) for name in ("verbose", "quiet", "log_json"))
+    assert WatchSettings(**{name: options.pop(name) for name in WatchSettings._fields}) == WatchSettings()  # type: ignore[arg-type]
     settings = defaults_of(ServeSettings(Path("b"), "t"))
     assert options.items() <= settings.items()
     assert settings.keys() - options.keys() == {"optimizer", "noise", "ratio", "outage_s"}

@@ -13,7 +13,7 @@ import pytest
 from adc_edge.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
-TREES = "adc_edge calibration cloud_trainer edge_runtime evaluation export tests benchmarks deploy".split()
+TREES = "adc_edge calibration cloud_trainer edge_runtime evaluation export watch tests benchmarks deploy".split()
 SUB_FOLDERS = [
     f"{tree}/{path.name}"
     for tree in TREES

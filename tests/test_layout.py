@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("calibration", "cloud_trainer", "edge_runtime", "evaluation", "export")
+PARTS = ("calibration", "cloud_trainer", "edge_runtime", "evaluation", "export", "watch")
 LIGHT = {
     "click",
     "functools",
@@ -84,7 +84,14 @@ def foreign_imports(root: Path) -> list[str]:
 
 def heavy_heads(root: Path) -> list[str]:
     """Command modules that import more than click and plain constants at their head."""
-    allowed = ("adc_edge.options.", "adc_edge.quantities.", "adc_edge.config.", "adc_edge.errors.", "adc_edge.defaults")
+    allowed = (
+        "adc_edge.options.",
+        "adc_edge.quantities.",
+        "adc_edge.config.",
+        "adc_edge.errors.",
+        "adc_edge.defaults",
+        "adc_edge.watching.options.",
+    )
     return [
         f"{path.relative_to(root)} imports {module}"
         for path in source_files(root)
@@ -236,10 +243,13 @@ def test_every_part_is_reachable_through_its_link() -> None:
         assert not Path(link.readlink()).is_absolute()
 
 
-def test_the_changelog_names_the_package_version() -> None:
+def test_changelog_and_project_name_the_package_version_first() -> None:
     from adc_edge import __version__
 
-    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert version is not None
+    assert (headings[0], version[1]) == (__version__, __version__)
 
 
 def test_every_file_that_docs_and_docstrings_name_exists() -> None:

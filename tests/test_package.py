@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("calibration", "cloud_trainer", "edge_runtime", "evaluation", "export")
+PARTS = ("calibration", "cloud_trainer", "edge_runtime", "evaluation", "export", "watch")
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('dist'); build_meta.build_sdist('dist')"
 
 

@@ -21,12 +21,19 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-_NO_SOURCES = (".git", ".venv", "build", "out", "runs", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+_NO_SOURCES = ("*.egg-info", "__pycache__", ".*_cache")
+_NO_SOURCES_AT_ROOT = (*_NO_SOURCES, ".git", ".venv", "build", "out", "runs", ".hypothesis")
 
 
 def copy_checkout(to: Path) -> Path:
     """Return a copy of the sources, in which pip may build."""
-    shutil.copytree(ROOT, to, symlinks=True, ignore=shutil.ignore_patterns(*_NO_SOURCES))
+    inside, at_root = (shutil.ignore_patterns(*names) for names in (_NO_SOURCES, _NO_SOURCES_AT_ROOT))
+    shutil.copytree(
+        ROOT,
+        to,
+        symlinks=True,
+        ignore=lambda folder, names: (at_root if Path(folder) == ROOT else inside)(folder, names),
+    )
     return to
 
 
