@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,28 +16,12 @@ from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.storage.bundle import Bundle
 from tests.chaos.proxy import BadLink
+from tests.meanwhile import repeated
 from tests.serving import serving
 from tests.stub_device import Device
 
 CLUSTERS = 2_300  # of 17 tokens of 32 channels: 5 MB up and 5 MB down
 CUT_EVERY_S = 4.0
-
-
-@contextmanager
-def cut_regularly(link: BadLink) -> Iterator[None]:
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.wait(CUT_EVERY_S):
-            link.cut()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextmanager
@@ -57,7 +40,7 @@ def whole_messages_arrive(rate_mbit_s: float, seconds: float) -> bool:
         port = router.bind_to_random_port("tcp://127.0.0.1")
         link = BadLink(port, random.Random(0), rate_mbit_s)
         deadline = time.monotonic() + seconds
-        with link, cut_regularly(link):
+        with link, repeated(link.cut, CUT_EVERY_S):
             while time.monotonic() < deadline:
                 with context.socket(zmq.DEALER) as dealer:
                     dealer.setsockopt(zmq.LINGER, 0)
@@ -84,7 +67,7 @@ def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_secon
         device = Device(bundle, link.endpoint)
         device.shape = (CLUSTERS, 17, 32)
         with closing(device.session):
-            with cut_regularly(link):
+            with repeated(link.cut, CUT_EVERY_S):
                 device.session.open(30)
                 start = time.monotonic()
                 for step in range(2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,18 +22,6 @@ PIXELS = """() => [...document.querySelectorAll("canvas")].map((canvas) => {
 CUT = """() => [...document.querySelectorAll("h1, h2, h3, p, li, label, figure, fieldset")]
   .filter((one) => one.getClientRects().length && one.getBoundingClientRect().right > innerWidth + 1)
   .map((one) => one.textContent.slice(0, 60))"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium")
-    assert chromium, "this test needs Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,18 @@ def lines_of(path: Path, kind: str) -> list[dict[str, Any]]:
     return [found for line in path.read_text().splitlines() if (found := json.loads(line))["kind"] == kind]
 
 
+def check_against_report(found: WatchedRun, report: dict[str, Any]) -> None:
+    """Check a finished run as it is watched against what `serve --report` wrote."""
+    assert found.totals.steps_repeated == report["steps_repeated"]
+    for way in ("up", "down"):
+        spent = found.totals.spent(way)
+        total = report[f"bytes_total_{way}"]
+        assert sum(spent.values()) == pytest.approx(total, abs=2000)  # those of Bye come after the last line
+        assert spent["repeated"] == report[f"bytes_repeated_{way}"]
+    assert found.totals.uncompressed == report["bytes_uncompressed_fp32"]
+    assert found.accuracy == pytest.approx(report["accuracy"])
+
+
 def test_a_killed_trainer_new_settings_and_a_killed_device_stand_in_the_report(
     bundle_dir: Path, tmp_path: Path
 ) -> None:
@@ -79,15 +91,7 @@ def test_a_killed_trainer_new_settings_and_a_killed_device_stand_in_the_report(
     assert marks["resume"]["step"] == again["step"]
     assert marks["resume"]["elapsed"] == pytest.approx(again["time"] - origin, abs=0.1)
     found = WatchedRun(run.device_dir).read_all()
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert (found.state, found.totals.steps_repeated) == ("finished", report["steps_repeated"])
-    for way in ("up", "down"):
-        spent = found.totals.spent(way)
-        assert sum(spent.values()) == pytest.approx(
-            report[f"bytes_total_{way}"], abs=2000
-        )  # Bye's, after the last line
-        assert spent["repeated"] == report[f"bytes_repeated_{way}"]
-    assert found.totals.uncompressed == report["bytes_uncompressed_fp32"]
-    assert found.accuracy == pytest.approx(report["accuracy"])
+    assert found.state == "finished"
+    check_against_report(found, json.loads((tmp_path / "report.json").read_text()))
     (session,) = WatchedRun(run.trainer_dir).read_all().sessions.values()
     assert (session.key, session.state, session.step) == (found.session, "finished", 60)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -16,9 +15,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from adc_edge.storage.events import Started
+from tests.meanwhile import repeated
 from tests.watch.synthetic import SyntheticRun
 from tests.watch.watching import Watching
-from tests.watch.web.conftest import Seen, text_of
+from tests.watch.web.seen import Seen, text_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>\x1b[31m\u202e\"'&amp;"
@@ -55,23 +55,14 @@ OVERLAPS = """() => {
 }"""
 
 
-@contextmanager
-def writing(*runs: SyntheticRun) -> Iterator[None]:
+def writing(*runs: SyntheticRun) -> AbstractContextManager[None]:
     """Append a step to each run every 0.1 s."""
-    over = threading.Event()
 
     def write() -> None:
-        while not over.wait(0.1):
-            for run in runs:
-                run.step()
+        for run in runs:
+            run.step()
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return repeated(write, 0.1)
 
 
 @pytest.fixture
