@@ -14,6 +14,7 @@ from adc_edge.wire.messages import TRIPLE_BYTES
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("options", "precisions", "xi", "steps", "least"),
     [
@@ -52,7 +53,7 @@ def test_deit_tiny_learns_cifar10_over_the_wire(
             f"npz:{shared_data / 'cifar10_subset.npz'}", "--report", report_file, "--lr", "1e-4", "--steps", str(steps),
             "--eval-every", "20", "--eval-images", "200", "--threads", "1",
         ) as edge:  # fmt: skip
-            code, output = edge.finish(280)
+            code, output = edge.finish(600)
             assert code == 0, output
     report = json.loads(report_file.read_text())
     accuracy = [evaluation["accuracy"] for evaluation in report["evaluations"]]

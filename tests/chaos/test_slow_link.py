@@ -55,7 +55,7 @@ def whole_messages_arrive(rate_mbit_s: float, seconds: float) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timed
-@pytest.mark.parametrize("rate_mbit_s", [20.0, 5.0])
+@pytest.mark.parametrize("rate_mbit_s", [20.0, 10.0])
 def test_five_megabytes_each_way_complete_on_a_link_that_is_cut_every_four_seconds(
     bundle: Bundle,
     training: HeadTraining,

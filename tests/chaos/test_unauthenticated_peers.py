@@ -15,7 +15,7 @@ import pytest
 from tests.chaos.hostile_peers import HostilePeers
 from tests.chaos.zygote import Child, Zygote
 
-MESSAGES, CONNECTIONS, WINDOWS, STEPS = 100_000, 5_000, 10, 300
+MESSAGES, CONNECTIONS, WINDOWS, STEPS = 40_000, 2_000, 5, 300
 
 
 def steps_done(run: Path) -> int:

@@ -44,6 +44,7 @@ CHANGES = {  # pattern: what a test types instead; no network, small numbers, on
     r"tcp://(cloud\.example|127\.0\.0\.1|0\.0\.0\.0):5700": "tcp://127.0.0.1:{port}",
     r"^(adc-edge trainer (?!.*--bind).*)": r"\1 --bind tcp://127.0.0.1:{port}",
     r"--steps 400 --eval-every 100": "--steps 4 --eval-every 2",
+    r"--steps 800 --eval-every 100": "--steps 8 --eval-every 2",
     r"--epochs 3": "--epochs 1",
     r"--images 256": "--images 32 --max-drop 100",
     r"^(adc-edge bench .*)": r"\1 --rounds 1",

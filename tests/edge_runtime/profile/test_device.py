@@ -49,14 +49,18 @@ def profile(bundle: Bundle, processor_time: None) -> DeviceProfile:
 
 @pytest.mark.slow
 @pytest.mark.timed
-def test_its_parts_add_up_to_whole_forwards(bundle: Bundle, profile: DeviceProfile) -> None:
+def test_its_parts_add_up_to_whole_forwards(bundle: Bundle) -> None:
     rng = np.random.default_rng(0)
     images, rows = rng.standard_normal((16, 3, 16, 16), np.float32), np.arange(10)
+    ratios = []
     with OnnxEngine(bundle.file(CLIENT), bundle.manifest.trunk, threads=1) as engine:
         work = {"forward": lambda: engine.compress(images, rows, 10)}
-        whole = finished(timed(work, 15, 5.0))["forward"]
-    parts = profile.embedding.forward + sum(block.forward for block in profile.blocks)
-    assert 0.4 < (profile.call_seconds + 16 * parts) / whole < 2.5  # the cores may be busy, in one of the two
+        for _ in range(3):  # a machine that others use has another speed from one second to the next
+            measured = DeviceMeasurement(ServeSettings(bundle.path, "", threads=1)).run()
+            whole = finished(timed(work, 15, 5.0))["forward"]
+            parts = measured.embedding.forward + sum(block.forward for block in measured.blocks)
+            ratios.append((measured.call_seconds + 16 * parts) / whole)
+    assert 0.4 < float(np.median(ratios)) < 2.5, ratios
 
 
 def test_every_part_phase_and_precision_has_a_time(bundle: Bundle, profile: DeviceProfile) -> None:
