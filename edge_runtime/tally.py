@@ -13,6 +13,7 @@ from msgspec import UNSET
 
 from adc_edge.method.ratio import Shape
 from adc_edge.planning.bottleneck import PHASES, busiest
+from adc_edge.screen.running_mean import running_mean
 from adc_edge.wire.messages import Evaluated
 
 SAMPLES = 1000
@@ -130,8 +131,8 @@ class Tally(msgspec.Struct):
         for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(record, name))
         self.loss_first = record.loss if self.loss_first is None else self.loss_first
-        self.loss = _smooth(self.loss, record.loss)
-        self.accuracy_train = _smooth(self.accuracy_train, record.accuracy)
+        self.loss = running_mean(self.loss, record.loss)
+        self.accuracy_train = running_mean(self.accuracy_train, record.accuracy)
         if record.drift is not None:
             self.drift = max(record.drift, self.drift or 0.0)
 
@@ -206,7 +207,3 @@ def peak_memory_mb() -> float | None:
 
 def _percentile(samples: list[float], share: float) -> float | None:
     return float(np.percentile(samples, share)) if samples else None
-
-
-def _smooth(old: float | None, new: float, keep: float = 0.95) -> float:
-    return new if old is None else keep * old + (1 - keep) * new

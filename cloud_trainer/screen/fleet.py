@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from adc_edge.screen.curve import Curve
+from adc_edge.screen.running_mean import running_mean
 from adc_edge.storage.events import Away, Done, Event, Joined, Rejected, Use
 
 _MOST_ROWS = 256
 _UNDRAWN = 8192  # lines that the screen may be late
 _PACE_S = 20.0  # over which steps a second are counted
-_SMOOTH = 0.95
 
 State = Literal["connected", "away", "finished", "refused"]
 FleetLine = Event | Mapping[str, Any]  # an event, or the values of a metric
@@ -38,7 +38,8 @@ class DeviceRow:
     def stepped(self, values: Mapping[str, Any], now: float) -> None:
         """Take the metrics of a step."""
         self.step, self.seen = values["step"] + 1, now
-        self.loss, self.accuracy = smooth(self.loss, values["loss"]), smooth(self.accuracy, values["accuracy"])
+        self.loss = running_mean(self.loss, values["loss"])
+        self.accuracy = running_mean(self.accuracy, values["accuracy"])
         self.ratio = values["images"], values["clusters"], values["kept"]
         self.precisions = tuple(name for name in (values["precision"], values["gradient_precision"]) if name)
         self.up_mbit_s = values["up_mbit_s"] or self.up_mbit_s  # not every message tells it
@@ -121,8 +122,8 @@ class Fleet:
             row.test, row.seen = values["accuracy"], now
         elif values["kind"] == "step":
             self.head_step = values["head_step"]
-            self.last_loss = smooth(self.last_loss, values["loss"])
-            self.last_accuracy = smooth(self.last_accuracy, values["accuracy"])
+            self.last_loss = running_mean(self.last_loss, values["loss"])
+            self.last_accuracy = running_mean(self.last_accuracy, values["accuracy"])
             self.loss.add(values["loss"])
             self.accuracy.add(values["accuracy"])
             self.pace.add(now)
@@ -138,8 +139,3 @@ class Fleet:
                 del self.rows[gone]
         row.name, row.state, row.seen = name, state, seen
         return row
-
-
-def smooth(old: float | None, new: float) -> float:
-    """Return a running mean over about the last 20 values."""
-    return new if old is None else _SMOOTH * old + (1 - _SMOOTH) * new
