@@ -34,9 +34,9 @@ LOSS_TOLERANCE = 1e-3  # of the losses of a run, relative; rounding errors add u
 SIZE_MB = 250  # largest installation of a device with a frozen trunk
 # A module that imports one of these belongs to an extra that a light device does not have.
 EXTRAS = set(
-    "torch timm onnx onnxscript torchvision sklearn tensorrt cuda pandas matplotlib jinja2 joblib skimage".split()
+    "torch timm onnx onnxscript torchvision sklearn tensorrt cuda pandas matplotlib jinja2 joblib skimage "
+    "prometheus_client starlette uvicorn".split()
 )
-EXTRAS |= {"prometheus_client", "starlette", "uvicorn"}
 LIMIT_S = 300.0  # for each process
 
 

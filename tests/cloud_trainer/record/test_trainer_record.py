@@ -193,13 +193,19 @@ def test_a_device_that_is_killed_is_away_within_ten_seconds_and_no_other_one(
         victim.communicate()
 
 
-def test_a_refused_device_is_named_with_the_session_that_it_asked_for(bundle: Bundle, watched: Watched) -> None:
-    stranger = Device(bundle, watched.server.endpoint, session=0xCD)
+def rejected_stranger(bundle: Bundle, watched: Watched, session: int) -> dict[str, Any]:
+    """The event of a device that asks for ``session`` with another bundle."""
+    stranger = Device(bundle, watched.server.endpoint, session=session)
     hello = msgspec.structs.replace(stranger.hello(), bundle="0" * 64)
     stranger.session._hello = lambda: hello
     with closing(stranger.session), pytest.raises(RefusedError, match="bundle"):
         stranger.session.open(30)
     (told,) = watched.events("rejected")
+    return told
+
+
+def test_a_refused_device_is_named_with_the_session_that_it_asked_for(bundle: Bundle, watched: Watched) -> None:
+    told = rejected_stranger(bundle, watched, 0xCD)
     assert (told["code"], told["session"], told["device"]) == ("bundle", "00000000000000cd", "test")
     assert "refused a peer without a session (bundle)" in told["text"]
 
@@ -207,12 +213,7 @@ def test_a_refused_device_is_named_with_the_session_that_it_asked_for(bundle: Bu
 def test_a_stranger_that_names_a_connected_session_does_not_make_it_look_refused(
     device: Device, bundle: Bundle, watched: Watched
 ) -> None:
-    stranger = Device(bundle, watched.server.endpoint, session=0xAB)
-    hello = msgspec.structs.replace(stranger.hello(), bundle="0" * 64)
-    stranger.session._hello = lambda: hello
-    with closing(stranger.session), pytest.raises(RefusedError, match="bundle"):
-        stranger.session.open(30)
-    (told,) = watched.events("rejected")
+    told = rejected_stranger(bundle, watched, 0xAB)
     assert "session" not in told
     device.step(0)
 
