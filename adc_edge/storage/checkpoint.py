@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -40,8 +41,9 @@ def save_checkpoint(directory: Path, step: int, arrays: Arrays, meta: Mapping[st
     header = {"step": str(step), "meta": text, "sha256": _digest(step, whole, text)}
     path = directory / checkpoint_name(step)
     write_atomic(path, save(whole, metadata=header))
-    for old in _all(directory)[:-KEPT]:
-        old.unlink()
+    with contextlib.suppress(OSError):  # the new one is there; the next one tries again
+        for old in _all(directory)[:-KEPT]:
+            old.unlink()
     return path
 
 

@@ -83,6 +83,36 @@ class Done(Event, frozen=True, kw_only=True):
     step: int
 
 
+class ToldClasses(Event, frozen=True, kw_only=True):
+    """Trainer: a device has told how many training images it has of each class."""
+
+    session: str
+    device: str
+    images: dict[str, int]  # of at most 100 classes that have any, the one with the most first
+    classes: int  # that have images
+    of: int = 0  # outputs of the head
+    rest: int = 0  # images of the classes that are not listed
+
+
+class CentralEvaluation(Event, frozen=True, kw_only=True):
+    """Trainer: it has evaluated trunk and head on its own test images (``trainer --data``)."""
+
+    head_step: int
+    round: int  # of the fleet's trunk; 0: the bundle's
+    images: int
+    accuracy: float
+    loss: float
+    seconds: float  # of computation
+
+
+class Averaged(Event, frozen=True, kw_only=True):
+    """Trainer: the changes of some devices have become a round of the fleet's trunk."""
+
+    round: int
+    devices: int  # whose changes are in it
+    left_out: list[str] = []  # devices whose changes do not fit the others', each with the reason
+
+
 class Rejected(Event, frozen=True, kw_only=True):
     """Trainer: a message or a connection was refused."""
 

@@ -31,7 +31,7 @@ class HalfState(NamedTuple):
         path: file of its weights: final weights or a checkpoint.
         learned: steps of each session.
         steps: all steps that the half has learned, also of sessions that are not known any more.
-        frozen: the trunk is the same at every step.
+        frozen: the trunk is the same at every step; a head has learned with such trunks alone.
         accuracy: of the evaluation that a best trunk was kept for.
     """
 

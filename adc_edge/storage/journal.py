@@ -21,7 +21,7 @@ from typing import NamedTuple
 import xxhash
 
 from adc_edge.arrays import Body
-from adc_edge.files import sync_directory
+from adc_edge.files import make_directory, sync_directory
 from adc_edge.storage.position import MicroBatches
 
 LIMIT_BYTES = 256 * 1024 * 1024  # what one side makes the other keep; above it that side makes an extra checkpoint
@@ -56,7 +56,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         self._keys: dict[JournalKey, int] = {}  # each with its size
         self._spares: list[tuple[Path, int]] = []
         self._spare_bytes = 0  # a running sum: one checkpoint frees hundreds of entries

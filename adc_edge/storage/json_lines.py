@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from adc_edge.files import write_atomic
 
@@ -85,3 +89,24 @@ class JsonLines:
         if written < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._whole = True
+
+
+def read_json_lines(path: Path, most_bytes: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects in the lines of a file, without lines that a kill or a full disk has torn.
+
+    Args:
+        path: the file; where it is absent there are none.
+        most_bytes: size of the end that is read; 0: the whole file.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if most_bytes:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - most_bytes))
+        yield from json_objects(file)
+
+
+def json_objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects in lines, without lines that hold none."""
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(values := json.loads(line), dict):
+                yield values

@@ -9,6 +9,7 @@ journal/           sent messages, which may have to be sent again
 micro-batches      number of messages of a step that `--micro-batches auto` has chosen, and of those in flight
 classes.json       class names of the head, in the order of its outputs; on a device also its images of each class
 decisions.json     settings that changed while the run followed its link, each with its first step
+rounds/, averages/ the fleet's newest trunks (`fleet_trunk.py`), on a trainer; those that a device has taken, on it
 lock               held while a process uses the directory
 trunk.safetensors or head.safetensors, once the run has ended
 best-trunk.safetensors, or best-head-*.safetensors of each session: the halves of the best evaluation (--keep-best)
@@ -20,7 +21,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,7 +33,10 @@ from adc_edge.errors import SettingError
 from adc_edge.files import json_bytes, temporary_directory, write_atomic
 from adc_edge.storage.checkpoint import Checkpoint, checkpoint_steps, drop_newer, latest_checkpoint, save_checkpoint
 from adc_edge.storage.events import EVENTS_FILE, Event
-from adc_edge.storage.json_lines import JsonLines
+from adc_edge.storage.fleet_trunk import ROUNDS
+from adc_edge.storage.json_lines import JsonLines, json_objects
+from adc_edge.storage.run_files import check_whole, remove_files, remove_run
+from adc_edge.storage.run_lock import LOCK
 from adc_edge.storage.run_settings import (
     SETTINGS,
     another_run,
@@ -46,15 +49,15 @@ from adc_edge.storage.run_settings import (
 )
 
 METRICS = "metrics.jsonl"
-JOURNAL = "journal"
-LOCK = "lock"
+JOURNAL, AVERAGES = "journal", "averages"  # directories
+_DIRECTORIES = (JOURNAL, ROUNDS, AVERAGES)
 CLASSES = "classes.json"
 DECISIONS = "decisions.json"
 MICRO_BATCHES = "micro-batches"
 EVENTS_BYTES = 32 * 2**20  # of events.jsonl; as many older ones are kept
 SHOWN_BYTES = 32 * 2**20  # the same for metrics.jsonl of a run that is not kept: its directory may lie in memory
 _OURS = (
-    SETTINGS,
+    SETTINGS,  # first: what is left by a kill is then no run, and `check_whole` says so
     METRICS,
     EVENTS_FILE,
     "events.1.jsonl",
@@ -66,6 +69,7 @@ _OURS = (
     MICRO_BATCHES,
     CLASSES,
     DECISIONS,
+    "fleet.json",
     "checkpoint-*.safetensors",
     "trunk.safetensors",
     "head.safetensors",
@@ -125,14 +129,14 @@ class RunDir:
             try:
                 if fresh:
                     check_fresh(path, fixed)
-                    _clear(path)
+                    remove_run(path, _OURS, _DIRECTORIES)
                 known = {"fixed": fixed, "free": free, "machine": machine or {}}
                 now = json.loads(json_bytes(known if options is None else known | {"options": options}))
                 self._match(path / SETTINGS, now)
-                now = run_number(path / SETTINGS) | now
+                self._settings = now = run_number(path / SETTINGS) | now
                 write_atomic(path / SETTINGS, json_bytes(now))
-                self._settings = now
-                _remove(path, _CUT_OFF)
+                remove_files(path, _CUT_OFF)
+                remove_files(path / ROUNDS, (".*",))
                 self._metrics = JsonLines(path / METRICS, SHOWN_BYTES if self.path is None else 0)
                 self._metrics.open()
                 self._events = JsonLines(path / EVENTS_FILE, EVENTS_BYTES)  # made by the first event
@@ -159,13 +163,14 @@ class RunDir:
 
     def _match(self, path: Path, now: Mapping[str, Any]) -> None:
         if not path.exists():
+            check_whole(path.parent, _DIRECTORIES)
             return
         old = read_settings(path)
         self.changes = changes_between(old.machine, now["machine"]) if old.machine else []
         check_role(path.parent, old.fixed, now["fixed"])
         changed = changes_between(old.fixed, now["fixed"])
         if changed and not has_begun_in(path.parent):
-            _clear(path.parent)
+            remove_run(path.parent, _OURS, _DIRECTORIES)
         elif changed:
             raise another_run(path.parent, changed)
 
@@ -221,11 +226,7 @@ class RunDir:
         self._steps = checkpoint_steps(self.path)
         kept: list[dict[str, Any]] = []
         dropped: list[dict[str, Any]] = []
-        for line in (self.path / METRICS).read_bytes().splitlines():
-            try:
-                values = json.loads(line)
-            except ValueError:  # torn by a kill or a full disk
-                continue
+        for values in json_objects((self.path / METRICS).read_bytes().splitlines()):
             (kept if keep(values) else dropped).append(values)
         self._metrics.replace(b"".join(json.dumps(values).encode() + b"\n" for values in kept))
         return dropped
@@ -272,7 +273,9 @@ def check_run(path: Path | None, fixed: Mapping[str, Any], fresh: bool) -> None:
         os.close(RunDir._take(path))
     if fresh:
         check_fresh(path, fixed)
-    elif (path / SETTINGS).exists():
+    elif not (path / SETTINGS).exists():
+        check_whole(path, _DIRECTORIES)
+    else:
         old = read_settings(path / SETTINGS).fixed
         check_role(path, old, fixed)
         changed = changes_between(old, json.loads(json_bytes(fixed)))
@@ -284,15 +287,3 @@ def has_begun_in(path: Path) -> bool:
     """Return whether the run in ``path`` has done a step. One that has not, as after a wrong option, is no loss."""
     metrics = path / METRICS
     return any(checkpoint_steps(path)) or (metrics.exists() and metrics.stat().st_size > 0)
-
-
-def _clear(path: Path) -> None:
-    _remove(path, _OURS)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path / JOURNAL)
-
-
-def _remove(path: Path, patterns: tuple[str, ...]) -> None:
-    for pattern in patterns:
-        for file in path.glob(pattern):
-            file.unlink()

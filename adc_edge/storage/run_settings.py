@@ -27,13 +27,16 @@ class RunSettings(msgspec.Struct):
 def read_settings(path: Path) -> RunSettings:
     """Return the settings in a file; raises CheckpointError if it holds none."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunSettings)
+        settings = msgspec.json.decode(path.read_bytes(), type=RunSettings)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path}: {error}",
             "settings as adc-edge wrote them",
             "use another --run directory, or start over with --fresh",
         ) from None
+    if settings.fixed.get("role") == "trainer":
+        settings.fixed.setdefault("mode", "parallel")  # version 0.10 had no other
+    return settings
 
 
 def run_number(path: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from tenacity import (
 
 from adc_edge.arrays import Body
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
-from adc_edge.wire.addresses import Address, NameUnknown, loops, parse_address, resolve
+from adc_edge.wire.addresses import CONNECT_S, Address, NameUnknown, loops, parse_address, resolve
 from adc_edge.wire.connection import (
     ANOTHER_ADDRESS,
     ClientKeys,
@@ -30,10 +30,14 @@ from adc_edge.wire.connection import (
     NotATrainer,
     Stopped,
     TrainerBusy,
+    not_reached,
 )
+from adc_edge.wire.fleet_messages import Paused
 from adc_edge.wire.framing import Assembler, to_frames
 from adc_edge.wire.headers import check_foreign_refusal, unpack_from_trainer
-from adc_edge.wire.messages import CHUNK_BYTES, BulkAnswer, FromTrainer, Message, Pong, Refused, Welcome
+from adc_edge.wire.link_messages import BulkAnswer, Pong
+from adc_edge.wire.message import CHUNK_BYTES, Message
+from adc_edge.wire.messages import FromTrainer, Refused, Welcome
 from adc_edge.wire.tcp import KERNEL_COUNTS, TcpInfo
 
 _LOG_EVERY_S = 30.0
@@ -51,6 +55,12 @@ def padding_bytes(message: FromTrainer) -> int:
     if isinstance(message, BulkAnswer):
         return message.body_bytes
     return min(message.body_bytes, CHUNK_BYTES) if isinstance(message, Pong) else 0
+
+
+def tell_pause(paused: bool) -> None:
+    """Log that a person has paused this device at its trainer, or has it go on."""
+    text = "the trainer has paused this device: its messages wait" if paused else "the trainer has this device go on"
+    logger.log(logging.WARNING if paused else logging.INFO, text)
 
 
 class Attempt(NamedTuple):
@@ -71,6 +81,7 @@ class Channel:
         loopback_alone: connect to no other address, whatever the name resolves to: there are no keys.
         body_bytes: body size that an answer must have, or ProtocolError; asked before the body is allocated.
         on_try: told how many tries to connect have failed, before each pause, and 0 once the trainer answers.
+        look_up: returns the numeric addresses of a host, or raises NameUnknown.
     """
 
     def __init__(
@@ -82,10 +93,11 @@ class Channel:
         loopback_alone: bool = False,
         body_bytes: Callable[[FromTrainer], int] = padding_bytes,
         on_try: Callable[[int], None] = lambda failed: None,
+        look_up: Callable[[Address], list[Address]] = resolve,
     ) -> None:
         parse_address(endpoint)  # at once, or a malformed one would be tried for ever
         self.endpoint, self._loopback_alone = endpoint, loopback_alone
-        self._keys, self._stop, self._on_try = keys, stop, on_try
+        self._keys, self._stop, self._on_try, self._look_up = keys, stop, on_try, look_up
         self._foreign: int | None = 0  # times in a row that something else answered; None once a trainer did
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._connection: Connection | None = None
@@ -130,18 +142,17 @@ class Channel:
                     self.connect(open_session)
                     self._on_try(0)
         except RetryError as error:
-            cause = error.last_attempt.exception()
-            known = cause.remedy if isinstance(cause, LinkLost) else ""
-            raise LinkError(
-                f"no trainer at {self.endpoint} after {time.monotonic() - start:.0f} s ({cause})",
-                "a running `adc-edge trainer` bound to that address",
-                known or "check address, firewall and keys, or let it keep trying with --wait inf",
-            ) from None
+            waited_s = time.monotonic() - start
+            raise not_reached(self.endpoint, error.last_attempt.exception(), waited_s) from None
         finally:
             self.attempt = None
 
-    def connect(self, open_session: Callable[[], None] | None = None) -> None:
+    def connect(self, open_session: Callable[[], None] | None = None, connect_s: float = CONNECT_S) -> None:
         """Try the addresses of the host once, in turn. A name is looked up each time: it may move while a device runs.
+
+        Args:
+            open_session: see ``open``.
+            connect_s: how long to wait for the TCP connection to each address.
 
         Raises:
             LinkLost: no address answers as a trainer; its remedy tells what to do if that is known.
@@ -151,7 +162,9 @@ class Channel:
         reasons: list[LinkLost] = []
         for address in self._targets():
             self.disconnect()
-            self._connection = connection = Connection(self._context, address.endpoint, self._keys, self._stop)
+            self._connection = connection = Connection(
+                self._context, address.endpoint, self._keys, self._stop, connect_s
+            )
             try:
                 (open_session or connection.writable)()
                 self._foreign = None
@@ -167,7 +180,7 @@ class Channel:
     def _targets(self) -> list[Address]:
         named = parse_address(self.endpoint)
         try:
-            found = resolve(named)
+            found = self._look_up(named)
         except NameUnknown as unknown:
             raise LinkLost(str(unknown)) from None
         if self._loopback_alone and (others := [address for address in found if not loops(address)]):
@@ -211,6 +224,9 @@ class Channel:
                 continue
             if not isinstance(answer[0], Welcome):
                 self._unreadable = 0
+            if isinstance(answer[0], Paused):
+                tell_pause(answer[0].paused)
+                continue
             if isinstance(answer[0], Refused):
                 refused = answer[0]
                 if refused.code in _TRY_AGAIN:

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import zmq
 
+from adc_edge.errors import LinkError
 from adc_edge.security.authenticator import secure_client
 from adc_edge.security.keystore import KeyPair, load_pair, trainer_key
-from adc_edge.wire.addresses import examine_address, parse_address
+from adc_edge.wire.addresses import CONNECT_S, examine_address, parse_address
 from adc_edge.wire.sockets import set_socket_options
 from adc_edge.wire.tcp import SocketMeter, frame_bytes
 
-CONNECT_MS = 3_000
 ANOTHER_ADDRESS = "check host and port: `adc-edge trainer` logs the address on which it listens"
 _ALLOW = "on the trainer type adc-edge keys allow NAME FILE, where FILE holds the line: public = {}"
 _NEVER_MS = 24 * 3_600_000
@@ -55,6 +55,22 @@ class NotATrainer(LinkLost):
         super().__init__(why, ANOTHER_ADDRESS)
 
 
+def not_reached(endpoint: str, cause: BaseException | None, waited_s: float) -> LinkError:
+    """Return the error of a device that has tried for ``waited_s`` seconds, and failed at last by ``cause``."""
+    if isinstance(cause, TrainerBusy):
+        return LinkError(
+            f"the trainer at {endpoint} is there, and has no room for this device after {waited_s:.0f} s ({cause})",
+            "a trainer with room for one more device",
+            "wait until other devices have finished, start another trainer, or let it keep trying with --wait inf",
+        )
+    known = cause.remedy if isinstance(cause, LinkLost) else ""
+    return LinkError(
+        f"no trainer at {endpoint} after {waited_s:.0f} s ({cause})",
+        "a running `adc-edge trainer` bound to that address",
+        known or "check address, firewall and keys, or let it keep trying with --wait inf",
+    )
+
+
 class Stopped(Exception):
     """The caller asked to stop while it was waiting."""
 
@@ -79,6 +95,7 @@ class Connection:
         endpoint: ``tcp://HOST:PORT``, numeric.
         keys: None for an open connection.
         stop: asked while waiting; True raises Stopped.
+        connect_s: how long to wait for the TCP connection.
 
     Raises:
         LinkLost: the address makes no sense to the system.
@@ -90,13 +107,14 @@ class Connection:
         endpoint: str,
         keys: ClientKeys | None,
         stop: Callable[[], bool],
+        connect_s: float = CONNECT_S,
     ) -> None:
         self._stop, self._encrypted = stop, keys is not None
         self._allow = "" if keys is None else _ALLOW.format(keys.own.public.decode())
         self._address = parse_address(endpoint)
         self._socket = context.socket(zmq.DEALER)
         set_socket_options(self._socket, endpoint)
-        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, round(1e3 * connect_s))
         # A fresh socket per retry instead. With IMMEDIATE, or RECONNECT_IVL -1, libzmq drops what it has received but
         # not yet handed over when the connection ends: a trainer's last answer, for example.
         self._socket.setsockopt(zmq.RECONNECT_IVL, _NEVER_MS)
@@ -104,7 +122,7 @@ class Connection:
             secure_client(self._socket, keys.own, keys.trainer)
         self.meter = SocketMeter(self._socket)
         self.framed = (0, 0)  # bytes of frames sent and received
-        self._deadline = time.monotonic() + CONNECT_MS / 1e3
+        self._connect_s, self._deadline = connect_s, time.monotonic() + connect_s
         try:
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -113,7 +131,7 @@ class Connection:
 
     def writable(self) -> None:
         """Wait until something can be sent; raises LinkLost, Stopped."""
-        deadline = time.monotonic() + CONNECT_MS / 1e3
+        deadline = time.monotonic() + CONNECT_S
         self.meter.poll()
         while not self.meter.handshaken:
             self._check_alive()
@@ -200,7 +218,7 @@ class Connection:
 
     def _silent(self) -> LinkLost:
         if not self.meter.connected:
-            return LinkLost(f"no answer from {self._address} within {CONNECT_MS / 1e3:g} s")
+            return LinkLost(f"no answer from {self._address} within {self._connect_s:g} s")
         found = examine_address(self._address, _PROBE_S)
         return (NotATrainer if found.foreign else LinkLost)(found.text)
 

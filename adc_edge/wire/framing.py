@@ -22,7 +22,8 @@ import xxhash
 from adc_edge.arrays import Body
 from adc_edge.errors import ProtocolError
 from adc_edge.wire.headers import pack_header
-from adc_edge.wire.messages import CHUNK_BYTES, SEAL_BYTES, Chunk, Message
+from adc_edge.wire.message import CHUNK_BYTES, Message
+from adc_edge.wire.messages import SEAL_BYTES, Chunk
 from adc_edge.wire.tcp import TcpInfo, framed_bytes
 
 FAST_CHUNK_BYTES = 4 * CHUNK_BYTES  # larger pieces are slower: reading, sealing and sending do not overlap
@@ -158,6 +159,11 @@ class Assembler(Generic[_M]):
     def drop(self) -> None:
         """Drop the message in progress."""
         self._message, self._body, self._filled = None, memoryview(b""), 0
+
+    def hold(self, message: _M, body: memoryview) -> None:
+        """Take a whole message back: it is in progress again, and its sender need only send the header again."""
+        self._message, self._body, self._filled = message, body, len(body)
+        self.grown_s = time.monotonic()
 
     def _begin(self, message: _M, size: int, piece: memoryview) -> None:
         offset: int = getattr(message, "offset", 0)

@@ -8,7 +8,8 @@ from typing import TypeVar
 import msgspec
 
 from adc_edge.errors import ProtocolError, RefusedError
-from adc_edge.wire.messages import HEADER_BYTES, VERSION, FromDevice, FromTrainer, Hello, Message, Refused
+from adc_edge.wire.message import Message
+from adc_edge.wire.messages import HEADER_BYTES, VERSION, FromDevice, FromTrainer, Hello, Refused
 
 _ENCODER = msgspec.msgpack.Encoder()
 _FROM_DEVICE: msgspec.msgpack.Decoder[FromDevice] = msgspec.msgpack.Decoder(FromDevice)

@@ -16,23 +16,21 @@ from msgspec import UNSET, UnsetType
 
 from adc_edge.codec.precision import Precision
 from adc_edge.defaults import MOST_MICRO_BATCHES
-from adc_edge.planning.profile import TrainerProfile, TrainerShare
+from adc_edge.planning.profile import TrainerShare
+from adc_edge.wire.fleet_messages import DeviceNeeds, FleetTerms, Paused, TrunkAverage, TrunkDelta
+from adc_edge.wire.inference_messages import Infer, Logits
+from adc_edge.wire.link_messages import Bulk, BulkAnswer, Ping, Pong
+from adc_edge.wire.message import CHUNK_BYTES, Count, Id, Message, Positive, Text
 
 VERSION = 3
-CHUNK_BYTES = 64 * 1024  # takes 5.2 s at 0.1 Mbit/s, less than the heartbeat time-out
 HEADER_BYTES = 4096
 SEAL_BYTES = 8  # XXH3 hash of header and piece, stored after the header
 TRIPLE_BYTES = 12  # cluster, class, count: three little-endian int32
 BUNDLE_DIGITS = 12  # of a bundle's digest, as far as it is told to those who have not said it
 LABEL_BYTES = 4  # one little-endian int32
 NAMES_BYTES = 4 * CHUNK_BYTES  # of all class names: ImageNet-21k's WordNet ids fit
-BULK_BYTES = 4 * 2**20  # of padding in one message that measures the link
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 MicroBatchCount = Annotated[int, msgspec.Meta(ge=1, le=MOST_MICRO_BATCHES)]
-Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Text = Annotated[str, msgspec.Meta(max_length=1024)]
 
 RefusalCode = Literal[
     "version",
@@ -53,10 +51,6 @@ RefusalCode = Literal[
 ]
 
 
-class Message(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
-    """Base class of all messages."""
-
-
 class Hello(Message, frozen=True):
     """Sent by the device to open or resume a session. ``next_step`` is the first step whose gradient it lacks."""
 
@@ -73,6 +67,8 @@ class Hello(Message, frozen=True):
     changes: list[tuple[Count, MicroBatchCount]] | UnsetType = UNSET  # steps from which on there are so many others
     class_names: bool | UnsetType = UNSET  # whether it tells its class names if it is asked; 0.6 does not
     named: bool | UnsetType = UNSET  # whether ``device`` is a name that a person gave it, not its host's
+    fleet: bool | UnsetType = UNSET  # whether it can bring its trunk together with others'; 0.10 does not
+    needs: DeviceNeeds | UnsetType = UNSET  # by which a new session is admitted; 0.10 does not tell
 
 
 class Step(Message, frozen=True):
@@ -120,29 +116,6 @@ class Fetch(Message, frozen=True):
     offset: Count = 0  # in the answer's body; the bytes before it have arrived
 
 
-class Ping(Message, frozen=True):
-    """Sent by the device to measure the link, without a session. The body is padding, and so are ``reply_bytes``."""
-
-    nonce: Id
-    reply_bytes: Annotated[int, msgspec.Meta(ge=0, le=CHUNK_BYTES)]
-    body_bytes: Annotated[int, msgspec.Meta(ge=0, le=CHUNK_BYTES)] = 0
-    transfer: Id = 0
-    about: bool | UnsetType = UNSET  # whether the Pong is to tell about the trainer
-    head: bool | UnsetType = UNSET  # whether the Pong is to tell the speed of the head, which is measured meanwhile
-
-
-class Bulk(Message, frozen=True):
-    """Sent by the device to measure the link, on a connection without a session. Body: padding.
-
-    The answer has ``reply_bytes`` of padding. Only a trainer whose Pong tells ``bulk_bytes`` knows this message.
-    """
-
-    transfer: Id
-    reply_bytes: Annotated[int, msgspec.Meta(ge=0, le=BULK_BYTES)] = 0
-    body_bytes: Annotated[int, msgspec.Meta(ge=0, le=BULK_BYTES)] = 0
-    session: Id = 0  # as in the Chunks of its body
-
-
 class KeepHead(Message, frozen=True):
     """Sent by the device to have the head of ``step`` kept apart from checkpoints: its evaluation is the best.
 
@@ -161,15 +134,17 @@ class Bye(Message, frozen=True):
 
 
 class ClassNames(Message, frozen=True):
-    """Class names, a MessagePack array of strings in the body, sent if a Welcome asked for them.
+    """Class names, a MessagePack array of strings in the body, sent if a Welcome asked for them or for counts.
 
-    The device sends those of its data; the trainer answers with those of its head, in the order of the outputs.
+    The device sends those of its data; the trainer answers with those of its head, in the order of the outputs, or
+    with none if the bundle names every class.
     """
 
     session: Id
     transfer: Id
     body_bytes: Annotated[int, msgspec.Meta(ge=1, le=NAMES_BYTES)]
     positions: bool = False  # the data have no names: these are the labels' numbers
+    counted: bool | UnsetType = UNSET  # the body is an array of names, and one of each class's training images
 
 
 class Chunk(Message, frozen=True):
@@ -197,6 +172,9 @@ class Welcome(Message, frozen=True):
     max_images: Positive | UnsetType = UNSET  # of one message; 0.7 does not tell
     follows: bool | UnsetType = UNSET  # takes steps of other numbers of micro-batches; 0.8 does not
     keeps_heads: bool | UnsetType = UNSET  # answers KeepHead; a trainer that keeps nothing on disk and 0.7 do not
+    class_counts: bool | UnsetType = UNSET  # whether the device may tell its images of each class; 0.10 does not ask
+    fleet: FleetTerms | UnsetType = UNSET  # how the devices' trunks become one; absent: each keeps its own
+    paused: bool | UnsetType = UNSET  # a person has paused the device: its messages wait
 
 
 class Refused(Message, frozen=True):
@@ -249,37 +227,6 @@ class Absent(Message, frozen=True):
     step: Count
 
 
-class Pong(Message, frozen=True):
-    """The trainer's answer to a Ping: padding, and what it asked about the trainer; 0.7 and older tell nothing."""
-
-    nonce: Id
-    body_bytes: Count = 0
-    transfer: Id = 0
-    version: Count | UnsetType = UNSET  # of the protocol, as in Hello
-    trainer: Text | UnsetType = UNSET  # version of the trainer
-    bundle: Text | UnsetType = UNSET  # the first BUNDLE_DIGITS of its digest
-    head: TrainerProfile | UnsetType = UNSET  # speed of the head; 0.8 and older do not tell
-    measuring: bool | UnsetType = UNSET  # whether the speed of the head is being measured: the device is to ask again
-    bulk_bytes: Count | UnsetType = UNSET  # largest body of a Bulk; 0.8 and older answer none
-    share: TrainerShare | UnsetType = UNSET  # as in Gradient, whether or not it was asked about
-    fault: Text | UnsetType = UNSET  # why the speed of the head cannot be measured
-
-
-class BulkAnswer(Message, frozen=True):
-    """The trainer's answer to a Bulk: padding, and the kernel's figures of its sending, where the kernel has them."""
-
-    transfer: Id
-    body_bytes: Annotated[int, msgspec.Meta(ge=0, le=BULK_BYTES)] = 0
-    session: Id = 0
-    pause_s: float = 0.0  # the device must send no other Bulk for so long: the trainer is serving others
-    sent_bytes: Id | UnsetType = UNSET  # first transmissions
-    resent_bytes: Id | UnsetType = UNSET  # retransmissions
-    unsent_bytes: Count | UnsetType = UNSET  # waiting in the kernel before this answer
-    rtt_ms: float | UnsetType = UNSET  # smoothed
-    rtt_min_ms: float | UnsetType = UNSET
-    congestion: Text | UnsetType = UNSET
-
-
 class HeadKept(Message, frozen=True):
     """The trainer's answer to a KeepHead."""
 
@@ -294,7 +241,20 @@ class ByeAck(Message, frozen=True):
     session: Id
 
 
-FromDevice = Hello | Step | Evaluate | Fetch | KeepHead | Ping | Bulk | Bye | ClassNames | Chunk
+FromDevice = Hello | Step | Evaluate | Fetch | KeepHead | TrunkDelta | Infer | Ping | Bulk | Bye | ClassNames | Chunk
 FromTrainer = (
-    Welcome | Refused | Gradient | Evaluated | Absent | HeadKept | Pong | BulkAnswer | ByeAck | ClassNames | Chunk
+    Welcome
+    | Refused
+    | Gradient
+    | Evaluated
+    | Absent
+    | HeadKept
+    | TrunkAverage
+    | Paused
+    | Logits
+    | Pong
+    | BulkAnswer
+    | ByeAck
+    | ClassNames
+    | Chunk
 )

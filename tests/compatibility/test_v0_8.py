@@ -25,13 +25,14 @@ from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import HEAD, Bundle
 from adc_edge.wire import framing, messages
 from adc_edge.wire.headers import pack_header, unpack_from_device, unpack_from_trainer
+from adc_edge.wire.message import Message
 from tests.serving import serving
 
 HEADERS = json.loads((Path(__file__).parent / "v0_8" / "headers.json").read_text())
 FIELDS: dict[str, set[str]] = {header["fields"]["kind"]: set(header["fields"]) for header in HEADERS}
 
 
-KINDS: dict[str, type[messages.Message]] = {
+KINDS: dict[str, type[Message]] = {
     kind.__name__.lower(): kind for side in (messages.FromDevice, messages.FromTrainer) for kind in get_args(side)
 }
 
@@ -51,7 +52,7 @@ def test_every_field_that_0_8_does_not_know_may_be_left_out(name: str) -> None:
     assert all(field.default is UNSET for field in added)
 
 
-def without_new_fields(message: messages.Message) -> bytes:
+def without_new_fields(message: Message) -> bytes:
     """The header as 0.8 writes it, and as 0.8 reads one of this version: what it does not know is not there."""
     fields = msgspec.msgpack.decode(pack_header(message))
     assert fields["kind"] in FIELDS, "a message of a kind that 0.8 does not know"

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from adc_edge.codec.precision import PRECISIONS
+from adc_edge.evaluation.fleet.setting import StudyFleet
 from adc_edge.evaluation.privacy.attack import Leak
 from adc_edge.evaluation.report.output import study_dict
 from adc_edge.evaluation.report.views import views
@@ -39,11 +40,17 @@ def measured_profile(manifest: Manifest, digest: str = "", seconds: float = 1e-3
     return Profile(device, TrainerProfile("cpu", manifest.split, Line(1e-3, seconds / 10 / rows), 1e-3, codec))
 
 
-def written_study(directory: Path, manifest: Manifest, accuracies: Mapping[str, Sequence[float]]) -> Path:
-    """results.json as `evaluate` writes it."""
+def written_study(
+    directory: Path,
+    manifest: Manifest,
+    accuracies: Mapping[str, Sequence[float]],
+    fleets: Sequence[StudyFleet | None] = (None,),
+) -> Path:
+    """results.json as `evaluate` writes it; None: one device."""
     study = Study("folder:photos", model=manifest.model, model_args=manifest.model_args, epochs=2.0)
     runs = [
-        Run(setting, seed, 1.0, 1000, 1, (Point(2, 2.0, 900, 700, accuracy, None, 1.0, 1.0),))
+        Run(setting, seed, 1.0, 1000, 1, (Point(2, 2.0, 900, 700, accuracy, None, 1.0, 1.0),), fleet=fleet)
+        for fleet in fleets
         for setting, values in accuracies.items()
         for seed, accuracy in enumerate(values)
     ]

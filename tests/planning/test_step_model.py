@@ -24,7 +24,8 @@ from adc_edge.planning.profile import (
 from adc_edge.planning.step_model import LinkRates, Prediction, StepPlan, predict, served_seconds
 from adc_edge.planning.work import last_work
 from adc_edge.wire.framing import chunk_bytes, message_bytes, to_frames
-from adc_edge.wire.messages import CHUNK_BYTES, Gradient, Message, Step
+from adc_edge.wire.message import CHUNK_BYTES, Message
+from adc_edge.wire.messages import Gradient, Step
 from adc_edge.wire.tcp import TcpInfo, frame_bytes
 
 SHAPE = Shape(images=8, tokens=10, clusters=4, kept=5)  # 20 rows

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from adc_edge.errors import CheckpointError, SettingError
-from adc_edge.storage.run_dir import RunDir
+from adc_edge.storage.run_dir import RunDir, check_run
 
 STATE = {"w": np.arange(3, dtype=np.float32)}
 FIXED: dict[str, Any] = {"bundle": "1234", "seed": 7, "optimizer": {"lr": 0.001}, "shape": (4, 9)}
@@ -230,6 +230,45 @@ def test_fresh_forgets_the_run_and_nothing_but_the_run(tmp_path: Path) -> None:
     RunDir(tmp_path / "empty", FIXED, {}, fresh=True).close()
 
 
+@pytest.mark.parametrize(
+    "left", ["rounds/checkpoint-00000003.safetensors", "averages/00000010-0", "journal/00000009-0"]
+)
+def test_a_run_that_a_kill_left_half_deleted_is_refused_until_fresh_deletes_the_rest(tmp_path: Path, left: str) -> None:
+    with closing(RunDir(tmp_path, FIXED, {})) as run:
+        run.checkpoint(5, STATE, {})
+        (tmp_path / left).parent.mkdir()
+        (tmp_path / left).write_bytes(b"of the run")
+
+    def refused() -> None:
+        for check in (lambda: RunDir(tmp_path, FIXED, {}), lambda: check_run(tmp_path, FIXED, fresh=False)):
+            with pytest.raises(CheckpointError, match=r"no settings\.json") as error:
+                check()
+            assert "--fresh" in error.value.remedy
+
+    (tmp_path / "settings.json").unlink()  # what --fresh deletes first
+    refused()
+    (tmp_path / "checkpoint-00000005.safetensors").unlink()
+    refused()
+    with closing(RunDir(tmp_path, FIXED, {}, fresh=True)):
+        assert not (tmp_path / left).parent.exists()
+    RunDir(tmp_path, FIXED, {}).close()
+
+
+def test_fresh_deletes_the_settings_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(RunDir(tmp_path, FIXED, {})) as run:
+        run.checkpoint(5, STATE, {})
+    deleted: list[str] = []
+    unlink = Path.unlink
+
+    def noted(path: Path, **more: bool) -> None:
+        deleted.append(path.name)
+        unlink(path, **more)
+
+    monkeypatch.setattr(Path, "unlink", noted)
+    RunDir(tmp_path, FIXED, {}, fresh=True).close()
+    assert deleted[0] == "settings.json"
+
+
 def test_fresh_is_the_way_out_of_settings_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="--fresh"):
@@ -241,11 +280,14 @@ def test_what_a_kill_left_in_the_middle_of_writing_is_removed_at_the_next_start(
     with closing(RunDir(tmp_path, FIXED, {})) as run:
         run.checkpoint(5, STATE, {})
     (tmp_path / ".checkpoint-00000010.safetensors.abc123").write_bytes(b"cut off")
+    (tmp_path / "rounds").mkdir()
+    for name in (".checkpoint-00000002.safetensors.x1", ".change-00000002.x2", ".turn.x3"):
+        (tmp_path / "rounds" / name).write_bytes(b"cut off")
     with closing(RunDir(tmp_path, FIXED, {})) as run:
         latest = run.latest()
     assert latest is not None
     assert latest.step == 5
-    assert not list(tmp_path.glob(".checkpoint-*"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_machine_that_has_changed_is_told_and_admitted(tmp_path: Path) -> None:

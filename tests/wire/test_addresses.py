@@ -24,7 +24,7 @@ from adc_edge.wire import addresses
 from adc_edge.wire.addresses import Address, examine_address, is_loopback, parse_address, resolve
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import ClientKeys
-from adc_edge.wire.messages import Ping
+from adc_edge.wire.link_messages import Ping
 from adc_edge.wire.sockets import check_endpoint
 from tests.serving import logged, serving
 

@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from adc_edge.security.keystore import KeyPair
-from adc_edge.wire.connection import ClientKeys, Connection, LinkLost
+from adc_edge.wire.connection import ClientKeys, Connection, LinkLost, TrainerBusy, not_reached
 
 Eventually = Callable[[Callable[[], bool]], None]
 pytestmark = pytest.mark.timeout(60)
@@ -109,3 +109,15 @@ def test_a_lost_connection_does_not_come_back_by_itself(pair: Pair, eventually: 
         assert again.poll(1000, zmq.POLLIN) == 0
         with pytest.raises(LinkLost):
             pair.connection.receive(time.monotonic() + 5)
+
+
+def test_a_trainer_that_is_there_and_full_is_not_told_as_one_that_is_not_there() -> None:
+    full = not_reached("tcp://cloud:5700", TrainerBusy("busy: one more device, and 2 devices are connected"), 60.4)
+    assert full.received == (
+        "the trainer at tcp://cloud:5700 is there, and has no room for this device after 60 s "
+        "(busy: one more device, and 2 devices are connected)"
+    )
+    assert "wait until other devices have finished" in full.remedy
+    absent = not_reached("tcp://cloud:5700", LinkLost("connection refused"), 60.4)
+    assert absent.received == "no trainer at tcp://cloud:5700 after 60 s (connection refused)"
+    assert "check address, firewall and keys" in absent.remedy

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from adc_edge.errors import ProtocolError
 from adc_edge.wire.framing import FAST_CHUNK_BYTES, Assembler, chunk_bytes, sealed, to_frames, unsealed
 from adc_edge.wire.headers import pack_header, unpack_from_device, unpack_from_trainer
+from adc_edge.wire.link_messages import Ping
+from adc_edge.wire.message import CHUNK_BYTES, Message
 from adc_edge.wire.messages import (
-    CHUNK_BYTES,
     SEAL_BYTES,
     Bye,
     Chunk,
@@ -24,8 +25,6 @@ from adc_edge.wire.messages import (
     FromDevice,
     FromTrainer,
     Gradient,
-    Message,
-    Ping,
     Refused,
     Welcome,
 )

@@ -22,6 +22,8 @@ from adc_edge.wire.headers import (
     unpack_from_device,
     unpack_from_trainer,
 )
+from adc_edge.wire.link_messages import Ping
+from adc_edge.wire.message import CHUNK_BYTES, Message
 from adc_edge.wire.messages import (
     HEADER_BYTES,
     SEAL_BYTES,
@@ -31,7 +33,6 @@ from adc_edge.wire.messages import (
     FromDevice,
     FromTrainer,
     Hello,
-    Message,
     Refused,
     Step,
     Welcome,
@@ -149,7 +150,7 @@ def test_another_library_reads_and_writes_every_header(kind: type[Message], data
         (step(), {"replay": 1}),
         (protocol.Fetch(1, 2, None, 3), {"part": -1}),
         (protocol.Fetch(1, 2, None, 3), {"offset": 1.5}),
-        (protocol.Ping(1, 2), {"reply_bytes": protocol.CHUNK_BYTES + 1}),
+        (Ping(1, 2), {"reply_bytes": CHUNK_BYTES + 1}),
         (Welcome(1, 5, 0, 0, None, 1, 0, 0, "0.1.0"), {"durable": "all"}),
         (Welcome(1, 5, 0, 0, None, 1, 0, 0, "0.1.0"), {"received_bytes": -1}),
         (Refused("key", "a", "b", "c"), {"code": "because"}),

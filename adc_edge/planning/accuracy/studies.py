@@ -38,6 +38,7 @@ class _Evaluation(msgspec.Struct):
     study: _Task
     steps: list[_Row]
     note: str = ""
+    fleet: str = ""  # that all steps are of, in words; nothing: one device
 
 
 class _Attack(msgspec.Struct):
@@ -71,7 +72,7 @@ def read_studies(paths: Sequence[Path], manifest: Manifest) -> tuple[list[Measur
         manifest: of the bundle whose settings are asked for.
 
     Raises:
-        SettingError: no study, or one of another model.
+        SettingError: no study, one of another model, or one of fleets alone.
     """
     found = [_read(file, manifest) for path in paths for file in study_files(path)]
     return [study for study, _ in found], [f"{study.source}: {note}" for study, note in found if note]
@@ -126,6 +127,12 @@ def _named(model: str, arguments: dict[str, Any]) -> str:
 
 
 def _of_evaluation(file: Path, found: _Evaluation, tokens: int) -> MeasuredStudy:
+    if found.fleet:
+        raise SettingError(
+            f"{file} has runs of a fleet alone ({found.fleet})",
+            "runs of one device that trains its trunk, which a plan is for",
+            "adc-edge evaluate --devices 1 with the study's other options and -o; or leave --study out",
+        )
     known = next((row for row in found.steps if row.setting == "none"), None)
     if known is None:
         raise SettingError(

@@ -13,12 +13,14 @@ import msgspec
 import pytest
 
 from adc_edge.errors import SettingError
+from adc_edge.evaluation.fleet.setting import StudyFleet
 from adc_edge.planning.accuracy.frontier import MeasuredPoint
 from adc_edge.planning.accuracy.studies import SHIPPED, read_studies, shipped_studies, study_files
 from adc_edge.storage.bundle import Bundle
 from tests.planning.inputs import written_attack, written_study
 
 ACCURACIES = {"none": (0.80, 0.84), "none/pca1:pca0.25": (0.79, 0.81), "topk@0.1": (0.5, 0.6)}
+FROZEN = StudyFleet(4, mode="frozen")
 
 
 def test_accuracies_are_differences_to_uncompressed_training_with_the_standard_error_of_both(
@@ -53,6 +55,13 @@ def test_a_directory_may_hold_both_kinds_and_a_file_is_taken_by_itself(bundle: B
     assert study_files(tmp_path) == [tmp_path / "results.json", tmp_path / "privacy.json"]
 
 
+def test_only_the_runs_with_one_device_count_in_a_study_of_fleets(bundle: Bundle, tmp_path: Path) -> None:
+    alone = written_study(tmp_path / "alone", bundle.manifest, ACCURACIES)
+    both = written_study(tmp_path / "both", bundle.manifest, ACCURACIES, [FROZEN, None])
+    found, _ = read_studies([alone, both], bundle.manifest)
+    assert found[0].points == found[1].points
+
+
 def test_a_study_may_write_out_the_image_size_that_the_bundle_has_by_default(bundle: Bundle, tmp_path: Path) -> None:
     plain = {key: value for key, value in bundle.manifest.model_args.items() if key != "img_size"}
     by_default = msgspec.structs.replace(bundle.manifest, model_args=plain)
@@ -83,6 +92,7 @@ def test_a_study_that_does_not_serve_is_refused(bundle: Bundle, tmp_path: Path) 
         written_study(tmp_path / "model", other, ACCURACIES): "is a study of deit_tiny_patch16_224",
         written_study(tmp_path / "alone", manifest, {"int4": (0.5,)}): "no run of uncompressed training",
         changed(written_study(tmp_path / "torn", manifest, ACCURACIES), steps=3): "Expected `array`",
+        written_study(tmp_path / "fleet", manifest, ACCURACIES, [FROZEN]): r"a fleet alone \(4 devices, iid, frozen\)",
         tmp_path / "absent": "No such file",
         tmp_path: "neither results.json nor privacy.json",
     }
