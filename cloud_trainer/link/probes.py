@@ -16,7 +16,7 @@ from msgspec import UNSET
 
 from adc_edge.cloud_trainer.registry import Peer
 from adc_edge.errors import ProtocolError
-from adc_edge.wire.messages import BULK_BYTES, Bulk, BulkAnswer
+from adc_edge.wire.link_messages import BULK_BYTES, Bulk, BulkAnswer
 from adc_edge.wire.tcp import prefer_bbr, tcp_info
 
 MEASURING_SHARE = 0.1

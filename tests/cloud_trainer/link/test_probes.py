@@ -14,7 +14,8 @@ from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import TrainerBusy
 from adc_edge.wire.framing import Assembler
 from adc_edge.wire.headers import pack_header, unpack_from_device
-from adc_edge.wire.messages import BULK_BYTES, CHUNK_BYTES, Bulk, BulkAnswer, Ping, Pong
+from adc_edge.wire.link_messages import BULK_BYTES, Bulk, BulkAnswer, Ping, Pong
+from adc_edge.wire.message import CHUNK_BYTES
 from tests.stub_device import Device
 
 

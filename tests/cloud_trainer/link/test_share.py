@@ -18,7 +18,8 @@ from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.framing import Assembler
 from adc_edge.wire.headers import unpack_from_device
-from adc_edge.wire.messages import Absent, Ping, Pong
+from adc_edge.wire.link_messages import Ping, Pong
+from adc_edge.wire.messages import Absent
 from adc_edge.wire.tcp import TcpInfo
 from tests.stub_device import Device, training_beside
 
@@ -54,7 +55,7 @@ class Loop:
         live = None
         if arrived_s is not None:
             live = TcpInfo(0, 0, 1.0, 1.0, round(1e3 * (at_s - arrived_s)))
-        told = self.load.told(Pong(1), peer, live)
+        told = self.load.told(Pong(1), peer, self.load.arrival_s(live))
         self.now_s += seconds - rest
         self.load.after_sending(lambda: self._pass(rest))
         assert self.load.end(peer) == pytest.approx(seconds)
