@@ -22,7 +22,8 @@ import msgpack
 
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.framing import sealed, to_frames
-from adc_edge.wire.messages import VERSION, Bye, ClassNames, Evaluate, Fetch, Hello, Ping
+from adc_edge.wire.link_messages import Ping
+from adc_edge.wire.messages import VERSION, Bye, ClassNames, Evaluate, Fetch, Hello
 from tests.stub_device import Device
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)  # ZMTP 3.1, section 3.1

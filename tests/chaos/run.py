@@ -30,8 +30,9 @@ class Run:
         steps: int,
         keys: Path | None = None,
         more: tuple[str, ...] = (),
+        trainer_more: tuple[str, ...] = (),
     ) -> None:
-        self.more = more  # options of the device, at each start
+        self.more, self.trainer_more = more, trainer_more  # options of device and trainer, at each start
         self.zygote, self.bundle, self.where, self.port, self.steps = zygote, bundle, where, port, steps
         self.keys, self.every = keys, 7  # steps between checkpoints
         self.device_dir, self.trainer_dir = where / "device", where / "trainer"
@@ -42,7 +43,7 @@ class Run:
         bind = ["--bind", self.endpoint, "--devices", "1"]
         return self.zygote.start(
             "trainer", "--bundle", self.bundle, "--run", self.trainer_dir, *bind, *keys, *LEARNING,
-            "--checkpoint-every", str(self.every), *options,
+            "--checkpoint-every", str(self.every), *self.trainer_more, *options,
             log=self.where / "trainer.log", environment={DIES: dies},
         )  # fmt: skip
 

@@ -25,7 +25,8 @@ from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import ClientKeys, Connection, LinkLost
 from adc_edge.wire.framing import sealed
 from adc_edge.wire.headers import pack_header
-from adc_edge.wire.messages import VERSION, Hello, Ping
+from adc_edge.wire.link_messages import Ping
+from adc_edge.wire.messages import VERSION, Hello
 from tests.serving import logged, serving
 from tests.stub_device import Device
 

@@ -1,0 +1,1 @@
+"""Many devices on one model: how their trunks become one."""
