@@ -1,0 +1,1 @@
+"""Inference with a head that does not learn any more: `trainer --serve-only`."""
