@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -14,21 +13,23 @@ from msgspec import UNSET
 
 from adc_edge import __version__
 from adc_edge.arrays import Body
-from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
-from adc_edge.cloud_trainer.codec.on_device import decode_to, encode_from
+from adc_edge.cloud_trainer.codec.on_device import decode_to
+from adc_edge.cloud_trainer.fleet.device_fleet import DeviceFleet
 from adc_edge.cloud_trainer.guard import Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
 from adc_edge.cloud_trainer.registry import RequestContext, SessionRegistry, outside_session
+from adc_edge.cloud_trainer.scheduling.admission import Admission
+from adc_edge.cloud_trainer.scheduling.merged import Merging
+from adc_edge.cloud_trainer.scheduling.steps import StepAnswers, StepRequest
 from adc_edge.cloud_trainer.served_session import ServedSession
-from adc_edge.codec.precision import encoded_bytes
 from adc_edge.errors import ProtocolError
-from adc_edge.method.labels import check_classes, soft_labels
+from adc_edge.method.labels import check_classes
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.journal import JournalKey
-from adc_edge.wire.class_names import pack_names, unpack_names
+from adc_edge.wire.class_names import pack_names
 from adc_edge.wire.messages import (
     LABEL_BYTES,
     Absent,
@@ -40,7 +41,6 @@ from adc_edge.wire.messages import (
     Fetch,
     FromDevice,
     FromTrainer,
-    Gradient,
     HeadKept,
     Hello,
     KeepHead,
@@ -52,6 +52,7 @@ _ID_BITS = 62
 
 logger = logging.getLogger(__name__)
 
+Request = tuple[RequestContext, FromDevice, memoryview]  # with the message's body
 Reply = tuple[FromTrainer, Body]
 AfterSend = Callable[[], None] | None  # to be called once the reply is on its way, whether or not that succeeded
 
@@ -67,6 +68,9 @@ class Answers:
         checkpoints: checkpoints of the run.
         refusals: log for the reasons why an answer cannot be kept.
         classes: the class names of the head.
+        fleet: says who fits its mode.
+        merging: how steps of several sessions are learned together.
+        admission: tells whether there is room for a new session.
     """
 
     def __init__(
@@ -74,14 +78,21 @@ class Answers:
         bundle: Bundle,
         training: HeadTraining,
         sessions: SessionRegistry,
+        *,
         limits: MessageLimits,
         checkpoints: TrainerCheckpoints,
         refusals: Refusals,
         classes: HeadClasses,
+        fleet: DeviceFleet,
+        merging: Merging,
+        admission: Admission,
     ) -> None:
         self._bundle, self._training, self._sessions, self._limits = bundle, training, sessions, limits
         self._checkpoints, self._refusals, self._classes = checkpoints, refusals, classes
         self._device, self._record = training.device, checkpoints.record
+        self._fleet = fleet
+        self._steps = StepAnswers(bundle.manifest, training, sessions, checkpoints, refusals.warn, merging)
+        self._admission = admission
         self._incarnation = secrets.randbits(_ID_BITS)
 
     def answer(self, context: RequestContext, message: FromDevice, body: memoryview) -> tuple[Reply, AfterSend]:
@@ -106,7 +117,7 @@ class Answers:
             key = JournalKey(message.step, message.micro_batch, message.part)
             return self._logged(session, key, message.transfer, message.offset), None
         if isinstance(message, Evaluate):
-            return self._evaluate(session, message, body), partial(self._write_log, session)
+            return self._evaluate(session, message, body), partial(self._steps.write_log, session)
         if isinstance(message, ClassNames):
             return self._name_classes(session, message, body), None
         if isinstance(message, KeepHead):
@@ -130,6 +141,9 @@ class Answers:
             )
         if hello.class_names is not True:
             self._classes.check_silent(hello.device)
+        self._fleet.check_hello(hello)
+        if not self._fleet.knows(hello.session):
+            self._admission.check(hello)
         session = self._sessions.find(hello, peer.owner)
         try:
             session.resume(hello)
@@ -141,6 +155,7 @@ class Answers:
         begins_on = 0 if session.applied else self._training.steps
         for superseded in self._sessions.open(session, context.route):
             self._record.presence.leave(superseded)
+        self._fleet.joined(hello)
         self._record.joined(session, context, hello)
         by = "" if context.congestion is None else f", sending by {context.congestion}"
         logger.info("device %r at step %d%s%s", hello.device, hello.next_step, by, session.difference(hello))
@@ -157,77 +172,50 @@ class Answers:
             received_bytes=peer.inbox.unfinished[1],
             trainer=__version__,
             class_names=self._classes.asked_for or UNSET,
+            class_counts=True,
             other_steps=begins_on or UNSET,
             max_images=self._limits.max_images,
             follows=True,
             keeps_heads=self._checkpoints.keep_heads or UNSET,
+            fleet=self._fleet.terms(),
+            paused=self._sessions.waiting.fair.is_paused(session.id) or UNSET,
         )
 
     def _name_classes(self, session: ServedSession, message: ClassNames, body: memoryview) -> Reply:
-        """Learn a device's class names, and answer with those of the head."""
-        names = self._classes.learn(unpack_names(body), message.positions, session.record.device)
+        """Learn a device's class names and their images, and answer with those of the head if they were asked for."""
+        names, images = self._classes.take(message, body, session.record.device)
+        self._record.classes.take(session.id, session.record.device, images)
         answer = pack_names(names)
         return ClassNames(session.id, message.transfer, len(answer)), answer
 
     def _step(
         self, session: ServedSession, message: Step, body: memoryview, context: RequestContext
     ) -> tuple[Reply, AfterSend]:
+        self._fleet.check_step(message)
         key = JournalKey(message.step, message.micro_batch)
         if not session.due(key, message.micro_batches):
             return self._logged(session, key, message.transfer, empty=message.replay), None
-        manifest = self._bundle.manifest
-        shape = (message.clusters, message.kept, manifest.dim)
-        split = encoded_bytes(shape, message.precision)
-        soft = soft_labels(body[split:], message.clusters, manifest.classes, message.images)
-        start = time.monotonic()
-        activations = decode_to(self._device, body[:split], shape, message.precision)
-        codec_seconds = time.monotonic() - start
-        totals = session.begin_step(message.micro_batches)
-        learned = self._training.learn(activations, soft, message.gradient is not None, totals)
-        start, asked = time.monotonic(), message.gradient
-        answer: Body = encode_from(learned.gradient, asked) if asked and learned.gradient is not None else b""
-        codec_seconds += time.monotonic() - start
-        reply = Gradient(
-            session=session.id,
-            step=message.step,
-            micro_batch=message.micro_batch,
-            transfer=message.transfer,
-            body_bytes=len(answer),
-            precision=message.gradient or message.precision,
-            loss=learned.loss,
-            accuracy=learned.accuracy,
-            seconds_cloud=learned.seconds,
-            seconds_codec=codec_seconds,
-            down_mbit_s=context.down_mbit_s,
-            down_app_limited=UNSET if context.down_mbit_s is None else context.down_app_limited,
-            up_mbit_s=context.up_mbit_s or UNSET,
-        )
-        session.record_answer(reply, answer)
-        seconds = self._record.use.add(learned.seconds, codec_seconds)
-        after_send = partial(self._finish_step, session, totals, message, seconds, len(answer), context)
+        after_send = self._steps.learn(session, message, body, context)
         return self._logged(session, key, message.transfer, empty=message.replay), after_send
 
-    def _finish_step(
-        self,
-        session: ServedSession,
-        totals: StepAccumulator,
-        message: Step,
-        seconds: float,
-        answer_bytes: int,
-        context: RequestContext,
-    ) -> None:
-        """After a micro-batch's answer: the optimizer's step if it was the last one, the log, the metrics."""
-        start = time.monotonic()
-        self._record.evaluated(session)
-        if totals.complete:
-            self._training.update(totals, session.planned_steps)
-        self._write_log(session)
-        session.prune(message.durable)
-        totals.add_cost(message, answer_bytes, seconds + time.monotonic() - start)
-        if totals.complete:
-            self._record.step(session, message, totals, context, self._training.steps)
-            self._checkpoints.count_step(totals)
-        self._record.use.update += time.monotonic() - start
+    def answer_together(self, requests: Sequence[Request]) -> tuple[list[Reply], AfterSend] | None:
+        """The replies to whole steps of several sessions, learned in one pass; None: each must be answered alone.
+
+        Nothing has changed if None is returned.
+        """
+        steps: list[StepRequest] = []
+        for context, message, body in requests:
+            session = context.peer.session
+            if session is None or not isinstance(message, Step) or not session.is_next_step(message):
+                return None
+            if not self._fleet.takes(message):
+                return None
+            steps.append((session, message, body, context))
+        after_send = self._steps.learn_together(steps)
+        if after_send is None:
+            return None
+        told = [(session, JournalKey(message.step), message) for session, message, _, _ in steps]
+        return [self._logged(session, key, m.transfer, empty=m.replay) for session, key, m in told], after_send
 
     def _logged(
         self, session: ServedSession, key: JournalKey, transfer: int, offset: int = 0, *, empty: bool = False
@@ -277,9 +265,3 @@ class Answers:
         if not was_finished:
             logger.info("device %r is done after %d steps", session.record.device, session.applied)
         return ByeAck(session.id), b""
-
-    def _write_log(self, session: ServedSession) -> None:
-        try:
-            session.write()
-        except OSError as error:
-            self._refusals.warn("journal", f"the log of answers cannot be written: {error}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -42,14 +44,20 @@ class TrainerCheckpoints:
         self._run_dir = run_dir if run_dir is not None and run_dir.path is not None else None
         # Steps and sessions of the checkpoints on disk; a damaged newest one would fall back on the older.
         self._kept: deque[tuple[int, dict[int, SessionRecord]]] = deque(maxlen=KEPT)
+        self.due_seconds = 0.0  # that checkpoints took which were due: no session's own time
         self._unkept_bytes = 0  # of steps since the last checkpoint: devices keep them until the next
-        self.record = TrainerRecord(run_dir)
+        self.record = TrainerRecord(run_dir, training.outputs)
         sessions.on_evict = self._forget  # or sessions without end would fill the disk
 
     @property
     def keep_heads(self) -> bool:
         """Whether ``keep_head`` can keep anything: the run is on disk."""
         return self._run_dir is not None
+
+    @property
+    def path(self) -> Path | None:
+        """The run directory; None: nothing is kept."""
+        return None if self._run_dir is None else self._run_dir.path
 
     def durable(self, session: int) -> int | None:
         """The steps of a session that no crash undoes: those of the older checkpoint; None: every crash undoes all."""
@@ -58,17 +66,20 @@ class TrainerCheckpoints:
         older = self._kept[0][1].get(session) if len(self._kept) == KEPT else None
         return 0 if older is None else older.applied
 
-    def count_step(self, totals: StepAccumulator) -> None:
-        """Count a step that was just applied and recorded, and make a checkpoint if one is due."""
+    def count_steps(self, totals: Sequence[StepAccumulator]) -> None:
+        """Count steps that were just applied and recorded, and make a checkpoint if one is due."""
         if self._run_dir is None:
             return
-        self._unkept_bytes += totals.bytes_up
-        due = self._every and self._training.steps % self._every == 0
+        self._unkept_bytes += sum(step.bytes_up for step in totals)
+        due = self._every and self._training.steps % self._every < len(totals)
         if due or self._unkept_bytes > LIMIT_BYTES // KEPT:
+            start = time.monotonic()
             try:
                 self.save()
             except OSError as error:  # earlier checkpoints stay, and so do the devices' journals
                 logger.warning("no checkpoint at step %d: %s; going on", self._training.steps, error)
+            finally:
+                self.due_seconds += time.monotonic() - start
 
     def save(self) -> None:
         """Make a checkpoint of now, unless there is one; raises OSError, and earlier ones stay."""

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import msgspec
 
+from adc_edge.arrays import Body
 from adc_edge.data.classes import append_classes, check_order_known, check_positions, composed_names, short_list
 from adc_edge.errors import CheckpointError, DataError, ProtocolError
 from adc_edge.storage.bundle import Manifest
 from adc_edge.storage.run_dir import CLASSES, LearnedClasses, RunDir
-from adc_edge.wire.class_names import pack_names
+from adc_edge.wire.class_names import pack_names, unpack_class_counts, unpack_names
+from adc_edge.wire.messages import ClassNames
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,27 @@ class HeadClasses:
                 "labels",
             )
         logger.warning("device %r tells no class names: its labels are positions in its own list", device)
+
+    def take(self, message: ClassNames, body: Body, device: str) -> tuple[list[str], dict[str, int] | None]:
+        """Learn the names that a device tells, if they are asked for.
+
+        Args:
+            message: the device's.
+            body: the message's.
+            device: the device's name, for the log.
+
+        Returns:
+            The names to answer with, and the device's number of training images of each class; None: it tells none.
+
+        Raises:
+            ProtocolError: the body is malformed; or see ``learn``.
+            OSError: see ``learn``.
+        """
+        images = unpack_class_counts(body) if message.counted is True else None
+        if images is not None and not self.asked_for:
+            return [], images
+        told = unpack_names(body) if images is None else list(images)
+        return self.learn(told, message.positions, device), images
 
     def learn(self, told: Sequence[str], positions: bool, device: str) -> list[str]:
         """Append the names that the head lacks, and return all of them.

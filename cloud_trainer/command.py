@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adc_edge import defaults
+from adc_edge.errors import SettingError
 from adc_edge.options import (
     COUNT,
     IMAGES,
+    FloatRange,
     GroupedCommand,
+    broken_option,
     bundle_option,
+    choices,
+    data_option,
     heading,
     key_options,
     log_options,
@@ -22,6 +27,8 @@ from adc_edge.watching.options import WatchSettings, watch_options
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_SECONDS = FloatRange(min=0, finite=True)
 
 
 @click.command(cls=GroupedCommand)
@@ -54,13 +61,96 @@ if TYPE_CHECKING:
 @click.option("--max-images", default=defaults.MAX_IMAGES, type=IMAGES, help="Largest number of images in one message.")
 @heading("Devices")
 @click.option(
-    "--devices", default=0, type=COUNT, metavar="N", help="End once N devices are done; 0: serve until Ctrl-C."
+    "--devices",
+    default=0,
+    type=COUNT,
+    metavar="N",
+    help="End once N devices are done; 0: serve until Ctrl-C. In the modes averaged and sequential a device that is "
+    "done waits for the others, so that all end with the same trunk.",
 )
 @click.option(
     "--one-session",
     is_flag=True,
     help="Refuse a second session, so that options tried one after another each begin on a new head.",
 )
+@click.option(
+    "--serve-only",
+    is_flag=True,
+    help="Train nothing: answer `adc-edge infer` with the bundle's head, or the newest in --run, which is only read.",
+)
+@click.option(
+    "--max-devices",
+    default=0,
+    type=COUNT,
+    metavar="N",
+    help="Let a new device wait while N are connected; 0: as many as there is room for.",
+)
+@click.option(
+    "--merge-passes",
+    type=choices(defaults.MergePasses),
+    default="off",
+    help="Learn waiting steps of several devices in one pass: one optimizer step of the sum, or one for each.",
+)
+@heading("Fleet")
+@click.option(
+    "--mode",
+    type=choices(defaults.FleetMode),
+    default="parallel",
+    help="Mode of the fleet. parallel: each device trains a trunk of its own. averaged: every few steps all trunks "
+    "become their mean. sequential: one trunk goes from device to device. frozen: no device trains its trunk.",
+)
+@click.option(
+    "--average-every",
+    default=defaults.AVERAGE_EVERY,
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Steps of a device between two of its changes (averaged), or in its turn (sequential).",
+)
+@click.option(
+    "--average-wait",
+    default=defaults.AVERAGE_WAIT_S,
+    type=_SECONDS,
+    metavar="SECONDS",
+    help="Longest wait for devices that are late: from a round's first change on (averaged); for a device that has "
+    "the turn and is away (sequential).",
+)
+@click.option(
+    "--average-precision",
+    type=choices(defaults.FleetPrecision),
+    default="int8",
+    help="Precision of the trunk's changes on the wire.",
+)
+@click.option(
+    "--robust",
+    type=choices(defaults.RobustRule),
+    default="none",
+    help="Rule by which changes become one (averaged): their mean by images, or one that a few wrong devices cannot "
+    "move far.",
+)
+@click.option(
+    "--guard",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    help="Leave out, and name, a device whose change is far larger than the others' or against them (averaged).",
+)
+@heading("Evaluation")
+@data_option(help="Evaluate trunk and head here, on the test split of this data set (not in parallel mode):")
+@click.option(
+    "--eval-every",
+    "evaluate_every",
+    default=0,
+    type=COUNT,
+    metavar="N",
+    help="Evaluate every N steps of the head, besides at the end.",
+)
+@click.option(
+    "--eval-images",
+    "evaluate_images",
+    default=defaults.EVALUATION_IMAGES,
+    type=COUNT,
+    help="Most test images of an evaluation; 0: all.",
+)
+@broken_option
 @heading("Optimisation")
 @click.option("--seed", default=0, type=COUNT, help="Random seed for dropout.")
 @optimizer_options
@@ -69,7 +159,7 @@ if TYPE_CHECKING:
 @heading("Logging")
 @log_options
 def trainer(console: Console, watch: WatchSettings, **options: Any) -> None:
-    """Train the head for the devices that connect."""
+    """Train the head for the devices that connect, or answer inference with it (--serve-only)."""
     from adc_edge.cloud_trainer.settings import TrainerSettings
     from adc_edge.config import chosen_options
     from adc_edge.optimizer.settings import take_settings
@@ -80,9 +170,18 @@ def trainer(console: Console, watch: WatchSettings, **options: Any) -> None:
     kept = chosen_options(click.get_current_context())
     settings = TrainerSettings(optimizer=take_settings(options), **options)
     bundle = settings.check()
+    if settings.serve_only:
+        if watch.asked:
+            raise SettingError("--serve-only with an option of watching", "a run to watch", "leave it out")
+        from adc_edge.cloud_trainer.inference.serving import serve_head
+        from adc_edge.cloud_trainer.runner import Trainer  # torch, whose import takes seconds
+
+        serve_head(Trainer(settings, console, stop, kept, bundle))
+        return
+    dataset = settings.test_images()
     shown = click.get_current_context().with_resource(watching(settings.run, watch, stop))
     from adc_edge.cloud_trainer.runner import Trainer  # torch, whose import takes seconds
 
-    complete = Trainer(settings, console, stop, kept, bundle).run(shown)
+    complete = Trainer(settings, console, stop, kept, bundle, dataset).run(shown)
     if stop.by_ctrl_c and not complete:
         raise SystemExit(INTERRUPTED)

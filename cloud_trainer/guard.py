@@ -22,6 +22,8 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from adc_edge.cloud_trainer.record.presence import GuardedConnection
+from adc_edge.errors import ProtocolError
+from adc_edge.wire.messages import Refused
 from adc_edge.wire.tcp import same_socket, tcp_info
 
 MAX_CONNECTIONS = 2048
@@ -30,6 +32,7 @@ CROWD = 8  # all connections together may hold this many times as much
 UNREAD_BYTES = 16 * 2**20  # of answers that a peer has not read when it asks for more
 STRIKES = 16  # refusals of a connection without a session, or hellos of any connection
 _SWEEP_S = 0.1
+_TEXT = 300  # characters of each part of a refusal: all three fit into a header in any alphabet
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED  # not HANDSHAKE_FAILED_PROTOCOL, see tcp.py
 
 logger = logging.getLogger(__name__)
@@ -74,6 +77,12 @@ class Refusals:
                     logger.warning("and %d more refusals (%s) within %.0f s", left_out, kind, self.WINDOW_S)
             self._seen.clear()
             self._since_s = time.monotonic()
+
+
+def refusal_message(error: ProtocolError) -> Refused:
+    """Return the message that tells a device why it is refused."""
+    texts = (text[:_TEXT] for text in (error.received, error.expected, error.remedy))
+    return Refused(error.code, *texts)  # type: ignore[arg-type]
 
 
 class _Connection(GuardedConnection):

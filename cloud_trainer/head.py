@@ -69,8 +69,13 @@ class HeadTraining:
         self.head = head.to(self.device)
         self.optimizer = Optimizer(self.head, optimizer)
         self.compiled, self._forward = compiled, _compiled(self.head) if compiled else self.head
-        self._parameters = [p for p in self.head.parameters() if p.requires_grad]
+        self.parameters = [p for p in self.head.parameters() if p.requires_grad]
         self.steps = 0
+
+    @property
+    def outputs(self) -> int:
+        """Number of the head's outputs."""
+        return int(self.head.vit.num_classes)
 
     def learn(self, activations: Tensor, soft: Float32, gradient: bool, step: StepAccumulator) -> Learned:
         """Forward and backward of one micro-batch (paper, step 4); ``update`` follows the last of a step.
@@ -87,47 +92,50 @@ class HeadTraining:
         """
         start = time.monotonic()
         self.head.train()
-        torch.manual_seed(self._seed(step.learned))  # a repeated micro-batch draws the same numbers
+        self.start_generators(step.learned)
         z = activations.detach().requires_grad_(gradient)
-        target = self._here(soft)
-        with self._autocast():
+        target = self.here(soft)
+        with self.autocast():
             logits = self._forward(z)
             loss = F.cross_entropy(logits.float(), target)
-        wanted = self._parameters + ([z] if gradient else [])
+        wanted = self.parameters + ([z] if gradient else [])
         gradients = torch.autograd.grad(loss * step.share, wanted, allow_unused=True)
         value = loss.item()
         finite = not gradient or math.isfinite(gradients[-1].sum(dtype=torch.float64).item())  # no sum overflows there
         if not math.isfinite(value) or not finite:
-            raise ProtocolError(
-                f"a loss of {value}",
-                "a finite loss and gradient",
-                "lower --lr or set --clip-norm on both sides",
-                "nan",
-            )
+            raise not_finite(value)
         accuracy = float(target.gather(1, logits.argmax(dim=1, keepdim=True)).mean())
-        step.add(gradients[: len(self._parameters)], value, accuracy)
+        step.add(gradients[: len(self.parameters)], value, accuracy)
         return Learned(value, accuracy, gradients[-1] if gradient else None, time.monotonic() - start)
 
     def update(self, step: StepAccumulator, planned_steps: int) -> None:
-        """Do the optimizer's step with the gradients of all micro-batches.
+        """Do the optimizer's step with the gradients of all micro-batches, and count the step.
 
         Args:
-            step: sums over all micro-batches of the step.
-            planned_steps: length of the device's run, for the schedule.
+            step: sums over all micro-batches of the step. Without gradients it is only counted: they are with another
+                step of the same pass.
+            planned_steps: length of the head's training over all devices, for the schedule; 0: not known.
         """
-        for parameter, total in zip(self._parameters, step.gradients, strict=True):
-            parameter.grad = total
-        self.optimizer.step(self.steps, planned_steps)
+        if step.gradients:
+            for parameter, total in zip(self.parameters, step.gradients, strict=True):
+                parameter.grad = total
+            self.optimizer.step(self.steps, planned_steps)
         self.steps += 1
+
+    @torch.no_grad()
+    def logits(self, activations: Tensor) -> Tensor:
+        """Return float32 logits ``[T, C]`` for activations ``[T, k, D]`` on the head's device; nothing is learned."""
+        self.head.eval()
+        with self.autocast():
+            found: Tensor = self.head(activations).float()
+        return found
 
     @torch.no_grad()
     def judge(self, activations: Tensor, labels: npt.NDArray[np.int32]) -> Judged:
         """Count correct predictions and sum the loss on whole activations ``[B, N, D]`` on the head's device."""
         start = time.monotonic()
-        self.head.eval()
         target = torch.from_numpy(labels.astype(np.int64)).to(self.device)
-        with self._autocast():
-            logits = self.head(activations).float()
+        logits = self.logits(activations)
         correct = int((logits.argmax(dim=1) == target).sum())
         return Judged(correct, float(F.cross_entropy(logits, target, reduction="sum")), time.monotonic() - start)
 
@@ -135,6 +143,12 @@ class HeadTraining:
         """Return a view of the same head without torch.compile, which would compile for each shape that is tried."""
         view = copy.copy(self)
         view.compiled, view._forward = False, self.head
+        return view
+
+    def fixed_copy(self) -> HeadTraining:
+        """Return a view of a copy of the head, which no step changes; it is there to judge."""
+        view = self.eager()
+        view.head = copy.deepcopy(self.head)
         return view
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -155,18 +169,33 @@ class HeadTraining:
         """The bytes of head.safetensors."""
         return save({name: p.contiguous().cpu() for name, p in self.head.vit.state_dict().items()})
 
+    def start_generators(self, micro_batch: int) -> None:
+        """Seed the random numbers of a micro-batch: one that is repeated draws the same."""
+        seed = self._seed(micro_batch)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a traceback where no GPU is in use
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def _seed(self, micro_batch: int) -> int:
         words = np.random.SeedSequence([self.seed, self.steps, micro_batch]).generate_state(1, np.uint64)
         return int(words[0] >> np.uint64(1))
 
-    def _here(self, array: Float32) -> Tensor:
+    def here(self, array: Float32) -> Tensor:
+        """Return an array on the head's device."""
         tensor = torch.from_numpy(array)
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)  # the copy overlaps with queued work
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which the head runs: bfloat16 if that is asked for."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+
+def not_finite(loss: float) -> ProtocolError:
+    """Return the refusal of a step whose loss or gradient is not finite."""
+    remedy = "lower --lr or set --clip-norm on both sides"
+    return ProtocolError(f"a loss of {loss}", "a finite loss and gradient", remedy, "nan")
 
 
 def _compiled(head: Head) -> Callable[[Tensor], Tensor]:

@@ -7,7 +7,9 @@ import msgspec
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.bundle import Manifest
-from adc_edge.wire.messages import LABEL_BYTES, TRIPLE_BYTES, Evaluate, Step
+from adc_edge.wire.inference_messages import Infer
+from adc_edge.wire.link_messages import Bulk, Ping
+from adc_edge.wire.messages import LABEL_BYTES, TRIPLE_BYTES, ClassNames, Evaluate, FromDevice, Step
 
 
 class MessageLimits(msgspec.Struct, frozen=True):
@@ -23,6 +25,14 @@ class MessageLimits(msgspec.Struct, frozen=True):
     def from_manifest(cls, manifest: Manifest, max_images: int) -> MessageLimits:
         """The limits of messages about this model."""
         return cls(manifest.tokens, manifest.prefix, manifest.dim, manifest.classes, max_images)
+
+    def body_bytes(self, message: FromDevice) -> int:
+        """Exact size in bytes of a message's body; raises as ``step_bytes``."""
+        if isinstance(message, Step):
+            return self.step_bytes(message)
+        if isinstance(message, Evaluate):
+            return self.evaluate_bytes(message)
+        return message.body_bytes if isinstance(message, ClassNames | Bulk | Ping) else 0
 
     def step_bytes(self, step: Step) -> int:
         """Exact size in bytes of a Step's body.
@@ -42,6 +52,13 @@ class MessageLimits(msgspec.Struct, frozen=True):
         self._within("images", part.images, 1, self.max_images)
         size = encoded_bytes((part.images, self.tokens, self.dim), part.precision) + LABEL_BYTES * part.images
         return self._exactly(part.body_bytes, size)
+
+    def infer_bytes(self, infer: Infer) -> int:
+        """Exact size in bytes of an Infer's body; raises as ``step_bytes``."""
+        self._within("clusters", infer.clusters, 1, self.max_images)
+        self._within("kept tokens", infer.kept, self.prefix, self.tokens)
+        size = encoded_bytes((infer.clusters, infer.kept, self.dim), infer.precision)
+        return self._exactly(infer.body_bytes, size)
 
     def largest_bytes(self) -> int:
         """Upper bound on any body: the full activations of ``max_images`` images in fp32."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adc_edge.cloud_trainer.record.presence import GuardedConnection
+from adc_edge.cloud_trainer.scheduling.messages import MessageQueue
 from adc_edge.cloud_trainer.served_session import ServedSession, SessionRecord
 from adc_edge.errors import ProtocolError
 from adc_edge.wire.framing import Assembler
@@ -17,6 +18,7 @@ from adc_edge.wire.messages import FromDevice, Hello
 MAX_PEERS = 1024
 MAX_SESSIONS = 256
 MAX_SESSIONS_OF_A_KEY = 16
+_MOST_PARTS = 4  # of the bytes of all messages
 STALE_S = 10.0  # time without a byte after which a message in progress may be dropped
 
 
@@ -30,6 +32,16 @@ class Peer:
         self.hello: Hello | None = None  # its last one, whether or not it was admitted
         self.cut_off = False
         self.measures = False  # whether it has sent a Bulk
+
+    @property
+    def turn(self) -> int:
+        """The key of its turns: its session, or without one a number of its own."""
+        return -1 - self.fd if self.session is None else self.session.id
+
+    @property
+    def connected(self) -> bool:
+        """Whether its connection has not ended; one that ends without a word stays known."""
+        return self.connection is not None and not self.connection.ended
 
     def join_session(self, session: ServedSession) -> None:
         """Speak for ``session``; a message that it was receiving goes on over this connection."""
@@ -75,12 +87,16 @@ class SessionRegistry:
         self._directory, self._one_session = directory, one_session
         self._sessions: OrderedDict[int, ServedSession] = OrderedDict()
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
+        self.waiting = MessageQueue()
+        self._dismissed: list[tuple[bytes, Peer]] = []  # connections that have lost their session, and are not told yet
         self.on_evict: Callable[[int], None] = lambda session: None  # told the number of a session that gives way
 
     def restore(self, kept: Mapping[int, SessionRecord]) -> None:
         """Take the sessions of a checkpoint; every device must say hello again."""
-        for peer in self.peers.values():
-            peer.leave_session()
+        for route, peer in self.peers.items():
+            self._dismiss(route, peer)
+        for session in self:
+            self.waiting.withdraw(session.id)
         self._sessions.clear()
         for number, record in kept.items():
             self._sessions[number] = self._new(number, record)
@@ -123,6 +139,10 @@ class SessionRegistry:
             )
         return session
 
+    def has_served(self, session: int) -> bool:
+        """Whether there is a session of that number, or its log: a trainer that was killed has lost the session."""
+        return session in self._sessions or self._log_of(session).is_dir()
+
     def open(self, session: ServedSession, route: bytes) -> list[int]:
         """Let ``route`` alone speak for ``session`` from now on; a key speaks for one session at a time.
 
@@ -130,42 +150,83 @@ class SessionRegistry:
             The numbers of its key's other sessions, for which nobody speaks any more.
         """
         peer, superseded = self.peers[route], list[int]()
-        for other in self.peers.values():
+        for way, other in self.peers.items():
             mine = other.session is session or (peer.owner and other.owner == peer.owner)
             if other is not peer and mine and other.session is not None:
                 if other.session is not session:
                     other.session.supersede()
                     superseded.append(other.session.id)
-                other.leave_session()
+                    self._take_back(other.session)
+                self._dismiss(way, other)
+        if peer.session is not None and peer.session is not session:
+            self._take_back(peer.session)
+        self._take_back(session)
         peer.join_session(session)
         self._sessions[session.id] = session
         self._sessions.move_to_end(session.id)
         return superseded
 
+    def speakers(self, session: int) -> list[tuple[bytes, Peer]]:
+        """The routing id and the connection that speaks for a session; none if its device is away."""
+        return [(route, peer) for route, peer in self.peers.items() if peer.session and peer.session.id == session]
+
+    def dismissed(self) -> list[tuple[bytes, Peer]]:
+        """Take the connections whose session was taken away since the last call, and which have none since."""
+        taken, self._dismissed = self._dismissed, []
+        return [(route, peer) for route, peer in taken if peer.session is None]
+
+    def _dismiss(self, route: bytes, peer: Peer) -> None:
+        """Let a connection speak for no session; what its device waits for would never come, so it must be told."""
+        if peer.session is not None:
+            self._dismissed.append((route, peer))
+        peer.leave_session()
+
     def leave(self, route: bytes) -> Peer | None:
         """Forget a connection that has ended, and return it if it was known."""
-        return self.peers.pop(route, None)
+        peer = self.peers.pop(route, None)
+        if peer is not None and peer.session is not None:
+            self._take_back(peer.session)
+        return peer
+
+    def _take_back(self, session: ServedSession) -> None:
+        """Drop the waiting messages of a session: its device sends them again, of the first one only the header."""
+        first = self.waiting.withdraw(session.id)
+        if first is not None and session.inbox is not None:
+            session.inbox.hold(*first)
 
     def cut_off(self, route: bytes) -> None:
         """Ignore a connection that was cut off; it stays known, since libzmq still delivers what it had queued."""
-        if route in self.peers:
-            self.peers[route].leave_session()
-            self.peers[route].cut_off = True
+        peer = self.peers.get(route)
+        if peer is None:
+            return
+        if peer.session is not None:
+            self._take_back(peer.session)
+        peer.leave_session()
+        peer.cut_off = True
 
     def held_bytes(self) -> int:
-        """Size in bytes of all message bodies that are being received."""
-        return sum(inbox.held_bytes for inbox in self._inboxes())
+        """Size in bytes of all message bodies that are being received, or wait for their answers."""
+        return sum(inbox.held_bytes for inbox in self._inboxes()) + self.waiting.held_bytes()
 
-    def make_room(self, size: int, most: int) -> bool:
+    def make_room(self, size: int, most: int, session: ServedSession | None = None) -> bool:
         """Whether a body of ``size`` may be received beside the others, ``most`` bytes in all.
 
         Bodies that have not grown for STALE_S are dropped: no peer can block the others, and a slow device sends again.
         """
+        if session is not None and not self.waiting.has_room(session.id, size, most // self._parts(session)):
+            return False
+        if self.held_bytes() + size <= most:  # nearly always
+            return True
         for inbox in sorted(self._inboxes(), key=lambda inbox: inbox.grown_s):
             if self.held_bytes() + size <= most or time.monotonic() - inbox.grown_s < STALE_S:
                 break
             inbox.drop()
         return self.held_bytes() + size <= most
+
+    def _parts(self, session: ServedSession) -> int:
+        """The number of parts of the bytes, one of which a session may use: a paused one leaves room for others."""
+        connected = {peer.session.id for peer in self.peers.values() if peer.session is not None and peer.connected}
+        return _MOST_PARTS if self.waiting.fair.is_paused(session.id) else min(_MOST_PARTS, max(1, len(connected)))
 
     def _inboxes(self) -> list[Assembler[FromDevice]]:
         found = (inbox for owner in (*self.peers.values(), *self) if (inbox := owner.inbox) is not None)
@@ -189,7 +250,10 @@ class SessionRegistry:
                 session.sync()
 
     def _new(self, number: int, record: SessionRecord) -> ServedSession:
-        return ServedSession(number, record, self._directory / f"{number:016x}")
+        return ServedSession(number, record, self._log_of(number))
+
+    def _log_of(self, session: int) -> Path:
+        return self._directory / f"{session:016x}"
 
     def _make_room(self, owner: str) -> None:
         own = [s for s in self if owner and s.record.owner == owner]
@@ -208,9 +272,9 @@ class SessionRegistry:
 
     def _evict(self, session: ServedSession) -> None:
         self._sessions.pop(session.id)
-        for peer in self.peers.values():
-            if peer.session is session:
-                peer.leave_session()
+        self.waiting.withdraw(session.id)
+        for route, peer in self.speakers(session.id):
+            self._dismiss(route, peer)
         session.forget()
         self.on_evict(session.id)
 

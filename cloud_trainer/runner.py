@@ -15,14 +15,19 @@ from rich.console import Console
 from safetensors.torch import load
 
 from adc_edge.cloud_trainer.access import Access
+from adc_edge.cloud_trainer.central.assembly import central_evaluator
+from adc_edge.cloud_trainer.central.evaluator import CentralEvaluator
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
+from adc_edge.cloud_trainer.fleet.device_fleet import DeviceFleet
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.record.trainer_record import TrainerRecord
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.screen.trainer_screen import TrainerScreen
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.settings import TrainerSettings as TrainerSettings
 from adc_edge.data.classes import short_list
+from adc_edge.data.sources import Dataset
 from adc_edge.errors import BundleError, SettingError
 from adc_edge.machine.description import describe_machine
 from adc_edge.machine.threads import divide_cores
@@ -48,6 +53,7 @@ class Trainer:
         stop: asked between messages; None: the run ends at Ctrl-C and SIGTERM.
         options: kept for ``--resume``.
         bundle: that of checked settings.
+        dataset: that of the settings.
     """
 
     def __init__(
@@ -57,10 +63,12 @@ class Trainer:
         stop: Callable[[], bool] | None = None,
         options: Mapping[str, Any] | None = None,
         bundle: Bundle | None = None,
+        dataset: Dataset | None = None,
     ) -> None:
         self.settings, self.console, self.options = settings, console, options
         self.stop = stop or StopFlag()
         self.bundle = bundle or settings.check()
+        self.dataset = dataset or settings.test_images()
         self.access = None if settings.keys is None else Access(settings.keys)
         torch.set_num_threads(divide_cores(settings.threads))
         self.training = self._training()
@@ -82,6 +90,14 @@ class Trainer:
             checkpoints = TrainerCheckpoints(self.training, sessions, run_dir, settings.checkpoint_every)
             checkpoints.resume()
             classes = HeadClasses(self.bundle.manifest, run_dir)
+            fleet = DeviceFleet(
+                settings.fleet,
+                self.bundle,
+                sessions,
+                checkpoints.record,
+                run_dir.path,
+                lambda: self.training.steps,
+            )
             server = Server(
                 self.bundle,
                 self.training,
@@ -91,12 +107,19 @@ class Trainer:
                 self.access,
                 settings.max_images,
                 classes=classes,
+                fleet=fleet,
+                merge_passes=settings.merge_passes,
+                max_devices=settings.max_devices,
             )
             stack.callback(server.close)
+            central = self._central(stack, classes, sessions, checkpoints.record, fleet)
+            if central is not None:
+                server.between = central.work
             run_dir.show(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
             run_dir.keep(ENDPOINT, server.endpoint.encode())
             recorder.begun("trainer", server.endpoint)
             self._log_start(server.endpoint, sessions.finished(), classes.names)
+            fleet.log_start()
             stack.enter_context(self._screen(run_dir, server.endpoint, sessions))
             try:
                 server.serve(lambda: self.stop() or 0 < settings.devices <= sessions.finished())
@@ -104,12 +127,27 @@ class Trainer:
                 checkpoints.save()
                 learned = {session.id: session.applied for session in sessions}
                 run_dir.keep(HEAD, label_weights(self.training.safetensors(), learned, self.training.steps))
+            if central is not None:
+                central.finish(self.stop)
             complete = sessions.finished() >= settings.devices
             recorder.ending(complete, "" if complete else STOPPED)
         kept = f"; run kept in {settings.run}" if settings.run else ""
         go_on = "" if complete or not kept else "; type the same command to go on"
         logger.info("stopped after %d steps%s%s", self.training.steps, kept, go_on)
         return complete
+
+    def _central(
+        self,
+        stack: ExitStack,
+        classes: HeadClasses,
+        sessions: SessionRegistry,
+        record: TrainerRecord,
+        fleet: DeviceFleet,
+    ) -> CentralEvaluator | None:
+        if self.dataset is None:
+            return None
+        collaborators = self.bundle, self.dataset, self.training, classes, sessions, record
+        return central_evaluator(stack, self.settings, *collaborators, fleet.trunk)
 
     def _run_dir(self, shown: Path | None) -> RunDir:
         settings = self.settings
@@ -132,6 +170,7 @@ class Trainer:
         for session in sessions:
             record = session.record
             screen.fleet.seed(f"{session.id:016x}", record.device, record.applied, record.finished)
+        screen.fleet.is_paused = lambda session: sessions.waiting.fair.is_paused(int(session, 16))
         if screen.live:
             run_dir.follower = screen.fleet.take
         return screen
@@ -143,15 +182,8 @@ class Trainer:
         logger.info("head     blocks %d to %d trained here, on %s", manifest.split + 1, manifest.depth, where)
         if names:
             logger.info("classes  %s (%d of %d)", short_list(names), len(names), manifest.classes)
-        if self.access is not None:
-            logger.info("keys     encrypted; this trainer's key: %s", self.access.fingerprint)
-            allowed = self.access.devices.names()
-            logger.info("devices  %s", short_list(allowed) if allowed else "no key is allowed yet: adc-edge keys allow")
-            for file, fault in self.access.devices.faults.items():
-                logger.warning("%s admits no device: %s", file, fault)
+        self.log_access()
         logger.info("listens  %s, %s", endpoint, self._end_in_words())
-        if self.settings.insecure:
-            logger.warning(OPEN)
         if training.device.type == "cuda":
             logger.info(
                 "CUDA sums in no fixed order: an interrupted run equals an undisturbed one nearly, not bit for bit"
@@ -160,6 +192,17 @@ class Trainer:
             logger.info("this run's devices are done already; to train them further, leave --devices out")
         if self.settings.run is None:
             logger.info("without --run nothing outlives this process: if it dies, its devices must start over")
+
+    def log_access(self) -> None:
+        """Log who may connect."""
+        if self.access is not None:
+            logger.info("keys     encrypted; this trainer's key: %s", self.access.fingerprint)
+            allowed = self.access.devices.names()
+            logger.info("devices  %s", short_list(allowed) if allowed else "no key is allowed yet: adc-edge keys allow")
+            for file, fault in self.access.devices.faults.items():
+                logger.warning("%s admits no device: %s", file, fault)
+        if self.settings.insecure:
+            logger.warning(OPEN)
 
     def _end_in_words(self) -> str:
         devices = self.settings.devices

@@ -14,9 +14,10 @@ from adc_edge.cloud_trainer.accumulator import StepAccumulator
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.journal import Journal, JournalKey, oldest
 from adc_edge.storage.position import micro_batches_by_step
+from adc_edge.wire.fleet_messages import DeviceNeeds
 from adc_edge.wire.framing import Assembler
 from adc_edge.wire.headers import pack_header, unpack_from_trainer
-from adc_edge.wire.messages import Evaluated, FromDevice, Gradient, Hello
+from adc_edge.wire.messages import Evaluated, FromDevice, Gradient, Hello, Step
 
 _INCARNATIONS = 16
 _CUTS = 256  # changes of M that are remembered; steps before them have left the log long ago
@@ -31,6 +32,9 @@ class SessionRecord(msgspec.Struct):
     owner: str  # public key, or "" without keys
     applied: int
     finished: bool = False
+    planned: int = 0  # length of the device's run in steps; 0: not known
+    images: int = 0  # in the steps that were applied
+    head_step: int | None = None  # steps that the head had learned with its last one; None: not known
 
 
 class ServedSession:
@@ -44,7 +48,7 @@ class ServedSession:
 
     def __init__(self, number: int, record: SessionRecord, directory: Path) -> None:
         self.id, self.record, self._directory = number, record, directory
-        self.planned_steps = 0
+        self.needs: DeviceNeeds | UnsetType = UNSET  # that its device told
         self._cuts: list[tuple[int, int]] = [(0, 1)]  # first steps, each with the micro-batches of its steps
         self.device_keeps = True  # the device keeps its run on disk, so it may ask for any answer of the log
         self.accumulator: StepAccumulator | None = None  # sums of the step under way
@@ -58,6 +62,11 @@ class ServedSession:
     def applied(self) -> int:
         """Number of steps applied."""
         return self.record.applied
+
+    @property
+    def planned_steps(self) -> int:
+        """Length of the device's run in steps; 0: not known."""
+        return self.record.planned
 
     @property
     def learned(self) -> int:
@@ -98,9 +107,11 @@ class ServedSession:
             )
         if hello.incarnation not in self._incarnations:
             self._incarnations.append(hello.incarnation)
-        self.planned_steps, self.device_keeps = hello.steps, hello.durable is not None
+        self.record.planned, self.device_keeps, self.needs = hello.steps, hello.durable is not None, hello.needs
         self.prune(hello.durable)
         self.record.device = hello.device
+        if hello.next_step < hello.steps:  # also of a run that had come to its end, and goes on with more steps
+            self.record.finished = False
 
     def difference(self, hello: Hello) -> str:
         """The difference between the steps of both sides, in words."""
@@ -159,6 +170,12 @@ class ServedSession:
             "restart `adc-edge serve`; it resumes",
             "order",
         )
+
+    def is_next_step(self, message: Step) -> bool:
+        """Whether a message is the whole of the next step."""
+        if message.session != self.id or JournalKey(message.step, message.micro_batch) != JournalKey(self.applied):
+            return False
+        return not self.learned and (message.micro_batches or self._micro_batches(self.applied)) == 1
 
     def begin_step(self, micro_batches: int | UnsetType = UNSET) -> StepAccumulator:
         """The sums of the step under way, which begins if nothing of it is learned; ``micro_batches`` as in ``due``."""

@@ -1,56 +1,50 @@
-"""The trainer's socket: one ROUTER and one loop, which answers messages in the order in which they are complete."""
+"""The trainer's socket: one ROUTER and one loop, which takes pieces of messages, and answers one message in between.
+
+Whole messages wait in `scheduling/messages.py` for their turn; those that open a session or measure the link do not.
+"""
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import zmq
 
-from adc_edge import __version__
 from adc_edge.cloud_trainer.access import Access
-from adc_edge.cloud_trainer.answers import Answers
+from adc_edge.cloud_trainer.answers import Answers, Request
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
+from adc_edge.cloud_trainer.fleet.device_fleet import DeviceFleet
+from adc_edge.cloud_trainer.fleet.settings import FleetSettings
 from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.inference.answers import Inference
 from adc_edge.cloud_trainer.limits import MessageLimits
+from adc_edge.cloud_trainer.link.listening import listen, received_frames
+from adc_edge.cloud_trainer.link.pongs import Pongs
 from adc_edge.cloud_trainer.link.probes import LinkProbes
+from adc_edge.cloud_trainer.link.replies import Replies
 from adc_edge.cloud_trainer.link.share import TrainerLoad
-from adc_edge.cloud_trainer.profile.head_speed import HeadSpeed
 from adc_edge.cloud_trainer.registry import Peer, RequestContext, SessionRegistry, outside_session
+from adc_edge.cloud_trainer.scheduling.admission import Admission
+from adc_edge.cloud_trainer.scheduling.merged import Merging, is_whole_step
+from adc_edge.cloud_trainer.scheduling.messages import QueuedMessage
+from adc_edge.cloud_trainer.scheduling.orders import FleetOrders
+from adc_edge.defaults import MergePasses
 from adc_edge.errors import ProtocolError
 from adc_edge.planning.passive import LATE_MS
 from adc_edge.storage.bundle import Bundle
-from adc_edge.wire.addresses import Address, listening_addresses, listening_error, parse_address
+from adc_edge.wire.fleet_messages import TrunkDelta
 from adc_edge.wire.framing import Assembler, chunk_bytes, to_frames
-from adc_edge.wire.headers import check_foreign, pack_header, unpack_from_device
-from adc_edge.wire.messages import (
-    BULK_BYTES,
-    BUNDLE_DIGITS,
-    VERSION,
-    Bulk,
-    ClassNames,
-    Evaluate,
-    FromDevice,
-    FromTrainer,
-    Hello,
-    Ping,
-    Pong,
-    Refused,
-    Step,
-)
-from adc_edge.wire.sockets import set_socket_options
-from adc_edge.wire.tcp import prefer_bbr, tcp_info
+from adc_edge.wire.headers import check_foreign, unpack_from_device
+from adc_edge.wire.link_messages import Bulk, Ping
+from adc_edge.wire.messages import ClassNames, FromDevice, Hello
+from adc_edge.wire.tcp import TcpInfo, prefer_bbr, tcp_info
 
 _TICK_MS = 100
 _LINGER_MS = 1_000
-_TEXT = 300  # characters of each part of a refusal: all three fit into a header in any alphabet
-
-Frames = Iterable[tuple[bytes, memoryview]]
-
-logger = logging.getLogger(__name__)
+_READ_S = 0.02  # for so long pieces are taken before the next message is answered
 
 
 class Server:
@@ -66,6 +60,9 @@ class Server:
         max_images: largest number of images in one message.
         max_held_bytes: largest size of all messages that are being received at once.
         classes: class names of the head; None: the bundle's, and those that devices tell this process.
+        fleet: how the devices' trunks become one; None: each keeps its own.
+        merge_passes: how waiting steps of several devices go through the head together.
+        max_devices: connected sessions beyond which a new one has to wait; 0: no such limit.
 
     Raises:
         SettingError: the address cannot be bound.
@@ -83,24 +80,48 @@ class Server:
         max_images: int = 1024,
         max_held_bytes: int = 2**30,
         classes: HeadClasses | None = None,
+        fleet: DeviceFleet | None = None,
+        merge_passes: MergePasses = "off",
+        max_devices: int = 0,
     ) -> None:
         self.sessions, self._access = sessions, access
         self._limits, self._max_held_bytes = MessageLimits.from_manifest(bundle.manifest, max_images), max_held_bytes
-        checkpoints = checkpoints or TrainerCheckpoints(training, sessions)
+        self._checkpoints = checkpoints = checkpoints or TrainerCheckpoints(training, sessions)
         self._record, self._refusals = checkpoints.record, Refusals(checkpoints.record.rejected)
-        classes = classes or HeadClasses(bundle.manifest)
-        self._answers = Answers(bundle, training, sessions, self._limits, checkpoints, self._refusals, classes)
+        self._fleet = fleet or DeviceFleet(FleetSettings(), bundle, sessions, self._record)
+        self._fleet.is_paused = sessions.waiting.fair.is_paused
+        merging = Merging(merge_passes, max_images * bundle.manifest.tokens)
+        sessions.waiting.merges, sessions.waiting.most_merged = merging.fits, merging.most
+        self._probes, self._load = LinkProbes(), TrainerLoad()
+        change_bytes = self._fleet.change_bytes()
+        admission = Admission(sessions, self._record.presence, self._load, max_devices, max_held_bytes, change_bytes)
+        self._answers = Answers(
+            bundle,
+            training,
+            sessions,
+            limits=self._limits,
+            checkpoints=checkpoints,
+            refusals=self._refusals,
+            classes=classes or HeadClasses(bundle.manifest),
+            fleet=self._fleet,
+            merging=merging,
+            admission=admission,
+        )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._head_speed = HeadSpeed(training, bundle.manifest)
-        self._about: dict[str, Any] = {"version": VERSION, "trainer": __version__, "bulk_bytes": BULK_BYTES}
-        self._about["bundle"] = bundle.digest[:BUNDLE_DIGITS]
-        self._probes, self._load = LinkProbes(), TrainerLoad()
+        self._pongs = Pongs(bundle, training, sessions)
+        self._load.priority = sessions.waiting.fair.priority
+        self.inference = Inference()  # --serve-only: with a head
+        self.between: Callable[[bool], bool] = lambda busy: False  # work between messages: whether there is more
         self._speaker: Peer | None = None  # the sender of the message that is being read
-        most_bytes, ended = self._limits.largest_bytes(), self._record.presence.end
+        most_bytes = max(self._limits.largest_bytes(), self._fleet.largest_bytes())
+        ended = self._record.presence.end
         self._guard = Guard(self._context, self._socket, self._refusals, most_bytes, ended)
+        self._replies = Replies(self._socket, sessions, self._guard, self._refusals, self._record, self._load)
+        self._orders = FleetOrders(checkpoints.path, sessions, self._load, self._replies.tell_pause)
         try:
-            self._listen(bind)
+            self.endpoint = listen(self._context, self._socket, bind, access, self._refusals)
+            self._guard.log_silent_ends()
         except BaseException:
             self.close()
             raise
@@ -108,15 +129,28 @@ class Server:
     def serve(self, stop: Callable[[], bool]) -> None:
         """Answer messages until ``stop``, which is asked between two of them, returns True."""
         while not stop():
-            if self._socket.poll(0, zmq.POLLIN):
-                self._receive()
-            else:
-                self._guard.drained()
-                self._socket.poll(_TICK_MS, zmq.POLLIN)
+            self._read()
+            self._orders.follow()
+            self._replies.send_due(self._fleet.due())
+            taken = self.sessions.waiting.pop()
+            if taken:
+                self._answer_waiting(taken)
+            more = self.between(bool(taken))
+            if not taken:
+                self._socket.poll(0 if more else _TICK_MS, zmq.POLLIN)
             self._refusals.sweep()
             self._record.tell_use(self.sessions.held_bytes, self._guard.count)
             if self._access is not None:
-                self._expel(self._access)
+                self._replies.expel(self._access)
+
+    def _read(self) -> None:
+        """Take the pieces that have come."""
+        until_s = time.monotonic() + _READ_S
+        while self._socket.poll(0, zmq.POLLIN):
+            self._receive()
+            if time.monotonic() > until_s:
+                return
+        self._guard.drained()
 
     def close(self) -> None:
         """Close the socket; messages just sent, the last ByeAck for example, have a moment to leave."""
@@ -126,31 +160,8 @@ class Server:
             self._access.stop()
         self._context.term()
 
-    def _listen(self, bind: str) -> None:
-        addresses = listening_addresses(parse_address(bind, listening=True))
-        set_socket_options(self._socket, addresses[0].endpoint)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        if self._access is not None:
-            self._access.secure(self._context, self._socket, self._refusals)
-        self.endpoint = self._bind(addresses[0])
-        port = parse_address(self.endpoint).port
-        for address in addresses[1:]:  # of a name
-            self._bind(address._replace(port=port))
-        if self._access is not None:
-            self._access.self_test(self.endpoint)
-        self._guard.log_silent_ends()
-
-    def _bind(self, address: Address) -> str:
-        """Listen on a numeric address, and return it with its port."""
-        self._socket.setsockopt(zmq.IPV6, int(":" in address.host))
-        try:
-            self._socket.bind(address.endpoint)
-        except zmq.ZMQError as error:
-            raise listening_error(address, error.errno or 0, error.strerror) from None
-        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-
     def _receive(self) -> None:
-        route, *frames = self._frames()
+        route, *frames = received_frames(self._socket)
         last = frames[-1]
         try:
             fd = last.get(zmq.SRCFD)
@@ -164,134 +175,125 @@ class Server:
             return
         peer.connection = connection
         self._load.begin()
-        self._take(route, peer, fd, owner, frames)
-        self._probes.spent(peer, self._load.end(peer))
+        with self._replies.refusing(route, peer):
+            self._take(route, peer, owner, frames)
+        self._replies.tell_dismissed()
+        self._count((peer,), self._load.end(peer, answered=False))
 
-    def _take(self, route: bytes, peer: Peer, fd: int, owner: str, frames: list[Any]) -> None:
-        """Check the frames of one message, and answer it if it is complete."""
-        try:
-            if self._access is not None:
-                self._access.check(owner)
-            if len(frames) != 2:
-                raise ProtocolError(
-                    f"{len(frames)} frames",
-                    "a header and a piece",
-                    "install the same version of adc-edge on both sides",
-                )
-            self._speaker = peer
-            whole = peer.inbox.feed(frames[0].bytes, frames[1].buffer)
-            if whole is None:
-                return
-            if self._guard.cut_off_non_reader(fd):
-                self.sessions.cut_off(route)
-            else:
-                self._answer(route, peer, fd, *whole)
-        except ProtocolError as error:
-            self._refuse(route, peer, fd, error)
-        except OSError as error:
-            why = f"{error.filename or 'the run'}: {error.strerror}"
-            self._refuse(route, peer, fd, ProtocolError(why, "room on the trainer's disk", "free some", "busy"))
+    def _take(self, route: bytes, peer: Peer, owner: str, frames: list[Any]) -> None:
+        """Check the frames of one message; if it is complete, answer it or let it wait for its turn."""
+        if self._access is not None:
+            self._access.check(owner)
+        if len(frames) != 2:
+            raise ProtocolError(
+                f"{len(frames)} frames", "a header and a piece", "install the same version of adc-edge on both sides"
+            )
+        self._speaker = peer
+        whole = peer.inbox.feed(frames[0].bytes, frames[1].buffer)
+        if whole is None:
+            return
+        if self._guard.cut_off_non_reader(peer.fd):
+            self.sessions.cut_off(route)
+            return
+        live = tcp_info(peer.fd)
+        up = peer.inbox.arrival_mbit_s if live and live.last_received_ms <= LATE_MS else None
+        queued = QueuedMessage(route, peer, *whole, self._load.arrival_s(live), up)
+        if isinstance(queued.message, Hello | ClassNames | Ping | Bulk):
+            self._answer_at_once(queued, live)
+        else:
+            self.sessions.waiting.push(queued)
 
-    def _frames(self) -> list[Any]:
-        """Routing id and frames of one message; frames beyond the third are dropped as they are read."""
-        frames: list[Any] = [self._socket.recv()]
-        more = True
-        while more:
-            frame: Any = self._socket.recv(copy=False)
-            if len(frames) < 4:
-                frames.append(frame)
-            more = frame.more
-        return frames
+    def _count(self, peers: Iterable[Peer], seconds: float) -> None:
+        """Count time that the loop took for each of the peers."""
+        for peer in peers:
+            self._probes.spent(peer, seconds)
+            self.sessions.waiting.fair.charge(peer.turn, seconds)
 
     def _new_inbox(self) -> Assembler[FromDevice]:
         return Assembler(unpack_from_device, self._body_bytes, check_foreign)
 
     def _body_bytes(self, message: FromDevice) -> int:
-        if isinstance(message, Step):
-            size = self._limits.step_bytes(message)
-        elif isinstance(message, Evaluate):
-            size = self._limits.evaluate_bytes(message)
-        elif isinstance(message, ClassNames | Bulk):
-            size = message.body_bytes
+        if (alone := self.inference.body_bytes(message, self._limits)) is not None:
+            size = alone
+        elif isinstance(message, TrunkDelta):
+            size = self._fleet.body_bytes(message)
         else:
-            return message.body_bytes if isinstance(message, Ping) else 0
+            size = self._limits.body_bytes(message)
         if isinstance(message, Bulk):
             self._probes.begin(self._speaker)
-        elif self._speaker is None or self._speaker.session is None:
+        elif size == 0 or isinstance(message, Ping):
+            return size
+        elif alone is None and (self._speaker is None or self._speaker.session is None):
             raise outside_session(message)
         most = self._max_held_bytes // (4 if isinstance(message, Bulk) else 1)  # padding leaves room for steps
-        if getattr(message, "offset", 0) == 0 and not self.sessions.make_room(size, most):
+        most -= self._fleet.held_bytes()
+        session = None if self._speaker is None else self._speaker.session
+        if getattr(message, "offset", 0) == 0 and not self.sessions.make_room(size, most, session):
             raise ProtocolError(
                 f"{size} bytes more than can be held now", "fewer messages at once", "try again later", "busy"
             )
         return size
 
-    def _answer(self, route: bytes, peer: Peer, fd: int, message: FromDevice, body: memoryview) -> None:
-        live = tcp_info(fd)  # a device cannot see from its end how fast its trainer sends
+    def _answer_at_once(self, asked: QueuedMessage, live: TcpInfo | None) -> None:
+        """Answer a message that opens a session or measures the link; a device waits for it for a limited time."""
+        route, peer, message = asked.route, asked.peer, asked.message
         if isinstance(message, Ping):
-            pong = self._load.told(self._pong(message), peer, live)
-            self._send(route, fd, to_frames(pong, bytes(message.reply_bytes)))
+            pong = self._load.told(self._pongs.answer(message, self.inference.about), peer, asked.arrived_s)
+            self._replies.send(route, peer, to_frames(pong, bytes(message.reply_bytes)))
+        elif isinstance(message, Bulk):
+            self._replies.send(route, peer, to_frames(*self._probes.answer(message, peer.fd), chunk_bytes(live)))
+        elif not isinstance(message, Hello):
+            self._answer(asked, (self._context_of(asked), message, asked.body))
+        elif self._guard.count_hello(peer.fd):  # a device needs one for each connection
+            self.sessions.cut_off(route)
+        else:
+            peer.hello = message
+            congestion = prefer_bbr(peer.fd)  # before the first gradient leaves
+            reply, after_send = self._answers.answer(self._context_of(asked, congestion), message, asked.body)
+            self._replies.deliver([asked], [reply], after_send)
+
+    def _answer_waiting(self, taken: list[QueuedMessage]) -> None:
+        """Answer the message whose turn it is, with those that are learned with it."""
+        self._load.begin()
+        checkpoints_s = self._checkpoints.due_seconds
+        requests: list[Request] = [(self._context_of(one), one.message, one.body) for one in taken]
+        together = self._answers.answer_together(requests) if len(taken) > 1 else None
+        peers = [one.peer for one in taken]
+        if together is not None:
+            self._replies.deliver(taken, *together)
+        elif len(taken) == 1:
+            with self._replies.refusing(taken[0].route, taken[0].peer):
+                self._answer(taken[0], requests[0])
+        else:
+            self._answer_each(taken, self._load.end(*peers, answered=False) * len(peers))
             return
-        if isinstance(message, Bulk):
-            self._send(route, fd, to_frames(*self._probes.answer(message, fd), chunk_bytes(live)))
+        checkpoints_s = self._checkpoints.due_seconds - checkpoints_s  # all sessions have these, whosever step it was
+        self._count(peers, self._load.end(*peers) - checkpoints_s / len(peers))
+
+    def _answer_each(self, taken: list[QueuedMessage], vain_s: float) -> None:
+        """Answer messages alone that could not be learned together; those that are refused pay for the attempt."""
+        for one in taken:
+            self._answer_waiting([one])
+        faulty = [one.peer for one in taken if is_whole_step(one)] or [one.peer for one in taken]
+        self._count(faulty, vain_s / len(faulty))
+
+    def _answer(self, asked: QueuedMessage, request: Request) -> None:
+        if asked.peer.cut_off:
             return
-        congestion = None
-        if isinstance(message, Hello):
-            if self._guard.count_hello(fd):  # a device needs one for each connection
-                self.sessions.cut_off(route)
-                return
-            peer.hello, congestion = message, prefer_bbr(fd)  # before the first gradient leaves
+        if (alone := self.inference.answer(asked.message, asked.body)) is not None:
+            self._replies.deliver([asked], [alone], None)
+            return
+        if self.sessions.peers.get(asked.route) is not asked.peer:
+            raise outside_session(asked.message)
+        if isinstance(asked.message, TrunkDelta):
+            self._fleet.take(asked.peer, asked.message, asked.body)  # answered by `due`, perhaps much later
+            return
+        reply, after_send = self._answers.answer(*request)
+        self._replies.deliver([asked], [reply], after_send)
+
+    def _context_of(self, asked: QueuedMessage, congestion: str | None = None) -> RequestContext:
+        peer, live = asked.peer, tcp_info(asked.peer.fd)  # a device cannot see how fast its trainer sends
         name = None if self._access is None else self._access.name(peer.owner)
         down, limited = (live.delivery_mbit_s, live.app_limited) if live else (None, False)
-        up = peer.inbox.arrival_mbit_s if live and live.last_received_ms <= LATE_MS else None
-        context = RequestContext(route, peer, congestion, down, limited, up, name, live.rtt_ms if live else None)
-        (answer, answer_body), after_send = self._answers.answer(context, message, body)
-        try:
-            self._send(route, fd, to_frames(self._load.told(answer, peer, live), answer_body, chunk_bytes(live)))
-        finally:
-            if after_send is not None:
-                self._load.after_sending(after_send)  # also if the answer could not be sent: the step has been learned
-
-    def _pong(self, ping: Ping) -> Pong:
-        told = dict(self._about) if ping.about is True else {}
-        if ping.head is True:
-            alone = not any(peer.session for peer in self.sessions.peers.values())
-            told |= self._head_speed.tell(alone)
-        return Pong(ping.nonce, ping.reply_bytes, ping.nonce, **told)
-
-    def _expel(self, access: Access) -> None:
-        """Tell the devices whose key has been revoked, and drop their connections."""
-        for public, fingerprint in access.revoked():
-            gone = {route: peer for route, peer in self.sessions.peers.items() if peer.owner == public}
-            devices = {repr(peer.session.record.device) for peer in gone.values() if peer.session}
-            connected = ", ".join(devices) or "not connected"
-            logger.warning("key %s (%s) may no longer connect", fingerprint, connected)
-            for route, peer in gone.items():
-                self._record.rejected("key", "its key may no longer connect", peer)
-                self._send(route, peer.fd, to_frames(_refusal(access.refusal(public))))
-                self._record.left(self.sessions.leave(route))
-
-    def _refuse(self, route: bytes, peer: Peer, fd: int, error: ProtocolError) -> None:
-        who = repr(peer.session.record.device) if peer.session else "a peer without a session"
-        text = f"refused {who} ({error.code}): {error.received}; expected {error.expected}"
-        self._refusals.refuse(error.code, text, peer=peer)
-        refused = _refusal(error)
-        # Another version cannot check our seal, but it can read the header alone.
-        self._send(
-            route, fd, [(pack_header(refused), memoryview(b""))] if error.code == "version" else to_frames(refused)
-        )
-        if peer.session is None and self._guard.count_refusal(fd):
-            self.sessions.cut_off(route)
-
-    def _send(self, route: bytes, fd: int, frames: Frames) -> None:
-        try:
-            for header, piece in frames:
-                self._socket.send_multipart([route, header, piece], zmq.NOBLOCK, copy=False)
-                self._guard.sent(fd, len(header) + len(piece))
-        except zmq.ZMQError:  # the peer has gone; its session keeps the answer
-            self._record.left(self.sessions.leave(route))
-
-
-def _refusal(error: ProtocolError) -> FromTrainer:
-    texts = (text[:_TEXT] for text in (error.received, error.expected, error.remedy))
-    return Refused(error.code, *texts)  # type: ignore[arg-type]
+        rtt_ms = live.rtt_ms if live else None
+        return RequestContext(asked.route, peer, congestion, down, limited, asked.up_mbit_s, name, rtt_ms)

@@ -10,8 +10,11 @@ import msgspec
 
 from adc_edge.errors import RefusedError
 from adc_edge.storage.position import MicroBatches, Position
-from adc_edge.wire.messages import Evaluate, Fetch, Hello, Message, Step, Welcome
+from adc_edge.wire.fleet_messages import TrunkDelta
+from adc_edge.wire.message import Message
+from adc_edge.wire.messages import Evaluate, Fetch, Hello, Step, Welcome
 
+Continued = Step | Evaluate | TrunkDelta  # requests that go on where they broke off
 Partial = tuple[int, int]  # transfer and received bytes of an unfinished message; 0, 0: there is none
 
 
@@ -89,7 +92,7 @@ def fetch_answer(message: Step | Evaluate, unfinished: Partial) -> Fetch:
     return Fetch(message.session, step, None, message.transfer, message.micro_batch, durable, offset)
 
 
-def missing_part(message: Step | Evaluate, held: Partial) -> Step | Evaluate:
+def missing_part(message: Continued, held: Partial) -> Continued:
     """The message from where ``held``, the trainer's copy of its last one, ends; all of it if that was another."""
     transfer, received_bytes = held
     if not received_bytes or transfer != message.transfer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from adc_edge.edge_runtime.choosing.course import Course
 from adc_edge.edge_runtime.choosing.cut import RunCut
 from adc_edge.edge_runtime.choosing.link import probe_link
 from adc_edge.edge_runtime.choosing.measuring import FirstBatch
-from adc_edge.edge_runtime.choosing.plan import forms_to_follow, with_plan
+from adc_edge.edge_runtime.choosing.plan import forms_to_follow, needs_of, with_plan
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.factory import ENGINE, WHERE, check_provider, make_engine, make_shim
@@ -229,10 +230,11 @@ class Serve:
         return Display(self.console, total, self.state.step, settings.insecure, title, frozen)
 
     def _session(self, waits: TrainerWaits, total: int) -> DeviceSession:
-        settings = self.settings
+        settings, precisions = self.settings, (self.precision, self.gradient_precision)
+        hello = partial(self.state.hello, self.bundle.digest, settings.name, total, self.decisions)
         return DeviceSession(
             settings.trainer,
-            lambda: self.state.hello(self.bundle.digest, settings.name, total, self.decisions),
+            lambda: hello(needs_of(self.cut.shape, self.manifest.dim, precisions, self.plan)),
             self.state.journal,
             self.manifest.dim,
             keys=self.keys,

@@ -22,22 +22,13 @@ from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.storage.position import MicroBatches, Position
-from adc_edge.wire.channel import Answer, Channel, padding_bytes
+from adc_edge.wire.channel import Answer, Channel, padding_bytes, tell_pause
 from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped, TrainerBusy
+from adc_edge.wire.fleet_messages import TrunkAverage
 from adc_edge.wire.framing import chunk_bytes, to_frames
 from adc_edge.wire.headers import unpack_from_device
-from adc_edge.wire.messages import (
-    Absent,
-    Bye,
-    ClassNames,
-    Evaluate,
-    FromTrainer,
-    Gradient,
-    Hello,
-    Message,
-    Step,
-    Welcome,
-)
+from adc_edge.wire.message import Message
+from adc_edge.wire.messages import Absent, Bye, ClassNames, Evaluate, FromTrainer, Gradient, Hello, Step, Welcome
 from adc_edge.wire.tcp import frame_bytes
 
 WELCOME_MS = 60_000  # a trainer that computes another device's step answers late, while its heartbeats go on
@@ -99,6 +90,7 @@ class DeviceSession:
         self._durable = 0  # steps that the trainer cannot lose
         self.trainer_keeps = True  # the trainer's run is on disk, so it may come back and need the journal
         self.welcome: Welcome | None = None  # the trainer's last one
+        self.average_bytes: Callable[[TrunkAverage], int] = lambda answer: 0  # body size that it must have
         self.outages = self._busy = 0  # busy: times in a row that the trainer could not do it: its disk is full, say
         self.repeated = [0, 0]  # bytes up and down that an undisturbed run would not have needed
 
@@ -206,14 +198,14 @@ class DeviceSession:
 
     def _request(self, message: Message, body: Body) -> None:
         """Send a request, or what is missing of it, or ask for the answer that was given before."""
-        if not isinstance(message, Step | Evaluate):
-            self._send(message, body)
-        elif recovery.is_answered(message, self.trainer):
+        if isinstance(message, Step | Evaluate) and recovery.is_answered(message, self.trainer):
             self._send(recovery.fetch_answer(message, self.channel.inbox.unfinished))
-        else:
+        elif isinstance(message, recovery.Continued):
             self._send_rest(message, body)
+        else:
+            self._send(message, body)
 
-    def _send_rest(self, message: Step | Evaluate, body: Body) -> None:
+    def _send_rest(self, message: recovery.Continued, body: Body) -> None:
         held, self._held = self._held, (0, 0)  # what the trainer holds can only be of the first body that follows
         self._send(recovery.missing_part(message, held), body)
 
@@ -226,6 +218,8 @@ class DeviceSession:
             raise LinkLost(f"a {type(welcome).__name__} instead of a Welcome")
         recovery.check_follows(hello, welcome)
         self.welcome = welcome
+        if welcome.paused is True:
+            tell_pause(True)
         if welcome.incarnation != self._incarnation:  # what another process sent may not be what this one sends
             self.repeated[1] += self.channel.inbox.unfinished[1]
             self.channel.inbox.drop()
@@ -276,6 +270,8 @@ class DeviceSession:
 
     def _body_bytes(self, message: FromTrainer) -> int:
         """Body size of an answer; raises ProtocolError if a gradient has another size than its request's tensor."""
+        if isinstance(message, TrunkAverage):
+            return self.average_bytes(message)
         if not isinstance(message, Gradient):
             return message.body_bytes if isinstance(message, ClassNames) else padding_bytes(message)
         expected = self._gradient_bytes(message)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
+from adc_edge.edge_runtime.fleet.state import FleetState
 from adc_edge.edge_runtime.tally import Tally
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import CheckpointError
@@ -18,6 +19,7 @@ from adc_edge.storage.journal import Journal
 from adc_edge.storage.position import MicroBatches
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.terminal import readable
+from adc_edge.wire.fleet_messages import DeviceNeeds
 from adc_edge.wire.messages import VERSION, Hello
 
 _ID_BITS = 63
@@ -38,6 +40,7 @@ class RunState:
         self.session = secrets.randbits(_ID_BITS)
         self.incarnation = secrets.randbits(_ID_BITS)  # of this process
         self.tally = Tally()
+        self.fleet = FleetState()
         self._saved: tuple[int, dict[str, Any]] | None = None  # content of the newest checkpoint
         self.journal = Journal(run_dir.journal)
 
@@ -67,12 +70,15 @@ class RunState:
                 f"{self._run_dir.path}: {error}", "a checkpoint of `serve`", "use another --run, or --fresh"
             ) from None
         self.step, self.session, self.tally, self._saved = kept.step, session, tally, None
+        self.fleet = FleetState.restored(kept.meta, kept.arrays)
         if self._trunk is not None:
             self._trunk.restore(kept.arrays)
         self._forget_later()
         return True
 
-    def hello(self, bundle: str, name: str, steps: int, decisions: Decisions) -> Hello:
+    def hello(
+        self, bundle: str, name: str, steps: int, decisions: Decisions, needs: DeviceNeeds | UnsetType = UNSET
+    ) -> Hello:
         """Return the Hello of the present state.
 
         Args:
@@ -80,6 +86,7 @@ class RunState:
             name: of this device; empty: the host's.
             steps: planned.
             decisions: tell how many micro-batches the steps have.
+            needs: by which the trainer admits a new session; UNSET: it is not told.
         """
         return Hello(
             version=VERSION,
@@ -95,15 +102,18 @@ class RunState:
             changes=decisions.changes(self.oldest) or UNSET,
             class_names=True,
             named=bool(name) or UNSET,
+            fleet=self._trunk is not None,
+            needs=needs,
         )
 
     def save(self) -> None:
         """Make a checkpoint; after an OSError the earlier checkpoints are still there."""
         self.journal.sync()  # first: a state must not be durable before the messages that led to it
-        meta = {"session": self.session, "tally": msgspec.to_builtins(self.tally)}
+        meta = {"session": self.session, "tally": msgspec.to_builtins(self.tally), **self.fleet.meta()}
         if self._saved == (self.step, meta):  # as at the end, after the session was closed
             return
-        self._run_dir.checkpoint(self.step, {} if self._trunk is None else self._trunk.arrays(), meta)
+        arrays = {} if self._trunk is None else self._trunk.arrays() | self.fleet.arrays()
+        self._run_dir.checkpoint(self.step, arrays, meta)
         self._saved = self.step, meta
 
     def try_to_save(self) -> OSError | None:
@@ -125,4 +135,6 @@ class RunState:
         """Whether a line of the metrics belongs to the time before the checkpoint."""
         step = int(line.get("step", 0))
         judged = line.get("kind") == "evaluation" and any(e.step == step for e in self.tally.evaluations)
-        return step < self.step or judged
+        averaged = line.get("kind") == "average" and step == self.fleet.averaged
+        averaged = averaged and int(line.get("round", 0)) <= self.fleet.round  # or of a run that was extended here
+        return step < self.step or judged or averaged

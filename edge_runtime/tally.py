@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from msgspec import UNSET
 
+from adc_edge.edge_runtime.fleet.record import TakenAverage
 from adc_edge.method.ratio import Shape
 from adc_edge.planning.bottleneck import PHASES, busiest
 from adc_edge.screen.running_mean import running_mean
@@ -93,6 +94,8 @@ class Tally(msgspec.Struct):
     bytes_down: int = 0
     bytes_evaluation_up: int = 0
     bytes_evaluation_down: int = 0
+    bytes_trunk_up: int = 0  # of the averages
+    bytes_trunk_down: int = 0
     bytes_probe_up: int = 0  # with which the link was measured before the first step
     bytes_probe_down: int = 0
     seconds: float = 0.0
@@ -109,6 +112,9 @@ class Tally(msgspec.Struct):
     seconds_decode: float = 0.0
     seconds_backward: float = 0.0
     seconds_evaluation: float = 0.0
+    seconds_trunk: float = 0.0  # of the averages, with the wait for other devices
+    averages: int = 0
+    averages_left_out: int = 0  # that have nothing of this trunk's change
     loss: float | None = None  # running mean over about the last 20 steps
     loss_first: float | None = None
     accuracy_train: float | None = None
@@ -136,10 +142,19 @@ class Tally(msgspec.Struct):
         if record.drift is not None:
             self.drift = max(record.drift, self.drift or 0.0)
 
-    def drop(self, bytes_up: int, bytes_down: int) -> None:
-        """Count the bytes of a step that was given up, and of the connection that it needed."""
-        self.bytes_up += bytes_up
-        self.bytes_down += bytes_down
+    def average(self, taken: TakenAverage) -> None:
+        """Count an average."""
+        self.averages += 1
+        self.averages_left_out += bool(taken.answer.left_out)
+        self.bytes_trunk_up += taken.bytes_up
+        self.bytes_trunk_down += taken.bytes_down
+        self.seconds_trunk += taken.seconds
+
+    def add_bytes(self, bytes_up: int, bytes_down: int, part: Literal["", "evaluation_", "trunk_"] = "") -> None:
+        """Count bytes beside those of whole steps and averages: of a part that was given up, and its connection."""
+        for way, size in (("up", bytes_up), ("down", bytes_down)):
+            name = f"bytes_{part}{way}"
+            setattr(self, name, getattr(self, name) + size)
 
     def probe(self, bytes_up: int, bytes_down: int) -> None:
         """Count bytes that measured the link, apart from those of training."""
@@ -149,6 +164,8 @@ class Tally(msgspec.Struct):
     def repeat(self, lost: Iterable[Mapping[str, Any]]) -> None:
         """Count steps and evaluations that were lost with a killed process, whose bytes were sent."""
         for line in lost:
+            if line.get("kind") == "average":  # it is taken from the record again, and counted then
+                continue
             step = line.get("kind") == "step"
             self.steps_repeated += step
             for way in ("up", "down"):
@@ -184,8 +201,9 @@ class Tally(msgspec.Struct):
         values["accuracy"] = self.evaluations[-1].accuracy if self.evaluations else None
         values["xi"] = shape.xi
         values["peak_memory_mb"] = peak_memory_mb()
-        values["bytes_total_up"] = self.bytes_up + self.bytes_evaluation_up + self.bytes_probe_up
-        values["bytes_total_down"] = self.bytes_down + self.bytes_evaluation_down + self.bytes_probe_down
+        for way in ("up", "down"):
+            parts = (values[f"bytes_{part}{way}"] for part in ("", "evaluation_", "trunk_", "probe_"))
+            values[f"bytes_total_{way}"] = sum(parts)
         values["bytes_uncompressed_fp32"] = one_way * (1 if frozen else 2)
         measured = {phase: values[f"seconds_{phase}"] for phases in PHASES.values() for phase in phases}
         found = busiest(measured, self.seconds, more.get("micro_batches", 1))

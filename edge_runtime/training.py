@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import msgspec
-import numpy as np
 
 from adc_edge.codec.precision import Precision
 from adc_edge.data.loader import Loader
 from adc_edge.edge_runtime.choosing.course import Course
+from adc_edge.edge_runtime.fleet.trunk import SharedTrunk
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.edge_runtime.screen.banner import banner, engine_line
@@ -21,7 +22,7 @@ from adc_edge.edge_runtime.state import RunState
 from adc_edge.edge_runtime.tally import best_of
 from adc_edge.edge_runtime.trunk.best import BestHalves
 from adc_edge.errors import CheckpointError, LinkError
-from adc_edge.storage.bundle import Manifest
+from adc_edge.storage.bundle import TRUNK, Manifest
 from adc_edge.storage.checkpoint import KEPT
 from adc_edge.storage.journal import LIMIT_BYTES
 from adc_edge.storage.run_dir import RunDir
@@ -66,8 +67,9 @@ class Training:
         self.state, self.run_dir = state, run_dir
         self.test, self.display, self.total, self.stop = test, display, total, stop
         self._best = BestHalves(loop, state, run_dir)
+        self._fleet = SharedTrunk(loop, state, run_dir, settings.bundle / TRUNK, total, display)
         self._unkept_bytes = 0  # gradients since the last checkpoint, which the trainer keeps until the next
-        self._in_step = False
+        self._at_work: Literal["", "step", "evaluation_", "trunk_"] = ""
         self._trouble: OSError | None = None  # why the last checkpoint failed
 
     def run(self) -> None:
@@ -89,21 +91,27 @@ class Training:
                 self._announce()
             while not self.stop():
                 try:
+                    if self._fleet.due:
+                        self._average()
                     if self._evaluation_due():
                         self._evaluate()
                     if self._is_over():
+                        if self._fleet.owes:  # an evaluation has ended the run
+                            self._average()
+                        self._fleet.end()
                         if self.stop_reason and not done:
                             logger.info("ending at step %d: %s", state.step, self.stop_reason)
                         state.save()  # first: the trainer then deletes its log of answers
                         self.loop.session.close_session()
                         return
+                    if self._fleet.is_extended:
+                        self._average()
                     self._step()
                 except Behind as behind:
                     self._go_back(behind)
         except Stopped:
-            up, down = self.loop.new_bytes()
-            state.tally.drop(up, down)
-            dropped = "; the step in flight is dropped" if self._in_step else ""
+            state.tally.add_bytes(*self.loop.new_bytes(), "" if self._at_work == "step" else self._at_work)
+            dropped = "; the step in flight is dropped" if self._at_work == "step" else ""
             logger.info("stopped while waiting for the trainer%s", dropped)
         finally:
             state.save()
@@ -132,6 +140,7 @@ class Training:
         for line in banner(settings, self.manifest, loop.settings, test_images, congestion, device):
             logger.info(line)
         logger.info(engine_line(loop.engine, self.why_engine))
+        self._fleet.announce()
         self.course.follow(loop, self.state.step)
 
     def _step(self) -> None:
@@ -139,9 +148,9 @@ class Training:
         loop.settings = self.course.at(state.step)
         if decision := self.course.begun_at(state.step):
             run_dir.metric(kind="plan", **msgspec.to_builtins(decision))
-        self._in_step = True
+        self._at_work = "step"
         record = loop.step(state.step, state.durable)
-        self._in_step = False
+        self._at_work = ""
         state.tally.add(record, loop.loader.batch_size)
         self._tally_link()
         figures = loop.settings.figures(loop.shim is None) | loop.link.figures()
@@ -157,6 +166,13 @@ class Training:
         if (every and state.step % every == 0) or self._unkept_bytes > LIMIT_BYTES // KEPT:
             self._save()
         self.display.trouble(self._trouble or loop.trouble or run_dir.trouble)
+
+    def _average(self) -> None:
+        last = self.state.step == self.total or self.stop_reason is not None
+        self._at_work = "trunk_"
+        self._unkept_bytes += self._fleet.average(last)
+        self._at_work = ""
+        self._tally_link()
 
     def _save(self) -> None:
         self._trouble = self.state.try_to_save()
@@ -216,8 +232,10 @@ class Training:
     def _evaluate(self) -> None:
         settings, tally, start = self.settings, self.state.tally, time.monotonic()
         self.display.evaluating()
+        self._at_work = "evaluation_"
         limit, precision = settings.evaluate_images, self._evaluation_precision()
         result, up, down = self.loop.evaluate(self.state.step, self.test, limit, precision)
+        tally.add_bytes(up, down, "evaluation_")  # at once: they are spent, whatever follows
         before = tally.evaluations[-1].precision if tally.evaluations else precision
         if before != precision:
             was = before or "another precision, perhaps"
@@ -227,10 +245,11 @@ class Training:
         if settings.keep_best and result.gains_on(tally.best):
             if self._best.keep(result):  # on both sides, before the tally says so
                 tally.best = result
-            up, down = np.add((up, down), self.loop.new_bytes()).tolist()
+            kept = self.loop.new_bytes()
+            tally.add_bytes(*kept, "evaluation_")
+            up, down = up + kept[0], down + kept[1]
+        self._at_work = ""
         tally.evaluations.append(result)
-        tally.bytes_evaluation_up += up
-        tally.bytes_evaluation_down += down
         tally.seconds_evaluation += time.monotonic() - start
         self._tally_link()
         self.run_dir.metric(kind="evaluation", **msgspec.to_builtins(result), bytes_up=up, bytes_down=down)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from adc_edge.cloud_trainer.accumulator import StepAccumulator
+from adc_edge.cloud_trainer.fleet.closed_round import ClosedRound
 from adc_edge.cloud_trainer.head import Judged
+from adc_edge.cloud_trainer.record.class_images import ClassImages
 from adc_edge.cloud_trainer.record.evaluations import EvaluatedPart, SessionEvaluations
 from adc_edge.cloud_trainer.record.presence import SessionPresence
 from adc_edge.cloud_trainer.record.use import UseMeter
 from adc_edge.cloud_trainer.registry import Peer, RequestContext
 from adc_edge.cloud_trainer.served_session import ServedSession
-from adc_edge.storage.events import Event, Joined, Rejected
+from adc_edge.storage.events import Averaged, CentralEvaluation, Event, Joined, Rejected
 from adc_edge.storage.recorder import cut
 from adc_edge.storage.run_dir import RunDir
+from adc_edge.wire.fleet_messages import TrunkAverage
 from adc_edge.wire.messages import Evaluate, Hello, Step
 
 logger = logging.getLogger(__name__)
@@ -26,12 +29,14 @@ class TrainerRecord:
 
     Args:
         run_dir: takes them; None: nobody will read them.
+        outputs: of the head; 0: not known.
     """
 
-    def __init__(self, run_dir: RunDir | None = None) -> None:
+    def __init__(self, run_dir: RunDir | None = None, outputs: int = 0) -> None:
         self._run_dir = run_dir
         self.use, self._evaluations = UseMeter(), SessionEvaluations()
         self.presence = SessionPresence(self._event)
+        self.classes = ClassImages(self._event, outputs)
 
     def step(
         self, session: ServedSession, message: Step, totals: StepAccumulator, context: RequestContext, head_step: int
@@ -74,6 +79,14 @@ class TrainerRecord:
         if line is not None:
             self._metric(kind="evaluation", device=session.record.device, **line)
 
+    def evaluated_centrally(self, event: CentralEvaluation) -> None:
+        """Write the line and the event of an evaluation on the trainer's own images."""
+        values = {
+            name: getattr(event, name) for name in ("head_step", "round", "images", "accuracy", "loss", "seconds")
+        }
+        self._metric(kind="evaluation", source="central", step=event.head_step, **values)
+        self._event(event)
+
     def forget_evaluations(self) -> None:
         """Forget all evaluations, before ``keeps`` learns those that stay: the head goes back."""
         self._evaluations = SessionEvaluations()
@@ -83,6 +96,8 @@ class TrainerRecord:
 
         A step after that is done again. An evaluation is not: its device has the answer, and goes on.
         """
+        if line.get("kind") in ("average", "trunk"):  # rounds never go back
+            return True
         if line.get("kind") == "evaluation" and line.get("session") in sessions:
             self._evaluations.learn(line)
             return True
@@ -100,6 +115,36 @@ class TrainerRecord:
         )
         self.presence.join(session.id, context.peer.connection, event)
 
+    def averaged(self, closed: ClosedRound, left_out: Sequence[tuple[str, str]], head_step: int) -> None:
+        """Record a round of the fleet's trunk; ``left_out`` has devices' names, which may be equal, with reasons."""
+        self._metric(
+            kind="average",
+            round=closed.number,
+            head_step=head_step,
+            devices=len(closed.sessions),
+            images=closed.images,
+            bytes_up=closed.bytes_up,
+            bytes_down=closed.bytes_down,
+            seconds=closed.seconds,
+            seconds_waited=closed.waited_s,
+            left_out=[device for device, _ in left_out],
+        )
+        told = [cut(f"{device}: {why}") for device, why in left_out]
+        self._event(Averaged(round=closed.number, devices=len(closed.sessions), left_out=told))
+
+    def brought(self, answer: TrunkAverage, device: str, head_step: int, bytes_up: int, bytes_down: int) -> None:
+        """Record the sizes of the bodies of an exchange that makes a device's trunk the fleet's."""
+        self._metric(
+            kind="trunk",
+            device=device,
+            session=f"{answer.session:016x}",
+            step=answer.step,
+            head_step=head_step,
+            round=answer.round,
+            body_bytes_up=bytes_up,
+            body_bytes_down=bytes_down,
+        )
+
     def done(self, session: ServedSession) -> None:
         """Record that a session has come to its end."""
         self.presence.finish(session.id, session.applied)
@@ -107,6 +152,7 @@ class TrainerRecord:
     def forget(self, session: int) -> None:
         """Forget a session that gives way to others."""
         self._evaluations.forget(session)
+        self.classes.forget(session)
         self.presence.leave(session)
 
     def left(self, peer: Peer | None) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from adc_edge.screen.curve import Curve
 from adc_edge.screen.running_mean import running_mean
-from adc_edge.storage.events import Away, Done, Event, Joined, Rejected, Use
+from adc_edge.storage.events import Away, CentralEvaluation, Done, Event, Joined, Rejected, Use
 
 _MOST_ROWS = 256
 _UNDRAWN = 8192  # lines that the screen may be late
@@ -24,6 +24,7 @@ class DeviceRow:
 
     def __init__(self, name: str, state: State, seen: float | None) -> None:
         self.name, self.state, self.seen = name, state, seen
+        self.paused = False  # by `adc-edge fleet`
         self.step = self.steps = 0  # applied and planned
         self.loss: float | None = None
         self.accuracy: float | None = None
@@ -71,6 +72,7 @@ class Fleet:
     def __init__(self) -> None:
         self._lines: deque[tuple[float, FleetLine]] = deque(maxlen=_UNDRAWN)
         self.rows: dict[str, DeviceRow] = {}
+        self.is_paused: Callable[[str], bool] = lambda session: False
         self.refused = 0
         self.use: Use | None = None
         self.used_at = 0.0
@@ -78,6 +80,7 @@ class Fleet:
         self.loss, self.accuracy, self.pace = Curve(), Curve(), RecentPace()
         self.last_loss: float | None = None
         self.last_accuracy: float | None = None
+        self.central: CentralEvaluation | None = None  # the last one
 
     def take(self, line: FleetLine) -> None:
         """Keep a line until the screen is drawn; it takes a microsecond."""
@@ -96,8 +99,12 @@ class Fleet:
                 self._metric(line, now)
             elif isinstance(line, Use):
                 self.use, self.used_at = line, now
+            elif isinstance(line, CentralEvaluation):
+                self.central = line
             else:
                 self._event(line, now)
+        for session, row in self.rows.items():
+            row.paused = self.is_paused(session)
 
     def counts(self) -> dict[State, int]:
         """Return the number of devices in each state."""

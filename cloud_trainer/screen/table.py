@@ -60,7 +60,7 @@ def draw_table(sheet: RowSheet, rows: Sequence[DeviceRow], now: float, tokens: i
     sheet.add(rank, "", *_pieces(sheet, [column.head for column in _COLUMNS], widths, fitting, "bold"), between=gap)
     for number, (row, texts) in enumerate(zip(shown, cells, strict=True), 1):
         pieces = _pieces(sheet, texts, widths, fitting, "dim" if row.state == "finished" else "")
-        pieces[1:2] = [(pieces[1][0], _COLOURS[row.state])] if len(pieces) > 1 else []
+        pieces[1:2] = [(pieces[1][0], "yellow" if row.paused else _COLOURS[row.state])] if len(pieces) > 1 else []
         sheet.add(rank + number, "", *pieces, between=gap)
     if left := ordered[len(shown) :]:
         states = [f"{sum(row.state == state for row in left)} {state}" for state in _ORDER]
@@ -94,7 +94,9 @@ def _short(name: str) -> str:
 
 
 def _state(row: DeviceRow, now: float) -> str:
-    """Return the state, with the time since a device is away."""
+    """Return the state, with the time since a device is away; a pause only while it is connected."""
+    if row.state == "connected" and row.paused:
+        return "paused"
     return f"away {_seen(row, now)}".rstrip() if row.state == "away" else row.state
 
 

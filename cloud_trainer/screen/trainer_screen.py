@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.filesize import decimal
 
+from adc_edge.cloud_trainer.central.words import central_words
 from adc_edge.cloud_trainer.screen.fleet import Fleet
 from adc_edge.cloud_trainer.screen.table import draw_table
 from adc_edge.screen.bars import Part, split_bar, split_legend
@@ -72,16 +73,21 @@ class TrainerScreen:
         high = _HIGH_ROWS if height >= TALL else 1
         self._head(sheet, high, now)
         self._use(sheet, now)
-        taken = 7 + 2 * high + bool(self._insecure) + min(shown, 1)
+        taken = 7 + 2 * high + bool(self._insecure) + min(shown, 1) + (fleet.central is not None)
         draw_table(sheet, [*fleet.rows.values()], now, self._tokens, max(_LEAST_ROWS, rows_for(height) - taken), 20)
 
     def _devices(self) -> str:
         counts = [f"{count} {state}" for state, count in self.fleet.counts().items() if count]
+        paused = sum(row.paused and row.state == "connected" for row in self.fleet.rows.values())
+        if paused:
+            counts[0] += f" ({paused} paused)"
         return ", ".join(counts) or "none yet"
 
     def _head(self, sheet: RowSheet, rows: int, now: float) -> None:
         fleet = self.fleet
         sheet.add(1, "head", f"step {fleet.head_step}", f"{fleet.pace.per_second(now):.3g} steps/s")
+        if fleet.central is not None:
+            sheet.add(4, "central", central_words(fleet.central))
         if fleet.last_loss is not None and fleet.last_accuracy is not None:
             add_curve(sheet, 12, "loss", f"{fleet.last_loss:.3f}", fleet.loss.values(), rows, ".3f")
             add_curve(sheet, 14, "train", f"{fleet.last_accuracy:.1%}", fleet.accuracy.values(), rows, ".0%")

@@ -6,7 +6,8 @@ import time
 from typing import NamedTuple
 
 from adc_edge.wire.channel import Channel
-from adc_edge.wire.messages import CHUNK_BYTES, Ping
+from adc_edge.wire.link_messages import Ping
+from adc_edge.wire.message import CHUNK_BYTES
 
 PROBE_BYTES = CHUNK_BYTES  # of a ping, at most
 _PROBES, _PROBE_S = 3, 1.5  # of each kind; no more once they have taken so many seconds

@@ -7,15 +7,19 @@ from typing import Any
 
 import msgspec
 
+from adc_edge.defaults import Precision
 from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.errors import SettingError
+from adc_edge.method.ratio import Shape
 from adc_edge.planning.accuracy.frontier import nearest_studies
 from adc_edge.planning.accuracy.studies import shipped_studies
 from adc_edge.planning.choice import DEFAULT_LOSS
 from adc_edge.planning.following.allowed import allowed_forms, planned_forms
 from adc_edge.planning.following.follow import MessageForm
+from adc_edge.planning.message_sizes import sizes_of_messages
 from adc_edge.planning.plan_file import PlanFile, read_plan
 from adc_edge.storage.bundle import Bundle, Manifest
+from adc_edge.wire.fleet_messages import DeviceNeeds
 
 _OPTIONS = {
     "batch_size": "--batch-size",
@@ -27,6 +31,21 @@ _OPTIONS = {
     "trunk": "--trunk",
     "freeze_first": "--freeze-first",
 }
+
+
+def needs_of(
+    shape: Shape, dim: int, precisions: tuple[Precision, Precision | None], plan: PlanFile | None
+) -> DeviceNeeds:
+    """Return the needs of a device by which a trainer admits it.
+
+    Args:
+        shape: of its micro-batches.
+        dim: channels of an activation.
+        precisions: of activations and of gradients.
+        plan: tells the seconds of a step; None: they are not planned.
+    """
+    seconds = 0.0 if plan is None or not plan.compute_known else plan.chosen.seconds
+    return DeviceNeeds(sizes_of_messages(shape, dim, precisions)[0], seconds)
 
 
 def with_plan(settings: ServeSettings, bundle: Bundle) -> tuple[ServeSettings, PlanFile | None]:

@@ -16,7 +16,8 @@ from adc_edge.security.keystore import fingerprint
 from adc_edge.storage.bundle import MANIFEST
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import ClientKeys, LinkLost, Stopped
-from adc_edge.wire.messages import BUNDLE_DIGITS, VERSION, Ping, Pong
+from adc_edge.wire.link_messages import Ping, Pong
+from adc_edge.wire.messages import BUNDLE_DIGITS, VERSION
 from adc_edge.wire.sockets import check_endpoint
 
 _LIMIT_S = 6.0  # for everything, whatever stands at the address

@@ -14,7 +14,8 @@ from adc_edge.errors import LinkError
 from adc_edge.planning.profile import TrainerProfile, TrainerShare
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import ClientKeys, LinkLost
-from adc_edge.wire.messages import BUNDLE_DIGITS, Ping, Pong
+from adc_edge.wire.link_messages import Ping, Pong
+from adc_edge.wire.messages import BUNDLE_DIGITS
 from adc_edge.wire.sockets import check_endpoint
 
 _ANSWER_MS = 60_000  # a trainer that computes another device's step answers late

@@ -100,12 +100,12 @@ class Dashboard:
         return median(record.seconds for record in self._recent) if self._recent else None
 
     def _left(self) -> str:
-        """Time left with the evaluations' share; nothing before the first step."""
+        """Time left with the share of evaluations and averages; nothing before the first step."""
         figures, tally, pace = self._figures, self._figures.tally, self._pace()
         if pace is None or tally is None:
             return ""
-        with_evaluations = pace + tally.seconds_evaluation / max(1, tally.steps)
-        return roughly((figures.total - figures.done) * with_evaluations)
+        between = (tally.seconds_evaluation + tally.seconds_trunk) / max(1, tally.steps)
+        return roughly((figures.total - figures.done) * (pace + between))
 
     def _state(self) -> str:
         """Return what the run waits for, in words; nothing while steps go on."""
@@ -117,6 +117,8 @@ class Dashboard:
             return f"{lost}waiting for the trainer, {now - attempt.since:.0f} s, try {attempt.number}{why}"
         if lost:
             return f"{lost}waiting for the trainer"
+        if figures.fleet_wait is not None and now - figures.fleet_wait[1] > _SHORT_S:
+            return f"waiting for {figures.fleet_wait[0]}, {now - figures.fleet_wait[1]:.0f} s"
         if figures.link_state == "back":
             return "the trainer is back"
         if figures.evaluating_since is not None:
@@ -186,6 +188,8 @@ def _bytes(tally: Tally, uncompressed: int) -> Iterator[str]:
     yield f"{decimal(tally.bytes_up)} up, {decimal(tally.bytes_down)} down"
     if sent:
         yield f"1/{uncompressed / sent:.1f} of uncompressed"
+    if averaging := tally.bytes_trunk_up + tally.bytes_trunk_down:
+        yield f"trunk {decimal(averaging)}"
     if judging := tally.bytes_evaluation_up + tally.bytes_evaluation_down:
         yield f"evaluations {decimal(judging)}"
     if again := tally.bytes_repeated_up + tally.bytes_repeated_down:

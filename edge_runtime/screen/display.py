@@ -73,6 +73,10 @@ class Display:
         """Show, until its result, that an evaluation is under way."""
         self.figures.evaluating_since = time.monotonic()
 
+    def averaging(self, waits_for: str | None) -> None:
+        """Show that the run waits for other devices, and for what; None: no longer."""
+        self.figures.fleet_wait = None if waits_for is None else (waits_for, time.monotonic())
+
     def trouble(self, error: OSError | None) -> None:
         """Log that a file cannot be written while the run goes on, once for each change."""
         text = "" if error is None else f"{error.filename or 'writing'}: {error.strerror}"

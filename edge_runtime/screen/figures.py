@@ -28,6 +28,7 @@ class RunFigures:
         self.channel: Channel | None = None
         self.link_state: Literal["", "lost", "back"] = ""  # since the last step
         self.evaluating_since: float | None = None  # monotonic clock
+        self.fleet_wait: tuple[str, float] | None = None  # for what, and since when by the monotonic clock
         self.last_step_at = time.monotonic()
         self.steps: deque[StepRecord] = deque(maxlen=_UNDRAWN)  # that the screen has not taken yet
 
@@ -35,7 +36,8 @@ class RunFigures:
         """Keep what a step has left."""
         self.tally, self.link, self.settings = tally, link, settings
         self.steps.append(record)
-        self.done, self.link_state, self.last_step_at = record.step + 1, "", time.monotonic()
+        self.done, self.link_state, self.fleet_wait = record.step + 1, "", None
+        self.last_step_at = time.monotonic()
 
 
 def step_parts(tally: Tally, link: LinkEstimate | None) -> list[str]:

@@ -48,6 +48,10 @@ def report_table(report: Mapping[str, Any]) -> Table:
     table.add_row("uncompressed fp32 would be", decimal(report["bytes_uncompressed_fp32"]))
     table.add_row("sent of that", f"1/{report['bytes_uncompressed_fp32'] / sent:.1f}" if sent else "-")
     table.add_row("evaluation, apart", decimal(report["bytes_evaluation_up"] + report["bytes_evaluation_down"]))
+    if averages := report["averages"]:
+        left_out = f", left out of {report['averages_left_out']}" if report["averages_left_out"] else ""
+        table.add_row("averages taken", f"{averages} times{left_out}, {report['seconds_trunk']:.1f} s")
+        table.add_row("  bytes, apart", decimal(report["bytes_trunk_up"] + report["bytes_trunk_down"]))
     if probes := report["bytes_probe_up"] + report["bytes_probe_down"]:
         table.add_row("probes of the link, apart", decimal(probes))
     table.add_section()

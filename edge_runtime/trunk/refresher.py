@@ -56,6 +56,11 @@ class Refresher:
         elif self._engine is not None:
             self._engine.refresh(self._old or self._shim.weights())
 
+    def take(self, weights: Weights) -> None:
+        """Set the trunk's weights, and the engine's; the optimizer's state stays as it is."""
+        self._shim.load(weights)
+        self.now()
+
     def engine_weights(self) -> Weights:
         """The weights that the engine computes with, by timm name."""
         own = self._engine is None or self._engine.keeps_graph

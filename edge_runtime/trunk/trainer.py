@@ -142,8 +142,12 @@ class Shim:
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Restore the arrays of a checkpoint."""
         assert self._optimizer is not None
-        self.trunk.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in _under(TRUNK_PREFIX, arrays).items()})
+        self.load(_under(TRUNK_PREFIX, arrays))
         self._optimizer.restore(_under(_OPTIMIZER, arrays))
+
+    def load(self, weights: Weights) -> None:
+        """Set every parameter, by timm name; the optimizer's state stays as it is."""
+        self.trunk.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
 
     def safetensors(self) -> bytes:
         """The content of trunk.safetensors."""

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec import UNSET
@@ -18,13 +19,20 @@ from msgspec import UNSET
 from adc_edge.cloud_trainer.answers import Answers
 from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
+from adc_edge.cloud_trainer.fleet.device_fleet import DeviceFleet
+from adc_edge.cloud_trainer.fleet.settings import FleetSettings
 from adc_edge.cloud_trainer.guard import Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.limits import MessageLimits
+from adc_edge.cloud_trainer.link.share import TrainerLoad
 from adc_edge.cloud_trainer.registry import RequestContext, SessionRegistry
+from adc_edge.cloud_trainer.scheduling.admission import Admission
+from adc_edge.cloud_trainer.scheduling.merged import Merging
 from adc_edge.codec.precision import encode
 from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import label_triples
+from adc_edge.method.split import head_from_manifest
+from adc_edge.optimizer.settings import OptimizerSettings, learning_rate
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.halves import best_heads
 from adc_edge.storage.run_dir import RunDir
@@ -41,8 +49,18 @@ class Trainer:
         self.bundle, self.training, self.sessions = bundle, training, SessionRegistry(run_dir.journal, one_session)
         self.checkpoints = TrainerCheckpoints(training, self.sessions, run_dir)
         limits = MessageLimits.from_manifest(bundle.manifest, 64)
+        record = self.checkpoints.record
         self.answers = Answers(
-            bundle, training, self.sessions, limits, self.checkpoints, Refusals(), HeadClasses(bundle.manifest, run_dir)
+            bundle,
+            training,
+            self.sessions,
+            limits=limits,
+            checkpoints=self.checkpoints,
+            refusals=Refusals(),
+            classes=HeadClasses(bundle.manifest, run_dir),
+            fleet=DeviceFleet(FleetSettings(), bundle, self.sessions, record),
+            merging=Merging(),
+            admission=Admission(self.sessions, record.presence, TrainerLoad(), 0, 2**30),
         )
         peer = self.sessions.peer(b"route", 5, "", lambda: Assembler(unpack_from_device, lambda message: 0))
         self.context = RequestContext(b"route", peer, "bbr", 20.0)
@@ -87,6 +105,67 @@ def test_the_optimizer_the_log_and_the_metrics_come_after_the_reply(trainer: Tra
     after_send()
     assert (trainer.training.steps, trainer.training.safetensors() == before, log.exists()) == (1, False, True)
     assert json.loads((run / "metrics.jsonl").read_text())["head_step"] == 1
+
+
+def rate_of_step(trainer: Trainer, session: int, step: int) -> float:
+    """The learning rate with which the head learns a session's step."""
+    message, body = step_message(trainer.bundle, step)
+    _, after_send = trainer.answers.answer(trainer.context, msgspec.structs.replace(message, session=session), body)
+    assert after_send is not None
+    after_send()
+    return float(trainer.training.optimizer._torch.param_groups[0]["lr"])
+
+
+def test_a_cosine_ends_with_the_last_step_of_all_devices_also_over_a_restart(
+    bundle: Bundle, training: HeadTraining, run: Path
+) -> None:
+    settings = OptimizerSettings(lr=1.0, schedule="cosine")
+    rates = []
+    for part in (range(2), range(2, 4)):  # another process each
+        training = HeadTraining(head_from_manifest(bundle.manifest), settings)
+        with closing(RunDir(run, {}, {})) as run_dir:
+            trainer = Trainer(bundle, training, run_dir)
+            trainer.checkpoints.resume()
+            for session in (1, 2):
+                if not part.start:
+                    trainer.hello(session, steps=4)
+                for step in part:  # in the second process the first device is back before the second one
+                    trainer.hello(session, steps=4)
+                    rates.append(rate_of_step(trainer, session, step))
+            trainer.checkpoints.save()
+    known_first = [learning_rate(settings, step, 4) for step in range(2)]  # before the second device has joined
+    assert rates == pytest.approx([*known_first, *(learning_rate(settings, step, 8) for step in range(2, 8))])
+    assert rates[6] > 0  # of the last quarter
+
+
+def test_a_cosine_of_one_device_is_as_long_as_its_run(bundle: Bundle, run: Path) -> None:
+    settings = OptimizerSettings(lr=1.0, schedule="cosine")
+    training = HeadTraining(head_from_manifest(bundle.manifest), settings)
+    with closing(RunDir(run, {}, {})) as run_dir:
+        trainer = Trainer(bundle, training, run_dir)
+        trainer.hello(steps=3)
+        assert [rate_of_step(trainer, 1, step) for step in range(3)] == [
+            learning_rate(settings, n, 3) for n in range(3)
+        ]
+        trainer.sessions.records()[1].finished = True
+        trainer.hello(2)  # it does not tell the length of its run
+        assert rate_of_step(trainer, 2, 0) == 1.0
+
+
+def test_a_device_that_has_done_no_step_leaves_the_cosine_of_the_others_as_it_is(bundle: Bundle, run: Path) -> None:
+    settings = OptimizerSettings(lr=1.0, schedule="cosine")
+    training = HeadTraining(head_from_manifest(bundle.manifest), settings)
+    with closing(RunDir(run, {}, {})) as run_dir, logged() as lines:
+        trainer = Trainer(bundle, training, run_dir)
+        trainer.hello(2, "new", steps=2**31)
+        trainer.hello(steps=5)
+        rates = [rate_of_step(trainer, 1, step) for step in range(2)]
+        trainer.hello(2, "new", steps=20)
+        rates.append(rate_of_step(trainer, 2, 0))
+    assert rates == [learning_rate(settings, 0, 5), learning_rate(settings, 1, 5), learning_rate(settings, 2, 25)]
+    assert [line for line in lines if "cosine" in line] == [
+        "the head's cosine has 25 steps now, until now 5; device 'new' has most steps to come, 19"
+    ]
 
 
 def test_a_repeated_step_and_a_fetch_get_the_same_reply_and_leave_nothing_to_do(trainer: Trainer) -> None:

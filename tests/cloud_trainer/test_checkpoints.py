@@ -49,7 +49,7 @@ class TrainerState:
         served = next(other for other in self.sessions if other.id == session)
         message = Step(session, record.applied - 1, 0, 1, bytes_up, 8, 4, 7, 4, "fp32", "fp32")
         self.checkpoints.record.step(served, message, totals, self.context, self.training.steps)
-        self.checkpoints.count_step(totals)
+        self.checkpoints.count_steps([totals])
 
 
 @pytest.fixture

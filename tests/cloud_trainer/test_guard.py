@@ -22,7 +22,9 @@ from adc_edge.cloud_trainer.server import Server
 from adc_edge.storage.bundle import Bundle
 from adc_edge.wire.framing import to_frames
 from adc_edge.wire.headers import unpack_from_trainer
-from adc_edge.wire.messages import CHUNK_BYTES, VERSION, FromTrainer, Hello, Message, Ping, Pong, Refused, Welcome
+from adc_edge.wire.link_messages import Ping, Pong
+from adc_edge.wire.message import CHUNK_BYTES, Message
+from adc_edge.wire.messages import VERSION, FromTrainer, Hello, Refused, Welcome
 from tests.serving import logged
 from tests.stub_device import Device
 

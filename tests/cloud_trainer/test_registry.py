@@ -12,13 +12,16 @@ import msgspec
 import pytest
 
 from adc_edge.cloud_trainer import registry as module
+from adc_edge.cloud_trainer.record.presence import GuardedConnection
 from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
+from adc_edge.cloud_trainer.scheduling.messages import QueuedMessage
 from adc_edge.cloud_trainer.served_session import ServedSession, SessionRecord
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.journal import JournalKey
 from adc_edge.wire.framing import Assembler, to_frames
 from adc_edge.wire.headers import unpack_from_device
-from adc_edge.wire.messages import CHUNK_BYTES, VERSION, Evaluate, Evaluated, FromDevice, Gradient, Hello
+from adc_edge.wire.message import CHUNK_BYTES
+from adc_edge.wire.messages import VERSION, Evaluate, Evaluated, FromDevice, Gradient, Hello
 
 NUMBERS = itertools.count()
 JUDGED = Evaluated(1, 3, 0, 10, 9, 0.5, 0.1)
@@ -42,6 +45,7 @@ def connect(
     """A Hello over a connection, a new one unless told, as the trainer handles it."""
     way = way or route()
     peer = sessions.peer(way, 5, owner, inbox)
+    peer.connection = GuardedConnection()
     session = sessions.find(said, owner)
     session.resume(said)
     sessions.open(session, way)
@@ -270,6 +274,82 @@ def test_a_key_speaks_for_one_session_at_a_time(sessions: SessionRegistry) -> No
     assert new.session is None
     peers = [connect(sessions, hello(number, incarnation=number))[1] for number in (4, 5, 6)]  # no keys: no such rule
     assert [peer.session.id for peer in peers if peer.session] == [4, 5, 6]
+
+
+def test_a_connection_whose_session_is_taken_away_is_to_be_told_once_and_no_other(sessions: SessionRegistry) -> None:
+    def told() -> list[bytes]:
+        return [way for way, _ in sessions.dismissed()]
+
+    connect(sessions, hello(1, incarnation=1), "key", way=b"first")
+    connect(sessions, hello(9, incarnation=9), "another", way=b"other")
+    assert told() == []
+    connect(sessions, hello(2, incarnation=2), "key", way=b"second")  # the same key, another session
+    assert (told(), told()) == ([b"first"], [])
+    connect(sessions, hello(2, incarnation=3), "key", way=b"third")  # the same session, a newer process
+    assert told() == [b"second"]
+    sessions.restore(sessions.records())
+    connect(sessions, hello(2, incarnation=3), "key", way=b"third")  # it says Hello again before it is told
+    assert told() == [b"other"]
+    sessions.leave(b"third")
+    connect(sessions, hello(2, incarnation=3), "key", way=b"fourth")
+    assert told() == []
+
+
+def test_a_session_that_gives_way_has_its_connection_told(
+    sessions: SessionRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_SESSIONS", 1)
+    session, peer = connect(sessions, hello(1), way=b"first")
+    wait(sessions, session, peer, b"first")
+    connect(sessions, hello(2))
+    assert (sessions.dismissed(), sessions.waiting.held_bytes()) == ([(b"first", peer)], 0)
+
+
+def wait(sessions: SessionRegistry, session: ServedSession, peer: Peer, way: bytes, size: int = 100) -> None:
+    """Have a message wait that nobody answers: the session is paused."""
+    sessions.waiting.fair.control({}, {session.id})
+    message = Evaluate(session.id, 0, 0, 7, size, 1, "fp32")
+    sessions.waiting.push(QueuedMessage(way, peer, message, memoryview(bytes(size))))
+
+
+@pytest.mark.parametrize("how", ["same key", "same connection", "cut off", "gone", "restored"])
+def test_the_waiting_messages_of_a_paused_session_that_nobody_speaks_for_are_dropped(
+    sessions: SessionRegistry, how: str
+) -> None:
+    session, peer = connect(sessions, hello(1), "key", way=b"first")
+    wait(sessions, session, peer, b"first")
+    assert sessions.waiting.held_bytes() == 100
+    if how.startswith("same"):
+        connect(sessions, hello(2, incarnation=2), "key", way=b"second" if how == "same key" else b"first")
+    elif how == "cut off":
+        sessions.cut_off(b"first")
+    elif how == "gone":
+        sessions.leave(b"first")
+    else:
+        sessions.restore(sessions.records())
+    assert sessions.waiting.held_bytes() == 0
+    _, again = connect(sessions, hello(1, incarnation=3), "key")  # it need not send all of it again
+    assert again.inbox.unfinished == ((0, 0) if how == "restored" else (7, 100))
+
+
+def test_a_session_may_use_its_part_of_the_memory_and_a_paused_one_a_quarter(sessions: SessionRegistry) -> None:
+    session, peer = connect(sessions, hello(1), way=b"1")
+    sessions.waiting.push(QueuedMessage(b"1", peer, Evaluate(1, 0, 0, 7, 30, 1, "fp32"), memoryview(bytes(30))))
+
+    def room() -> int:
+        return max((size for size in range(1, 100) if sessions.make_room(size, 100, session)), default=0)
+
+    assert room() == 70  # alone
+    others = list[Peer]()
+    for number, left in ((2, 20), (3, 3), (4, 0), (5, 0)):
+        others.append(connect(sessions, hello(number))[1])
+        assert room() == left
+    for other, left in zip(others, (0, 3, 20, 70), strict=True):  # they end without a word
+        assert other.connection is not None
+        other.connection.ended = True
+        assert room() == left
+    sessions.waiting.fair.control({}, {1})
+    assert room() == 0
 
 
 def test_connections_are_bounded_and_those_without_a_session_go_first(

@@ -25,7 +25,8 @@ from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import LinkLost, Stopped
 from adc_edge.wire.framing import to_frames
 from adc_edge.wire.headers import unpack_from_trainer
-from adc_edge.wire.messages import SEAL_BYTES, VERSION, Hello, Ping, Pong, Refused, Step
+from adc_edge.wire.link_messages import Ping, Pong
+from adc_edge.wire.messages import SEAL_BYTES, VERSION, Hello, Refused, Step
 from adc_edge.wire.sockets import check_endpoint
 from tests.serving import logged
 from tests.stub_device import Device

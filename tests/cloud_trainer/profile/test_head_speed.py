@@ -22,7 +22,8 @@ from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.planning.profile import TrainerProfile
 from adc_edge.storage.bundle import HEAD, Bundle
 from adc_edge.wire.headers import pack_header
-from adc_edge.wire.messages import HEADER_BYTES, Pong
+from adc_edge.wire.link_messages import Pong
+from adc_edge.wire.messages import HEADER_BYTES
 
 
 def a_head(bundle: Bundle) -> HeadTraining:

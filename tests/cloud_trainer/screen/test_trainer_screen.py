@@ -91,6 +91,19 @@ def test_devices_that_are_away_finished_or_refused_are_told_apart() -> None:
     assert "connected" in row_of(screen, "device-1")
 
 
+def test_a_paused_device_is_told_apart_while_it_is_connected() -> None:
+    screen = a_screen()
+    join(screen.fleet, 3)
+    screen.fleet.is_paused = lambda session: session != f"{0:016x}"
+    assert "connected" in row_of(screen, "device-0")
+    assert "paused" in row_of(screen, "device-1", 80)
+    assert any(line.startswith("devices 3 connected (2 paused)") for line in drawn(screen))
+    screen.fleet.take(Away(session=f"{1:016x}"))
+    assert "away" in row_of(screen, "device-1")
+    screen.fleet.is_paused = lambda session: False
+    assert "connected" in row_of(screen, "device-2")
+
+
 def test_devices_that_do_not_fit_are_counted() -> None:
     screen = a_screen()
     join(screen.fleet, 40)
