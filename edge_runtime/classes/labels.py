@@ -85,8 +85,15 @@ class DeviceClasses:
         """
         if self.positions or (self._manifest.classifier_kept and not self._known):
             return self._own()
-        with_images = [name for name, images in self._images.items() if sum(images)]
-        return append_classes(self._known, with_images, self._manifest.classes)
+        return append_classes(self._known, self.present(), self._manifest.classes)
+
+    def present(self) -> list[str]:
+        """Return the names of the data's classes that have images."""
+        return [name for name, images in self._images.items() if sum(images)]
+
+    def images_of(self, names: Sequence[str]) -> dict[str, int]:
+        """Return the number of training images of each of these classes."""
+        return {name: self._images.get(name, (0, 0))[0] for name in names}
 
     def _own(self) -> list[str]:
         """Return every class of the data at its position, unless this run knows another list: as in 0.6."""

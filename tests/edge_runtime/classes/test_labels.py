@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from msgspec import UNSET
 
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.data.sources import ArraySplit, Dataset
@@ -19,7 +20,9 @@ from adc_edge.edge_runtime.classes.summary import overview
 from adc_edge.edge_runtime.settings import same_source
 from adc_edge.errors import CheckpointError, DataError, RefusedError
 from adc_edge.storage.bundle import Bundle, Manifest
-from adc_edge.storage.run_dir import CLASSES, RunDir
+from adc_edge.storage.run_dir import CLASSES, LearnedClasses, RunDir
+from adc_edge.wire.class_names import pack_names
+from adc_edge.wire.messages import ClassNames, Welcome
 from tests.serving import logged
 from tests.stub_device import Device
 
@@ -233,3 +236,55 @@ def test_the_same_words_in_another_directory_are_other_data_unless_the_project_w
     old.rename(tmp_path / "new")
     monkeypatch.chdir(tmp_path / "new")
     assert same_source("folder:photos", run) == f"folder:{old}/photos"
+
+
+def told_images(server: Server) -> dict[int, dict[str, int]]:
+    return server._record.classes.of_session
+
+
+def test_a_device_tells_its_images_of_each_class_and_the_trainer_says_how_unequal_they_are(
+    bundle: Bundle, server: Server
+) -> None:
+    data = dataset({"cat": (500, 1), "dog": (2, 1), "ant": (0, 3), "empty": (0, 0)})
+    device = Device(bundle, server.endpoint, classes=DeviceClasses(data, bundle.manifest))
+    device.session.open(30)
+    assert told_images(server) == {1: {"cat": 500, "dog": 2}}
+    line = "classes of device 'test': 2 of 10 classes; largest 250 x smallest (cat 500, dog 2)"
+    assert line in server.lines  # type: ignore[attr-defined]
+    device.session.close()
+
+
+def test_a_bundle_that_names_every_class_is_told_the_images_too(bundle: Bundle, server: Server) -> None:
+    named = manifest(bundle, class_names=[f"c{number}" for number in range(10)])
+    server._answers._classes._manifest = named
+    server._answers._classes._learned = LearnedClasses(list(named.class_names))
+    data = dataset({"c3": (2, 1), "c9": (1, 0)})
+    device = Device(bundle, server.endpoint, classes=DeviceClasses(data, named))
+    device.session.open(30)
+    device.step(0)
+    assert told_images(server) == {1: {"c3": 2, "c9": 1}}
+    assert data.train.labels.tolist() == [3, 3, 9]
+    device.session.close()
+
+
+def test_a_trainer_of_0_10_is_told_the_names_alone(bundle: Bundle, server: Server) -> None:
+    classes = DeviceClasses(dataset({"cat": (2, 1)}), bundle.manifest)
+    device, sent = Device(bundle, server.endpoint, classes=classes), list[tuple[Any, ...]]()
+    send, receive = device.session.channel.send, device.session.channel.receive
+
+    def send_and_keep(*message: Any) -> None:
+        sent.append(message)
+        send(*message)
+
+    def receive_as_of_0_10(*limits: Any) -> Any:
+        answer, body = receive(*limits)
+        return msgspec.structs.replace(answer, class_counts=UNSET) if isinstance(answer, Welcome) else answer, body
+
+    device.session.channel.receive = receive_as_of_0_10  # type: ignore[method-assign, assignment]
+    device.session.channel.send = send_and_keep  # type: ignore[method-assign, assignment]
+    device.session.open(30)
+    (names,) = (message for message in sent if isinstance(message[0], ClassNames))
+    assert names[0].counted is UNSET
+    assert names[1] == pack_names(["cat"])
+    assert told_images(server) == {}
+    device.session.close()

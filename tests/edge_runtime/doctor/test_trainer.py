@@ -28,7 +28,7 @@ from adc_edge.security import keystore
 from adc_edge.storage.bundle import MANIFEST, Bundle
 from adc_edge.wire import messages
 from adc_edge.wire.headers import pack_header
-from adc_edge.wire.messages import Pong
+from adc_edge.wire.link_messages import Pong
 from tests.serving import logged, serving
 
 Keyed = Callable[[str], Path]
@@ -187,7 +187,7 @@ def test_what_is_no_trainer_is_named_within_seconds() -> None:
 @pytest.fixture
 def old_trainer(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """A trainer that knows no field `about`, as 0.7 and older."""
-    monkeypatch.setattr(server, "_about", {})
+    monkeypatch.setattr(server._pongs, "about", {})
     return server
 
 
@@ -198,7 +198,9 @@ def test_an_old_trainer_that_tells_nothing_about_itself_can_be_served(old_traine
 
 
 def test_a_trainer_of_another_protocol_is_bad(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_about", {"version": messages.VERSION + 1, "trainer": "9.0.0", "bundle": "0" * 12})
+    monkeypatch.setattr(
+        server._pongs, "about", {"version": messages.VERSION + 1, "trainer": "9.0.0", "bundle": "0" * 12}
+    )
     row = rows(server.endpoint)["version"]
     assert row.fault
     assert "speaks protocol 4, this device 3" in row.text
@@ -209,7 +211,7 @@ def test_what_a_trainer_tells_gives_the_terminal_no_orders(
     server: Server, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     told = {"version": messages.VERSION + 1, "trainer": "9\x1b[2J", "bundle": "0" * 12}
-    monkeypatch.setattr(server, "_about", told)
+    monkeypatch.setattr(server._pongs, "about", told)
     result = CliRunner().invoke(doctor, ["--trainer", server.endpoint, *options], color=True)
     assert "\x1b[2J" not in result.output
     assert "adc-edge 9\\x1b[2J speaks" in " ".join(result.output.split())

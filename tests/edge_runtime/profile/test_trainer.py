@@ -53,8 +53,8 @@ def test_an_old_trainer_that_does_not_tell_is_named_and_no_error(
     server: Server, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, version: str | None
 ) -> None:
     about: dict[str, Any] = {} if version is None else {"version": 3, "trainer": version, "bundle": bundle.digest[:12]}
-    monkeypatch.setattr(server, "_about", about)
-    monkeypatch.setattr(server._head_speed, "tell", lambda alone: {})
+    monkeypatch.setattr(server._pongs, "about", about)
+    monkeypatch.setattr(server._pongs.head_speed, "tell", lambda alone: {})
     with logged("adc_edge.edge_runtime") as lines:
         assert ask(server.endpoint, bundle) is None
     shown = version or "0.7 or older"
@@ -64,7 +64,7 @@ def test_an_old_trainer_that_does_not_tell_is_named_and_no_error(
 def test_a_trainer_that_cannot_measure_its_head_says_why(
     server: Server, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server._head_speed, "tell", lambda alone: {"fault": "a loss of nan"})
+    monkeypatch.setattr(server._pongs.head_speed, "tell", lambda alone: {"fault": "a loss of nan"})
     with logged("adc_edge.edge_runtime") as lines:
         assert ask(server.endpoint, bundle) is None
     assert lines == ["the trainer cannot measure its head (a loss of nan): the profile has no trainer"]

@@ -99,6 +99,8 @@ def test_waiting_for_the_trainer_tells_for_how_long_and_which_try() -> None:
         assert "link    lost" in text
         channel.attempt, figures.link_state = None, "back"
         assert "the trainer is back" in drawn(figures)
+        figures.fleet_wait = "the fleet's average", time.monotonic() - 12.2
+        assert "waiting for the fleet's average, 12 s" in drawn(figures)
         figures.note(a_step(4), Tally(), None, None)
         assert "trainer is" not in drawn(figures)
     finally:
