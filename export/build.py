@@ -43,6 +43,7 @@ class ExportSettings(msgspec.Struct, frozen=True):
     force: bool = False
     fp16: bool = False
     tensorrt: bool = False
+    whole: bool = False
 
     @property
     def precisions(self) -> tuple[Precision, Precision]:

@@ -64,6 +64,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Add the graphs from which `serve --engine tensorrt` builds an engine on the device.",
 )
+@click.option(
+    "--whole",
+    is_flag=True,
+    help="Add the whole model as one graph, which `infer` runs on the device where there is no trainer.",
+)
 @click.option("--seed", default=0, type=int, help="Random seed for weights that start anew.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @log_options
@@ -94,35 +99,56 @@ def export(
 
 
 @click.command()
-@click.option("--run-device", required=True, type=PATH, help="The device's --run directory.")
+@click.option(
+    "--run-device",
+    type=PATH,
+    help="The device's --run directory; without it the trunk is the fleet's newest (trainer --mode averaged, "
+    "sequential or frozen).",
+)
 @click.option("--run-trainer", required=True, type=PATH, help="The trainer's --run directory.")
 @click.option("-o", "--output", required=True, type=OUTPUT_FILE, help="File to write (safetensors).")
 @click.option("--step", type=COUNT, help="Merge the halves of this step of the device; default: the newest of both.")
 @click.option("--best", is_flag=True, help="Merge the halves of the best evaluation, which `serve --keep-best` kept.")
 @data_option(help="Measure the accuracy of the merged model on the test split of this data set:")
 @broken_option
+@click.option("--license", "license_id", metavar="ID", help="Licence for the model card, such as apache-2.0.")
+@click.option("--no-card", is_flag=True, help="Write no model card (README.md beside the file).")
 def merge(
-    run_device: Path,
+    run_device: Path | None,
     run_trainer: Path,
     output: Path,
     step: int | None,
     best: bool,
     data: str | None,
     allow_broken: bool,
+    license_id: str | None,
+    no_card: bool,
 ) -> None:
-    """Join the trained trunk and head into one ordinary timm checkpoint."""
+    """Join the trained trunk and head into one ordinary timm checkpoint, with a model card beside it."""
     from adc_edge.data.sources import load_dataset
+    from adc_edge.export.card.writing import CARD, check_license, has_card, write_card
 
+    licence = check_license(license_id, not no_card)
     dataset = None if data is None else load_dataset(data)  # a wrong source is told before torch is imported
     from adc_edge.export.merge import merge_runs
 
+    before = has_card(output)
     merged = merge_runs(run_device, run_trainer, output, step, dataset, allow_broken, best=best)
+    from adc_edge.export.fleet import device_names
     from adc_edge.export.report import merge_lines
 
     manifest = merged.manifest
     arguments = "".join(f", {key}={value!r}" for key, value in manifest.model_args.items())
-    for line in merge_lines(merged, output):
+    for line in merge_lines(merged, output, device_names(run_trainer)):
         click.echo(line)
+    if not no_card:
+        from adc_edge.export.card.facts import training_facts
+        from adc_edge.export.card.text import card_text
+
+        facts = training_facts(run_device, run_trainer, merged)
+        click.echo(write_card(output, card_text(merged, facts, output, licence, data or ""), before))
+    elif before:
+        click.echo(f"deleted {output.with_name(CARD)}, the model card of an earlier merge")
     click.echo("\nnext:")
     click.echo(f"  vit = timm.create_model({manifest.model!r}, num_classes={manifest.classes}{arguments})")
     click.echo(f"  vit.load_state_dict(safetensors.torch.load_file({str(output)!r}), strict=True)")

@@ -1,9 +1,9 @@
-"""Merge of both halves of a run into one ordinary timm checkpoint."""
+"""Merge of both halves of a run, or of a fleet's, into one ordinary timm checkpoint."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +12,9 @@ import numpy as np
 
 from adc_edge.data.sources import Dataset
 from adc_edge.errors import CheckpointError, SettingError
+from adc_edge.export.card.writing import delete_card
 from adc_edge.export.classes import CLASS_NAMES
+from adc_edge.export.fleet import fleet_halves
 from adc_edge.export.score import Measured, Score, last_measured, score_model
 from adc_edge.files import write_atomic
 from adc_edge.storage.bundle import MANIFEST, Manifest, parse_manifest
@@ -30,12 +32,16 @@ class Merged(NamedTuple):
 
     Attributes:
         manifest: the manifest of both runs.
-        step: step of the device's session.
+        step: step of the device's session; of a fleet, all steps of the head.
         other_steps: steps of other sessions that the head has learned.
         class_names: names of the head's outputs, if they are known.
         score: right answers on a data source's test split, if one was given.
         measured: the device's own last evaluation up to ``step``, if its run has one.
         accuracy: that of the best evaluation, if its halves were merged.
+        round: of the fleet's trunk, 0 if no device trained it; None: it is a device's.
+        frozen: no device trained the trunk: it is the bundle's.
+        trunk: steps of each session that the trunk has learned.
+        head: steps of each session that the head has learned.
     """
 
     manifest: Manifest
@@ -45,16 +51,26 @@ class Merged(NamedTuple):
     score: Score | None
     measured: Measured | None
     accuracy: float | None = None
+    round: int | None = None
+    frozen: bool = False
+    trunk: Mapping[int, int] = {}
+    head: Mapping[int, int] = {}
+
+    @property
+    def head_steps(self) -> int:
+        """All steps that the head has learned."""
+        return self.step + self.other_steps
 
 
 class _Pair(NamedTuple):
     step: int
     trunk: HalfState
     head: HalfState
+    round: int | None = None
 
 
 def merge_runs(
-    device: Path,
+    device: Path | None,
     trainer: Path,
     output: Path,
     step: int | None = None,
@@ -65,8 +81,10 @@ def merge_runs(
 ) -> Merged:
     """Join a trunk and a head that have learned the same steps of one session; timm loads the result strictly.
 
+    Without a device it is the fleet's trunk of the newest round, and a head that has learned at least its steps.
+
     Args:
-        device: run directory of the device.
+        device: run directory of the device; None: the trunk is the fleet's.
         trainer: run directory of its trainer.
         output: file to write.
         step: the device's step to merge; None: the newest, which must be the newest of the head too.
@@ -75,14 +93,18 @@ def merge_runs(
         best: merge the halves of the best evaluation, which `serve --keep-best` had both sides keep.
 
     Raises:
-        SettingError: both ``step`` and ``best`` are given.
+        SettingError: both ``step`` and ``best`` are given, or one of them without a device.
         CheckpointError: the runs are of different bundles or sessions, their newest states are of different steps, a
             half is missing, or a directory is not of the kind that its place asks for.
+        BundleError: no device trained the trunk, and the trainer's bundle has gone.
         DataError: the model cannot be judged on the data. Nothing is written.
     """
     if best and step is not None:
         raise SettingError(f"--best and --step {step}", "one of them", "leave one out")
-    manifest, pair = _read(device, trainer, step, best)
+    if device is None and (best or step is not None):
+        option = "--best" if best else f"--step {step}"
+        raise SettingError(f"{option} without --run-device", "a device, whose step it is", "add --run-device DIR")
+    manifest, pair = _read_fleet(trainer) if device is None else _read(device, trainer, step, best)
     vit = _joined(manifest, pair)
     learned = _classes(manifest, trainer)
     score = None if dataset is None else score_model(vit, manifest, learned.head, dataset, allow_broken)
@@ -90,9 +112,27 @@ def merge_runs(
     known = {CLASS_NAMES: json.dumps(names)} if names else {}
     from safetensors.torch import save
 
+    delete_card(output)  # it is that of the weights that were there before
     write_atomic(output, save(vit.state_dict(), metadata={"model": manifest.model, "format": "pt", **known}))
-    measured, accuracy = last_measured(device, pair.step), pair.trunk.accuracy if best else None
-    return Merged(manifest, pair.step, pair.head.steps - pair.step, names, score, measured, accuracy)
+    measured = None if device is None else last_measured(device, pair.step)
+    others, accuracy = pair.head.steps - pair.step, pair.trunk.accuracy if best else None
+    frozen = pair.trunk.frozen
+    trunk_steps = {} if frozen else pair.trunk.learned
+    about = accuracy, pair.round, frozen, trunk_steps, pair.head.learned
+    return Merged(manifest, pair.step, others, names, score, measured, *about)
+
+
+def _read_fleet(trainer: Path) -> tuple[Manifest, _Pair]:
+    """Return the bundle's manifest, the fleet's trunk, and the head."""
+    manifest, heads = _manifest(trainer), head_states(trainer)
+    if not heads and trunk_states(trainer):
+        raise CheckpointError(
+            f"--run-trainer {trainer} is a device's run",
+            "the run of a trainer",
+            "name the directory of `trainer --run`, or add it: merge --run-device DIR --run-trainer DIR",
+        )
+    found = fleet_halves(trainer, _kept(trainer, heads))
+    return manifest, _Pair(found.head.steps, found.trunk, found.head, found.round)
 
 
 def _read(device: Path, trainer: Path, step: int | None, best: bool) -> tuple[Manifest, _Pair]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from adc_edge.data.classes import short_list
+from adc_edge.data.classes import short_list, show_name
 from adc_edge.export.classes import CLASS_NAMES
 from adc_edge.export.merge import Merged
 from adc_edge.export.parity import PARITY_LIMITS, ParityRow
 from adc_edge.terminal import fitting_table
 
 _COLUMNS = ("stage", "B", "T", "k", "scores", "hidden", "activations", "clusters", "assigned", "tokens", "ok")
+_MOST_DEVICES = 8  # whose steps a line tells
 _LEFT_OUT_FIRST = ("hidden", "scores", "B", "T", "k")
 
 
@@ -56,10 +57,19 @@ def _cells(row: ParityRow) -> Iterator[str]:
     yield "yes" if row.passed else "no"
 
 
-def merge_lines(merged: Merged, output: Path) -> Iterator[str]:
-    """Yield the lines that say which model was written, and how accurate it is if it was judged."""
+def merge_lines(merged: Merged, output: Path, names: Mapping[int, str]) -> Iterator[str]:
+    """Yield the lines that say which model was written, and how accurate it is if it was judged.
+
+    Args:
+        merged: the merged model.
+        output: its file.
+        names: of devices, by session.
+    """
     best = "" if merged.accuracy is None else f", its best evaluation: test accuracy {merged.accuracy:.1%}"
-    yield f"wrote {output}: step {merged.step} of the device{best}"
+    if merged.round is not None:
+        yield from _fleet_lines(merged, output, names)
+    else:
+        yield f"wrote {output}: step {merged.step} of the device{best}"
     if merged.other_steps:
         yield f"the head has also learned {merged.other_steps} steps of other sessions"
     if merged.score is not None:
@@ -70,5 +80,21 @@ def merge_lines(merged: Merged, output: Path) -> Iterator[str]:
         found = f"{100 * measured.accuracy:.1f} % of {measured.images:,} test images at step {measured.step}"
         yield f"the device {last}measured {found}"
     if merged.class_names:
-        names = short_list(merged.class_names)
-        yield f"its first outputs are {names}; all of them: its metadata `{CLASS_NAMES}`"
+        first = short_list(merged.class_names)
+        yield f"its first outputs are {first}; all of them: its metadata `{CLASS_NAMES}`"
+
+
+def _fleet_lines(merged: Merged, output: Path, names: Mapping[int, str]) -> Iterator[str]:
+    trunk = (
+        f"the fleet's trunk of round {merged.round}" if merged.round else "the bundle's trunk, which no device trained"
+    )
+    yield f"wrote {output}: {trunk}, and the head of step {merged.step}"
+    for half, learned in (("trunk", merged.trunk), ("head", merged.head)):
+        if learned:
+            yield f"the {half} has learned {_steps(learned, names)}"
+
+
+def _steps(learned: Mapping[int, int], names: Mapping[int, str]) -> str:
+    parts = [f"{step:,} steps of {show_name(names.get(s, f'session {s:016x}'))}" for s, step in learned.items()]
+    more = f" and of {len(parts) - _MOST_DEVICES} more devices" if len(parts) > _MOST_DEVICES else ""
+    return ", ".join(parts[:_MOST_DEVICES]) + more

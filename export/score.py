@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +10,7 @@ from adc_edge.data.classes import label_for_head
 from adc_edge.data.loader import test_batches
 from adc_edge.data.sources import Dataset
 from adc_edge.storage.bundle import Manifest
+from adc_edge.storage.json_lines import read_json_lines
 from adc_edge.storage.run_dir import METRICS
 
 if TYPE_CHECKING:  # its import takes seconds, and mistakes are told before
@@ -70,16 +71,9 @@ def score_model(
 
 def last_measured(device: Path, step: int) -> Measured | None:
     """Return the last evaluation up to ``step`` in the metrics of a device's run; None if there is none."""
-    try:
-        lines = (device / METRICS).read_bytes().splitlines()
-    except OSError:
-        return None
     found = None
-    for line in lines:
-        try:
-            values = json.loads(line)
+    for values in read_json_lines(device / METRICS):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             if values["kind"] == "evaluation" and values["step"] <= step:
                 found = Measured(int(values["step"]), int(values["images"]), float(values["accuracy"]))
-        except (ValueError, KeyError, TypeError):  # torn by a kill or a full disk
-            continue
     return found

@@ -18,6 +18,7 @@ from adc_edge.export.build import ExportSettings
 from adc_edge.export.classes import check_number, names_of_weights
 from adc_edge.export.graph import OPSET, client_graph, without_weights
 from adc_edge.export.parity import ParityRow, check_parity
+from adc_edge.export.whole import whole_graph
 from adc_edge.files import new_directory, sha256
 from adc_edge.method.split import load_vit, split_vit
 from adc_edge.method.split import preprocessing as preprocessing_of
@@ -33,6 +34,7 @@ from adc_edge.storage.bundle import (
     HEAD,
     MANIFEST,
     TRUNK,
+    WHOLE,
     Compute,
     Manifest,
 )
@@ -54,6 +56,8 @@ def write_bundle(settings: ExportSettings, names: list[str]) -> list[ParityRow]:
     settings.ratio.shape(settings.batch_size, trunk.spec.tokens, trunk.spec.prefix)
     logger.info("cut      %s after block %d of %d", settings.model, settings.split, len(vit.blocks))
     files, rows = _graphs(trunk, settings)
+    if settings.whole:
+        files[WHOLE] = whole_graph(vit, trunk.spec).SerializeToString()
     preprocessing = preprocessing_of(vit, settings.crop_pct)
     files |= {GOLDEN: _golden(trunk, preprocessing), TRUNK: save(trunk.state_dict()), HEAD: save(head.vit.state_dict())}
     with new_directory(settings.output) as directory:

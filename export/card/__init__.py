@@ -1,0 +1,1 @@
+"""The model card that `merge` writes beside a checkpoint."""
