@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from adc_edge.defaults import FleetMode, FleetPrecision, RobustRule
 from adc_edge.options import (
     COUNT,
     IMAGES,
@@ -82,6 +83,40 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     metavar="DIR",
     help="Directory for runs and results; finished runs in it are not repeated.",
 )
+@heading("Fleet")
+@_list_option("--devices", "1", "N", "Numbers of devices that train one head; 1: all images on one device.")
+@_list_option("--partition", "iid", "P", "Division of the images among the devices: iid, dirichlet:0.3, by-class.")
+@_list_option(
+    "--mode",
+    "parallel",
+    "MODE",
+    "Ways in which the devices' trunks become one: parallel, averaged, sequential, frozen.",
+)
+@click.option(
+    "--average-every",
+    default=10,
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Steps of a device between two averages, or of its turn with --mode sequential.",
+)
+@click.option(
+    "--average-precision",
+    type=click.Choice(get_args(FleetPrecision)),
+    default="int8",
+    help="Precision of a trunk's change, both ways.",
+)
+@click.option(
+    "--robust",
+    type=click.Choice(get_args(RobustRule)),
+    default="none",
+    help="Rule by which changes become one; none: mean weighted by images.",
+)
+@click.option(
+    "--guard",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    help="Whether a change that does not fit the others is left out of an average.",
+)
 @heading("Model")
 @model_options
 @heading("Training")
@@ -127,7 +162,8 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     """Train with ADC and with its rivals, and compare accuracy at equal bytes and at equal steps.
 
-    Bytes are those of the real messages, both ways. Each run is stored when it ends, and is not repeated; one that was
+    Bytes are those of the real messages, both ways. With --devices, fleets of devices that train one head are compared
+    with one device that has all images. Each run is stored when it ends, and is not repeated; one that was
     cut short goes on from its last evaluation. The time left is told after the first steps.
     """
     from adc_edge.evaluation.report.output import write_all
@@ -139,10 +175,11 @@ def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     from adc_edge.optimizer.settings import take_settings
 
     settings, seeds, budgets, jobs = _take_lists(options)
+    fleets = _take_fleets(options)
     optimizer, allow_broken = take_settings(options), options.pop("allow_broken")
     study = study_of(options | {"optimizer": optimizer})
     try:
-        failures = run_all(study, settings, seeds, output, jobs, console, allow_broken)
+        failures = run_all(study, settings, seeds, output, jobs, console, allow_broken, fleets)
     except KeyboardInterrupt:
         click.echo(
             "finished runs are kept; the same command goes on with the others from their last evaluation", err=True
@@ -159,6 +196,29 @@ def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
         console.say(f"wrote    {output}\n         {', '.join(path.name for path in written)}")
     if failures:
         raise failures[0].error
+
+
+def _take_fleets(options: dict[str, Any]) -> list[Any]:
+    """Take the fleets out of ``options``."""
+    from adc_edge.errors import SettingError
+    from adc_edge.evaluation.fleet.setting import StudyFleet, fleets_of
+
+    numbers, partitions, modes = options.pop("devices"), options.pop("partition"), options.pop("mode")
+    how = StudyFleet(
+        1,
+        every=options.pop("average_every"),
+        precision=options.pop("average_precision"),
+        robust=options.pop("robust"),
+        guard=options.pop("guard") == "on",
+    )
+    if not numbers or not all(text.isdecimal() and int(text) > 0 for text in numbers):
+        raise SettingError(
+            f"--devices {','.join(numbers)}", "numbers from 1 on, separated by commas", "for example --devices 1,4"
+        )
+    known = get_args(FleetMode)
+    if not modes or not set(modes) <= set(known):
+        raise SettingError(f"--mode {','.join(modes)}", f"any of {', '.join(known)}", "for example --mode averaged")
+    return fleets_of([int(text) for text in numbers], partitions or ["iid"], modes, how)
 
 
 def _take_lists(options: dict[str, Any]) -> tuple[list[Any], list[int], list[float], int]:

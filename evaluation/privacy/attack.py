@@ -37,8 +37,9 @@ from adc_edge.errors import DataError
 from adc_edge.evaluation.codecs.adc import Adc
 from adc_edge.evaluation.codecs.base import Codec, CodecBatch
 from adc_edge.evaluation.study.records import Study
+from adc_edge.evaluation.study.samples import sampled
 from adc_edge.evaluation.study.setting import Setting
-from adc_edge.evaluation.study.training import computing, make_split_model, sampled
+from adc_edge.evaluation.study.split_model import computing, make_split_model
 from adc_edge.method.compressed import drop_empty
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.method.trunk import Trunk
@@ -243,8 +244,7 @@ class _Attack:
     @torch.no_grad()
     def judge(self, split: Split, inverter: Inverter, mean: Float32) -> tuple[Leak, Examples]:
         """Score the inverter on images that it has not seen."""
-        scores, guesses, pairs = [], [], list[Examples]()
-        rows, bytes_up = 0, 0
+        scores, guesses, pairs, rows, bytes_up = [], [], list[Examples](), 0, 0
         with closing(self._loader(split, "none")) as loader:
             steps = loader.steps_per_epoch
             for step in range(steps):

@@ -139,7 +139,7 @@ def _attack(
     from rich.progress import Progress
 
     from adc_edge.evaluation.privacy.attack import invert
-    from adc_edge.evaluation.study.training import check_model
+    from adc_edge.evaluation.study.split_model import check_model
 
     check_model(study, len(dataset.classes))
     found = []
@@ -239,8 +239,8 @@ def _figure(leaks: Sequence[Leak], examples: Sequence[Examples]) -> Figure:
 
 def _scatter(axes: Axes, leaks: Sequence[Leak], field: str, label: str) -> None:
     """Draw a line for each group of settings, and a level line for the mean image."""
+    from adc_edge.evaluation.report.groups import group_of
     from adc_edge.evaluation.report.plots import STYLES, logarithmic
-    from adc_edge.evaluation.report.views import group_of
 
     for group, style in STYLES.items():
         points = sorted((leak.share_up, getattr(leak, field)) for leak in leaks if group_of(leak.setting) == group)

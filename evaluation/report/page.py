@@ -11,9 +11,13 @@ import jinja2
 import msgspec
 from matplotlib.figure import Figure
 
+from adc_edge.evaluation.report.fleet_plot import fleets_figure
+from adc_edge.evaluation.report.fleets import main_runs
+from adc_edge.evaluation.report.groups import OURS
 from adc_edge.evaluation.report.plots import panels, svg
-from adc_edge.evaluation.report.tables import NONE, sheets
-from adc_edge.evaluation.report.views import OURS, Views
+from adc_edge.evaluation.report.sheet import NONE
+from adc_edge.evaluation.report.tables import sheets
+from adc_edge.evaluation.report.views import Views
 from adc_edge.evaluation.study.records import Run, Study
 
 
@@ -34,13 +38,16 @@ def page(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> str:
         budget: the second plot shows each group's best setting at this share of the uncompressed bytes.
     """
     facts = [("The study", msgspec.to_builtins(study)), *(("The machine", about) for about in machines(runs))]
+    pictures = list(panels(study, main_runs(runs)[0], seen, budget))
+    if len(seen.fleets):
+        pictures.append(fleets_figure(runs))
     files = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=files, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("page.html").render(
         title=f"ADC and its rivals: {study.model} on {study.data}, split after block {study.split}",
-        plots=[_plot(picture) for picture in panels(study, runs, seen, budget)],
+        plots=[_plot(picture) for picture in pictures],
         note=seen.note,
         sheets=sheets(seen),
         ours=OURS,

@@ -14,17 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
 
-from adc_edge.evaluation.report.views import (
-    LOW_BITS,
-    OURS,
-    PAPER,
-    RIVALS,
-    UNCOMPRESSED,
-    Views,
-    full_bytes,
-    learning_curve,
-    representatives,
-)
+from adc_edge.evaluation.report.groups import LOW_BITS, OURS, PAPER, RIVALS, UNCOMPRESSED
+from adc_edge.evaluation.report.judging import full_bytes
+from adc_edge.evaluation.report.views import Views, learning_curve, representatives
 from adc_edge.evaluation.study.records import Run, Study
 
 DPI = 150
@@ -80,7 +72,7 @@ def figure(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> Fig
     right.set_ylabel("")
     handles = [_handle(group, group if group == UNCOMPRESSED else f"{group}\n{shown[group]}") for group in shown]
     title = "group, and its setting on the right"
-    _add_legend(result, handles, loc="outside right upper", title=title, title_fontsize=_TEXT, labelspacing=0.9)
+    add_legend(result, handles, loc="outside right upper", title=title, title_fontsize=_TEXT, labelspacing=0.9)
     return result
 
 
@@ -92,7 +84,7 @@ def panels(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> tup
     _draw_steps(results[0].subplots(), study, seen.steps)
     _draw_curves(results[1].subplots(), study, runs, shown, budget)
     for result, names in zip(results, labels, strict=True):
-        _add_legend(result, list(map(_handle, shown, names)), loc="outside lower left")
+        add_legend(result, list(map(_handle, shown, names)), loc="outside lower left")
     return results[0], results[1]
 
 
@@ -101,7 +93,7 @@ def curves_figure(runs: Sequence[Run]) -> Figure:
     chosen = [run for run in runs if run.setting == "none"]
     result = Figure(figsize=CURVES_SIZE, dpi=DPI, layout="constrained")
     axes = result.subplots()
-    _clean(axes)
+    clear_frame(axes)
     axes.set(xlabel="epoch", ylabel=ACCURACY, title=_flattening(chosen))
     if not chosen:
         return result
@@ -138,7 +130,7 @@ def frontier(settings: pd.DataFrame) -> pd.DataFrame:
     return ordered[ordered["accuracy"] > ordered["accuracy"].cummax().shift(fill_value=-1.0)]
 
 
-def _clean(axes: Axes) -> None:
+def clear_frame(axes: Axes) -> None:
     """Set light horizontal lines, no frame, and accuracy in %."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GREY)
@@ -160,7 +152,7 @@ def logarithmic(axes: Axes, formatter: Formatter | None = None) -> None:
 
 def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
     """Draw a point for each setting, and a line through the best of each group."""
-    _clean(axes)
+    clear_frame(axes)
     axes.set(xlabel=SHARE, ylabel=ACCURACY, title=f"After {study.epochs:g} epochs of every method")
     logarithmic(axes)
     axes.set_xlim(0.8 * steps["share"].min(), 1.2)
@@ -192,7 +184,7 @@ def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
 
 def _draw_curves(axes: Axes, study: Study, runs: Sequence[Run], shown: dict[str, str], budget: float) -> None:
     """Draw means over seeds with a band of one standard deviation each way, and a dotted line at the budget."""
-    _clean(axes)
+    clear_frame(axes)
     title = f"Along a run: each group's best at {100 * budget:.3g} % (dotted)"
     axes.set(xlabel=BYTES, ylabel=ACCURACY, title=title)
     logarithmic(axes, EngFormatter(unit="B"))
@@ -212,7 +204,8 @@ def _draw_curves(axes: Axes, study: Study, runs: Sequence[Run], shown: dict[str,
     axes.axvline(budget * full_bytes(study, runs[0]), color=_GREY, linewidth=1, linestyle=":", zorder=1)
 
 
-def _add_legend(picture: Figure, handles: list[Artist], **changes: Any) -> None:
+def add_legend(picture: Figure, handles: list[Artist], **changes: Any) -> None:
+    """Add a legend without a frame; ``changes`` are other arguments of `Figure.legend`."""
     picture.legend(handles=handles, frameon=False, fontsize=_TEXT, alignment="left", **changes)
 
 

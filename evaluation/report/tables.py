@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -12,12 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from adc_edge.evaluation.report.claims import LEVEL
-from adc_edge.evaluation.report.views import METHOD_GROUPS, OURS, Views, records
+from adc_edge.evaluation.report.fleet_table import fleets_sheet
+from adc_edge.evaluation.report.groups import METHOD_GROUPS, OURS
+from adc_edge.evaluation.report.sheet import CLAIM, NONE, Section, Sheet, megabytes, percent, share_text, with_spread
+from adc_edge.evaluation.report.views import Views, records
 from adc_edge.markdown import markdown_table
 from adc_edge.terminal import fitting_table
 
-NONE = "–"
-_CLAIM = "claim"
 _BUDGETS = 5  # columns of one table
 _STEPS_CAPTION = (
     "share: bytes of a step, both ways, relative to uncompressed. accuracy: mean ± standard deviation over seeds; sem: "
@@ -34,25 +35,6 @@ _STANDINGS_CAPTION = (
 )
 
 
-class Section(NamedTuple):
-    """Rows under one title; every cell is text."""
-
-    title: str
-    rows: list[tuple[str, ...]]
-
-
-class Sheet(NamedTuple):
-    """A table in sections."""
-
-    title: str
-    kind: str  # of the sections' titles: group or budget
-    columns: tuple[str, ...]
-    words: int  # number of leading columns that hold text
-    sections: list[Section]
-    caption: str
-    optional: tuple[str, ...] = ()  # columns that a narrow terminal does without, the first one first
-
-
 def study_tables(seen: Views, width: int) -> Iterator[Table]:
     """All tables, for a terminal of ``width`` columns."""
     for sheet in sheets(seen):
@@ -60,8 +42,11 @@ def study_tables(seen: Views, width: int) -> Iterator[Table]:
 
 
 def sheets(seen: Views) -> list[Sheet]:
-    """All tables: equal steps, equal bytes, and the standings of both."""
-    return [steps_sheet(seen), *bytes_sheets(seen), *standings_sheets(seen)]
+    """All tables: fleets if there are any, equal steps, equal bytes, and the standings of both."""
+    methods = [steps_sheet(seen), *bytes_sheets(seen), *standings_sheets(seen)]
+    if seen.fleet:
+        methods = [sheet._replace(title=f"{sheet.title}, {seen.fleet}") for sheet in methods]
+    return [fleets_sheet(seen), *methods] if len(seen.fleets) else methods
 
 
 def steps_sheet(seen: Views) -> Sheet:
@@ -84,17 +69,17 @@ def bytes_sheets(seen: Views) -> Iterator[Sheet]:
             (row["group"], (row["setting"], *(cells.get((row["setting"], budget), NONE) for budget in shown)))
             for row in records(settings)
         ]
-        columns = ("setting", *(f"{_share(budget)} %" for budget in shown))
+        columns = ("setting", *(f"{share_text(budget)} %" for budget in shown))
         yield Sheet("After equal bytes", "group", columns, 1, _sections(rows), _BYTES_CAPTION)
 
 
 def standings_sheets(seen: Views) -> Iterator[Sheet]:
     """Tables of the best setting of each group by budget, one for each view."""
-    columns = ("group", "best setting", "share %", "accuracy %", "n", "tried", "difference", _CLAIM)
+    columns = ("group", "best setting", "share %", "accuracy %", "n", "tried", "difference", CLAIM)
     titles = {"steps": "After equal steps: the best at a share", "bytes": "After equal bytes: the best within a budget"}
     for view, title in titles.items():
         frame = seen.standings[seen.standings["view"] == view]
-        rows = [(f"up to {_share(row['budget'])} %", _standing_cells(row)) for row in records(frame)]
+        rows = [(f"up to {share_text(row['budget'])} %", _standing_cells(row)) for row in records(frame)]
         sections = [Section(name, [cells for of, cells in rows if of == name]) for name in dict.fromkeys(dict(rows))]
         yield Sheet(title, "budget", columns, 2, sections, _STANDINGS_CAPTION, ("tried", "n", "share %", "accuracy %"))
 
@@ -110,7 +95,7 @@ def study_table(sheet: Sheet, width: int) -> Table:
 def _forms(sheet: Sheet) -> Iterator[Table]:
     yield _table(sheet, roomy=True)
     yield _table(sheet)
-    if sheet.words > 1:
+    if sheet.columns[:2] == ("group", "best setting"):
         sheet = _stacked(sheet)
         yield _table(sheet)
     sheet = _in_lines(sheet)
@@ -133,7 +118,7 @@ def _table(sheet: Sheet, roomy: bool = False) -> Table:
         caption_justify="left",
     )
     for number, name in enumerate(sheet.columns):
-        side: Literal["left", "right"] = "left" if number < sheet.words or name == _CLAIM else "right"
+        side: Literal["left", "right"] = "left" if number < sheet.words or name == CLAIM else "right"
         result.add_column(name, justify=side, no_wrap=True, overflow="fold")
     for section in sheet.sections:
         result.add_row(f"[bold]{escape(section.title)}[/]")
@@ -198,12 +183,12 @@ def _steps_cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["setting"],
         str(row["seeds"]),
-        _share(row["share"]),
+        share_text(row["share"]),
         _accuracy(row, "std"),
-        _percent(row["sem"], 2),
-        _percent(row["best"]),
-        _megabytes(row["bytes_up"]),
-        _megabytes(row["bytes_down"]),
+        percent(row["sem"], 2),
+        percent(row["best"]),
+        megabytes(row["bytes_up"]),
+        megabytes(row["bytes_down"]),
     )
 
 
@@ -211,7 +196,7 @@ def _standing_cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["group"],
         row["setting"],
-        _share(row["share"]),
+        share_text(row["share"]),
         _accuracy(row, "sem"),
         str(row["seeds"]),
         str(row["tried"]),
@@ -222,8 +207,7 @@ def _standing_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _accuracy(row: dict[str, Any], spread: str) -> str:
     """Text as ``77.3 ± 0.4``, the spread only if it is known; a star first if a run ended early."""
-    error = "" if math.isnan(row[spread]) else f" ± {_percent(row[spread])}"
-    return ("*" if row["ended"] else "") + _percent(row["accuracy"]) + error
+    return ("*" if row["ended"] else "") + with_spread(row["accuracy"], row[spread])
 
 
 def _difference(row: dict[str, Any]) -> str:
@@ -231,20 +215,5 @@ def _difference(row: dict[str, Any]) -> str:
     points = row["paired"] if row["paired_seeds"] else row["difference"]
     if math.isnan(points):
         return ""
-    error = "" if math.isnan(row["paired_sem"]) else f" ± {_percent(row['paired_sem'])}"
+    error = "" if math.isnan(row["paired_sem"]) else f" ± {percent(row['paired_sem'])}"
     return f"{round(100 * points, 1) + 0.0:+.1f}{error}"  # + 0.0: never -0.0
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    return NONE if math.isnan(share) else f"{100 * share:.{digits}f}"
-
-
-def _share(share: float) -> str:
-    """A share as percent with three significant digits."""
-    return f"{100 * share:.3g}"
-
-
-def _megabytes(size: float) -> str:
-    """Bytes as megabytes with three significant digits."""
-    value = size / 1e6
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from adc_edge.errors import SettingError
+from adc_edge.evaluation.fleet.setting import StudyFleet
 from adc_edge.evaluation.study.setting import Setting
 from adc_edge.optimizer.settings import OptimizerSettings
 
@@ -53,8 +54,11 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self
 
 
-class Point(msgspec.Struct, frozen=True):
-    """One evaluation of a run. Accuracies are in 0..1; bytes are those on the wire since the run's start."""
+class Point(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One evaluation of a run. Accuracies are in 0..1; bytes are those on the wire since the run's start.
+
+    In a fleet whose devices have trunks of their own, accuracies are means over the trunks.
+    """
 
     step: int
     epoch: float
@@ -64,6 +68,11 @@ class Point(msgspec.Struct, frozen=True):
     accuracy_through: float | None  # test activations compressed, for methods that do so
     loss: float  # mean training loss since the last point
     seconds: float
+    accuracy_lowest: float | None = None  # of the trunks, compared as ``best``; None: there is one trunk
+    accuracy_highest: float | None = None
+    bytes_trunk_up: int = 0  # of bytes_up, those of the trunk's changes
+    bytes_trunk_down: int = 0
+    left_out: int = 0  # changes that did not fit the others
 
     @property
     def best(self) -> float:
@@ -89,6 +98,8 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     curve: tuple[Point, ...]
     machine: dict[str, Any] = {}
     guess: Guess | None = None  # None in runs of 0.7 and older
+    fleet: StudyFleet | None = None  # None: one device with all images
+    device_images: tuple[int, ...] = ()  # number of training images of each device of a fleet
 
     @property
     def share(self) -> float:
@@ -98,19 +109,26 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StudyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A study with its settings and seeds: study.json in the output directory."""
+    """A study with its settings, seeds and fleets: study.json in the output directory."""
 
     format: int
     study: Study
     settings: tuple[str, ...]
     seeds: tuple[int, ...]
+    fleets: tuple[StudyFleet | None, ...] | msgspec.UnsetType = msgspec.UNSET  # left out for one device alone
+
+    @property
+    def all_fleets(self) -> tuple[StudyFleet | None, ...]:
+        """The fleets; None is one device with all images."""
+        return (None,) if self.fleets is msgspec.UNSET else self.fleets
 
 
-def run_name(setting: Setting | str, seed: int) -> str:
+def run_name(setting: Setting | str, seed: int, fleet: StudyFleet | None = None) -> str:
     """File name of a run."""
-    return f"{run_stem(setting, seed)}.json"
+    return f"{run_stem(setting, seed, fleet)}.json"
 
 
-def run_stem(setting: Setting | str, seed: int) -> str:
+def run_stem(setting: Setting | str, seed: int, fleet: StudyFleet | None = None) -> str:
     """Name of a run in names of files."""
-    return str(setting).replace("/", "_").replace(":", "-") + f".seed{seed}"
+    devices = "" if fleet is None else f".{fleet.stem}"
+    return str(setting).replace("/", "_").replace(":", "-") + f"{devices}.seed{seed}"

@@ -6,6 +6,7 @@ A run that was cut short goes on from its last evaluation.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import multiprocessing
 import signal
@@ -22,9 +23,12 @@ from rich.console import Console
 from adc_edge.data.sources import Dataset, load_dataset
 from adc_edge.data.unreadable import check_images
 from adc_edge.errors import AdcEdgeError, CheckpointError, SettingError
+from adc_edge.evaluation.fleet.partition import divided
+from adc_edge.evaluation.fleet.setting import StudyFleet, check_methods
 from adc_edge.evaluation.study.progress import Report, StudyDisplay, growths, spelt
 from adc_edge.evaluation.study.records import STUDY_FORMAT, Run, Study, StudyPlan, run_name, run_stem
 from adc_edge.evaluation.study.resuming import Unfinished
+from adc_edge.evaluation.study.samples import sampled
 from adc_edge.evaluation.study.setting import Setting, parse_setting
 from adc_edge.evaluation.study.task import on_device
 from adc_edge.files import json_bytes, write_atomic
@@ -39,18 +43,19 @@ class _Task(NamedTuple):
     setting: Setting
     seed: int
     directory: Path  # of the study
+    fleet: StudyFleet | None = None
     allow_broken: bool = False
 
     @property
     def path(self) -> Path:
-        return self.directory / _RUNS / run_name(self.setting, self.seed)
+        return self.directory / _RUNS / run_name(self.setting, self.seed, self.fleet)
 
     def unfinished(self, study: Study) -> Unfinished:
-        place = self.directory / _UNFINISHED / run_stem(self.setting, self.seed)
-        return Unfinished(place, study, self.setting, self.seed)
+        place = self.directory / _UNFINISHED / run_stem(self.setting, self.seed, self.fleet)
+        return Unfinished(place, study, self.setting, self.seed, self.fleet)
 
     def __str__(self) -> str:
-        return f"{self.setting} seed {self.seed}"
+        return f"{self.setting} {'' if self.fleet is None else f'({self.fleet}) '}seed {self.seed}"
 
 
 _Outcome = tuple[_Task, "Run | AdcEdgeError"]
@@ -74,7 +79,8 @@ def read_runs(directory: Path) -> tuple[Study, list[Run]]:
     plan = _read_plan(directory)
     if plan is None:
         raise SettingError(f"{directory} holds no {_PLAN}", "the -o directory of an evaluation", "run `evaluate` first")
-    tasks = [_Task(parse_setting(text), seed, directory) for text in plan.settings for seed in plan.seeds]
+    cases = itertools.product(plan.settings, plan.all_fleets, plan.seeds)
+    tasks = [_Task(parse_setting(text), seed, directory, fleet) for text, fleet, seed in cases]
     return plan.study, [_read(task.path, Run) for task in tasks if task.path.exists()]
 
 
@@ -86,8 +92,9 @@ def run_study(
     jobs: int,
     console: Console,
     allow_broken: bool = False,
+    fleets: Sequence[StudyFleet | None] = (None,),
 ) -> list[Failure]:
-    """Make the missing runs of settings × seeds, and add both to those that ``directory`` lists.
+    """Make the missing runs of settings × fleets × seeds, and add both to those that ``directory`` lists.
 
     Args:
         study: the task; it must equal the one in ``directory`` if there is one, whose ``crop_pct`` it takes over unless
@@ -98,9 +105,10 @@ def run_study(
         jobs: runs at a time; if more than one, each has a process and its share of the cores.
         console: shows the progress bar and the time left.
         allow_broken: accept any number of broken images.
+        fleets: the devices that a run is made with; None: one with all images.
 
     Raises:
-        SettingError: the directory holds another study.
+        SettingError: the directory holds another study, a method has no device, or a device has less than one batch.
         DataError: the data set cannot be read, or too much of it is broken.
         ModelError: the model or its weights cannot be used.
     """
@@ -110,11 +118,13 @@ def run_study(
     if old is not None and study.crop_pct == "model":
         study = msgspec.structs.replace(study, crop_pct=old.study.crop_pct)
     study.check()
+    check_methods(settings, fleets)
     if old is not None:  # before torch is imported to find the device, that of the old study serves
         known = old.study.device if study.device == "auto" else study.device
-        _plan(old, msgspec.structs.replace(study, device=known), settings, seeds, directory)
+        _plan(old, msgspec.structs.replace(study, device=known), settings, seeds, fleets, directory)
     # Seeds in the outer loop: every setting runs once before any runs twice.
-    tasks = [_Task(setting, seed, directory, allow_broken) for seed in seeds for setting in settings]
+    cases = itertools.product(seeds, settings, fleets)
+    tasks = [_Task(setting, seed, directory, fleet, allow_broken) for seed, setting, fleet in cases]
     missing = [task for task in tasks if not task.path.exists()]
     for task in set(tasks) - set(missing):
         task.unfinished(study).delete()  # of a process that was killed before it could
@@ -122,9 +132,10 @@ def run_study(
     if dataset is not None:
         check_images(dataset, allow_broken)
     study = on_device(study)
-    plan = _plan(old, study, settings, seeds, directory)
+    plan = _plan(old, study, settings, seeds, fleets, directory)
     if dataset is not None:
-        from adc_edge.evaluation.study.training import check_model  # torch, whose import takes seconds
+        _check_partitions(dataset, study, missing)
+        from adc_edge.evaluation.study.split_model import check_model  # torch, whose import takes seconds
 
         check_model(study, len(dataset.classes))
     write_atomic(directory / _PLAN, json_bytes(plan))
@@ -137,6 +148,14 @@ def run_study(
     jobs = min(jobs, len(missing))
     run = partial(_one_by_one, dataset) if jobs <= 1 else partial(_side_by_side, jobs)
     return _run_all(study, missing, run, console)
+
+
+def _check_partitions(dataset: Dataset, study: Study, tasks: Sequence[_Task]) -> None:
+    """Raise SettingError before the first run if a device of any has less than one batch."""
+    train = sampled(dataset, study).train
+    for fleet, seed in dict.fromkeys((task.fleet, task.seed) for task in tasks):
+        if fleet is not None:
+            divided(train, fleet.devices, fleet.partition, study.batch_size, seed)
 
 
 def _run_all(study: Study, tasks: list[_Task], run: _RunTasks, console: Console) -> list[Failure]:
@@ -214,6 +233,7 @@ def _outcome(study: Study, task: _Task, report: Report, dataset: Dataset | None 
             dataset=dataset,
             allow_broken=task.allow_broken,
             unfinished=task.unfinished(study),
+            fleet=task.fleet,
         )
     except AdcEdgeError as error:
         return task, error
@@ -227,10 +247,16 @@ def _forward(shares: Any, report: Report) -> None:
 
 
 def _plan(
-    old: StudyPlan | None, study: Study, settings: Sequence[Setting], seeds: Sequence[int], directory: Path
+    old: StudyPlan | None,
+    study: Study,
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    fleets: Sequence[StudyFleet | None],
+    directory: Path,
 ) -> StudyPlan:
-    """The plan with the settings and seeds of ``old`` and of this call."""
-    new = _as_read(StudyPlan(STUDY_FORMAT, study, tuple(map(str, settings)), tuple(seeds)))
+    """The plan with the settings, seeds and fleets of ``old`` and of this call."""
+    devices = msgspec.UNSET if tuple(fleets) == (None,) else tuple(fleets)
+    new = _as_read(StudyPlan(STUDY_FORMAT, study, tuple(map(str, settings)), tuple(seeds), devices))
     if old is None:
         return new
     if old.study != new.study:
@@ -240,11 +266,13 @@ def _plan(
         raise SettingError(
             f"{directory} holds another study: {'; '.join(differing)}", "the same study", "choose another -o"
         )
+    both = tuple(dict.fromkeys(old.all_fleets + new.all_fleets))
     return StudyPlan(
         new.format,
         new.study,
         tuple(dict.fromkeys(old.settings + new.settings)),
         tuple(dict.fromkeys(old.seeds + new.seeds)),
+        msgspec.UNSET if both == (None,) else both,
     )
 
 

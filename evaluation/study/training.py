@@ -1,78 +1,41 @@
-"""One run: trunk and head in one process, with a real message body each way in each step."""
+"""One run: trunks and head in one process, with a real message body each way in each step."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
-from adc_edge.arrays import Int64
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data import augment
 from adc_edge.data.loader import Batch, Loader
 from adc_edge.data.preprocessing import Preprocessing
-from adc_edge.data.sources import Dataset, check_labels, load_dataset
+from adc_edge.data.sources import Dataset, Split, check_labels, load_dataset
 from adc_edge.errors import ProtocolError
-from adc_edge.evaluation.codecs.base import Codec, CodecBatch
+from adc_edge.evaluation.codecs.base import CodecBatch
 from adc_edge.evaluation.codecs.factory import make_codec
+from adc_edge.evaluation.fleet.devices import StudyDevices, turn_of
+from adc_edge.evaluation.fleet.partition import divided
+from adc_edge.evaluation.fleet.setting import StudyFleet
 from adc_edge.evaluation.study.records import Guess, Point, Run, Study
 from adc_edge.evaluation.study.resuming import Unfinished
+from adc_edge.evaluation.study.samples import sampled
 from adc_edge.evaluation.study.setting import Setting
+from adc_edge.evaluation.study.split_model import MakeCodec, SplitModel, computing, make_split_model
 from adc_edge.evaluation.study.wire import Counted, Wire
 from adc_edge.machine.description import describe_machine
 from adc_edge.method.spec import TrunkSpec
-from adc_edge.method.split import Head, create_vit, load_vit, preprocessing, split_vit
-from adc_edge.method.trunk import Trunk
-from adc_edge.optimizer.torch_optimizer import Optimizer
 from adc_edge.wire.messages import TRIPLE_BYTES
-
-MakeCodec = Callable[[Setting, TrunkSpec, int, int], Codec]  # setting, trunk, C classes, seed
 
 _TEST_BATCH = 250
 _CHANCE = 7  # random stream of a step, apart from the loader's
-
-
-class SplitModel(NamedTuple):
-    """Trunk and head with the codec between them, their optimizers, and the torch device of all."""
-
-    trunk: Trunk
-    head: Head
-    codec: Codec
-    optimizers: tuple[Optimizer, Optimizer]
-    place: torch.device
-
-
-def sampled(dataset: Dataset, study: Study) -> Dataset:
-    """Take the study's fixed random sample of a data set."""
-    return Dataset(
-        _sample(dataset.train, study.train_images), _sample(dataset.test, study.test_images), dataset.classes
-    )
-
-
-class _Sampled:
-    """Some images of a split."""
-
-    def __init__(self, split: Any, chosen: Int64) -> None:
-        self._split, self._chosen = split, chosen
-        self.labels = split.labels[chosen]
-
-    def image(self, index: int) -> Any:
-        return self._split.image(int(self._chosen[index]))
-
-
-def _sample(split: Any, images: int) -> Any:
-    if not 0 < images < len(split.labels):
-        return split
-    return _Sampled(split, np.sort(np.random.default_rng(0).permutation(len(split.labels))[:images]))
+_ANOTHER_SEED = 2**32  # between the seeds of two devices
 
 
 def train(
@@ -85,55 +48,85 @@ def train(
     make: MakeCodec = make_codec,
     allow_broken: bool = False,
     unfinished: Unfinished | None = None,
+    fleet: StudyFleet | None = None,
 ) -> Run:
     """Train one setting from the study's weights. One seed gives every method the same images in the same order.
 
     Args:
         study: the task.
         setting: the method with its ratio and precisions.
-        seed: random seed for data order, augmentation, a new classifier and the method's random choices.
+        seed: random seed for data order, augmentation, a new classifier, the method's random choices and a partition.
         wire: carries the bodies; default: their bytes are counted only.
         progress: called with the share of the run that is done: at the start and after each step.
         dataset: the study's full data set, if it is loaded already.
         make: makes the codec; default: the setting's own. `benchmarks/ideas.py` has others.
         allow_broken: accept any number of broken images.
         unfinished: where the run goes on from, and where it is kept at each evaluation but the last; without ``wire``.
+        fleet: the devices, which make as many steps in all as one; None: one with all images.
 
     Raises:
         ProtocolError: training diverged (code ``nan``).
+        SettingError: a device of the fleet has less than one batch.
     """
     data = sampled(dataset or load_dataset(study.data), study)
     check_labels(data, len(data.classes))
-    parts, preparation = make_split_model(study, setting, seed, len(data.classes), make)
-    curve = [] if unfinished is None else unfinished.restore(parts)
-    wire = wire or (Counted(curve[-1].bytes_up, curve[-1].bytes_down) if curve else Counted())
+    first, preparation = make_split_model(study, setting, seed, len(data.classes), make)
     with ExitStack() as stack:
-        changes = augment.parse_augmentation(study.augment)
-        loader = Loader(data.train, preparation, study.batch_size, seed, changes, allow_broken=allow_broken)
-        stack.callback(loader.close)
+        splits = _splits(data.train, study, fleet, seed)
+        loaders = [
+            _loader(split, study, preparation, seed + device * _ANOTHER_SEED, allow_broken, stack)
+            for device, split in enumerate(splits)
+        ]
+        devices = StudyDevices(fleet or StudyFleet(1), first, loaders, study.optimizer)
+        curve = [] if unfinished is None else unfinished.restore(devices)
+        wire = wire or (Counted(curve[-1].bytes_up, curve[-1].bytes_down) if curve else Counted())
         test = Loader(data.test, preparation, min(_TEST_BATCH, len(data.test.labels)), allow_broken=allow_broken)
         stack.callback(test.close)
         tests = [test.plain(indices) for indices in test.sample(0)]
-        end = _End(study, loader.steps_per_epoch, uncompressed_step_bytes(parts.trunk.spec, study.batch_size))
+        uncompressed = uncompressed_step_bytes(first.trunk.spec, study.batch_size)
+        end = _End(study, len(data.train.labels) // study.batch_size, uncompressed)
         step, earlier = (curve[-1].step, curve[-1].seconds) if curve else (0, 0.0)
         start, losses = time.monotonic() - earlier, list[float]()
         progress(end.done(step, wire))
+        if not step:
+            devices.ask(wire)
         while not end.reached(step, wire):
-            losses.append(_step(parts, study, loader, step, wire))
+            losses.append(_step(devices, study, step, wire, end.planned))
             step += 1
+            devices.bring_together(step, end.reached(step, wire), wire)
             if end.evaluates(step, wire):
-                accuracy, through = _judge(parts, study, tests)
-                epoch, loss, seconds = step / loader.steps_per_epoch, float(np.mean(losses)), time.monotonic() - start
-                curve.append(Point(step, epoch, wire.bytes_up, wire.bytes_down, accuracy, through, loss, seconds))
+                seconds = time.monotonic() - start
+                curve.append(_point(devices, study, tests, end.epoch(step), step, wire, losses, seconds))
                 losses = []
                 if unfinished is not None and not end.reached(step, wire):
-                    unfinished.save(parts, curve)
+                    unfinished.save(devices, curve)
             progress(end.done(step, wire))
-    ratio = parts.codec.ratio(study.batch_size)
-    about = describe_machine(threads=torch.get_num_threads(), device=study.device, compute=study.compute)
-    shown = np.concatenate([batch.labels for batch in tests])
-    guess = Guess(len(shown), float(np.bincount(shown).max() / len(shown)))
-    return Run(str(setting), seed, ratio, end.uncompressed_step_bytes, end.steps_per_epoch, tuple(curve), about, guess)
+    return Run(
+        str(setting),
+        seed,
+        first.codec.ratio(study.batch_size),
+        uncompressed,
+        end.steps_per_epoch,
+        tuple(curve),
+        describe_machine(threads=torch.get_num_threads(), device=study.device, compute=study.compute),
+        _guess(tests),
+        fleet,
+        () if fleet is None else tuple(len(split.labels) for split in splits),
+    )
+
+
+def _splits(train: Split, study: Study, fleet: StudyFleet | None, seed: int) -> list[Split]:
+    """The training images of each device."""
+    return [train] if fleet is None else divided(train, fleet.devices, fleet.partition, study.batch_size, seed)
+
+
+def _loader(
+    split: Split, study: Study, preparation: Preprocessing, seed: int, allow_broken: bool, stack: ExitStack
+) -> Loader:
+    changes = augment.parse_augmentation(study.augment)
+    loader = Loader(split, preparation, study.batch_size, seed, changes, allow_broken=allow_broken)
+    stack.callback(loader.close)
+    return loader
 
 
 class _End(NamedTuple):
@@ -144,9 +137,18 @@ class _End(NamedTuple):
     uncompressed_step_bytes: int
 
     @property
+    def planned(self) -> int:
+        """Steps of the study's epochs."""
+        return round(self.study.epochs * self.steps_per_epoch)
+
+    @property
     def least(self) -> int:
-        """Steps of the study's epochs: the minimum of every run."""
-        return max(1, round(self.study.epochs * self.steps_per_epoch))
+        """Steps of the study's epochs, at least one: the minimum of every run."""
+        return max(1, self.planned)
+
+    def epoch(self, step: int) -> float:
+        """Epochs of all images after ``step`` steps."""
+        return step / self.steps_per_epoch
 
     def reached(self, step: int, wire: Wire) -> bool:
         """Whether the run ends after ``step`` steps."""
@@ -173,53 +175,20 @@ def uncompressed_step_bytes(spec: TrunkSpec, images: int) -> int:
     return 2 * tensor + TRIPLE_BYTES * images
 
 
-def make_split_model(
-    study: Study, setting: Setting, seed: int, classes: int, make: MakeCodec = make_codec
-) -> tuple[SplitModel, Preprocessing]:
-    """Make the split model of a setting from the study's weights, and the preprocessing of its images."""
-    torch.manual_seed(seed)  # for a new classifier
-    vit = create_vit(study.model, study.model_args, classes, *_origin(study))
-    trunk, head = split_vit(vit, study.split)
-    place = torch.device(study.device)
-    codec = make(setting, trunk.spec, classes, seed)
-    codec.place = place
-    sides = ((trunk, codec.device), (head, codec.trainer))
-    halves = [nn.ModuleList(m for m in side if m is not None).to(place) for side in sides]
-    optimizers = Optimizer(halves[0], study.optimizer), Optimizer(halves[1], study.optimizer)
-    own = preprocessing(vit)
-    preparation = own if study.crop_pct == "model" else msgspec.structs.replace(own, crop_pct=study.crop_pct)
-    return SplitModel(trunk, head, codec, optimizers, place), preparation
-
-
-def check_model(study: Study, classes: int) -> None:
-    """Make the study's model and log what it loaded, so that one that does not fit is refused before the first run.
-
-    Raises:
-        ModelError: the model or its weights cannot be used.
-    """
-    vit, loaded = load_vit(study.model, study.model_args, classes, *_origin(study))
-    if loaded is not None:
-        loaded.log()
-    split_vit(vit, study.split)
-
-
-def _origin(study: Study) -> tuple[Path | None, bool, tuple[str, ...]]:
-    """Return where the weights are from, and the tensors that they may lack."""
-    weights = None if study.weights is None else Path(study.weights)
-    return weights, study.pretrained, () if study.allow_missing is msgspec.UNSET else study.allow_missing
-
-
-def _step(parts: SplitModel, study: Study, loader: Loader, step: int, wire: Wire) -> float:
-    """Make one step on both sides; return the loss."""
+def _step(devices: StudyDevices, study: Study, step: int, wire: Wire, planned: int) -> float:
+    """Make one step of the fleet on both sides; return the loss."""
+    turn = turn_of(devices.fleet, step)
+    parts, loader = devices.parts[turn.device], devices.loaders[turn.device]
     codec = parts.codec
     for module in (parts.trunk, parts.head, codec.device, codec.trainer):
         if module is not None:
             module.train()
-    images, labels = loader.batch(step)
-    rng = np.random.default_rng([loader.seed, _CHANCE, step])
-    with computing(study):
+    images, labels = loader.batch(turn.step)
+    rng = np.random.default_rng([loader.seed, _CHANCE, turn.step])
+    with computing(study), torch.set_grad_enabled(devices.trains):
         sent = codec.compress(parts.trunk, CodecBatch(torch.from_numpy(images).to(parts.place), labels, rng))
-    body = wire.up(sent.header, sent.body, codec, step)
+    back = codec.gradient_precision if devices.trains else None
+    body = wire.up(sent.header, sent.body, back, turn.step)
     with computing(study):
         arrived = codec.extract(sent.header, body)
         logits = parts.head(arrived.features)
@@ -231,11 +200,53 @@ def _step(parts: SplitModel, study: Study, loader: Loader, step: int, wire: Wire
         )
     loss.backward()  # type: ignore[no-untyped-call]
     assert arrived.values.grad is not None
-    body = wire.down(codec.compress_gradient(arrived, arrived.values.grad), codec, step, value)
-    sent.tensor.backward(codec.extract_gradient(sent, body))  # type: ignore[no-untyped-call]
-    for optimizer in parts.optimizers:
-        optimizer.step(step, round(study.epochs * loader.steps_per_epoch))
+    encoded = codec.compress_gradient(arrived, arrived.values.grad) if devices.trains else memoryview(b"")
+    body = wire.down(encoded, codec.gradient_precision, turn.step, value)
+    trunk, head = parts.optimizers
+    if devices.trains:
+        sent.tensor.backward(codec.extract_gradient(sent, body))  # type: ignore[no-untyped-call]
+        trunk.step(turn.step, -(-planned // devices.fleet.devices))
+    head.step(step, planned)
+    devices.stepped(turn)
     return value
+
+
+def _point(
+    devices: StudyDevices,
+    study: Study,
+    tests: Sequence[Batch],
+    epoch: float,
+    step: int,
+    wire: Wire,
+    losses: Sequence[float],
+    seconds: float,
+) -> Point:
+    """Evaluate every trunk that there is with the head."""
+    found = [_judge(parts, study, tests) for parts in devices.trunks(step)]
+    accuracy, through = (_mean([pair[which] for pair in found]) for which in (0, 1))
+    assert accuracy is not None, "every trunk has an accuracy"
+    best = [max(plain, other or 0.0) for plain, other in found]
+    lowest, highest = (min(best), max(best)) if len(found) > 1 else (None, None)
+    return Point(
+        step,
+        epoch,
+        wire.bytes_up,
+        wire.bytes_down,
+        accuracy,
+        through,
+        float(np.mean(losses)),
+        seconds,
+        lowest,
+        highest,
+        devices.trunk_bytes[0],
+        devices.trunk_bytes[1],
+        0 if devices.rounds is None else devices.rounds.left_out,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 @torch.no_grad()
@@ -264,12 +275,6 @@ def _correct(logits: Tensor, labels: Tensor) -> int:
     return int((logits.argmax(dim=1) == labels).sum())
 
 
-@contextmanager
-def computing(study: Study) -> Iterator[None]:
-    """Compute in bfloat16 if the study says so, with plain attention on a CPU: fused is several times slower there."""
-    with ExitStack() as stack:
-        if study.compute == "bf16":
-            stack.enter_context(torch.autocast(torch.device(study.device).type, dtype=torch.bfloat16))
-            if study.device == "cpu":
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
+def _guess(tests: Sequence[Batch]) -> Guess:
+    shown = np.concatenate([batch.labels for batch in tests])
+    return Guess(len(shown), float(np.bincount(shown).max() / len(shown)))

@@ -1,4 +1,4 @@
-"""The bytes of a step: its bodies as the messages and frames that the wire carries.
+"""The bytes of a step and of a fleet's rounds: bodies as the messages and frames that the wire carries.
 
 ``Counted`` adds up their lengths. ``Carried`` sends every frame over a ZeroMQ connection on loopback and reads the
 kernel's count of TCP bytes. Tests compare the two.
@@ -13,12 +13,18 @@ from typing import Any
 
 import zmq
 
-from adc_edge.evaluation.codecs.base import Codec, Header
+from adc_edge.codec.precision import Precision
+from adc_edge.defaults import FleetPrecision
+from adc_edge.evaluation.codecs.base import Header
+from adc_edge.evaluation.fleet.rounds import TrunkAnswer
+from adc_edge.wire.fleet_messages import TrunkAverage, TrunkDelta
 from adc_edge.wire.framing import Assembler, to_frames
 from adc_edge.wire.headers import unpack_from_device, unpack_from_trainer
 from adc_edge.wire.messages import Gradient, Step
 from adc_edge.wire.tcp import SocketMeter, frame_bytes
 
+Carryable = Step | Gradient | TrunkDelta | TrunkAverage
+UPWARD = (Step, TrunkDelta)
 _SESSION = 2**62 + 1  # ids are random 63-bit numbers
 _TIMEOUT_MS = 60_000
 
@@ -40,24 +46,35 @@ class Wire:
         """Bytes up and down so far, with framing."""
         raise NotImplementedError
 
-    def up(self, header: Header, body: memoryview, codec: Codec, step: int) -> memoryview:
-        """Carry a step's body to the trainer; return the body that arrives."""
+    def up(self, header: Header, body: memoryview, gradient: Precision | None, step: int) -> memoryview:
+        """Carry a step's body to the trainer; return the body that arrives.
+
+        Args:
+            header: describes the body.
+            body: activations and labels.
+            gradient: precision of the answer; None: the trunk is frozen and needs no gradient.
+            step: of the device.
+        """
         message = Step(
             **_place(step, body),
+            micro_batch=0,
+            durable=step,
             images=header.images,
             clusters=header.shape[0],
             kept=header.shape[1] if len(header.shape) == 3 else 1,
             triples=header.triples,
             precision=header.precision,
-            gradient=codec.gradient_precision,
+            gradient=gradient,
         )
         return self._carry(message, body)
 
-    def down(self, body: memoryview, codec: Codec, step: int, loss: float) -> memoryview:
+    def down(self, body: memoryview, precision: Precision, step: int, loss: float) -> memoryview:
         """Carry a gradient's body to the device; return the body that arrives."""
         message = Gradient(
             **_place(step, body),
-            precision=codec.gradient_precision,
+            micro_batch=0,
+            durable=step,
+            precision=precision,
             loss=loss,
             accuracy=0.5,
             seconds_cloud=0.1,
@@ -67,20 +84,38 @@ class Wire:
         )
         return self._carry(message, body)
 
-    def _carry(self, message: Step | Gradient, body: memoryview) -> memoryview:
+    def change_up(
+        self, body: bytes, precision: FleetPrecision, step: int, base: int, images: int, last: bool = False
+    ) -> memoryview:
+        """Carry the change of a device's trunk to the trainer; return the body that arrives.
+
+        Args:
+            body: the encoded change; nothing: the device asks for the newest trunk.
+            precision: of the change.
+            step: of the device.
+            base: round that its trunk was the fleet's in.
+            images: that it has trained on since its trunk was the fleet's.
+            last: whether it has come to its last step.
+        """
+        view = memoryview(body)
+        change = TrunkDelta(**_place(step, view), base=base, images=images, precision=precision, last=last)
+        return self._carry(change, view)
+
+    def average_down(self, answer: TrunkAnswer, precision: FleetPrecision, step: int) -> memoryview:
+        """Carry what brings a device's trunk to the newest one; return the body that arrives."""
+        view = memoryview(answer.body)
+        told = TrunkAverage(
+            **_place(step, view), base=answer.base, round=answer.round, whole=answer.whole, precision=precision
+        )
+        return self._carry(told, view)
+
+    def _carry(self, message: Carryable, body: memoryview) -> memoryview:
         raise NotImplementedError
 
 
 def _place(step: int, body: memoryview) -> dict[str, Any]:
-    """The fields that a step's message and its gradient's share."""
-    return {
-        "session": _SESSION,
-        "step": step,
-        "micro_batch": 0,
-        "transfer": step + 1,
-        "body_bytes": len(body),
-        "durable": step,
-    }
+    """The fields that all messages share."""
+    return {"session": _SESSION, "step": step, "transfer": step + 1, "body_bytes": len(body)}
 
 
 class Counted(Wire):
@@ -93,9 +128,9 @@ class Counted(Wire):
         """The sums of the lengths so far."""
         return self._up, self._down
 
-    def _carry(self, message: Step | Gradient, body: memoryview) -> memoryview:
+    def _carry(self, message: Carryable, body: memoryview) -> memoryview:
         size = sum(frame_bytes(*frames) for frames in to_frames(message, body))
-        if isinstance(message, Step):
+        if isinstance(message, UPWARD):
             self._up += size
         else:
             self._down += size
@@ -141,8 +176,8 @@ class Carried(Wire):
         up, down = self._meter.totals()
         return up - self._before[0], down - self._before[1]
 
-    def _carry(self, message: Step | Gradient, body: memoryview) -> memoryview:
-        rises = isinstance(message, Step)
+    def _carry(self, message: Carryable, body: memoryview) -> memoryview:
+        rises = isinstance(message, UPWARD)
         ends = (self._device, self._trainer) if rises else (self._trainer, self._device)
         unpack: Callable[[bytes], Any] = unpack_from_device if rises else unpack_from_trainer
         assembler = Assembler(unpack, lambda m: getattr(m, "body_bytes", 0))

@@ -108,6 +108,16 @@ def test_ctrl_c_ends_the_runs_that_have_just_begun(tmp_path: Path) -> None:
         (["--max-epochs", "0.1"], "--max-epochs"),
         (["--data", "nothing"], "digits, folder:PATH"),
         (["--split", "9"], "--split 9"),
+        (["--devices", "0"], "--devices 0"),
+        (["--devices", "four"], "--devices four"),
+        (["--devices", "4", "--mode", "federated"], "parallel, averaged, sequential, frozen"),
+        (["--devices", "4", "--partition", "dirichlet:x"], "--partition dirichlet:x"),
+        (["--devices", "300"], "300 devices and 256 training images"),
+        (["--devices", "8", "--partition", "by-class", "--batch-size", "30"], "--partition by-class"),
+        (["--devices", "4", "--methods", "none,topk"], "a method that `serve` has"),
+        (["--devices", "4", "--robust", "median"], "a fleet whose trunks are averaged"),
+        (["--average-every", "0"], "--average-every"),
+        (["--average-precision", "int4"], "fp32"),
     ],
 )
 def test_wrong_use_ends_with_exit_code_2_and_says_what_was_expected(

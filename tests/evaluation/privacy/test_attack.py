@@ -30,8 +30,8 @@ from adc_edge.evaluation.privacy import attack as privacy
 from adc_edge.evaluation.privacy.attack import Examples, Inverter, Leak, View, invert, look, score
 from adc_edge.evaluation.privacy.command import _nothing_learned, _table
 from adc_edge.evaluation.study.records import Study
+from adc_edge.evaluation.study.samples import sampled
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.training import sampled
 from tests.conftest import TINY
 from tests.method.test_trunk import SPEC, make_trunk
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from adc_edge.errors import SettingError
+from adc_edge.evaluation.report.groups import METHOD_GROUPS
 from adc_edge.evaluation.report.output import write_all
 from adc_edge.evaluation.report.page import page
 from adc_edge.evaluation.report.plots import (
@@ -34,7 +35,7 @@ from adc_edge.evaluation.report.plots import (
     svg,
 )
 from adc_edge.evaluation.report.tables import sheets, study_markdown
-from adc_edge.evaluation.report.views import METHOD_GROUPS, by_steps, views
+from adc_edge.evaluation.report.views import by_steps, views
 from adc_edge.evaluation.study.records import Guess, Run, Study
 from tests.evaluation.report.test_views import STUDY, a_run, rises, some_runs
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from adc_edge.evaluation.report.tables import Sheet, sheets, study_markdown, study_table, study_tables
+from adc_edge.evaluation.report.sheet import Sheet
+from adc_edge.evaluation.report.tables import sheets, study_markdown, study_table, study_tables
 from adc_edge.evaluation.report.views import views
 from adc_edge.evaluation.study.records import Guess, Run
 from tests.evaluation.report.test_views import STUDY, a_run, rises, some_runs

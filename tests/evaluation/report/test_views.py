@@ -16,13 +16,11 @@ from scipy import stats
 from adc_edge.codec.precision import PRECISIONS
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.report.claims import compare, guessing_bound
+from adc_edge.evaluation.report.groups import METHOD_GROUPS, group_of, parts_of
 from adc_edge.evaluation.report.views import (
-    METHOD_GROUPS,
     by_bytes,
     by_steps,
-    group_of,
     learning_curve,
-    parts_of,
     records,
     representatives,
     standings,

@@ -148,10 +148,10 @@ from tests.evaluation.study.test_resuming import STUDY
 import torch
 torch.set_num_threads(1)
 step = training._step
-def killing(parts, study, loader, number, wire):
+def killing(devices, study, number, wire, planned):
     if number == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(parts, study, loader, number, wire)
+    return step(devices, study, number, wire, planned)
 training._step = killing
 run_study(STUDY, [parse_setting("none")], [0], Path(sys.argv[1]), 1, Console(quiet=True))
 """

@@ -10,11 +10,13 @@ import pytest
 from rich.console import Console
 
 from adc_edge.errors import CheckpointError, SettingError
+from adc_edge.evaluation.fleet.setting import StudyFleet
 from adc_edge.evaluation.study.progress import StudyDisplay
 from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.runner import read_runs, run_study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.training import make_split_model, train
+from adc_edge.evaluation.study.split_model import make_split_model
+from adc_edge.evaluation.study.training import train
 from adc_edge.optimizer.settings import OptimizerSettings
 from tests.conftest import TINY
 
@@ -67,6 +69,27 @@ def test_settings_added_later_run_two_at_a_time_and_report_their_progress(
     assert {run.setting for run in read_runs(finished)[1]} == {"none", "adc@0.3/int8", "int2", "int3"}
     assert len([share for share, computed in shares if computed]) == 2 * 2  # steps of each
     assert sum(share for share, _ in shares) == pytest.approx(2.0)
+
+
+def test_a_fleet_added_later_has_runs_of_its_own_and_a_study_without_fleets_says_nothing_of_them(
+    finished: Path,
+) -> None:
+    assert "fleets" not in json.loads((finished / "study.json").read_text())
+    fleets = [None, StudyFleet(2, mode="averaged", every=1)]
+    before = {path.name: path.stat().st_mtime_ns for path in (finished / "runs").iterdir()}
+    assert run_study(STUDY, SETTINGS[:1], [0], finished, 1, QUIET, fleets=fleets) == []
+    after = {path.name: path.stat().st_mtime_ns for path in (finished / "runs").iterdir()}
+    assert after.keys() - before.keys() == {"none.2-iid-averaged-every1.seed0.json"}
+    assert {name: after[name] for name in before} == before
+    assert [run.fleet for run in read_runs(finished)[1] if run.setting == "none"] == [None, None, fleets[1]]
+    assert run_study(STUDY, SETTINGS, [0, 1], finished, 1, QUIET) == []  # as before there were fleets
+    (finished / "runs" / "none.2-iid-averaged-every1.seed0.json").unlink()
+
+
+def test_a_partition_that_does_not_fit_is_refused_before_the_first_run(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="9 devices and 256 training images"):
+        run_study(STUDY, SETTINGS, [0], tmp_path, 1, QUIET, fleets=[None, StudyFleet(9)])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_another_study_is_refused_by_what_differs(finished: Path) -> None:

@@ -14,8 +14,9 @@ from adc_edge.data.loader import Loader
 from adc_edge.data.sources import load_dataset
 from adc_edge.errors import ProtocolError, SettingError
 from adc_edge.evaluation.study.records import Study
+from adc_edge.evaluation.study.samples import sampled
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.training import sampled, train
+from adc_edge.evaluation.study.training import train
 from adc_edge.method.split import create_vit, preprocessing
 from adc_edge.optimizer.settings import OptimizerSettings
 from tests.conftest import TINY
