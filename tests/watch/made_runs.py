@@ -54,6 +54,7 @@ def step_line(step: int, time: float | None, **more: Any) -> dict[str, Any]:
 def settings_of(role: str, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """``fixed`` and ``free`` settings of a side."""
     fixed = {"role": role, "bundle": "b" * 64, "seed": 0, "optimizer": {"name": "adamw", "lr": 1e-3}}
+    fixed |= {"mode": "parallel"} if role == "trainer" else {}
     if role == "device":
         fixed |= {"data": "digits", "trunk": "train", "precision": "pca1", "gradient_precision": "pca0.25"}
         fixed |= {"shape": SHAPE, "micro_batches": 1}

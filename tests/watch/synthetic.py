@@ -23,7 +23,8 @@ import msgspec
 
 from adc_edge.edge_runtime.tally import StepRecord
 from adc_edge.storage.events import EVENTS_FILE, Away, Done, Event, Joined, Rejected, Started, Use, Warned
-from adc_edge.storage.run_dir import LOCK, METRICS
+from adc_edge.storage.run_dir import METRICS
+from adc_edge.storage.run_lock import LOCK
 from adc_edge.storage.run_settings import SETTINGS
 
 SPLIT_SECONDS = {"data": 0.01, "forward": 0.06, "encode": 0.004, "send": 0.002, "link": 0.02, "cloud": 0.03}

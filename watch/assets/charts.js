@@ -9,7 +9,9 @@ const PHASES = {
   decode: "decoding", backward: "backward", link: "link", cloud: "trainer", cloud_codec: "trainer's codec",
   cloud_wait: "waiting at the trainer",
 };
-const KINDS = { training: "training", evaluation: "evaluation", repeated: "repeated", probes: "probes of the link" };
+const KINDS = {
+  training: "training", evaluation: "evaluation", trunk: "changes of the trunk", repeated: "repeated", probes: "probes of the link",
+};
 const MARKS = { outage: "outage", plan: "settings changed", resume: "resumed" };
 const LETTERS = { outage: "O", plan: "S", resume: "R" };
 const HEIGHT = 260;
@@ -53,6 +55,11 @@ function timeText(seconds) {
 
 function numberText(value) {
   return value == null ? "" : `${+value.toPrecision(4)}`;
+}
+
+// Width of an axis in pixels: its longest text, with the ticks beside it.
+function axisSize(plot, texts) {
+  return Math.max(62, 20 + 7 * Math.max(0, ...(texts || []).map((text) => text.length)));
 }
 
 function shareText(value) {
@@ -186,10 +193,10 @@ function makeChart(container, title, spec, options) {
     const line = { stroke: colour("--quiet"), grid: { stroke: colour("--grid"), width: 1 }, ticks: { stroke: colour("--grid"), width: 1 } };
     const axes = [
       { ...line, values: (u, all) => all.map(now.xText), space: 64, size: 30, ...(now.xSteps ? { incrs: now.xSteps } : {}) },
-      { ...line, scale: "y", values: (u, all) => all.map(now.yText), size: 62 },
+      { ...line, scale: "y", values: (u, all) => all.map(now.yText), size: axisSize },
     ];
     if (now.series.some((one) => one.scale === "y2"))
-      axes.push({ ...line, scale: "y2", side: 1, grid: { show: false }, values: (u, all) => all.map(now.y2Text), size: 62 });
+      axes.push({ ...line, scale: "y2", side: 1, grid: { show: false }, values: (u, all) => all.map(now.y2Text), size: axisSize });
     plot = new uPlot({
       width: Math.max(plotArea.clientWidth, 200), height: options.height || HEIGHT, padding: [18, 26, 0, 0],
       legend: { show: false }, cursor: { points: { show: false }, drag: { x: true, y: false } },

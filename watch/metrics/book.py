@@ -11,13 +11,13 @@ from adc_edge.watch.metrics.counting import LineCounter
 from adc_edge.watch.metrics.instruments import Instruments
 from adc_edge.watch.metrics.once import SeenLines
 from adc_edge.watch.reading.identity import run_identity
-from adc_edge.watch.reading.values import figure, whole
+from adc_edge.watch.reading.lines import METRIC_KINDS
+from adc_edge.watch.reading.values import CENTRAL, figure, whole
 
 if TYPE_CHECKING:
     from adc_edge.watch.reading.state import Line, WatchedRun
 
-_METRICS = ("step", "evaluation", "plan")  # kinds of lines of metrics.jsonl; all others are events
-_ADMITTED = ("joined", "step", "evaluation")  # lines of devices that work with the trainer
+_ADMITTED = ("joined", "step", "evaluation", "trunk")  # lines of devices that work with the trainer
 _SMOOTHED = 20  # steps
 
 
@@ -41,9 +41,11 @@ class RunBook:
     def take(self, line: Line) -> None:
         """Take one line."""
         self.counter.begin()
-        is_metric = line.kind in _METRICS
+        is_metric = line.kind in METRIC_KINDS
         if line.anew or line.kind == "started":
             self._look_for_another_run()
+        if line.values.get("source") == CENTRAL:  # no device's; a gauge shows it
+            return
         if line.kind in _ADMITTED or (line.kind == "started" and self.run.role == "device"):
             self.counter.begin(self.counter.admit(line.values))
         novelty = (self._metrics if is_metric else self._events).judge(line.values, line.anew)
@@ -51,7 +53,7 @@ class RunBook:
             self._take_step(line.values)
             if novelty != "history":
                 self.counter.add_step(line.values, novelty == "repeated")
-        elif novelty != "history":
+        elif novelty == "new":
             self.counter.add(line.kind, line.values)
 
     def smoothed(self) -> tuple[float, float] | None:

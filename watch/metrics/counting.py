@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from prometheus_client import Counter
 
+from adc_edge.defaults import COMMON_MODES
 from adc_edge.planning.bottleneck import PHASES
 from adc_edge.watch.metrics.instruments import Instruments
 from adc_edge.watch.metrics.labels import MOST_DEVICES, OTHER, BoundedNames, label_text
+from adc_edge.watch.reading.lines import WAYS, spent_bytes
 from adc_edge.watch.reading.values import number, text, whole
 from adc_edge.wire.messages import RefusalCode
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 _DEVICE_PHASES = ("wait", *(phase for phases in PHASES.values() for phase in phases))
 _TRAINER_PHASES = ("head", "codec", "update")
 _LEVELS = ("warning", "error", "critical")
-_WAYS = ("up", "down")
 _MOST_SESSIONS = 4096  # whose last step's time is remembered
 
 
@@ -41,6 +42,8 @@ class LineCounter:
         self._begun: set[tuple[str, ...]] = set()
         self._kinds: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "evaluation": self._evaluation,
+            "average": self._average,
+            "trunk": self._add_bytes,
             "started": lambda values: self._count.starts.labels(*self.labels).inc(),
             "warned": lambda values: self._one(self._count.warnings, self._levels, text(values, "level").lower()),
             "rejected": lambda values: self._one(self._count.refusals, self._codes, text(values, "code")),
@@ -80,7 +83,7 @@ class LineCounter:
 
     def _begin_run(self) -> None:
         role, count = self.labels[0], self._count
-        phases = {"device": _DEVICE_PHASES, "trainer": (*_TRAINER_PHASES, OTHER)}.get(role, ())
+        phases = {"device": (*_DEVICE_PHASES, "trunk"), "trainer": (*_TRAINER_PHASES, OTHER)}.get(role, ())
         for phase in phases:
             count.phase.labels(*self.labels, phase)
         for level in _LEVELS:
@@ -95,9 +98,16 @@ class LineCounter:
         count = self._count
         for counter in (count.steps, count.repeated, count.images, count.outages, count.evaluations):
             counter.labels(*labels)
-        for kind in ("training", "evaluation", "repeated"):
-            for way in _WAYS if kind != "evaluation" or labels[0] == "device" else ():
+        for kind in self._spendings():
+            for way in WAYS:
                 count.bytes.labels(*labels, way, kind)
+
+    def _spendings(self) -> tuple[str, ...]:
+        """The kinds of bytes that this run can tell of."""
+        if self._run.role == "device":
+            return "training", "evaluation", "trunk", "repeated"
+        mode = str(self._run.settings.get("mode", ""))
+        return "training", *(("trunk",) if mode.startswith(COMMON_MODES) else ()), "repeated"
 
     def add(self, kind: str, values: Mapping[str, Any]) -> None:
         """Count a new line of another kind than a step."""
@@ -107,8 +117,7 @@ class LineCounter:
     def add_step(self, values: Mapping[str, Any], repeated: bool) -> None:
         """Count a step; a ``repeated`` one by its bytes and seconds alone."""
         labels = (*self.labels, self.device_of(values))
-        prefix = "bytes_" if "bytes_up" in values else "body_bytes_"
-        self._add_bytes(labels, values, prefix, "repeated" if repeated else "training")
+        self._add_bytes(values, repeated)
         for phase in _DEVICE_PHASES:
             self._add_seconds(phase, number(values, f"seconds_{phase}") if "seconds" in values else None)
         if repeated:
@@ -135,9 +144,13 @@ class LineCounter:
         return None if before is None else max(now - before, 0.0)
 
     def _evaluation(self, values: Mapping[str, Any]) -> None:
-        labels = (*self.labels, self.device_of(values))
-        self._count.evaluations.labels(*labels).inc()
-        self._add_bytes(labels, values, "bytes_", "evaluation")
+        self._count.evaluations.labels(*self.labels, self.device_of(values)).inc()
+        self._add_bytes(values)
+
+    def _average(self, values: Mapping[str, Any]) -> None:
+        if self._run.role == "device":  # a trainer tells each device's exchange in a line of its own
+            self._add_bytes(values)
+            self._add_seconds("trunk", number(values, "seconds"))
 
     def _resumed(self, values: Mapping[str, Any]) -> None:
         self._count.outages.labels(*self.labels, self.device_of(values)).inc()
@@ -151,11 +164,14 @@ class LineCounter:
             rest -= seconds
         self._add_seconds(OTHER, rest)
 
-    def _add_bytes(self, labels: tuple[str, ...], values: Mapping[str, Any], prefix: str, kind: str) -> None:
-        for way in _WAYS:
-            size = number(values, f"{prefix}{way}")
-            if size is not None and size >= 0:
-                self._count.bytes.labels(*labels, way, kind).inc(size)
+    def _add_bytes(self, values: Mapping[str, Any], repeated: bool = False) -> None:
+        spent = spent_bytes(values, self._run.role == "trainer")
+        if spent is None:
+            return
+        labels = (*self.labels, self.device_of(values))
+        for way, size in zip(WAYS, (spent.up, spent.down), strict=True):
+            if size:
+                self._count.bytes.labels(*labels, way, "repeated" if repeated else spent.spending).inc(size)
 
     def _add_seconds(self, phase: str, seconds: float | None) -> None:
         if seconds is not None and seconds > 0:

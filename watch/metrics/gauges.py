@@ -27,6 +27,8 @@ _FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "head_step": ("Steps that the trainer's head has applied, of all devices.", _RUN),
     "head_loss": ("Loss, mean of the last 20 steps.", _RUN),
     "head_accuracy_ratio": ("Accuracy on training data, mean of the last 20 steps.", _RUN),
+    "central_accuracy_ratio": ("Accuracy of the last evaluation on the trainer's own test images.", _RUN),
+    "central_loss": ("Loss of the last evaluation on the trainer's own test images.", _RUN),
     "memory_bytes": ("Memory of the trainer.", _RUN),
     "held_bytes": ("Bytes of messages that the trainer is receiving.", _RUN),
     "connections": ("Connections to the trainer.", _RUN),
@@ -94,6 +96,8 @@ def _put_run(book: RunBook, put: _Put) -> None:
         states = Counter(session.state for session in list(run.sessions.values()))
         for state in get_args(SessionState):
             put("devices", (*labels, state), states[state])
+    put("central_accuracy_ratio", labels, run.central.last("accuracy"))
+    put("central_loss", labels, run.central.last("loss"))
     memory = number(use, "memory_mb")
     put("memory_bytes", labels, None if memory is None else memory * 1e6)
     put("held_bytes", labels, number(use, "held_bytes"))

@@ -1,18 +1,16 @@
-"""Files of a run directory beside its lines: the lock, and the head of the newest checkpoint."""
+"""Files of a run directory beside its lines: its checkpoints, and the head of the newest."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adc_edge.storage.bundle import CLIENT
 from adc_edge.storage.checkpoint import checkpoint_name, checkpoint_steps
-from adc_edge.storage.run_dir import LOCK, METRICS
+from adc_edge.storage.run_dir import METRICS
 from adc_edge.storage.run_settings import SETTINGS
 
 _MOST_BYTES = 2**24  # of a checkpoint's head
@@ -30,24 +28,31 @@ def is_run_directory(path: Path) -> bool:
     return not (path / CLIENT).exists() and ((path / SETTINGS).is_file() or (path / METRICS).is_file())
 
 
-def is_held(path: Path) -> bool:
-    """Return whether a process is at work in a run directory. The lock is neither made nor kept."""
-    try:
-        handle = os.open(path / LOCK, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
-    finally:
-        os.close(handle)
-    return False
+class CheckpointHeads:
+    """The heads of a run's checkpoints, each of which is read once.
+
+    Args:
+        path: run directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read: tuple[Path, int] | None = None  # file and time of the one that was read last
+        self.damaged = False  # there are checkpoints, and none can be read
+
+    def news(self) -> CheckpointHead | None:
+        """Return the head of the newest checkpoint that can be read; None if it was returned before."""
+        files = _checkpoint_files(self._path)
+        for place in files:
+            head = None if place == self._read else _read_head(place[0])
+            if place == self._read or head is not None:
+                self._read, self.damaged = place, False
+                return head
+        self.damaged = bool(files)
+        return None
 
 
-def checkpoint_files(path: Path) -> list[tuple[Path, int]]:
+def _checkpoint_files(path: Path) -> list[tuple[Path, int]]:
     """Return the files of checkpoints with their times of writing in ns, the newest step first."""
     found = []
     for step in sorted(checkpoint_steps(path), reverse=True):
@@ -57,7 +62,7 @@ def checkpoint_files(path: Path) -> list[tuple[Path, int]]:
     return found
 
 
-def read_head(file: Path) -> CheckpointHead | None:
+def _read_head(file: Path) -> CheckpointHead | None:
     """Return the head of a checkpoint; None if it is damaged, or gone by now."""
     try:
         with file.open("rb") as stream:

@@ -22,6 +22,14 @@ class Mark(NamedTuple):
     session: str = ""
 
 
+def plan_mark(values: Mapping[str, Any], xi: float | None) -> Mark:
+    """Return the mark of a change of settings, which has led to ``xi``."""
+    up, down = text(values, "precision", 20), text(values, "gradient_precision", 20)
+    what = f"ξ {xi or 0:.3g}, {up}:{down}, M {whole(values, 'micro_batches')}"
+    why = text(values, "why")
+    return Mark("plan", whole(values, "step"), number(values, "time"), None, f"{what}; {why}" if why else what)
+
+
 class LoggedWarning(NamedTuple):
     """A warning or an error of the log."""
 

@@ -13,6 +13,7 @@ LINK_RATES = ("up_mbit_s", "down_mbit_s")
 PLACES = ("step", "elapsed", "bytes")  # what a curve can be drawn against
 STEP_CURVES = (*PLACES, "loss", "accuracy", "seconds", *LINK_RATES, "rtt_ms", "xi", *PHASE_NAMES)
 TEST_CURVES = (*PLACES, "accuracy", "loss")
+CENTRAL_CURVES = (*TEST_CURVES, "images", "round")  # of a trainer's own test images
 LIMIT = 2000  # points of a series
 
 

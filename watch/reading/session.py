@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from adc_edge.watch.reading.series import TEST_CURVES, Series
-from adc_edge.watch.reading.values import number, text, whole
+from adc_edge.watch.reading.values import branch, number, text, whole
 
 SessionState = Literal["connected", "away", "finished", "refused"]
 _LINK = ("up_mbit_s", "down_mbit_s", "rtt_ms")
 _RATE_S = 20.0
 _LIMIT = 500  # points of a session's curves
+_CLASSES, _NAME = 100, 64  # of an event, and characters of a name
+
+
+class ToldImages(NamedTuple):
+    """The training images of a device by class, as it has told its trainer."""
+
+    images: dict[str, int]  # of at most 100 classes, the one with the most first
+    classes: int  # that have images
+    of: int  # outputs of the head; 0: not known
+    rest: int  # images of the classes that are not listed
+
+    @property
+    def ratio(self) -> float | None:
+        """The largest class in the smallest one; None if that is not known."""
+        counts = list(self.images.values())
+        return max(counts) / min(counts) if counts and self.classes == len(counts) else None
 
 
 class WatchedSession:
@@ -36,6 +52,7 @@ class WatchedSession:
         self.up_mbit_s: float | None = None
         self.down_mbit_s: float | None = None
         self.rtt_ms: float | None = None
+        self.told: ToldImages | None = None  # a device of 0.10 tells none
         self.last_error, self.last_time = "", 0.0  # Unix time of the last line
         self.changed = 0.0  # Unix time of the last change of state
         self.begin()
@@ -69,6 +86,8 @@ class WatchedSession:
             self.state = "connected"
         elif kind == "away" and self.state == "connected":
             self.state = "away"
+        elif kind == "toldclasses":
+            self._take_images(values)
         elif kind == "done":
             self.state = "finished"
         elif kind == "rejected":
@@ -76,6 +95,12 @@ class WatchedSession:
             self.state = self.state if self.state in ("connected", "finished") else "refused"
         self._told = self._told or kind in ("joined", "away", "done")
         self.changed, self.last_time = time, max(self.last_time, time)
+
+    def _take_images(self, values: Mapping[str, Any]) -> None:
+        listed = branch(values, "images")
+        counts = {name[:_NAME]: whole(listed, name) for name in list(listed)[:_CLASSES]}
+        found = {name: count for name, count in counts.items() if count}
+        self.told = ToldImages(found, whole(values, "classes"), whole(values, "of"), whole(values, "rest"))
 
     def lose(self, time: float) -> None:
         """Note that the trainer's process has ended without a word."""
@@ -97,8 +122,7 @@ class WatchedSession:
             tokens: tokens of an image.
         """
         self.step, self.images = whole(values, "step") + 1, self.images + images
-        self.bytes_up += whole(values, "bytes_up") or whole(values, "body_bytes_up")
-        self.bytes_down += whole(values, "bytes_down") or whole(values, "body_bytes_down")
+        self._take_bytes(values)
         self.loss, self.accuracy = number(values, "loss"), number(values, "accuracy")
         self._take_settings(values, images * tokens)
         self.up_mbit_s = number(values, "up_mbit_s") or self.up_mbit_s
@@ -108,6 +132,11 @@ class WatchedSession:
         curves = {"step": self.step, "elapsed": elapsed, "bytes": spent, "loss": self.loss, "accuracy": self.accuracy}
         self.series.add(curves | {name: number(values, name) for name in _LINK})
         self._take_time(number(values, "time"))
+
+    def take_trunk(self, values: Mapping[str, Any]) -> None:
+        """Take the line of an exchange that has made the trunk the fleet's."""
+        self._take_bytes(values)
+        self.last_time = max(self.last_time, number(values, "time") or 0.0)
 
     def take_evaluation(self, values: Mapping[str, Any]) -> None:
         """Take an evaluation's line."""
@@ -119,6 +148,10 @@ class WatchedSession:
         parts = whole(values, "micro_batches") or 1
         self.xi = None
         self._take_settings({**values, "clusters": whole(values, "clusters") * parts}, images * tokens)
+
+    def _take_bytes(self, values: Mapping[str, Any]) -> None:
+        self.bytes_up += whole(values, "bytes_up") or whole(values, "body_bytes_up")
+        self.bytes_down += whole(values, "bytes_down") or whole(values, "body_bytes_down")
 
     def _take_settings(self, values: Mapping[str, Any], tokens: int) -> None:
         """Take precisions, M and ξ; ``tokens`` are those of the whole batch."""

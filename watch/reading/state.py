@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from adc_edge.storage.run_dir import METRICS
+from adc_edge.storage.run_lock import is_held
 from adc_edge.watch.reading.about import About, Role
 from adc_edge.watch.reading.clock import RunClock
-from adc_edge.watch.reading.directory import CheckpointHead, checkpoint_files, is_held, read_head
+from adc_edge.watch.reading.directory import CheckpointHead, CheckpointHeads
 from adc_edge.watch.reading.event_tails import EventTails
-from adc_edge.watch.reading.happened import Happened, LoggedWarning, Mark
+from adc_edge.watch.reading.happened import Happened, LoggedWarning, Mark, plan_mark
 from adc_edge.watch.reading.lines import RunLine as Line
-from adc_edge.watch.reading.series import LINK_RATES, PHASE_NAMES, STEP_CURVES, TEST_CURVES, Series
+from adc_edge.watch.reading.series import CENTRAL_CURVES, LINK_RATES, PHASE_NAMES, STEP_CURVES, TEST_CURVES, Series
 from adc_edge.watch.reading.session import WatchedSession
 from adc_edge.watch.reading.tail import Tail
 from adc_edge.watch.reading.totals import Totals
-from adc_edge.watch.reading.values import branch, number, text, whole
+from adc_edge.watch.reading.values import CENTRAL, branch, number, point, text, whole
 
 __all__ = ["Line", "Mark", "Series", "WatchedRun", "WatchedSession"]
 
@@ -49,12 +50,11 @@ class WatchedRun:
         """Forget the metrics: they begin anew."""
         self.steps_done = 0
         self.clock = RunClock(guess=self.role == "device")
-        self.series, self.tests = Series(STEP_CURVES), Series(TEST_CURVES)
+        self.series, self.tests, self.central = Series(STEP_CURVES), Series(TEST_CURVES), Series(CENTRAL_CURVES)
         self.totals, self._spent = Totals(), 0
         self._plans: deque[Mark] = deque(maxlen=_MOST_MARKS)
         self._last_kind = ""
-        self._stamp: tuple[Path, int] | None = None  # of the checkpoint that was read
-        self._unreadable = False
+        self._checkpoints = CheckpointHeads(self.path)
         for session in self.sessions.values():
             session.begin()
 
@@ -110,8 +110,9 @@ class WatchedRun:
 
     @property
     def accuracy(self) -> float | None:
-        """Accuracy of the last evaluation, as a share."""
-        return self.tests.last("accuracy")
+        """Accuracy of the last evaluation, as a share; of a trainer's own test images if it has some."""
+        own = self.central.last("accuracy")
+        return self.tests.last("accuracy") if own is None else own
 
     @property
     def torn(self) -> int:
@@ -130,7 +131,8 @@ class WatchedRun:
             self._own()
         lines = self._follow(self._events, self._forget_events, self._take_event)
         lines += self._follow(self._metrics, self._begin, self._take_metric)
-        self._read_checkpoint()
+        if (head := self._checkpoints.news()) is not None:
+            self._take_head(head)
         self.state = self._find_state()
         return lines
 
@@ -176,6 +178,7 @@ class WatchedRun:
 
     def _take_metric(self, kind: str, values: Mapping[str, Any]) -> None:
         takes = {"step": self._take_step, "evaluation": self._take_evaluation, "plan": self._take_plan}
+        takes["trunk" if self.role == "trainer" else "average"] = self._take_trunk
         if kind in takes:
             takes[kind](values)
         self._last_kind = kind
@@ -186,38 +189,39 @@ class WatchedRun:
         self.clock.pass_line(values, seconds or 0.0)
         images = whole(values, "images") or about.images
         self.steps_done = max(self.steps_done, whole(values, "head_step")) if trainer else whole(values, "step") + 1
-        self.totals.add("step", values, trainer)
+        self._spent += self.totals.add(values, trainer)
         self.totals.images += images
         back = whole(values, "body_bytes_down") > 0 if trainer else not about.frozen
         self.totals.uncompressed += images * about.image_bytes * (2 if back else 1)
-        prefix = "body_bytes" if trainer else "bytes"
-        self._spent += whole(values, f"{prefix}_up") + whole(values, f"{prefix}_down")
-        session = self._session_of(values) if trainer else self._own()
+        session = self._session_of(values)
         session.take_step(values, self.clock.elapsed, images, about.tokens)
         phases = {phase: number(values, f"seconds_{phase}") for phase in PHASE_NAMES}
-        for phase, took in (*phases.items(), ("step", seconds)):
-            self.totals.add_seconds(phase, took or 0.0)
-        told: dict[str, float | None] = {name: number(values, name) for name in ("loss", "accuracy", *LINK_RATES)}
-        more = {"step": self.steps_done, "elapsed": self.clock.elapsed, "bytes": self._spent, "seconds": seconds}
+        self.totals.add_seconds({**phases, "step": seconds})
         rtt = number(values, "rtt_ms") or number(values, "rtt_min_ms")
-        self.series.add(told | more | {"rtt_ms": rtt, "xi": session.xi} | phases)
+        told = self._point(values, ("loss", "accuracy", *LINK_RATES), self.steps_done)
+        self.series.add(told | {"seconds": seconds, "rtt_ms": rtt, "xi": session.xi} | phases)
 
     def _take_evaluation(self, values: Mapping[str, Any]) -> None:
         self.clock.pass_line(values, 0.0)
-        self.totals.add("evaluation", values)
-        session = self._session_of(values) if self.role == "trainer" else self._own()
-        session.take_evaluation(values)
+        if text(values, "source", 20) == CENTRAL:
+            self.central.add(self._point(values, CENTRAL_CURVES, number(values, "head_step")))
+            return
+        self.totals.add(values)
+        self._session_of(values).take_evaluation(values)
         step = self.steps_done if self.role == "trainer" else whole(values, "step")
-        place: dict[str, float | None] = {"step": step, "elapsed": self.clock.elapsed, "bytes": self._spent}
-        self.tests.add(place | {name: number(values, name) for name in ("accuracy", "loss")})
+        self.tests.add(self._point(values, TEST_CURVES, step))
+
+    def _take_trunk(self, values: Mapping[str, Any]) -> None:
+        self.clock.pass_line(values, 0.0)
+        self._spent += self.totals.add(values, self.role == "trainer")
+        self._session_of(values).take_trunk(values)
+
+    def _point(self, values: Mapping[str, Any], names: Iterable[str], step: float | None) -> dict[str, float | None]:
+        return point(values, names, step, self.clock.elapsed, self._spent)
 
     def _take_plan(self, values: Mapping[str, Any]) -> None:
         self._own().take_plan(values, self.about.images, self.about.tokens)
-        up, down = text(values, "precision", 20), text(values, "gradient_precision", 20)
-        what = f"ξ {self._own().xi or 0:.3g}, {up}:{down}, M {whole(values, 'micro_batches')}"
-        why = text(values, "why")
-        words = f"{what}; {why}" if why else what
-        self._plans.append(Mark("plan", whole(values, "step"), number(values, "time"), None, words))
+        self._plans.append(plan_mark(values, self._own().xi))
 
     def _own(self) -> WatchedSession:
         """Return a device's own session."""
@@ -228,7 +232,9 @@ class WatchedRun:
         return own
 
     def _session_of(self, values: Mapping[str, Any]) -> WatchedSession:
-        """Return a line's session. Before 0.9 lines named the device alone."""
+        """Return a line's session. Before 0.9 a trainer's lines named the device alone."""
+        if self.role != "trainer":
+            return self._own()
         key, device = text(values, "session", 64), text(values, "device", 64)
         if not key:
             key = next((known for known, session in self.sessions.items() if session.device == device), device)
@@ -244,20 +250,8 @@ class WatchedRun:
         found.device = device or found.device
         return found
 
-    def _read_checkpoint(self) -> None:
-        """Take what a checkpoint alone knows: a device's session and repeated bytes, a trainer's devices."""
-        files = checkpoint_files(self.path)
-        self._unreadable = bool(files)
-        for place in files:
-            head = None if place == self._stamp else read_head(place[0])
-            if place != self._stamp and head is None:
-                continue
-            self._stamp, self._unreadable = place, False
-            if head is not None:
-                self._take_head(head)
-            return
-
     def _take_head(self, head: CheckpointHead) -> None:
+        """Take what a checkpoint alone knows: a device's session and repeated bytes, a trainer's devices."""
         session = head.meta.get("session")
         if self.role == "device" and isinstance(session, int):
             self.session = f"{session:016x}"
@@ -278,7 +272,7 @@ class WatchedRun:
         if is_held(self.path):
             self._end_sessions("away" if self.happened.waiting else "connected")
             return "waiting" if self.happened.waiting else "running"
-        if self.about.damaged or self._unreadable:
+        if self.about.damaged or self._checkpoints.damaged:
             return "damaged"
         finished = self._is_finished()
         self._end_sessions("finished" if finished and self.role == "device" else "away")

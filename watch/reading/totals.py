@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from adc_edge.watch.reading.directory import CheckpointHead
+from adc_edge.watch.reading.lines import WAYS, SpentBytes, ToldSpending, spent_bytes
 from adc_edge.watch.reading.values import branch, whole
 
-Spending = Literal["training", "evaluation", "repeated", "probes"]
-SPENDINGS: tuple[Spending, ...] = ("training", "evaluation", "repeated", "probes")
-_WAYS = ("up", "down")
+Spending = Literal["training", "evaluation", "trunk", "repeated", "probes"]
+SPENDINGS: tuple[Spending, ...] = ("training", "evaluation", "trunk", "repeated", "probes")
+_TALLIED: dict[ToldSpending, str] = {  # names of the sums in a checkpoint's tally
+    "training": "bytes",
+    "evaluation": "bytes_evaluation",
+    "trunk": "bytes_trunk",
+}
 _KEPT = 20_000  # lines since a checkpoint
 
 
@@ -26,55 +31,72 @@ class Totals:
         self.seconds: dict[str, float] = {}  # of each phase, and "step" for all
         self.outages = 0
         self.steps_repeated: int | None = None  # not known before a device's first checkpoint
-        self._lines = {(kind, way): 0 for kind in ("step", "evaluation") for way in _WAYS}
-        self._since: deque[tuple[str, int, int, int]] = deque(maxlen=_KEPT)  # kind, place, bytes up and down
+        self._lines = {(spending, way): 0 for spending in _TALLIED for way in WAYS}
+        self._since: deque[tuple[int, SpentBytes]] = deque(maxlen=_KEPT)  # with the place of each line
         self._evaluations = 0
-        self._head: tuple[int, dict[str, Any]] = (0, {})  # step and tally of the newest checkpoint
+        self._head = CheckpointHead(0, {})  # the newest
 
-    def add(self, kind: str, values: Mapping[str, Any], trainer: bool = False) -> None:
-        """Count the line of a step or an evaluation."""
-        prefix = "body_bytes_" if trainer and kind == "step" else "bytes_"
-        sizes = [whole(values, f"{prefix}{way}") for way in _WAYS]
-        for way, size in zip(_WAYS, sizes, strict=True):
-            self._lines[kind, way] += size
-        place = whole(values, "step") if kind == "step" else self._evaluations
-        self._evaluations += kind == "evaluation"
-        self._since.append((kind, place, *sizes))  # type: ignore[arg-type]
+    def add(self, values: Mapping[str, Any], trainer: bool = False) -> int:
+        """Count the bytes of a line, and return them: both ways together."""
+        spent = spent_bytes(values, trainer)
+        if spent is None:
+            return 0
+        self._lines[spent.spending, "up"] += spent.up
+        self._lines[spent.spending, "down"] += spent.down
+        evaluated = spent.spending == "evaluation"
+        place = self._evaluations if evaluated else whole(values, "step")
+        self._evaluations += evaluated
+        self._since.append((place, spent))
+        return spent.both
 
-    def add_seconds(self, phase: str, seconds: float) -> None:
-        """Add the seconds of a phase."""
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+    def add_seconds(self, phases: Mapping[str, float | None]) -> None:
+        """Add the seconds of phases; None adds none."""
+        for phase, seconds in phases.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + (seconds or 0.0)
 
     def take_checkpoint(self, head: CheckpointHead) -> None:
         """Take the sums that a device's checkpoint has."""
         tally = branch(head.meta, "tally")
-        self._head = head.step, tally
-        until = {"step": head.step, "evaluation": len(tally.get("evaluations") or ())}
-        self._since = deque((line for line in self._since if line[1] >= until[line[0]]), maxlen=_KEPT)
+        self._head = CheckpointHead(head.step, {name: branch(head.meta, name) for name in ("tally", "fleet")})
+        until = self._until()
+        self._since = deque((line for line in self._since if line[0] >= until[line[1].spending]), maxlen=_KEPT)
         if tally:
             self.outages, self.steps_repeated = whole(tally, "outages"), whole(tally, "steps_repeated")
 
     def spent(self, way: str) -> dict[Spending, int]:
         """Return the bytes of each kind that went ``up`` or ``down``."""
-        tally = self._head[1]
-        lost = self._lost("step", way, "bytes") + self._lost("evaluation", way, "bytes_evaluation")
+        tally = branch(self._head.meta, "tally")
+        lost = {spending: self._lost(spending, way) for spending in _TALLIED}
+        told = {spending: self._lines[spending, way] for spending in _TALLIED}
         repeated = whole(tally, f"bytes_repeated_{way}")
-        evaluation = self._lines["evaluation", way]
-        training = max(self._lines["step", way] + lost - repeated, 0)
-        probes = whole(tally, f"bytes_probe_{way}")
-        return {"training": training, "evaluation": evaluation, "repeated": repeated, "probes": probes}
+        return {
+            "training": max(told["training"] + lost["training"] + lost["evaluation"] - repeated, 0),
+            "evaluation": told["evaluation"],
+            "trunk": told["trunk"] + lost["trunk"],
+            "repeated": repeated,
+            "probes": whole(tally, f"bytes_probe_{way}"),
+        }
 
     @property
     def bytes_all(self) -> int:
         """All bytes, both ways."""
-        return sum(sum(self.spent(way).values()) for way in _WAYS)
+        return sum(sum(self.spent(way).values()) for way in WAYS)
 
-    def _lost(self, kind: str, way: str, name: str) -> int:
+    def _until(self) -> dict[ToldSpending, int]:
+        """The place of the first line of each kind that the newest checkpoint does not know."""
+        evaluations = branch(self._head.meta, "tally").get("evaluations") or ()
+        fleet = branch(self._head.meta, "fleet")
+        averaged = whole(fleet, "averaged") + 1 if fleet else 0
+        return {"training": self._head.step, "evaluation": len(evaluations), "trunk": averaged}
+
+    def _lost(self, spending: ToldSpending, way: str) -> int:
         """Return the bytes before the checkpoint that no line has: of steps done twice, or given up."""
-        step, tally = self._head
+        tally, until = branch(self._head.meta, "tally"), self._until()[spending]
         if not tally:
             return 0
-        until = step if kind == "step" else len(tally.get("evaluations") or ())
-        place = 2 + _WAYS.index(way)
-        later = sum(int(line[place]) for line in self._since if line[0] == kind and line[1] >= until)
-        return max(whole(tally, f"{name}_{way}") - (self._lines[kind, way] - later), 0)
+        later = sum(
+            spent.up if way == "up" else spent.down
+            for place, spent in self._since
+            if spent.spending == spending and place >= until
+        )
+        return max(whole(tally, f"{_TALLIED[spending]}_{way}") - (self._lines[spending, way] - later), 0)

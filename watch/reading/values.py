@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+CENTRAL = "central"  # source of an evaluation on a trainer's own test images
 _MOST = 2**62  # of whole numbers; a byte count is far below
 
 
@@ -33,6 +34,13 @@ def figure(values: Mapping[str, Any], name: str) -> float | None:
 def whole(values: Mapping[str, Any], name: str) -> int:
     """Return a whole number of at least 0; 0 if it is absent or something else."""
     return max(int(number(values, name) or 0), 0)
+
+
+def point(
+    values: Mapping[str, Any], names: Iterable[str], step: float | None, elapsed: float | None, spent: float
+) -> dict[str, float | None]:
+    """Return the point of a line in curves: its numbers ``names``, and its place, after ``spent`` bytes."""
+    return {**{name: number(values, name) for name in names}, "step": step, "elapsed": elapsed, "bytes": spent}
 
 
 def text(values: Mapping[str, Any], name: str, most: int = 500) -> str:

@@ -44,7 +44,7 @@ def run_values(run: WatchedRun, label: str, *, points: int = POINTS, few: int = 
         "role": run.role,
         "state": run.state,
         "curves": _columns(run.series, (*PLACES, *_RANGED), points),
-        "tests": _columns(run.tests, (*PLACES, "accuracy", "loss"), points),
+        "tests": _columns(run.central if len(run.central) else run.tests, (*PLACES, "accuracy", "loss"), points),
         "phases": _columns(run.series, ("step", *PHASE_NAMES), few) if run.role == "device" else {},
         "link": _link(run.series, few),
         "marks": [_mark_values(mark, place) for place, mark in placed_marks(run)[-_DRAWN_MARKS:]],

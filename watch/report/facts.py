@@ -32,7 +32,7 @@ def overview(runs: Runs) -> list[tuple[str, list[str]]]:
         "model": lambda run: f"{run.model or NOT_KNOWN}, split {run.split}" if run.model else NOT_KNOWN,
         "ξ, precisions": setting_text,
         "steps": steps_text,
-        "test accuracy": lambda run: share_text(run.accuracy),
+        "test accuracy": _accuracy_text,
         "loss": lambda run: number_text(run.series.last("loss")),
         "bytes, both ways": lambda run: size_text(run.totals.bytes_all),
         "of uncompressed": _share_of_uncompressed,
@@ -44,6 +44,15 @@ def overview(runs: Runs) -> list[tuple[str, list[str]]]:
         "directory": lambda run: str(run.path),
     }
     return [(name, [tell(run) for run in runs.values()]) for name, tell in rows.items()]
+
+
+def _accuracy_text(run: WatchedRun) -> str:
+    central = run.central
+    if not len(central):
+        return share_text(run.accuracy)
+    images, step, number = (int(central.last(name) or 0) for name in ("images", "step", "round"))
+    trunk = f", round {number}" if number else ""
+    return f"{share_text(run.accuracy)} of {images:,} images of the trainer's, at step {step}{trunk}"
 
 
 def setting_text(run: WatchedRun) -> str:
@@ -141,7 +150,6 @@ def session_rows(runs: Runs) -> list[list[str]]:
         session = runs[label].sessions[key]
         own = runs[other].steps_done if other else None
         steps = f"{session.step} of {session.steps}" if session.steps else str(session.step)
-        accuracy = session.test_accuracy if session.test_accuracy is not None else session.accuracy
         rows.append(
             [
                 label,
@@ -151,7 +159,8 @@ def session_rows(runs: Runs) -> list[list[str]]:
                 steps,
                 "" if own is None else str(own),
                 number_text(session.loss),
-                share_text(accuracy),
+                share_text(session.accuracy),
+                share_text(session.test_accuracy),
                 session.last_error,
             ]
         )
@@ -168,7 +177,8 @@ SESSION_COLUMNS = (
     "steps here",
     "steps on the device",
     "loss",
-    "accuracy",
+    "train accuracy",
+    "test accuracy",
     "last error",
 )
 

@@ -17,6 +17,7 @@ from adc_edge import __version__
 from adc_edge.terminal import readable
 from adc_edge.watch.reading.state import WatchedRun
 from adc_edge.watch.report import facts
+from adc_edge.watch.report.class_images import class_sheet
 from adc_edge.watch.report.curves import FEW_POINTS, POINTS, joined, run_values, session_values
 from adc_edge.watch.report.source_files import SourceFiles, source_files
 from adc_edge.watch.report.words import moment_text
@@ -96,6 +97,7 @@ def _tables(runs: Mapping[str, WatchedRun], found: Mapping[str, SourceFiles | No
         "mark_columns": facts.MARK_COLUMNS,
         "sessions": facts.session_rows(runs),
         "session_columns": facts.SESSION_COLUMNS,
+        "classes": [(label, *sheet) for label, run in runs.items() if (sheet := class_sheet(run))],
         "settings": facts.setting_rows(runs),
     }
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from adc_edge.watch.metrics.labels import MOST_DEVICES, OTHER, BoundedNames
-from adc_edge.watch.reading.values import figure, number, text, whole
+from adc_edge.watch.reading.lines import METRIC_KINDS, spent_bytes
+from adc_edge.watch.reading.values import CENTRAL, figure, number, text, whole
 
 if TYPE_CHECKING:
     from adc_edge.watch.reading.state import Line
@@ -19,7 +20,7 @@ class TrackedRow(NamedTuple):
     """The values that a tracker logs for one step."""
 
     step: int  # steps done: on a trainer those of its head, of all devices
-    bytes_so_far: int  # up and down, with evaluations
+    bytes_so_far: int  # up and down, with evaluations and changes of the trunk
     time: float  # Unix time
     values: dict[str, float]
 
@@ -38,11 +39,17 @@ class RowMaker:
 
     def take(self, line: Line) -> Iterator[TrackedRow]:
         """Return the rows that ``line`` completes: none or one."""
-        if line.anew and line.kind in ("step", "evaluation", "plan"):
+        if line.anew and line.kind in METRIC_KINDS:
             self._bytes = 0
+        spent = spent_bytes(line.values, line.run.role == "trainer")
+        self._bytes += spent.both if spent else 0
+        if spent and spent.spending == "trunk" and self._row is not None:  # what the steps so far have cost
+            self._row = self._row._replace(bytes_so_far=self._bytes)
         if line.kind not in ("step", "evaluation"):
             return
-        self._bytes += self._size(line)
+        if line.values.get("source") == CENTRAL:
+            self._evaluated_centrally(line)
+            return
         if line.kind == "evaluation":
             self._evaluated(line)
             return
@@ -59,11 +66,6 @@ class RowMaker:
             yield self._row
             self._row = None
 
-    @staticmethod
-    def _size(line: Line) -> int:
-        names = ("bytes_up", "bytes_down", "body_bytes_up", "body_bytes_down")
-        return sum(whole(line.values, name) for name in names)
-
     def _evaluated(self, line: Line) -> None:
         of_trainer = "session" in line.values
         step = whole(line.values, "head_step") or self._last if of_trainer else whole(line.values, "step")
@@ -73,6 +75,13 @@ class RowMaker:
         elif step > self._last:  # an evaluation before the first step, or of steps whose lines are lost
             self._last = step
             self._row = TrackedRow(step, self._bytes, number(line.values, "time") or 0.0, self._named(line, "test_"))
+
+    def _evaluated_centrally(self, line: Line) -> None:
+        """Add it to the newest step: it is over some steps after the one whose head it has judged."""
+        if self._row is not None:
+            names = ("accuracy", "loss", "head_step", "round")
+            found = {f"central_{name}": figure(line.values, name) for name in names}
+            self._row.values.update({name: value for name, value in found.items() if value is not None})
 
     def _named(self, line: Line, prefix: str) -> dict[str, float]:
         """Return the numbers of a line by name; those of one of several devices also name it."""

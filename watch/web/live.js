@@ -135,6 +135,7 @@ class RunView {
     this.numbers(run);
     this.shares(about);
     this.devices(run);
+    this.classes(about.classes || []);
     this.warnings(about.warnings || []);
     if (!withCharts || !Object.keys(run.curves).length) return;
     if (this.charts) this.charts.update(drawnRuns(run));
@@ -187,6 +188,11 @@ class RunView {
     this.tile("Loss", digits(mean("loss")));
     this.tile("Batch accuracy", percent(mean("accuracy")));
     this.tile("Test accuracy", percent(about.role === "trainer" ? mean("test_accuracy") : about.accuracy));
+    const central = about.central || {};
+    if (known(central.accuracy)) {
+      const round = central.round ? `, round ${count(central.round)}` : "";
+      this.tile("Central test accuracy", `${percent(central.accuracy)} at step ${count(central.step)}${round}`);
+    }
     this.tile("Steps a second", digits(speeds.length ? sum(speeds) : null));
     const spent = about.bytes || { up: {}, down: {} };
     this.tile("Bytes up", size(sum(Object.values(spent.up))));
@@ -244,6 +250,21 @@ class RunView {
       if (!this.rows.has(one.key)) this.rows.set(one.key, this.find("tbody").appendChild(newRow()));
       fillRow(this.rows.get(one.key), one);
     }
+  }
+  classes(entries) {
+    const box = this.find(".classes");
+    box.hidden = !entries.length;
+    const told = JSON.stringify(entries);
+    if (told === this.toldClasses) return;
+    this.toldClasses = told;
+    box.querySelector("tbody").replaceChildren(...entries.map((one) => {
+      const row = make("tr");
+      const images = one.images.map(([name, number]) => `${name} ${count(number)}`).join(", ");
+      const cells = [one.of ? `${count(one.classes)} of ${count(one.of)}` : count(one.classes), digits(one.ratio),
+        one.others ? `${images} and ${count(one.others)} more` : images];
+      row.append(make("th", one.device, { scope: "row" }), ...cells.map((text) => make("td", text)));
+      return row;
+    }));
   }
   warnings(entries) {
     const box = this.find(".warnings");

@@ -17,6 +17,8 @@ _SESSION_VALUES = (
 )
 _SESSION_TEXTS = ("device", "key", "precision", "gradient_precision", "last_error")
 _RUN_VALUES = ("role", "split", "state", "steps_done", "steps_planned", "accuracy", "torn")
+_CENTRAL = ("accuracy", "loss", "images", "round", "step")
+_MOST_TOLD, _LISTED = 50, 10  # devices, and classes of each, whose images are shown
 _USE = (
     *("seconds", "seconds_head", "seconds_codec", "seconds_update"),
     *("memory_mb", "held_bytes", "connections", "time"),
@@ -64,11 +66,29 @@ def picture_of_run(run: WatchedRun) -> dict[str, Any]:
         "refusals": {shown(code, 40): count for code, count in happened.refusals.items()},
         "bytes": {way: totals.spent(way) for way in ("up", "down")},
         "seconds": {shown(phase, 40): rounded(seconds) for phase, seconds in totals.seconds.items()},
+        "central": {name: value for name in _CENTRAL if (value := rounded(run.central.last(name))) is not None},
+        "classes": _classes(run),
         "outages": run.outages,
         "repeated": totals.steps_repeated,
         "uncompressed": totals.uncompressed,
         "marks": [mark._asdict() | {"text": shown(mark.text, 200)} for mark in newest],
     }
+
+
+def _classes(run: WatchedRun) -> list[dict[str, Any]]:
+    """Return what the devices have told about their images of each class."""
+    told = [(session, session.told) for session in run.sessions.values() if session.told is not None]
+    return [
+        {
+            "device": shown(session.device or session.key, 64),
+            "classes": found.classes,
+            "of": found.of,
+            "ratio": rounded(found.ratio),
+            "images": [[shown(name, 64), count] for name, count in list(found.images.items())[:_LISTED]],
+            "others": max(found.classes - _LISTED, 0),
+        }
+        for session, found in told[-_MOST_TOLD:]
+    ]
 
 
 class SentCurves:

@@ -76,6 +76,7 @@ class Fleet:
                 trainer.event("use", **spent, memory_mb=memory, held_bytes=4096, connections=2)
                 figures = {"images": 10, "accuracy": 0.5, "loss": 1.5}
                 trainer.metric("evaluation", device="cam-1", session=A, step=step, **figures)
+                trainer.metric("evaluation", source="central", round=1, head_step=step, step=step, **figures)
         for device in (self.well_device, self.ill_device):
             device.device_step(step, loss=math.nan if ill and device is self.ill_device else 2.0)
         if not ill:

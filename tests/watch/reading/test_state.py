@@ -46,7 +46,7 @@ def test_a_finished_run_tells_its_steps_accuracy_bytes_and_session(tmp_path: Pat
     assert (run.role, run.state, run.model, run.split) == ("device", "finished", "vit_tiny_patch16_224", 2)
     assert (run.steps_done, run.steps_planned, run.accuracy) == (200, 200, 0.87)
     assert run.session == f"{SESSION:016x}"
-    assert run.totals.spent("up") == {"training": 800_000, "evaluation": 50_000, "repeated": 0, "probes": 0}
+    assert run.totals.spent("up") == {"training": 800_000, "evaluation": 50_000, "trunk": 0, "repeated": 0, "probes": 0}
     assert run.totals.uncompressed == 200 * 16 * 17 * 32 * 4 * 2
     (own,) = run.sessions.values()
     assert (own.device, own.state, own.xi, own.precision) == ("pi", "finished", 0.5, "pca1")
@@ -64,8 +64,8 @@ def test_an_outage_new_settings_and_a_resume_stand_at_their_steps_and_times(tmp_
     assert outage.time == pytest.approx(BEGIN + 60 * STEP_S + 0.2)
     assert (resume.kind, resume.step) == ("resume", 140)
     assert run.totals.steps_repeated == 10
-    assert run.totals.spent("up") == {"training": 800_000, "evaluation": 50_000, "repeated": 40_000, "probes": 2000}
-    assert run.totals.spent("down") == {"training": 600_000, "evaluation": 900, "repeated": 30_000, "probes": 1000}
+    assert tuple(run.totals.spent("up").values()) == (800_000, 50_000, 0, 40_000, 2000)
+    assert tuple(run.totals.spent("down").values()) == (600_000, 900, 0, 30_000, 1000)
     (own,) = run.sessions.values()
     assert (own.xi, own.precision, own.micro_batches) == (0.25, "pca0.5", 2)
 
@@ -282,7 +282,7 @@ def test_a_file_that_an_empty_one_replaced_begins_anew_with_its_first_line(tmp_p
 def test_what_comes_after_4_mb_without_an_object_is_read(tmp_path: Path) -> None:
     path = make_device_run(tmp_path / "run", 5, planned=9, complete=False)
     with (path / "metrics.jsonl").open("a") as file:
-        file.write("[]\n" * 3_000_000)
+        file.write(("[" + " " * 999 + "]\n") * 9_000)
     append(path, "metrics.jsonl", step_line(5, BEGIN + 99))
     assert read(path).steps_done == 6
 
