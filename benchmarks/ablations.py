@@ -25,8 +25,10 @@ from adc_edge.data.sources import load_dataset
 from adc_edge.errors import ProtocolError
 from adc_edge.evaluation.codecs.factory import make_codec
 from adc_edge.evaluation.study.records import Run, Study
+from adc_edge.evaluation.study.samples import sampled
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.training import MakeCodec, sampled, train
+from adc_edge.evaluation.study.split_model import MakeCodec
+from adc_edge.evaluation.study.training import train
 from adc_edge.files import write_atomic
 from adc_edge.markdown import markdown_table
 from adc_edge.optimizer.settings import OptimizerSettings

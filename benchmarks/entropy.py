@@ -21,7 +21,7 @@ from adc_edge.data.loader import Loader
 from adc_edge.data.sources import load_dataset
 from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.training import computing, make_split_model
+from adc_edge.evaluation.study.split_model import computing, make_split_model
 
 _LEVEL = 19  # of Zstandard: close to its strongest, regardless of time
 

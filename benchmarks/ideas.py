@@ -30,7 +30,7 @@ from adc_edge.evaluation.codecs.base import (
     split_body,
 )
 from adc_edge.evaluation.study.setting import Setting
-from adc_edge.evaluation.study.training import MakeCodec
+from adc_edge.evaluation.study.split_model import MakeCodec
 from adc_edge.method import adc
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.method.spec import TrunkSpec

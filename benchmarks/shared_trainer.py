@@ -81,7 +81,7 @@ def device(bundle: Path, directory: Path, number: int, pipe: Connection) -> None
     from adc_edge.edge_runtime.profile.trainer import trainer_channel
     from adc_edge.edge_runtime.runner import Serve
     from adc_edge.edge_runtime.settings import ServeSettings
-    from adc_edge.wire.messages import Ping, Pong
+    from adc_edge.wire.link_messages import Ping, Pong
 
     with open(os.devnull, "w") as nowhere, suppress(EOFError):
         for turn in range(sys.maxsize):

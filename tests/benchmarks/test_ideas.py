@@ -18,7 +18,7 @@ from torch import Tensor
 from adc_edge.evaluation.codecs.adc import random_rows
 from adc_edge.evaluation.codecs.base import Arrived, Codec, EncodedBatch
 from adc_edge.evaluation.study.setting import parse_setting
-from adc_edge.evaluation.study.training import MakeCodec
+from adc_edge.evaluation.study.split_model import MakeCodec
 from adc_edge.method import adc
 from tests.evaluation.codecs.test_base import CLASSES, IMAGES, SHAPE, make, make_batch
 from tests.evaluation.report.test_views import STUDY, rises
