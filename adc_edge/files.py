@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write ``data`` to ``path``. After a crash the old or the new file is there, never a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -105,6 +105,13 @@ def readable_values(value: Any) -> Any:
     if isinstance(value, dict):
         return {readable_values(key): readable_values(item) for key, item in value.items()}
     return [readable_values(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory that survives a power cut, with those above it, unless it is there."""
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -30,6 +30,8 @@ REQUIRED = {
     "calibrate": "--bundle b --data digits",
     "evaluate": "--data digits -o new/out",
     "export": "--model m --split 2 -o new/out",
+    "fleet": "--run a",
+    "infer": "--bundle b",
     "link": "--trainer tcp://127.0.0.1:1",
     "merge": "--run-device a --run-trainer b -o new/out",
     "plan": "--bundle b --link link.json",

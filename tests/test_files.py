@@ -14,6 +14,7 @@ import pytest
 
 from adc_edge.errors import SettingError
 from adc_edge.files import check_output, new_directory, sha256, write_atomic
+from adc_edge.storage.journal import Journal
 
 
 @contextmanager
@@ -34,6 +35,15 @@ def test_a_file_is_written_with_the_directories_above_it(tmp_path: Path) -> None
     assert path.read_bytes() == b"two"
     assert path.stat().st_mode & 0o777 == 0o644
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_new_directory_is_flushed_into_the_one_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr("adc_edge.files.sync_directory", flushed.append)
+    write_atomic(tmp_path / "rounds" / "one", b"")
+    write_atomic(tmp_path / "rounds" / "two", b"")
+    Journal(tmp_path / "averages")
+    assert flushed == [tmp_path, tmp_path / "rounds", tmp_path / "rounds", tmp_path]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from adc_edge.calibration.link.traffic import Answered, Requests
 from adc_edge.planning.profile import TrainerShare
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import Stopped
-from adc_edge.wire.messages import BULK_BYTES, BulkAnswer
+from adc_edge.wire.link_messages import BULK_BYTES, BulkAnswer
 from adc_edge.wire.tcp import TcpInfo
 
 _AHEAD_S = {"up": 0.05, "down": 0.25}  # unsent data, in seconds of the rate; a lost request is late by round trips

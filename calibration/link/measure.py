@@ -25,7 +25,7 @@ from adc_edge.calibration.link.traffic import Requests, Spent, ask_about, serves
 from adc_edge.errors import LinkError
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.connection import LinkLost, Stopped
-from adc_edge.wire.messages import Pong
+from adc_edge.wire.link_messages import Pong
 from adc_edge.wire.tcp import offers_bbr
 
 LEAST_BYTES = 500_000  # below that nothing is measured

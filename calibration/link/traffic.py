@@ -19,7 +19,8 @@ from adc_edge.errors import LinkError
 from adc_edge.planning.profile import TrainerShare
 from adc_edge.wire.channel import Channel
 from adc_edge.wire.framing import chunk_bytes, to_frames
-from adc_edge.wire.messages import BULK_BYTES, CHUNK_BYTES, Bulk, BulkAnswer, Ping, Pong
+from adc_edge.wire.link_messages import BULK_BYTES, Bulk, BulkAnswer, Ping, Pong
+from adc_edge.wire.message import CHUNK_BYTES
 
 ANSWER_MS = 60_000.0
 _PING_BYTES = 300  # one round trip: two headers, framing, encryption

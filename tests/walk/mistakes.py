@@ -32,6 +32,16 @@ LIGHT = [  # torch is not needed to tell
         "a typo in a command of keys", "keys alow x {t}/keys/public.key --keys {t}/keys", ("No such command 'alow'",)
     ),
     Mistake("a typo in an option", f"{SERVE} --bundel {{b}}", ("No such option '--bundel'", "--bundle")),
+    Mistake(
+        "a rule of averaging where nothing is averaged",
+        "trainer --bundle {b} --robust median",
+        ("--robust with --mode parallel", "--mode averaged", "leave --robust out, or choose the mode"),
+    ),
+    Mistake(
+        "turns of no length",
+        "trainer --bundle {b} --mode sequential --average-every 0",
+        ("'--average-every'", "x>=1"),
+    ),
     Mistake("no --bundle", "serve --trainer tcp://127.0.0.1:9", ("Missing option '--bundle'",)),
     Mistake("no --trainer", "serve --bundle {b}", ("Missing option '--trainer'",)),
     Mistake("options left out", "serve {b} tcp://127.0.0.1:9", ("Missing option '--bundle'",)),
@@ -227,6 +237,43 @@ LIGHT = [  # torch is not needed to tell
         "a path as a name", "keys allow ../x {t}/keys/public.key --keys {t}/keys", ("'../x'", "for example cam-01")
     ),
     Mistake("a device that is not allowed", "keys revoke x --keys {t}/keys", ("'x'", "here none is", "keys list")),
+    Mistake(
+        "two devices with one key",
+        "keys allow y {t}/keys/public.key --keys {t}/keys-trainer",
+        ("already, as x", "use x"),
+    ),
+    # Inference.
+    Mistake("infer: nothing to judge", "infer --bundle {b}", ("no images", "--watch DIR", "name one of the two")),
+    Mistake(
+        "infer: no head anywhere",
+        "infer --bundle {b} {t}/flat",
+        ("no head anywhere", "has no model.onnx", "`adc-edge trainer --serve-only`", "--whole"),
+    ),
+    Mistake(
+        "infer: a run's trunk without its head",
+        "infer --bundle {b} --weights {device} {t}/flat",
+        ("no head anywhere", "has not learned --weights", "adc-edge merge"),
+    ),
+    Mistake(
+        "infer: images that are not there",
+        "infer --bundle {b} {t}/absent.png",
+        ("no such file or folder", "check the path"),
+    ),
+    Mistake(
+        "infer: a trainer that does not run",
+        "infer --bundle {b} --trainer tcp://127.0.0.1:9 --wait 0.1 {t}/flat",
+        ("no trainer at", "connection refused", "--wait inf"),
+        1,
+    ),
+    # A fleet.
+    Mistake("fleet: the run without --run", "fleet {cloud}", ("Missing option '--run'",)),
+    Mistake("fleet: a device's run", "fleet --run {device}", ("holds no run of a trainer", "check --run")),
+    Mistake(
+        "fleet: a device that is not there",
+        "fleet --run {cloud} pause cam-9",
+        ("no device named 'cam-9'", "no device has joined this run", "lists them"),
+    ),
+    Mistake("fleet: nobody to pause", "fleet --run {cloud} pause", ("fleet pause NAME", "adc-edge fleet --run")),
     # Other commands of a device.
     Mistake("doctor: not an address", "doctor --trainer nonsense", ("does not begin with tcp://", "tcp://HOST:PORT")),
     Mistake("doctor: no bundle there", "doctor --bundle {t}/absent", ("no bundle at", "cannot serve"), 1),
@@ -293,6 +340,23 @@ HEAVY = [  # a host's commands, and what a device tells once torch is loaded
         "trainer --bundle {other} --bind tcp://127.0.0.1:* --run {cloud}",
         ("holds another run", "bundle was"),
         1,
+    ),
+    Mistake(
+        "a trainer in another mode",
+        "trainer --resume {cloud} --mode averaged",
+        ("mode was", "is 'averaged", "--fresh"),
+        1,
+    ),
+    Mistake(
+        "merge: a trainer's run that has trained nothing",
+        "merge --run-trainer {cloud} -o {t}/m",
+        ("keeps no trained weights", "let the run come to its end"),
+        1,
+    ),
+    Mistake(
+        "evaluate: a partition without a number",
+        f"{EVALUATE} --devices 2 --partition dirichlet:x",
+        ("--partition dirichlet:x", "iid, dirichlet:X or by-class", "--partition dirichlet:0.3"),
     ),
     Mistake("a typo in the optimizer", "trainer --bundle {b} --optimizer adamm", ("'adamm' is not one of", "'adamw'")),
     Mistake(

@@ -24,7 +24,7 @@ from PIL import Image
 from adc_edge.cli import main
 from adc_edge.evaluation.study.records import STUDY_FORMAT, Study
 from adc_edge.files import json_bytes
-from adc_edge.security.keystore import make_keys
+from adc_edge.security.keystore import allow, make_keys
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.run_dir import RunDir
 from tests.walk.mistakes import HEAVY, LIGHT, Mistake
@@ -45,7 +45,9 @@ def places(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     _write_data(t)
     _write_bundles(top / "b", t)
     _write_texts(t)
-    make_keys(t / "keys")
+    own = make_keys(t / "keys")
+    make_keys(t / "keys-trainer")
+    allow(t / "keys-trainer", "x", own.public)
     shutil.copytree(top / "b", top / "other")
     with (top / "other" / "manifest.json").open("a") as file:
         file.write("\n")  # another digest

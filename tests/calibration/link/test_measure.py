@@ -225,7 +225,7 @@ def test_max_bytes_is_never_exceeded(server: Server, proxy_type: Any, most: int)
 
 
 def test_a_trainer_of_0_8_is_measured_by_pings(server: Server) -> None:
-    del server._about["bulk_bytes"]
+    del server._pongs.about["bulk_bytes"]
     report = measure_link(dial_to(server.endpoint), 1)
     assert not report.bulk
     assert report.retransmitted_down is None
