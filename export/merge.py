@@ -18,7 +18,7 @@ from adc_edge.export.fleet import fleet_halves
 from adc_edge.export.score import Measured, Score, last_measured, score_model
 from adc_edge.files import write_atomic
 from adc_edge.storage.bundle import MANIFEST, Manifest, parse_manifest
-from adc_edge.storage.halves import HalfState, best_heads, best_trunk, head_states, trunk_states
+from adc_edge.storage.halves import HalfState, best_heads, best_trunk, check_is_run, head_states, trunk_states
 from adc_edge.storage.run_dir import CLASSES, LearnedClasses
 
 if TYPE_CHECKING:  # its import takes seconds, and mistakes are told before
@@ -262,7 +262,6 @@ def _classes(manifest: Manifest, trainer: Path) -> LearnedClasses:
 
 
 def _manifest(run: Path) -> Manifest:
+    check_is_run(run, _TRAINED)
     path = run / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(f"{run} is no run directory: {MANIFEST} is missing", _TRAINED, "check the path")
     return parse_manifest(path.read_bytes(), str(path))

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from adc_edge.errors import CheckpointError
-from adc_edge.storage.bundle import HEAD, TRUNK
+from adc_edge.files import sha256
+from adc_edge.storage.bundle import HEAD, MANIFEST, TRUNK, Bundle
 from adc_edge.storage.checkpoint import checkpoint_name, checkpoint_steps, load_checkpoint
 
 TRUNK_PREFIX, HEAD_PREFIX = "trunk.", "head."  # of weights in checkpoints
@@ -118,3 +119,17 @@ def _labelled(path: Path) -> HalfState | None:
         return HalfState(path, sessions, int(label["steps"]), bool(label["frozen"]), label.get("accuracy"))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
         return None
+
+
+def check_is_run(run: Path, expected: str) -> None:
+    """Raise CheckpointError unless a directory is that of a run; ``expected``: whose, in words."""
+    if not (run / MANIFEST).is_file():
+        raise CheckpointError(f"{run} is no run directory: {MANIFEST} is missing", expected, "check the path")
+
+
+def check_run_of(run: Path, bundle: Bundle) -> None:
+    """Raise CheckpointError unless a run is one with this bundle."""
+    if sha256(run / MANIFEST) != bundle.digest:
+        raise CheckpointError(
+            f"{run} is the run of another bundle", f"a run of {bundle.path}", "name the bundle of that run"
+        )

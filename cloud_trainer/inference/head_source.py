@@ -8,9 +8,8 @@ from typing import NamedTuple
 import msgspec
 
 from adc_edge.errors import CheckpointError
-from adc_edge.files import sha256
-from adc_edge.storage.bundle import HEAD, MANIFEST, Bundle
-from adc_edge.storage.halves import HalfState, head_states, trunk_states
+from adc_edge.storage.bundle import HEAD, Bundle
+from adc_edge.storage.halves import HalfState, check_is_run, check_run_of, head_states, trunk_states
 from adc_edge.storage.run_dir import CLASSES, LearnedClasses
 from adc_edge.storage.run_settings import SETTINGS, read_settings
 
@@ -33,16 +32,12 @@ def find_head(bundle: Bundle, run: Path | None) -> HeadSource:
     """
     if run is None:
         return HeadSource(HalfState(bundle.path / HEAD, {}, 0), list(bundle.manifest.class_names), "the bundle's")
-    if not (run / MANIFEST).is_file():
-        raise CheckpointError(f"{run} is no run directory: {MANIFEST} is missing", _RUN, "check the path")
+    check_is_run(run, _RUN)
     states = head_states(run)
     if not states:
         received = f"{run} is a device's run" if trunk_states(run) else f"{run} keeps no head yet"
         raise CheckpointError(received, f"{_RUN} with a head", "let the training come to a checkpoint, or to its end")
-    if sha256(run / MANIFEST) != bundle.digest:
-        raise CheckpointError(
-            f"{run} is the run of another bundle", f"a run of {bundle.path}", "name the bundle of that run"
-        )
+    check_run_of(run, bundle)
     state = states[-1]._replace(frozen=_with_frozen_trunks(run))
     return HeadSource(state, _names(run) or list(bundle.manifest.class_names), f"step {state.steps} of {run}")
 

@@ -13,10 +13,9 @@ from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.factory import check_provider, make_engine, make_shim
 from adc_edge.edge_runtime.infer.settings import InferSettings
 from adc_edge.errors import CheckpointError, SettingError
-from adc_edge.files import sha256
 from adc_edge.method.ratio import Shape
-from adc_edge.storage.bundle import MANIFEST, TRUNK, Bundle
-from adc_edge.storage.halves import HalfState, head_states, trunk_states
+from adc_edge.storage.bundle import TRUNK, Bundle
+from adc_edge.storage.halves import HalfState, check_is_run, check_run_of, head_states, trunk_states
 from adc_edge.wire.inference_messages import LearnedTrunk
 
 _RUN = "the directory of `serve --run`"
@@ -30,16 +29,12 @@ def find_trunk(bundle: Bundle, run: Path | None) -> HalfState | None:
     """
     if run is None:
         return None
-    if not (run / MANIFEST).is_file():
-        raise CheckpointError(f"{run} is no run directory: {MANIFEST} is missing", _RUN, "check the path")
+    check_is_run(run, _RUN)
     states = trunk_states(run)
     if not states:
         received = f"{run} is a trainer's run" if head_states(run) else f"{run} keeps no trunk yet"
         raise CheckpointError(received, f"{_RUN} with a trunk", "let the run come to a checkpoint, or to its end")
-    if sha256(run / MANIFEST) != bundle.digest:
-        raise CheckpointError(
-            f"{run} is the run of another bundle", f"a run of {bundle.path}", "name the bundle of that run"
-        )
+    check_run_of(run, bundle)
     return states[-1]
 
 
