@@ -18,16 +18,6 @@ from adc_edge.storage.run_dir import CLASSES, METRICS
 from tests.export.fleet_run import HALL, KITCHEN, FleetRun
 
 
-@pytest.fixture
-def fleet(bundle: Bundle, tmp_path: Path) -> FleetRun:
-    return FleetRun(bundle, tmp_path)
-
-
-@pytest.fixture
-def complete(fleet: FleetRun) -> FleetRun:
-    return fleet.complete()
-
-
 def results_of(fleet: FleetRun) -> Any:
     """The accuracies that the card tells programs."""
     data: Any = ModelCard(fleet.card).data

@@ -27,16 +27,6 @@ from adc_edge.storage.run_dir import CLASSES
 from tests.export.fleet_run import HALL, KITCHEN, FleetRun
 
 
-@pytest.fixture
-def fleet(bundle: Bundle, tmp_path: Path) -> FleetRun:
-    return FleetRun(bundle, tmp_path)
-
-
-@pytest.fixture
-def complete(fleet: FleetRun) -> FleetRun:
-    return fleet.complete()
-
-
 def test_the_trunk_of_the_newest_round_joins_the_head_and_both_tell_what_they_have_learned(complete: FleetRun) -> None:
     merged, trunk, head = complete.merge()
     assert (merged.round, trunk, head) == (2, 2, 40)

@@ -85,6 +85,15 @@ class Watching:
         return [picture.file.path.name for picture in self.found]
 
 
+def two_of_one_time(where: Path) -> tuple[Path, Path]:
+    """Write an image below ``camera``, and another one elsewhere that its clock cannot tell from it."""
+    (path,) = write_images(where / "camera", 1)
+    (other,) = write_images(where / "elsewhere", 1)
+    Image.new("RGB", (64, 64)).save(other)
+    os.utime(other, ns=(path.stat().st_mtime_ns,) * 2)
+    return path, other
+
+
 def test_images_that_appear_are_read_once_and_one_that_is_written_again_once_more(
     tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
@@ -168,10 +177,7 @@ def test_images_of_a_directory_that_is_away_for_a_while_are_not_answered_again(
 def test_a_file_that_is_written_again_within_the_coarse_time_of_a_memory_card_is_another_image(
     tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
-    (path,) = write_images(tmp_path / "camera", 1)
-    (other,) = write_images(tmp_path / "elsewhere", 1)
-    Image.new("RGB", (64, 64)).save(other)
-    os.utime(other, ns=(path.stat().st_mtime_ns,) * 2)
+    path, other = two_of_one_time(tmp_path)
     found: list[Picture] = []
     with Watching(tmp_path / "camera", lambda file: any(file[:2] == one.file[:2] for one in found)) as watching:
         found = watching.found
@@ -184,10 +190,7 @@ def test_a_file_that_is_written_again_within_the_coarse_time_of_a_memory_card_is
 def test_a_file_that_takes_the_name_of_a_deleted_one_within_its_clocks_grain_is_another_image(
     tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
-    (path,) = write_images(tmp_path / "camera", 1)
-    (other,) = write_images(tmp_path / "elsewhere", 1)
-    Image.new("RGB", (64, 64)).save(other)
-    os.utime(other, ns=(path.stat().st_mtime_ns,) * 2)
+    path, other = two_of_one_time(tmp_path)
     writer = StreamWriter(lambda line: None, as_json=True)
     known = Watching(tmp_path / "camera", lambda file: writer.answered((shown_name(file), file.modified_ns)))
     with known as watching:

@@ -20,30 +20,18 @@ from adc_edge.defaults import FleetMode
 from adc_edge.evaluation.fleet.devices import Turn, turn_of
 from adc_edge.evaluation.fleet.partition import divided
 from adc_edge.evaluation.fleet.setting import StudyFleet
-from adc_edge.evaluation.study.records import Run, Study
+from adc_edge.evaluation.study.records import Run
 from adc_edge.evaluation.study.resuming import Unfinished
 from adc_edge.evaluation.study.samples import sampled
 from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.study.training import train
 from adc_edge.evaluation.study.wire import Carried
 from adc_edge.method.split import create_vit, preprocessing, split_vit
-from adc_edge.optimizer.settings import OptimizerSettings
 from tests.conftest import TINY
 from tests.evaluation.study.test_resuming import Killed, killed_at, numbers
+from tests.evaluation.study.test_training import STUDY as ORDINARY
 
-STUDY = Study(
-    "digits",
-    "vit_tiny_patch16_224",
-    model_args=TINY,
-    crop_pct="model",
-    split=2,
-    batch_size=16,
-    epochs=0.75,
-    train_images=256,
-    test_images=50,
-    augment="none",
-    optimizer=OptimizerSettings(name="adam", lr=1e-3),
-)  # twelve steps
+STUDY = msgspec.structs.replace(ORDINARY, batch_size=16, epochs=0.75, test_images=50, augment="none")  # twelve steps
 NONE = parse_setting("none")
 APART: list[FleetMode] = ["parallel", "frozen"]  # without rounds
 MODES: list[FleetMode] = ["parallel", "averaged", "sequential", "frozen"]
