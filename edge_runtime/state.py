@@ -104,6 +104,7 @@ class RunState:
             named=bool(name) or UNSET,
             fleet=self._trunk is not None,
             needs=needs,
+            moves=True,
         )
 
     def save(self) -> None:

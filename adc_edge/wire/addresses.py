@@ -13,7 +13,7 @@ import socket
 import time
 from typing import NamedTuple
 
-from adc_edge.errors import SettingError
+from adc_edge.errors import SettingError, TakenError
 
 EXAMPLE = "for example tcp://127.0.0.1:5700"
 CONNECT_S = 3.0
@@ -146,7 +146,8 @@ def listening_error(address: Address, code: int, reason: str) -> SettingError:
     if code == errno.EADDRINUSE:
         received += f": port {address.port} is in use"
         remedy = f"stop the other process (ss -ltnp 'sport = :{address.port}' names it), or choose another port"
-    elif code in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        return TakenError(received, expected, remedy)
+    if code in (errno.EADDRNOTAVAIL, errno.ENODEV):
         received += f": {address.host} is no address of this machine"
         remedy = "ip address lists those of this machine; tcp://*:PORT listens on all of them"
     elif code in (errno.EACCES, errno.EPERM):

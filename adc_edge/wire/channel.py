@@ -20,10 +20,9 @@ from tenacity import (
 )
 
 from adc_edge.arrays import Body
-from adc_edge.errors import LinkError, ProtocolError, RefusedError
-from adc_edge.wire.addresses import CONNECT_S, Address, NameUnknown, loops, parse_address, resolve
+from adc_edge.errors import ProtocolError, RefusedError
+from adc_edge.wire.addresses import CONNECT_S, Address, resolve
 from adc_edge.wire.connection import (
-    ANOTHER_ADDRESS,
     ClientKeys,
     Connection,
     LinkLost,
@@ -37,11 +36,11 @@ from adc_edge.wire.framing import Assembler, to_frames
 from adc_edge.wire.headers import check_foreign_refusal, unpack_from_trainer
 from adc_edge.wire.link_messages import BulkAnswer, Pong
 from adc_edge.wire.message import CHUNK_BYTES, Message
-from adc_edge.wire.messages import FromTrainer, Refused, Welcome
+from adc_edge.wire.messages import FromTrainer, Moved, Refused, Welcome
+from adc_edge.wire.route import Elsewhere, Route
 from adc_edge.wire.tcp import KERNEL_COUNTS, TcpInfo
 
 _LOG_EVERY_S = 30.0
-_FOREIGN = 3
 _UNREADABLE = 3  # unreadable answers in a row after which the two sides are taken to speak different protocols
 _TRY_AGAIN = {"unknown-device", "corrupt", "busy"}  # refusals that a new connection may resolve
 
@@ -75,7 +74,7 @@ class Channel:
     """A channel to a trainer that outlives its connections.
 
     Args:
-        endpoint: ``tcp://HOST:PORT``.
+        endpoint: ``tcp://HOST:PORT``. A trainer of several ranks may tell another one for a session.
         keys: keys for an encrypted connection.
         stop: asked while waiting; True raises Stopped.
         loopback_alone: connect to no other address, whatever the name resolves to: there are no keys.
@@ -95,10 +94,8 @@ class Channel:
         on_try: Callable[[int], None] = lambda failed: None,
         look_up: Callable[[Address], list[Address]] = resolve,
     ) -> None:
-        parse_address(endpoint)  # at once, or a malformed one would be tried for ever
-        self.endpoint, self._loopback_alone = endpoint, loopback_alone
-        self._keys, self._stop, self._on_try, self._look_up = keys, stop, on_try, look_up
-        self._foreign: int | None = 0  # times in a row that something else answered; None once a trainer did
+        self.route = Route(endpoint, loopback_alone, look_up)
+        self._keys, self._stop, self._on_try = keys, stop, on_try
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._connection: Connection | None = None
         self.inbox = Assembler(unpack_from_trainer, body_bytes, check_foreign_refusal)
@@ -148,7 +145,7 @@ class Channel:
             self.attempt = None
 
     def connect(self, open_session: Callable[[], None] | None = None, connect_s: float = CONNECT_S) -> None:
-        """Try the addresses of the host once, in turn. A name is looked up each time: it may move while a device runs.
+        """Try the addresses of the host once, in turn, and where the trainer moves this device, those of that host.
 
         Args:
             open_session: see ``open``.
@@ -157,47 +154,39 @@ class Channel:
         Raises:
             LinkLost: no address answers as a trainer; its remedy tells what to do if that is known.
             LinkError: something else has answered several times in a row.
+            ProtocolError: the trainer moves this device to an address that it must not use.
             RefusedError, Stopped: see ``open``.
         """
+        while True:
+            try:
+                self._try_addresses(open_session, connect_s)
+                self.route.reached()
+                return
+            except Elsewhere:
+                continue
+            except LinkLost as lost:
+                self.route.failed(lost)
+                raise
+            except RefusedError as error:
+                self.route.refused(error)
+
+    def _try_addresses(self, open_session: Callable[[], None] | None, connect_s: float) -> None:
         reasons: list[LinkLost] = []
-        for address in self._targets():
+        for address in self.route.targets():
             self.disconnect()
             self._connection = connection = Connection(
                 self._context, address.endpoint, self._keys, self._stop, connect_s
             )
             try:
                 (open_session or connection.writable)()
-                self._foreign = None
                 return
             except LinkLost as lost:
-                if connection.meter.handshaken and not isinstance(lost, NotATrainer):
+                if isinstance(lost, Elsewhere) or (connection.meter.handshaken and not isinstance(lost, NotATrainer)):
                     raise
                 reasons.append(lost)
         text = "; ".join(dict.fromkeys(map(str, reasons)))
-        self._give_up_on_others(all(isinstance(lost, NotATrainer) for lost in reasons), text)
+        self.route.give_up_on_others(all(isinstance(lost, NotATrainer) for lost in reasons), text)
         raise LinkLost(text, next((lost.remedy for lost in reasons if lost.remedy), ""))
-
-    def _targets(self) -> list[Address]:
-        named = parse_address(self.endpoint)
-        try:
-            found = self._look_up(named)
-        except NameUnknown as unknown:
-            raise LinkLost(str(unknown)) from None
-        if self._loopback_alone and (others := [address for address in found if not loops(address)]):
-            raise LinkLost(f"{named.host} is {others[0].host} now, which is not loopback, and there are no keys")
-        return found
-
-    def _give_up_on_others(self, foreign: bool, text: str) -> None:
-        """Raise LinkError where waiting does not help. Once a trainer has answered, another may come back."""
-        if self._foreign is None:
-            return
-        self._foreign = self._foreign + 1 if foreign else 0
-        if self._foreign >= _FOREIGN:
-            raise LinkError(
-                f"no trainer at {self.endpoint}: {text}",
-                "a running `adc-edge trainer` bound to that address",
-                ANOTHER_ADDRESS,
-            )
 
     def send(self, message: Message, body: Body = b"") -> None:
         """Send a message from its ``offset`` on; raises LinkLost, Stopped."""
@@ -227,6 +216,9 @@ class Channel:
             if isinstance(answer[0], Paused):
                 tell_pause(answer[0].paused)
                 continue
+            if isinstance(answer[0], Moved):
+                self.route.move(answer[0].endpoint)
+                raise Elsewhere(f"moved to {answer[0].endpoint}")
             if isinstance(answer[0], Refused):
                 refused = answer[0]
                 if refused.code in _TRY_AGAIN:
@@ -237,6 +229,11 @@ class Channel:
     def arrived(self, wait_ms: int) -> bool:
         """Return whether something can be received, after ``wait_ms`` at most; raises LinkLost, Stopped."""
         return self._live().arrived(wait_ms)
+
+    @property
+    def endpoint(self) -> str:
+        """The address that is used now, or tried next."""
+        return self.route.endpoint
 
     def totals(self) -> tuple[int, int]:
         """Bytes sent and received on all connections so far: by the kernel's count, or else the sum of the frames."""

@@ -69,6 +69,7 @@ class Hello(Message, frozen=True):
     named: bool | UnsetType = UNSET  # whether ``device`` is a name that a person gave it, not its host's
     fleet: bool | UnsetType = UNSET  # whether it can bring its trunk together with others'; 0.10 does not
     needs: DeviceNeeds | UnsetType = UNSET  # by which a new session is admitted; 0.10 does not tell
+    moves: bool | UnsetType = UNSET  # whether it follows a Moved; 0.11 does not
 
 
 class Step(Message, frozen=True):
@@ -177,6 +178,16 @@ class Welcome(Message, frozen=True):
     paused: bool | UnsetType = UNSET  # a person has paused the device: its messages wait
 
 
+class Moved(Message, frozen=True):
+    """Sent by a rank of a trainer instead of a Welcome: another rank serves the session, at ``endpoint``.
+
+    Only a device whose Hello says ``moves`` gets it.
+    """
+
+    session: Id
+    endpoint: Text  # tcp://HOST:PORT
+
+
 class Refused(Message, frozen=True):
     """Sent by the trainer to refuse a message: a code, the reason and the remedy."""
 
@@ -244,6 +255,7 @@ class ByeAck(Message, frozen=True):
 FromDevice = Hello | Step | Evaluate | Fetch | KeepHead | TrunkDelta | Infer | Ping | Bulk | Bye | ClassNames | Chunk
 FromTrainer = (
     Welcome
+    | Moved
     | Refused
     | Gradient
     | Evaluated

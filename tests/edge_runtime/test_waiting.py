@@ -65,7 +65,7 @@ def test_a_trainer_that_is_not_there_yet_is_waited_for_with_a_count_of_tries(ser
         tries.append(failed)
         waits.tried(failed)
         if failed >= 2:
-            channel.endpoint = server.endpoint  # now it listens
+            channel.route.door = server.endpoint  # now it listens
 
     channel = Channel("tcp://127.0.0.1:9", on_try=tried)
     with closing(channel):

@@ -54,6 +54,10 @@ class StubTrainer(Server):
             body,
         )
         self.hello: Hello | None = None
+        others = self._arriving.body_bytes
+        self._arriving.body_bytes = lambda message: (  # type: ignore[method-assign]
+            message.body_bytes if isinstance(message, TrunkDelta) else others(message)
+        )
         welcome = self._answers._open_session
         self._answers._open_session = lambda context, hello: self._with_terms(hello, welcome(context, hello))  # type: ignore[method-assign]
 
@@ -63,9 +67,6 @@ class StubTrainer(Server):
             return welcome
         terms = FleetTerms("averaged", self.every, self.precision, len(self.rounds))
         return msgspec.structs.replace(welcome, fleet=terms)
-
-    def _body_bytes(self, message: Any) -> int:
-        return message.body_bytes if isinstance(message, TrunkDelta) else super()._body_bytes(message)
 
     def _answer(self, asked: QueuedMessage, request: Request) -> None:
         route, peer, message, body = asked.route, asked.peer, asked.message, asked.body
