@@ -13,7 +13,8 @@ import click
 
 from adc_edge import __version__, terminal
 from adc_edge.config import add_config_options
-from adc_edge.errors import AdcEdgeError
+from adc_edge.errors import AdcEdgeError, InputError, TakenError
+from adc_edge.machine.supervisor import note_wrong_use
 from adc_edge.machine.threads import usable_cores
 from adc_edge.signals import INTERRUPTED
 
@@ -88,7 +89,12 @@ class _LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("stopped by Ctrl-C", err=True)
             ctx.exit(INTERRUPTED)
+        except click.UsageError as error:
+            note_wrong_use(error.format_message())
+            raise
         except AdcEdgeError as error:
+            if isinstance(error, InputError) and not isinstance(error, TakenError):
+                note_wrong_use(str(error))
             raise _Failure(error) from error
         except OSError as error:
             if (text := _file_trouble(error, ctx.invoked_subcommand in _RUNS)) is None:

@@ -26,6 +26,7 @@ import click
 from adc_edge.errors import SettingError
 
 _DUMP = "adc_edge.dump_config"
+_RESUMED = "adc_edge.resumed"
 _NOT_KEPT = {"fresh", "resume", "log_json", "quiet", "verbose"}  # of one start, not of the run
 
 
@@ -112,6 +113,14 @@ def resume_run(ctx: click.Context, param: click.Parameter, run: Path | None) -> 
         remedy = "type all options once more, with --run instead of --resume; then they are kept"
         raise SettingError(f"--resume {run}: its options were not kept (version 0.6)", "a run of 0.7 or newer", remedy)
     set_defaults(ctx, {**settings["options"], "run": str(run)}, f"--resume {run}")
+    ctx.meta[_RESUMED] = dict(ctx.default_map or {})
+
+
+def resumed_options(ctx: click.Context) -> set[str]:
+    """Return the names of the parameters whose values come from ``--resume``: neither typed nor in a later file."""
+    resumed, now = ctx.meta.get(_RESUMED, {}), ctx.default_map or {}
+    source = click.core.ParameterSource.DEFAULT_MAP
+    return {name for name in resumed if ctx.get_parameter_source(name) is source and now[name] is resumed[name]}
 
 
 def _params(command: click.Command) -> dict[str, click.Option]:

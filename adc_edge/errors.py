@@ -3,6 +3,7 @@
 AdcEdgeError
 ├── InputError           wrong use, exit 2
 │   ├── SettingError     an option whose value cannot be used
+│   │   └── TakenError   one that may be used once another process has ended
 │   ├── ModelError       a model or a split that ADC does not support
 │   ├── BundleError      a bundle that is missing, changed or of another version
 │   └── DataError        a data source that cannot be read or does not fit
@@ -12,7 +13,8 @@ AdcEdgeError
     ├── CheckpointError  a state on disk that cannot be read back
     ├── ProtocolError    a message that breaks the protocol
     ├── RefusedError     a message that the trainer refused
-    └── LinkError        a trainer that cannot be reached
+    ├── LinkError        a trainer that cannot be reached
+    └── RanksLost        a trainer's other ranks that are gone or silent
 """
 
 from __future__ import annotations
@@ -39,6 +41,10 @@ class InputError(AdcEdgeError):
 
 class SettingError(InputError):
     """The value of an option cannot be used, alone or together with other options."""
+
+
+class TakenError(SettingError):
+    """The port or the run directory is in use by another process. It may be free later, so a supervisor tries again."""
 
 
 class ModelError(InputError):
@@ -87,3 +93,7 @@ class RefusedError(RunError):
 
 class LinkError(RunError):
     """The trainer cannot be reached, or was unreachable for longer than allowed."""
+
+
+class RanksLost(RunError):
+    """Another rank of this trainer is gone, or was silent for longer than allowed. All ranks have to start anew."""

@@ -18,6 +18,18 @@ class OrAuto(click.ParamType):  # type: ignore[type-arg]
         return value if value == "auto" else self._kind.convert(value, param, ctx)
 
 
+class StepsOrEvery(click.ParamType):  # type: ignore[type-arg]
+    """A number of steps from 2 on, or the word ``every``, which is 1."""
+
+    name = "steps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of steps, or fail as click does."""
+        if value == "every":
+            return 1
+        return int(click.IntRange(min=1).convert(value, param, ctx))
+
+
 class _Quantity(click.ParamType):  # type: ignore[type-arg]
     """A positive number with a unit behind it, which may be left out."""
 

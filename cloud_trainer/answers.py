@@ -71,6 +71,7 @@ class Answers:
         fleet: says who fits its mode.
         merging: how steps of several sessions are learned together.
         admission: tells whether there is room for a new session.
+        steps: makes what learns the steps.
     """
 
     def __init__(
@@ -86,13 +87,14 @@ class Answers:
         fleet: DeviceFleet,
         merging: Merging,
         admission: Admission,
+        steps: Callable[..., StepAnswers] = StepAnswers,
     ) -> None:
         self._bundle, self._training, self._sessions, self._limits = bundle, training, sessions, limits
         self._checkpoints, self._refusals, self._classes = checkpoints, refusals, classes
         self._device, self._record = training.device, checkpoints.record
         self._fleet = fleet
-        self._steps = StepAnswers(bundle.manifest, training, sessions, checkpoints, refusals.warn, merging)
-        self._admission = admission
+        self._steps = steps(bundle.manifest, training, sessions, checkpoints, refusals.warn, merging)
+        self.admission = admission
         self._incarnation = secrets.randbits(_ID_BITS)
 
     def answer(self, context: RequestContext, message: FromDevice, body: memoryview) -> tuple[Reply, AfterSend]:
@@ -143,7 +145,7 @@ class Answers:
             self._classes.check_silent(hello.device)
         self._fleet.check_hello(hello)
         if not self._fleet.knows(hello.session):
-            self._admission.check(hello)
+            self.admission.check(hello)
         session = self._sessions.find(hello, peer.owner)
         try:
             session.resume(hello)

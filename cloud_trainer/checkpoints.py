@@ -105,8 +105,7 @@ class TrainerCheckpoints:
         if self._run_dir is None or self._run_dir.path is None:
             return "the trainer keeps nothing on disk"
         if step == session.applied:  # also if it is there: on CUDA a repeated step differs in its last bits
-            learned = {other.id: other.applied for other in self._sessions}
-            weights = label_weights(self._training.safetensors(), learned, self._training.steps)
+            weights = label_weights(self._training.safetensors(), self.learned(), self._training.steps)
             try:
                 self._run_dir.keep(best_head_name(session.id, step), weights)
             except OSError as error:  # the training goes on, on either side
@@ -117,6 +116,10 @@ class TrainerCheckpoints:
         self._drop_heads(session.id, (step, held))
         logger.info("device %r: kept the head of step %d, its best evaluation", session.record.device, step)
         return ""
+
+    def learned(self) -> dict[int, int]:
+        """The steps of each session that the head has learned."""
+        return {session.id: session.applied for session in self._sessions}
 
     def _forget(self, session: int) -> None:
         self._drop_heads(session)
@@ -176,9 +179,13 @@ class TrainerCheckpoints:
                 f"{run_dir.path}: {error}", "a trainer's checkpoint", "use another --run, or --fresh"
             ) from None
         self._training.restore(checkpoint.arrays, checkpoint.step)
-        self._sessions.restore(records)
+        self._sessions.restore(self._served(checkpoint, records))
         known = {f"{number:016x}" for number in records}
         self.record.forget_evaluations()
         run_dir.rewind(checkpoint.step, lambda line: self.record.keeps(line, checkpoint.step, known))
         self._kept.clear()
         self._kept.append((checkpoint.step, msgspec.convert(msgspec.to_builtins(records), dict[int, SessionRecord])))
+
+    def _served(self, checkpoint: Checkpoint, records: dict[int, SessionRecord]) -> dict[int, SessionRecord]:
+        """The sessions of a checkpoint that this trainer serves: all of them."""
+        return records

@@ -23,11 +23,13 @@ from adc_edge.options import (
     optimizer_options,
     run_options,
 )
+from adc_edge.quantities import StepsOrEvery
 from adc_edge.watching.options import WatchSettings, watch_options
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+RANK_OPTIONS = {"sync", "round_wait", "place", "advertise", "rank_timeout", "public_ranks"}
 _SECONDS = FloatRange(min=0, finite=True)
 
 
@@ -83,7 +85,7 @@ _SECONDS = FloatRange(min=0, finite=True)
     default=0,
     type=COUNT,
     metavar="N",
-    help="Let a new device wait while N are connected; 0: as many as there is room for.",
+    help="Let a new device wait while N are connected, of each rank under torchrun; 0: as many as there is room for.",
 )
 @click.option(
     "--merge-passes",
@@ -133,6 +135,47 @@ _SECONDS = FloatRange(min=0, finite=True)
     default="on",
     help="Leave out, and name, a device whose change is far larger than the others' or against them (averaged).",
 )
+@heading("Ranks (under torchrun)")
+@click.option(
+    "--sync",
+    default="every",
+    type=StepsOrEvery(),
+    metavar="every|K",
+    help="every: all ranks learn each round's steps together, as one trainer would. K: each rank learns alone, and "
+    "every K steps the heads become their mean.",
+)
+@click.option(
+    "--round-wait",
+    default=defaults.ROUND_WAIT_S,
+    type=_SECONDS,
+    metavar="SECONDS",
+    help="Longest wait of a rank without a step for a message of its devices, before it joins a round with none.",
+)
+@click.option(
+    "--place",
+    type=choices(defaults.Placing),
+    default="load",
+    help="Rule that chooses the rank of a new device: the least load, or a hash of the device's key or name.",
+)
+@click.option(
+    "--advertise",
+    metavar="tcp://HOST:PORT",
+    help="Address of this host's first rank as devices reach it; the next ranks have the ports after it. "
+    "Default: the address of --bind.",
+)
+@click.option(
+    "--rank-timeout",
+    default=defaults.RANK_TIMEOUT_S,
+    type=FloatRange(min=1, finite=True),
+    metavar="SECONDS",
+    help="Longest silence of another rank; after it this rank ends, and torchrun starts all ranks anew.",
+)
+@click.option(
+    "--public-ranks",
+    is_flag=True,
+    help="Allow ranks to talk through a public address, and torchrun to listen on a host that has one. Who reaches its "
+    "ports can run code as this user: close them by a firewall first.",
+)
 @heading("Evaluation")
 @data_option(help="Evaluate trunk and head here, on the test split of this data set (not in parallel mode):")
 @click.option(
@@ -160,14 +203,20 @@ _SECONDS = FloatRange(min=0, finite=True)
 @log_options
 def trainer(console: Console, watch: WatchSettings, **options: Any) -> None:
     """Train the head for the devices that connect, or answer inference with it (--serve-only)."""
+    from adc_edge.cloud_trainer.ranks.launch import launched
+    from adc_edge.cloud_trainer.ranks.stopping import RankStop
     from adc_edge.cloud_trainer.settings import TrainerSettings
-    from adc_edge.config import chosen_options
+    from adc_edge.config import chosen_options, resumed_options
     from adc_edge.optimizer.settings import take_settings
     from adc_edge.signals import INTERRUPTED, StopFlag
     from adc_edge.watching.process import watching
 
-    stop = StopFlag()
+    launch = launched()
+    stop = StopFlag() if launch is None else RankStop()
     kept = chosen_options(click.get_current_context())
+    if launch is None:  # a run of ranks goes on without them; they stay in what it keeps
+        for name in resumed_options(click.get_current_context()) & RANK_OPTIONS:
+            del options[name]
     settings = TrainerSettings(optimizer=take_settings(options), **options)
     bundle = settings.check()
     if settings.serve_only:
@@ -177,6 +226,12 @@ def trainer(console: Console, watch: WatchSettings, **options: Any) -> None:
         from adc_edge.cloud_trainer.runner import Trainer  # torch, whose import takes seconds
 
         serve_head(Trainer(settings, console, stop, kept, bundle))
+        return
+    if launch is not None:
+        from adc_edge.cloud_trainer.ranks.command import run_rank
+
+        assert isinstance(stop, RankStop), "made above"
+        run_rank(settings, console, launch, watch, kept, bundle, stop)
         return
     dataset = settings.test_images()
     shown = click.get_current_context().with_resource(watching(settings.run, watch, stop))

@@ -89,6 +89,8 @@ class SessionRegistry:
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
         self.waiting = MessageQueue()
         self._dismissed: list[tuple[bytes, Peer]] = []  # connections that have lost their session, and are not told yet
+        self.is_spared: Callable[[int], bool] = lambda session: False  # told a number: it must not give way
+        self.elsewhere_bytes: Callable[[], int] = lambda: 0  # of bodies that wait for something else than their turn
         self.on_evict: Callable[[int], None] = lambda session: None  # told the number of a session that gives way
 
     def restore(self, kept: Mapping[int, SessionRecord]) -> None:
@@ -206,7 +208,8 @@ class SessionRegistry:
 
     def held_bytes(self) -> int:
         """Size in bytes of all message bodies that are being received, or wait for their answers."""
-        return sum(inbox.held_bytes for inbox in self._inboxes()) + self.waiting.held_bytes()
+        received = sum(inbox.held_bytes for inbox in self._inboxes())
+        return received + self.waiting.held_bytes() + self.elsewhere_bytes()
 
     def make_room(self, size: int, most: int, session: ServedSession | None = None) -> bool:
         """Whether a body of ``size`` may be received beside the others, ``most`` bytes in all.
@@ -258,9 +261,10 @@ class SessionRegistry:
     def _make_room(self, owner: str) -> None:
         own = [s for s in self if owner and s.record.owner == owner]
         if len(own) >= MAX_SESSIONS_OF_A_KEY:
-            self._evict(own[0])
+            self._evict(next((s for s in own if not self.is_spared(s.id)), own[0]))
         if len(self._sessions) >= MAX_SESSIONS:
-            idle = next((s for s in self if s.record.finished or s.applied == 0), None)
+            done = (s for s in self if s.record.finished or s.applied == 0)
+            idle = next((s for s in done if not self.is_spared(s.id)), None)
             if idle is None:
                 raise ProtocolError(
                     f"one more session than {MAX_SESSIONS}",

@@ -21,9 +21,11 @@ from adc_edge.cloud_trainer.checkpoints import TrainerCheckpoints
 from adc_edge.cloud_trainer.classes import HeadClasses
 from adc_edge.cloud_trainer.fleet.device_fleet import DeviceFleet
 from adc_edge.cloud_trainer.head import HeadTraining
+from adc_edge.cloud_trainer.ranks.state.shared_run import WrittenLines
 from adc_edge.cloud_trainer.record.trainer_record import TrainerRecord
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.screen.trainer_screen import TrainerScreen
+from adc_edge.cloud_trainer.served_session import SessionRecord
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.settings import TrainerSettings as TrainerSettings
 from adc_edge.data.classes import short_list
@@ -80,7 +82,7 @@ class Trainer:
             shown: an empty directory for what others watch of a run that is not kept.
         """
         settings = self.settings
-        _raise_descriptor_limit()
+        raise_descriptor_limit()
         with ExitStack() as stack:
             run_dir = stack.enter_context(closing(self._run_dir(shown)))
             recorder = stack.enter_context(Recorder(run_dir, lambda: self.training.steps))
@@ -89,6 +91,8 @@ class Trainer:
             sessions = SessionRegistry(run_dir.journal, settings.one_session)
             checkpoints = TrainerCheckpoints(self.training, sessions, run_dir, settings.checkpoint_every)
             checkpoints.resume()
+            if run_dir.path is not None:  # ranks may have worked here before
+                WrittenLines(run_dir).take_in(sessions.records(), checkpoints.record.evaluated_late)
             classes = HeadClasses(self.bundle.manifest, run_dir)
             fleet = DeviceFleet(
                 settings.fleet,
@@ -120,13 +124,13 @@ class Trainer:
             recorder.begun("trainer", server.endpoint)
             self._log_start(server.endpoint, sessions.finished(), classes.names)
             fleet.log_start()
-            stack.enter_context(self._screen(run_dir, server.endpoint, sessions))
+            stack.enter_context(self._screen(run_dir, server.endpoint, sessions, sessions.records()))
             try:
                 server.serve(lambda: self.stop() or 0 < settings.devices <= sessions.finished())
             finally:
                 checkpoints.save()
-                learned = {session.id: session.applied for session in sessions}
-                run_dir.keep(HEAD, label_weights(self.training.safetensors(), learned, self.training.steps))
+                weights = label_weights(self.training.safetensors(), checkpoints.learned(), self.training.steps)
+                run_dir.keep(HEAD, weights)
             if central is not None:
                 central.finish(self.stop)
             complete = sessions.finished() >= settings.devices
@@ -162,14 +166,19 @@ class Trainer:
         )
         return RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh, shown=shown)
 
-    def _screen(self, run_dir: RunDir, endpoint: str, sessions: SessionRegistry) -> TrainerScreen:
+    def _screen(
+        self,
+        run_dir: RunDir,
+        endpoint: str,
+        sessions: SessionRegistry,
+        known: Mapping[int, SessionRecord],
+    ) -> TrainerScreen:
         manifest = self.bundle.manifest
         title = f"{manifest.model}, blocks {manifest.split + 1} to {manifest.depth} on {endpoint}"
         screen = TrainerScreen(self.console, title, manifest.tokens, OPEN if self.settings.insecure else "")
         screen.fleet.head_step = self.training.steps
-        for session in sessions:
-            record = session.record
-            screen.fleet.seed(f"{session.id:016x}", record.device, record.applied, record.finished)
+        for number, record in known.items():
+            screen.fleet.seed(f"{number:016x}", record.device, record.applied, record.finished)
         screen.fleet.is_paused = lambda session: sessions.waiting.fair.is_paused(int(session, 16))
         if screen.live:
             run_dir.follower = screen.fleet.take
@@ -224,7 +233,7 @@ class Trainer:
         return HeadTraining(head, settings.optimizer, device, bf16, settings.seed, compiled)
 
 
-def _raise_descriptor_limit() -> None:
+def raise_descriptor_limit() -> None:
     """Allow as many open connections as the system permits, since the guard admits more than the usual limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

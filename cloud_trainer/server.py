@@ -21,6 +21,8 @@ from adc_edge.cloud_trainer.guard import Guard, Refusals
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.inference.answers import Inference
 from adc_edge.cloud_trainer.limits import MessageLimits
+from adc_edge.cloud_trainer.link.arriving import ArrivingBodies
+from adc_edge.cloud_trainer.link.context import request_context
 from adc_edge.cloud_trainer.link.listening import listen, received_frames
 from adc_edge.cloud_trainer.link.pongs import Pongs
 from adc_edge.cloud_trainer.link.probes import LinkProbes
@@ -31,6 +33,7 @@ from adc_edge.cloud_trainer.scheduling.admission import Admission
 from adc_edge.cloud_trainer.scheduling.merged import Merging, is_whole_step
 from adc_edge.cloud_trainer.scheduling.messages import QueuedMessage
 from adc_edge.cloud_trainer.scheduling.orders import FleetOrders
+from adc_edge.cloud_trainer.scheduling.steps import StepAnswers
 from adc_edge.defaults import MergePasses
 from adc_edge.errors import ProtocolError
 from adc_edge.planning.passive import LATE_MS
@@ -63,6 +66,7 @@ class Server:
         fleet: how the devices' trunks become one; None: each keeps its own.
         merge_passes: how waiting steps of several devices go through the head together.
         max_devices: connected sessions beyond which a new one has to wait; 0: no such limit.
+        steps: makes what learns the steps.
 
     Raises:
         SettingError: the address cannot be bound.
@@ -83,9 +87,10 @@ class Server:
         fleet: DeviceFleet | None = None,
         merge_passes: MergePasses = "off",
         max_devices: int = 0,
+        steps: Callable[..., StepAnswers] = StepAnswers,
     ) -> None:
         self.sessions, self._access = sessions, access
-        self._limits, self._max_held_bytes = MessageLimits.from_manifest(bundle.manifest, max_images), max_held_bytes
+        limits = MessageLimits.from_manifest(bundle.manifest, max_images)
         self._checkpoints = checkpoints = checkpoints or TrainerCheckpoints(training, sessions)
         self._record, self._refusals = checkpoints.record, Refusals(checkpoints.record.rejected)
         self._fleet = fleet or DeviceFleet(FleetSettings(), bundle, sessions, self._record)
@@ -93,28 +98,28 @@ class Server:
         merging = Merging(merge_passes, max_images * bundle.manifest.tokens)
         sessions.waiting.merges, sessions.waiting.most_merged = merging.fits, merging.most
         self._probes, self._load = LinkProbes(), TrainerLoad()
+        self._arriving = ArrivingBodies(limits, self._fleet, sessions, self._probes, max_held_bytes)
         change_bytes = self._fleet.change_bytes()
         admission = Admission(sessions, self._record.presence, self._load, max_devices, max_held_bytes, change_bytes)
         self._answers = Answers(
             bundle,
             training,
             sessions,
-            limits=self._limits,
+            limits=limits,
             checkpoints=checkpoints,
             refusals=self._refusals,
             classes=classes or HeadClasses(bundle.manifest),
             fleet=self._fleet,
             merging=merging,
             admission=admission,
+            steps=steps,
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._pongs = Pongs(bundle, training, sessions)
         self._load.priority = sessions.waiting.fair.priority
-        self.inference = Inference()  # --serve-only: with a head
         self.between: Callable[[bool], bool] = lambda busy: False  # work between messages: whether there is more
-        self._speaker: Peer | None = None  # the sender of the message that is being read
-        most_bytes = max(self._limits.largest_bytes(), self._fleet.largest_bytes())
+        most_bytes = max(limits.largest_bytes(), self._fleet.largest_bytes())
         ended = self._record.presence.end
         self._guard = Guard(self._context, self._socket, self._refusals, most_bytes, ended)
         self._replies = Replies(self._socket, sessions, self._guard, self._refusals, self._record, self._load)
@@ -126,11 +131,19 @@ class Server:
             self.close()
             raise
 
+    @property
+    def inference(self) -> Inference:
+        """The answers to requests for inference; ``--serve-only`` sets those of a head."""
+        return self._arriving.inference
+
+    @inference.setter
+    def inference(self, answers: Inference) -> None:
+        self._arriving.inference = answers
+
     def serve(self, stop: Callable[[], bool]) -> None:
         """Answer messages until ``stop``, which is asked between two of them, returns True."""
         while not stop():
             self._read()
-            self._orders.follow()
             self._replies.send_due(self._fleet.due())
             taken = self.sessions.waiting.pop()
             if taken:
@@ -138,10 +151,15 @@ class Server:
             more = self.between(bool(taken))
             if not taken:
                 self._socket.poll(0 if more else _TICK_MS, zmq.POLLIN)
-            self._refusals.sweep()
-            self._record.tell_use(self.sessions.held_bytes, self._guard.count)
-            if self._access is not None:
-                self._replies.expel(self._access)
+            self._look_after()
+
+    def _look_after(self) -> None:
+        """Follow a person's orders, and do what is due by the clock; cheap to call again and again."""
+        self._orders.follow()
+        self._refusals.sweep()
+        self._record.tell_use(self.sessions.held_bytes, self._guard.count)
+        if self._access is not None:
+            self._replies.expel(self._access)
 
     def _read(self) -> None:
         """Take the pieces that have come."""
@@ -188,7 +206,7 @@ class Server:
             raise ProtocolError(
                 f"{len(frames)} frames", "a header and a piece", "install the same version of adc-edge on both sides"
             )
-        self._speaker = peer
+        self._arriving.speaker = peer
         whole = peer.inbox.feed(frames[0].bytes, frames[1].buffer)
         if whole is None:
             return
@@ -210,29 +228,7 @@ class Server:
             self.sessions.waiting.fair.charge(peer.turn, seconds)
 
     def _new_inbox(self) -> Assembler[FromDevice]:
-        return Assembler(unpack_from_device, self._body_bytes, check_foreign)
-
-    def _body_bytes(self, message: FromDevice) -> int:
-        if (alone := self.inference.body_bytes(message, self._limits)) is not None:
-            size = alone
-        elif isinstance(message, TrunkDelta):
-            size = self._fleet.body_bytes(message)
-        else:
-            size = self._limits.body_bytes(message)
-        if isinstance(message, Bulk):
-            self._probes.begin(self._speaker)
-        elif size == 0 or isinstance(message, Ping):
-            return size
-        elif alone is None and (self._speaker is None or self._speaker.session is None):
-            raise outside_session(message)
-        most = self._max_held_bytes // (4 if isinstance(message, Bulk) else 1)  # padding leaves room for steps
-        most -= self._fleet.held_bytes()
-        session = None if self._speaker is None else self._speaker.session
-        if getattr(message, "offset", 0) == 0 and not self.sessions.make_room(size, most, session):
-            raise ProtocolError(
-                f"{size} bytes more than can be held now", "fewer messages at once", "try again later", "busy"
-            )
-        return size
+        return Assembler(unpack_from_device, self._arriving.body_bytes, check_foreign)
 
     def _answer_at_once(self, asked: QueuedMessage, live: TcpInfo | None) -> None:
         """Answer a message that opens a session or measures the link; a device waits for it for a limited time."""
@@ -248,9 +244,12 @@ class Server:
             self.sessions.cut_off(route)
         else:
             peer.hello = message
-            congestion = prefer_bbr(peer.fd)  # before the first gradient leaves
-            reply, after_send = self._answers.answer(self._context_of(asked, congestion), message, asked.body)
-            self._replies.deliver([asked], [reply], after_send)
+            self._answer_hello(asked)
+
+    def _answer_hello(self, asked: QueuedMessage) -> None:
+        congestion = prefer_bbr(asked.peer.fd)  # before the first gradient leaves
+        reply, after_send = self._answers.answer(self._context_of(asked, congestion), asked.message, asked.body)
+        self._replies.deliver([asked], [reply], after_send)
 
     def _answer_waiting(self, taken: list[QueuedMessage]) -> None:
         """Answer the message whose turn it is, with those that are learned with it."""
@@ -292,8 +291,4 @@ class Server:
         self._replies.deliver([asked], [reply], after_send)
 
     def _context_of(self, asked: QueuedMessage, congestion: str | None = None) -> RequestContext:
-        peer, live = asked.peer, tcp_info(asked.peer.fd)  # a device cannot see how fast its trainer sends
-        name = None if self._access is None else self._access.name(peer.owner)
-        down, limited = (live.delivery_mbit_s, live.app_limited) if live else (None, False)
-        rtt_ms = live.rtt_ms if live else None
-        return RequestContext(asked.route, peer, congestion, down, limited, asked.up_mbit_s, name, rtt_ms)
+        return request_context(asked, congestion, self._access)

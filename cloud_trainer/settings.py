@@ -10,8 +10,10 @@ import msgspec
 from adc_edge import defaults
 from adc_edge.cloud_trainer.fleet.settings import FleetSettings
 from adc_edge.cloud_trainer.inference.head_source import find_head
+from adc_edge.cloud_trainer.ranks.launch import bound_to, launched
+from adc_edge.cloud_trainer.ranks.settings import RankSettings
 from adc_edge.data.sources import Dataset, load_dataset
-from adc_edge.defaults import FleetMode, FleetPrecision, MergePasses, RobustRule
+from adc_edge.defaults import FleetMode, FleetPrecision, MergePasses, Placing, RobustRule
 from adc_edge.errors import SettingError
 from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.security.keystore import load_pair
@@ -49,6 +51,12 @@ class TrainerSettings(msgspec.Struct, frozen=True):
     max_devices: int = 0
     merge_passes: MergePasses = "off"
     serve_only: bool = False
+    sync: int = 1
+    round_wait: float = defaults.ROUND_WAIT_S
+    place: Placing = "load"
+    advertise: str | None = None
+    rank_timeout: float = defaults.RANK_TIMEOUT_S
+    public_ranks: bool = False
     seed: int = 0
     threads: int = 0
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -71,6 +79,18 @@ class TrainerSettings(msgspec.Struct, frozen=True):
             self.devices,
         )
 
+    @property
+    def ranks(self) -> RankSettings:
+        """The settings of the ranks that torchrun starts."""
+        return RankSettings(
+            self.sync,
+            self.round_wait,
+            self.place,
+            self.advertise,
+            self.rank_timeout,
+            self.public_ranks,
+        )
+
     def check(self) -> Bundle:
         """Return the bundle, once everything is checked that can be checked before torch is imported.
 
@@ -79,12 +99,14 @@ class TrainerSettings(msgspec.Struct, frozen=True):
             BundleError: there is no bundle, or its head is missing or changed.
             CheckpointError: the run directory holds another run.
         """
+        launch = launched()
+        self.ranks.check(self, launch)
         if self.one_session and self.devices > 1:
             received = f"--one-session and --devices {self.devices}"
             raise SettingError(received, "--devices 1 at most: one session is one device's", "leave one out")
         self.fleet.check()
         self._check_data()
-        if 0 < self.max_devices < self.devices:
+        if 0 < self.max_devices * (1 if launch is None else launch.world) < self.devices:
             received = f"--devices {self.devices} and --max-devices {self.max_devices}"
             raise SettingError(received, "room for all devices that are waited for", "raise --max-devices")
         check_endpoint(self.bind, self.insecure, self.keys is not None)
@@ -93,9 +115,9 @@ class TrainerSettings(msgspec.Struct, frozen=True):
         bundle = Bundle.load(self.bundle, need=(HEAD, TRUNK) if self.fleet.common or self.data is not None else (HEAD,))
         if self.serve_only:
             self._check_serving(bundle)
-        else:
+        elif launch is None or launch.rank == 0:  # which alone locks and writes it
             check_run(self.run, self.fixed(bundle), self.fresh)
-        check_listening(self.bind)
+        check_listening(self.bind if launch is None else bound_to(self.bind, launch.local_rank))
         return bundle
 
     def test_images(self) -> Dataset | None:

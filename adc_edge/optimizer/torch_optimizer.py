@@ -35,6 +35,23 @@ class Optimizer:
         self._torch.step()
         self._torch.zero_grad(set_to_none=True)
 
+    def fill(self) -> None:
+        """Make the state of every parameter that has none, as a first step would find it."""
+        adam = self.settings.name != "sgd"
+        for parameter in self._parameters:
+            if self._torch.state[parameter] or not (adam or self.settings.momentum):
+                continue
+            names = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
+            made = {name: torch.zeros_like(parameter, requires_grad=False) for name in names}
+            if adam:
+                made = {"step": torch.zeros((), device=parameter.device)} | made
+            self._torch.state[parameter].update(made)
+
+    def state(self) -> list[torch.Tensor]:
+        """Return the tensors of the state, in a fixed order, to be read and overwritten; ``fill`` comes before."""
+        states = (self._torch.state[parameter] for parameter in self._parameters)
+        return [value for state in states for _, value in sorted(state.items()) if isinstance(value, torch.Tensor)]
+
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the optimizer's state as arrays named ``INDEX.KEY``."""
         state = self._torch.state_dict()["state"]

@@ -11,6 +11,7 @@ classes.json       class names of the head, in the order of its outputs; on a de
 decisions.json     settings that changed while the run followed its link, each with its first step
 rounds/, averages/ the fleet's newest trunks (`fleet_trunk.py`), on a trainer; those that a device has taken, on it
 lock               held while a process uses the directory
+rank-*.jsonl       of a trainer with several ranks: lines of other ranks that metrics and events do not have yet
 trunk.safetensors or head.safetensors, once the run has ended
 best-trunk.safetensors, or best-head-*.safetensors of each session: the halves of the best evaluation (--keep-best)
 """
@@ -29,7 +30,7 @@ from typing import Any
 import msgspec
 
 from adc_edge.arrays import Arrays
-from adc_edge.errors import SettingError
+from adc_edge.errors import SettingError, TakenError
 from adc_edge.files import json_bytes, temporary_directory, write_atomic
 from adc_edge.storage.checkpoint import Checkpoint, checkpoint_steps, drop_newer, latest_checkpoint, save_checkpoint
 from adc_edge.storage.events import EVENTS_FILE, Event
@@ -63,6 +64,7 @@ _OURS = (
     "events.1.jsonl",
     "manifest.json",
     "endpoint",
+    "world",
     "engine",
     "engine-where",
     "shim-device",
@@ -74,6 +76,7 @@ _OURS = (
     "trunk.safetensors",
     "head.safetensors",
     "best-*.safetensors",
+    "rank-*.jsonl",
 )
 _LOOKS, _LOOK_S = 5, 0.02
 _CUT_OFF = tuple(f".{name}.*" for name in _OURS)  # write_atomic's temporary files, left by a kill
@@ -157,7 +160,7 @@ class RunDir:
                 return handle
             time.sleep(_LOOK_S)
         os.close(handle)
-        raise SettingError(
+        raise TakenError(
             f"--run {path} is in use by another process", "one process for each run", "stop it, or choose another"
         )
 
@@ -210,7 +213,8 @@ class RunDir:
         """Append one line to metrics.jsonl, with the time; a full disk loses it and the run goes on (``trouble``)."""
         self.follower(values)
         if self._place:
-            self._metrics.append(json.dumps(values | {"time": round(time.time(), 3)}).encode())
+            now = values.get("time") or round(time.time(), 3)  # a line of another rank has its own
+            self._metrics.append(json.dumps(values | {"time": now}).encode())
 
     def event(self, event: Event) -> None:
         """Append one line to events.jsonl; a full disk loses it and the run goes on."""

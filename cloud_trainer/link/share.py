@@ -8,6 +8,9 @@ priorities of all devices at work: a trainer that has more to do than it can tak
 instant waits for what is left of the one that is being served, u E[S^2] / (2 E[S]) in the mean, where S are the seconds
 of the others' messages. Where waits of this device's own messages were measured, their mean is told instead: devices
 fall into step with each other.
+
+A round of several ranks is no session's work, and takes nothing from a device's share. Messages wait for it all the
+same, so that it is one of the S.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import msgspec
@@ -34,6 +38,8 @@ _LEAST_S = 2e-4  # least time of the loop that counts; a piece of a message take
 _LEAST_OUTSIDE_S = 0.02  # without a session: a device's pings before its own take less, a measurement of the head more
 _WAITS = 5  # measured ones from which on their mean is told
 _NO_SESSION = -1
+_ROUND = -2  # the key of the rounds of several ranks
+_NO_DEVICES = (_NO_SESSION, _ROUND)
 
 
 class _Served(NamedTuple):
@@ -89,11 +95,28 @@ class TrainerLoad:
         self._start_s = self._rest_s = 0.0  # of the message that is being served
         self._waited: dict[int, float] = {}  # by the sessions that are being served
         self._paused: dict[int, tuple[float, float]] = {}  # each session's last pause
+        self._round_s: float | None = None  # in a round: since when the loop has done nothing else
         self.priority: Callable[[int], float] = lambda session: 1.0  # of a session
 
     def begin(self) -> None:
         """Note that the loop takes a message or a piece of one, or answers a message that has waited."""
         self._start_s, self._rest_s, self._waited = self._clock(), 0.0, {}
+        self._count_round(self._start_s)
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """Count the block as a round of several ranks, except for the pieces of messages that are taken in it."""
+        self._round_s = self._clock()
+        try:
+            yield
+        finally:
+            self._count_round(self._clock())
+            self._round_s = None
+
+    def _count_round(self, end_s: float) -> None:
+        """Count the part of a round that ends, if there is one."""
+        if self._round_s is not None and end_s - self._round_s >= _LEAST_S:
+            self._count(_Served(_ROUND, self._round_s, end_s, 0.0, None), answered=False)
 
     def arrival_s(self, live: TcpInfo | None) -> float | None:
         """Return the time at which the message arrived whose last piece the loop has just taken; None: not known.
@@ -133,6 +156,8 @@ class TrainerLoad:
                 start_s = end_s
             if peer.session is not None and peer.session.record.finished:
                 self._forget(session)
+        if self._round_s is not None:
+            self._round_s = now_s
         return seconds
 
     def _count(self, served: _Served, answered: bool) -> None:
@@ -158,7 +183,7 @@ class TrainerLoad:
         return answer if share is UNSET else msgspec.structs.replace(answer, share=share)
 
     def share(self, session: int, arrived_s: float | None) -> TrainerShare | UnsetType:
-        """Return the share of a session; UNSET if no other one was at work.
+        """Return the share of a session; UNSET if nothing else was at work.
 
         Args:
             session: the session, or -1 for a device that asks before it has one.
@@ -166,7 +191,7 @@ class TrainerLoad:
         """
         self._drop(self._start_s)
         others = [work for key, work in self._work.items() if key != session and work.messages]
-        devices = 1 + sum(work.messages > 0 for key, work in self._work.items() if key not in (session, _NO_SESSION))
+        devices = 1 + sum(work.messages > 0 for key, work in self._work.items() if key not in (session, *_NO_DEVICES))
         paused_s = 0.0 if arrived_s is None else self._paused_since(session, arrived_s)
         if not paused_s and (not others or (session == _NO_SESSION and devices == 1)):
             return UNSET
@@ -177,13 +202,14 @@ class TrainerLoad:
         own = self._work.get(session)
         if waited_s is not None and not paused_s and (own is None or arrived_s is None or arrived_s >= own.answered_s):
             self._waited[session] = waited_s
-        used = min(1.0, max(0.0, sum(work.part(self._start_s) for work in others)))
         seconds, squares = sum(work.seconds for work in others), sum(work.squares for work in others)
-        expected_s = used * squares / (2 * seconds) if seconds else 0.0
+        busy = min(1.0, max(0.0, sum(work.part(self._start_s) for work in others)))
+        rounds = self._work[_ROUND].part(self._start_s) if _ROUND in self._work else 0.0
+        expected_s = busy * squares / (2 * seconds) if seconds else 0.0
         if session != _NO_SESSION and own is not None and own.waits >= _WAITS:
             expected_s = own.waited_s / own.waits
         return TrainerShare(
-            share=max(1 - used, self._least(session)),
+            share=min(1.0, max(1 - busy + rounds, self._least(session))),
             wait_s=max(0.0, expected_s),
             devices=devices,
             rest_s=max(0.0, own.rest_s / own.messages) if own is not None and own.messages else 0.0,
@@ -192,7 +218,7 @@ class TrainerLoad:
 
     def _least(self, session: int) -> float:
         """Return a session's part of the time while every device at work wants more of it."""
-        others = [key for key, work in self._work.items() if key not in (session, _NO_SESSION) and work.messages]
+        others = [key for key, work in self._work.items() if key not in (session, *_NO_DEVICES) and work.messages]
         own = 1.0 if session == _NO_SESSION else self.priority(session)
         return own / (own + sum(map(self.priority, others)))
 
@@ -200,13 +226,13 @@ class TrainerLoad:
         """Return what a new session may expect: its part of the time, and the seconds of a message."""
         now_s = self._clock()
         self._drop(now_s)
-        busy = [work for key, work in self._work.items() if key != _NO_SESSION and work.messages]
+        busy = [work for key, work in self._work.items() if key not in _NO_DEVICES and work.messages]
         used, messages = sum(work.part(now_s) for work in busy), sum(work.messages for work in busy)
         seconds = sum(work.seconds for work in busy) / messages if messages else 0.0
         return max(1 - used, self._least(_NO_SESSION)), seconds
 
     def _waited_for_others(self, session: int, arrived_s: float) -> float:
-        """Seconds that other sessions took since a message arrived, and since the session's last one was taken."""
+        """Seconds that others and rounds took since a message arrived, and since the session's last one was taken."""
         own = self._work.get(session)
         since_s = arrived_s if own is None or session == _NO_SESSION else max(arrived_s, own.answer_s)
         total = 0.0

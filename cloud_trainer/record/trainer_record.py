@@ -103,6 +103,11 @@ class TrainerRecord:
             return True
         return bool(line.get("head_step", 0) <= head_step)
 
+    def evaluated_late(self, line: Mapping[str, Any]) -> None:
+        """Write the line of an evaluation that a process before this one could not write, unless it is there."""
+        if self._evaluations.learn(line):
+            self._metric(**line)
+
     def joined(self, session: ServedSession, context: RequestContext, hello: Hello) -> None:
         """Record that a device has opened or resumed its session."""
         self._evaluations.resume(session.id, hello.incarnation)

@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from adc_edge.cloud_trainer.link.share import TrainerLoad
 from adc_edge.cloud_trainer.record.presence import SessionPresence
 from adc_edge.cloud_trainer.registry import SessionRegistry
+from adc_edge.cloud_trainer.scheduling.room import Room
 from adc_edge.cloud_trainer.served_session import ServedSession
 from adc_edge.errors import ProtocolError
 from adc_edge.wire.messages import Hello
@@ -44,6 +45,15 @@ class Admission:
         self._sessions, self._presence, self._load = sessions, presence, load
         self._max_devices, self._most_bytes, self._change_bytes = max_devices, most_bytes, change_bytes
 
+    def room(self) -> Room:
+        """Return the room for new devices: ``check`` refuses those that it does not fit."""
+        present, (part, seconds) = self._present(), self._load.offer()
+        devices = max(0, self._max_devices - len(present)) if self._max_devices else None
+        return Room(devices, self._most_bytes - sum(map(self._held_for, present)) - self._change_bytes, part, seconds)
+
+    def _present(self) -> list[ServedSession]:
+        return [one for one in self._sessions if self._presence.connected(one.id)]
+
     def check(self, hello: Hello) -> None:
         """Admit the session that a Hello names.
 
@@ -52,7 +62,7 @@ class Admission:
         """
         if self._sessions.has_served(hello.session):
             return
-        present = [one for one in self._sessions if self._presence.connected(one.id)]
+        present = self._present()
         if 0 < self._max_devices <= len(present):
             connected = f"{len(present)} device{'s are' if len(present) > 1 else ' is'} connected"
             raise _busy(f"one more device, and {connected}", f"--max-devices {self._max_devices} at most")

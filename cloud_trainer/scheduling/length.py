@@ -7,7 +7,7 @@ connected just now is not.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from adc_edge.cloud_trainer.served_session import ServedSession, SessionRecord
 
@@ -33,22 +33,25 @@ class HeadLength:
         A session counts while one of the last tenth of these steps, or of the last 256, was its own. A finished one
         has none to come.
         """
-        at_work = [one.record for one in self._sessions if _is_at_work(one.record, steps)]
-        length = steps + sum(map(_to_come, at_work))
+        at_work = self._at_work(steps)
+        return self.tell(steps + sum(map(_to_come, at_work)), at_work)
+
+    def to_come(self, steps: int) -> int:
+        """Return the steps that the devices of these sessions have yet to do, once the head has learned ``steps``."""
+        return sum(map(_to_come, self._at_work(steps)))
+
+    def tell(self, length: int, at_work: Sequence[SessionRecord] = ()) -> int:
+        """Log a length that differs from the last one, with the session that has most to come, and return it."""
         if self._tells and abs(length - self._told) > self._told / 10:
             if self._told:
-                self._tell(length, max(at_work, key=_to_come))
+                most = max(at_work, key=_to_come, default=None)
+                who = "" if most is None else f"; device {most.device!r} has most steps to come, {_to_come(most)}"
+                logger.info("the head's cosine has %d steps now, until now %d%s", length, self._told, who)
             self._told = length
         return length
 
-    def _tell(self, length: int, most: SessionRecord) -> None:
-        logger.info(
-            "the head's cosine has %d steps now, until now %d; device %r has most steps to come, %d",
-            length,
-            self._told,
-            most.device,
-            _to_come(most),
-        )
+    def _at_work(self, steps: int) -> list[SessionRecord]:
+        return [one.record for one in self._sessions if _is_at_work(one.record, steps)]
 
 
 def _is_at_work(record: SessionRecord, steps: int) -> bool:

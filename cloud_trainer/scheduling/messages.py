@@ -52,6 +52,11 @@ class MessageQueue:
         """Take the message whose turn it is, with those of other sessions that are learned with it; or nothing."""
         return self.fair.pop_with(self.merges, self.most_merged)
 
+    @property
+    def has_turn(self) -> bool:
+        """Whether ``pop`` would take a message."""
+        return any(not self.fair.is_paused(queued.key) for queued in self.fair)
+
     def held_bytes(self) -> int:
         """Return the size in bytes of all bodies."""
         return sum(len(queued.body) for queued in self.fair)

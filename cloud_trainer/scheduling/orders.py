@@ -35,6 +35,7 @@ class FleetOrders:
         self._seen: tuple[int, ...] | None = None
         self._next_s = 0.0
         self._control = FleetControl()
+        self.is_logged: Callable[[int], bool] = lambda session: True  # whether orders for a session are logged here
 
     def follow(self) -> None:
         """Read the file if it has changed; cheap to call again and again."""
@@ -54,11 +55,13 @@ class FleetOrders:
         before, self._control = self._control, control
         self._sessions.waiting.fair.control(control.priorities(), control.paused())
         for session, priority in sorted(control.priorities().items()):
-            if priority != before.priorities().get(session, 1.0):
+            if priority != before.priorities().get(session, 1.0) and self.is_logged(session):
                 logger.info("device %s has priority %g", self._name(session), priority)
         for session in sorted(before.paused() ^ control.paused()):
             paused = session in control.paused()
-            logger.info("device %s %s", self._name(session), "is paused: its messages wait" if paused else "goes on")
+            if self.is_logged(session):
+                what = "is paused: its messages wait" if paused else "goes on"
+                logger.info("device %s %s", self._name(session), what)
             self._load.pause(session, paused)
             self._tell(session, paused)
 

@@ -29,7 +29,7 @@ StepRequest = tuple[ServedSession, Step, memoryview, RequestContext]
 
 
 @dataclass
-class _MicroBatch:
+class MicroBatch:
     """One micro-batch: as it came, and what became of it."""
 
     session: ServedSession
@@ -118,23 +118,23 @@ class StepAnswers:
         except OSError as error:
             self._warn("journal", f"the log of answers cannot be written: {error}")
 
-    def _decode(self, session: ServedSession, message: Step, body: memoryview, context: RequestContext) -> _MicroBatch:
+    def _decode(self, session: ServedSession, message: Step, body: memoryview, context: RequestContext) -> MicroBatch:
         shape = (message.clusters, message.kept, self._manifest.dim)
         split = encoded_bytes(shape, message.precision)
         soft = soft_labels(body[split:], message.clusters, self._manifest.classes, message.images)
         start = time.monotonic()
         activations = decode_to(self._training.device, body[:split], shape, message.precision)
-        return _MicroBatch(session, message, context, activations, soft, time.monotonic() - start)
+        return MicroBatch(session, message, context, activations, soft, time.monotonic() - start)
 
     @staticmethod
-    def _encode(micro: _MicroBatch, learned: Learned) -> None:
+    def _encode(micro: MicroBatch, learned: Learned) -> None:
         start, asked = time.monotonic(), micro.message.gradient
         micro.loss, micro.accuracy = learned.loss, learned.accuracy
         if asked and learned.gradient is not None:
             micro.answer = encode_from(learned.gradient, asked)
         micro.codec_seconds += time.monotonic() - start
 
-    def _keep(self, micro: _MicroBatch, seconds: float, together: int) -> None:
+    def _keep(self, micro: MicroBatch, seconds: float, together: int) -> None:
         """Count a micro-batch, and keep its answer.
 
         Args:
@@ -161,7 +161,7 @@ class StepAnswers:
         micro.session.record_answer(reply, micro.answer)
         micro.seconds = self._record.use.add(seconds / together, micro.codec_seconds)
 
-    def _finish(self, micros: Sequence[_MicroBatch]) -> None:
+    def _finish(self, micros: Sequence[MicroBatch]) -> None:
         """After the answers: the optimizer's steps of those that are complete, the log, the metrics, a checkpoint."""
         begun, complete = time.monotonic(), [micro.totals for micro in micros if micro.totals.complete]
         head_step = self._training.steps + len(complete)
@@ -170,16 +170,24 @@ class StepAnswers:
                 micro.session.record.head_step = head_step
         length = self._length.at(head_step)
         for micro in micros:
-            start, session, totals = time.monotonic(), micro.session, micro.totals
-            self._record.evaluated(session)
-            if totals.complete:
-                self._training.update(totals, length if session.planned_steps else 0)
-            self.write_log(session)
-            session.prune(micro.message.durable)
-            totals.add_cost(micro.message, len(micro.answer), micro.seconds + time.monotonic() - start)
-            if totals.complete:
-                session.record.images += totals.images
-                self._record.step(session, micro.message, totals, micro.context, self._training.steps)
+            start = time.monotonic()
+            self._record.evaluated(micro.session)
+            if micro.totals.complete:
+                self._training.update(micro.totals, length if micro.session.planned_steps else 0)
+            self._settle(micro, start)
+            if micro.totals.complete:
+                self._count(micro, self._training.steps)
         if complete:  # after all of them: a checkpoint knows a pass as a whole
             self._checkpoints.count_steps(complete)
         self._record.use.update += time.monotonic() - begun
+
+    def _settle(self, micro: MicroBatch, start: float) -> None:
+        """Write the log, and add the costs of a micro-batch whose answer is sent; its update began at ``start``."""
+        self.write_log(micro.session)
+        micro.session.prune(micro.message.durable)
+        micro.totals.add_cost(micro.message, len(micro.answer), micro.seconds + time.monotonic() - start)
+
+    def _count(self, micro: MicroBatch, head_step: int) -> None:
+        """Record the step that a micro-batch has completed; the head has ``head_step`` steps with it."""
+        micro.session.record.images += micro.totals.images
+        self._record.step(micro.session, micro.message, micro.totals, micro.context, head_step)

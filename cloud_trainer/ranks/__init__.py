@@ -1,0 +1,1 @@
+"""Several trainer processes on one head: torchrun starts them, each serves its devices, rounds keep all heads alike."""
