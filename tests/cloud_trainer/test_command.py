@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from adc_edge.cloud_trainer.ranks.state.shared_run import SharedRun, rank_file
 from adc_edge.cloud_trainer.runner import Trainer, TrainerSettings
+from adc_edge.storage.events import Warned
 
 
 def test_log_json_gives_one_object_a_line(bundle_dir: Path, tmp_path: Path, command: Any, eventually: Any) -> None:
@@ -35,3 +38,16 @@ def test_a_program_that_uses_the_trainer_as_a_library_decides_what_is_logged(
         Trainer(settings, Console(), stop=lambda: True).run()
     assert [record.getMessage().split(" ")[0] for record in caplog.records] == ["model", "head", "listens", "stopped"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_trainer_without_ranks_takes_in_what_ranks_have_left(bundle_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = TrainerSettings(bundle_dir, "tcp://127.0.0.1:*", run=run, device="cpu")
+    Trainer(settings, Console(), stop=lambda: True).run()
+    with closing(SharedRun(run, 1)) as other:
+        other.event(Warned(level="warning", text="of rank 1, before it was killed"))
+    assert rank_file(run, 1).exists()
+    Trainer(settings, Console(), stop=lambda: True).run()
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["text"] for event in events if "text" in event] == ["of rank 1, before it was killed"]
+    assert not list(run.glob("rank-*"))

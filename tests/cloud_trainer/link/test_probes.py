@@ -59,7 +59,7 @@ def test_a_size_that_is_not_allowed_is_refused_before_memory_is_taken(channel: C
 
 
 def test_bodies_count_for_what_the_trainer_may_hold(server: Server, channel: Channel) -> None:
-    server._max_held_bytes = 100_000
+    server._arriving.most_bytes = 100_000
     channel.send(Bulk(7, 0, 200_000), bytes(200_000))
     with pytest.raises(TrainerBusy, match="200000 bytes more than can be held now"):
         channel.receive(10_000)

@@ -62,6 +62,17 @@ class Loop:
         assert isinstance(told, Pong)
         return told.share
 
+    def round(self, at_s: float, seconds: float, pieces_s: float = 0.0) -> None:
+        """A round of several ranks; in the middle of it pieces of device 3's messages are taken."""
+        self.now_s = 1000.0 + at_s
+        with self.load.round():
+            self._pass((seconds - pieces_s) / 2)
+            if pieces_s:
+                self.load.begin()
+                self._pass(pieces_s)
+                self.load.end(self.peer(3), answered=False)
+            self._pass((seconds - pieces_s) / 2)
+
     def _pass(self, seconds: float) -> None:
         self.now_s += seconds
 
@@ -144,6 +155,24 @@ def test_measurements_of_the_head_alone_are_no_other_device(loop: Loop) -> None:
     assert loop.serve(None, 0.6, 0.1) is UNSET
     told = loop.serve(1, 0.7, 0.1, arrived_s=0.65)  # a session waits for them all the same
     assert (told.devices, told.share, told.waited_s) == (1, 1.0, pytest.approx(0.05))
+
+
+def test_a_device_that_is_alone_on_its_rank_waits_for_rounds(loop: Loop) -> None:
+    for second in range(4):
+        loop.serve(1, second, 0.1, second)
+        loop.round(second + 0.1, 0.4)
+    told = loop.serve(1, 4.0, 0.1, arrived_s=3.2)  # 0.3 s of the last round
+    assert (told.devices, told.share, told.waited_s) == (1, 1.0, pytest.approx(0.3))
+    assert told.wait_s == pytest.approx(0.4 * 0.4 / 2, abs=0.003)  # four tenths of the time, of which half is left
+    assert loop.serve(None, 4.1, 0.001) is not UNSET  # of the device
+    assert list(loop.load.offer()) == pytest.approx([1 - 0.5 / 4.1, 0.1], abs=0.001)
+
+
+def test_pieces_that_come_in_a_round_count_once(loop: Loop) -> None:
+    loop.round(0.0, 1.0, pieces_s=0.2)
+    told = loop.serve(2, 1.0, 0.1, arrived_s=0.0)
+    assert told.waited_s == pytest.approx(1.0)
+    assert (told.devices, told.share) == (2, pytest.approx(0.8))
 
 
 def test_other_answers_tell_no_share(loop: Loop) -> None:

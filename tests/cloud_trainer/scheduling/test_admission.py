@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from msgspec import UNSET
 
 from adc_edge.cloud_trainer.head import HeadTraining
@@ -15,6 +18,7 @@ from adc_edge.cloud_trainer.link.share import TrainerLoad
 from adc_edge.cloud_trainer.record.presence import GuardedConnection, SessionPresence
 from adc_edge.cloud_trainer.registry import Peer, SessionRegistry
 from adc_edge.cloud_trainer.scheduling.admission import Admission
+from adc_edge.cloud_trainer.scheduling.room import Wanted
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.bundle import Bundle
@@ -159,3 +163,26 @@ def why(device: Device) -> str:
     """Why the device's last try to join failed."""
     attempt = device.session.channel.attempt
     return "" if attempt is None else attempt.why
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@given(
+    st.integers(0, 3),
+    st.lists(st.tuples(st.integers(0, 4_000_000), st.floats(0, 4)), max_size=3),
+    st.one_of(st.none(), st.tuples(st.integers(0, 12_000_000), st.sampled_from([0.0, 0.5, 2.0, 8.0]))),
+)
+def test_the_room_that_is_told_is_what_admission_goes_by(
+    tmp_path_factory: pytest.TempPathFactory,
+    most: int,
+    others: list[tuple[int, float]],
+    new: tuple[int, float] | None,
+) -> None:
+    world = World(tmp_path_factory.mktemp("journal"), max_devices=most, change_bytes=1000)
+    for number, (size, seconds) in enumerate(others, 1):
+        with suppress(ProtocolError):
+            world.work(world.join(number, DeviceNeeds(size)), seconds)
+    needs = DeviceNeeds(*new) if new else None
+    if world.admission.room().fits(Wanted.by(said(99, needs))):
+        world.join(99, needs)
+    else:
+        world.refused(99, needs)

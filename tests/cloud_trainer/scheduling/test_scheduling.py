@@ -275,7 +275,7 @@ def test_waiting_messages_count_for_what_the_trainer_may_hold(
         eventually(lambda: server.sessions.waiting.fair.is_paused(1))
         paused, other = (fleet_device(bundle, server.endpoint, number, micro_batches=8) for number in (1, 2))
         size = len(paused.message(0)[1])
-        server._max_held_bytes = 8 * size  # a quarter for one session
+        server._arriving.most_bytes = 8 * size  # a quarter for one session
         paused.session.open(30)
         for part in range(4):
             paused.send(0, part)
