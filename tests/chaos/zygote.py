@@ -7,6 +7,7 @@ importing torch, so that kills fall into the work and not into the imports.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import itertools
 import json
@@ -21,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 DIES = "ADC_EDGE_DIES"  # in a child's environment: the instant at which it kills itself
+_CLONE_NEWNET = 0x40000000
 
 
 class Child:
@@ -76,9 +78,12 @@ class Zygote:
         self._process.wait(30)
         self._process.stdout.close()
 
-    def start(self, *arguments: str | Path, log: Path, environment: dict[str, str] | None = None) -> Child:
-        """Run ``adc-edge ARGUMENTS``; what it prints is appended to ``log``."""
-        order = {"arguments": [str(a) for a in arguments], "log": str(log), "environment": environment or {}}
+    def start(
+        self, *arguments: str | Path, log: Path, environment: dict[str, str] | None = None, namespace: str = ""
+    ) -> Child:
+        """Run ``adc-edge ARGUMENTS``, in a network namespace if one is named; what it prints is appended to ``log``."""
+        order: dict[str, Any] = {"arguments": [str(a) for a in arguments], "log": str(log), "namespace": namespace}
+        order["environment"] = environment or {}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         while not self._answers:
@@ -142,6 +147,8 @@ def _run(order: dict[str, Any]) -> None:
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.environ.update(order["environment"])
+    if order["namespace"]:
+        _enter(order["namespace"])
     if where := order["environment"].get(DIES):
         _die_at(where)
     code = 1
@@ -157,6 +164,14 @@ def _run(order: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _enter(namespace: str) -> None:
+    """Move this process into a network namespace; it has no other thread and no socket yet."""
+    with open(f"/run/netns/{namespace}") as file:
+        libc = ctypes.CDLL(None, use_errno=True)  # os.setns needs Python 3.12
+        if libc.setns(file.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"namespace {namespace} cannot be entered")
 
 
 def _die_at(where: str) -> None:
