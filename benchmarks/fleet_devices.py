@@ -147,7 +147,7 @@ class ReplayDevice:
         name = f"device-{self.number}"
         stands = (self.step, self._durable(), oldest)
         ours = (self._session_number, self._incarnation, name)
-        return Hello(VERSION, self._bundle.digest, *ours, *stands, micro_batches=count, named=True)
+        return Hello(VERSION, self._bundle.digest, *ours, *stands, micro_batches=count, named=True, moves=True)
 
 
 def replay(group: Group, pipe: Connection) -> None:

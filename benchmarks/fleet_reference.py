@@ -12,11 +12,14 @@ from contextlib import contextmanager
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fleet_recording import bundle_of, recorded
 
 from adc_edge.codec.precision import Precision, encoded_bytes
+
+if TYPE_CHECKING:
+    from adc_edge.cloud_trainer.accumulator import StepAccumulator
 
 
 class Alone(NamedTuple):
@@ -51,6 +54,14 @@ def work_alone(
 
 def make_step(recording: Path, precision: Precision, gradient: Precision, micro_batches: int) -> Callable[[], None]:
     """A function that does the next step: forward, backward and update of the head, between decode and encode."""
+    learn, update = make_parts(recording, precision, gradient, micro_batches)
+    return lambda: update(learn())
+
+
+def make_parts(
+    recording: Path, precision: Precision, gradient: Precision, micro_batches: int
+) -> tuple[Callable[[], StepAccumulator], Callable[[StepAccumulator], None]]:
+    """Two functions: one decodes, learns and encodes the next step's messages, the other updates the head."""
     import torch
     from safetensors.torch import load
 
@@ -70,7 +81,7 @@ def make_step(recording: Path, precision: Precision, gradient: Precision, micro_
     training = HeadTraining(head, OptimizerSettings())
     messages, numbers = recorded(recording, precision, gradient), count()
 
-    def step() -> None:
+    def learn() -> StepAccumulator:
         totals = StepAccumulator(micro_batches)
         for _ in range(micro_batches):
             sent = messages[next(numbers) % len(messages)]
@@ -80,27 +91,32 @@ def make_step(recording: Path, precision: Precision, gradient: Precision, micro_
             learned = training.learn(activations, soft, True, totals)
             assert learned.gradient is not None
             encode_from(learned.gradient, sent.gradient)
-        training.update(totals, 0)
+        return totals
 
-    return step
+    return learn, lambda totals: training.update(totals, 0)
 
 
 @contextmanager
 def reference(
-    recording: Path, precision: Precision, gradient: Precision, micro_batches: int, core: int
-) -> Iterator[Callable[[float], Alone]]:
-    """Yield a function that works for some seconds."""
+    recording: Path,
+    precision: Precision,
+    gradient: Precision,
+    micro_batches: int,
+    core: int,
+    target: Callable[..., None] = work_alone,
+) -> Iterator[Callable[[float], Any]]:
+    """Yield a function that works for some seconds, and returns what ``target`` tells: an Alone."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(
-        target=work_alone, args=(recording, precision, gradient, micro_batches, core, theirs), daemon=True
+        target=target, args=(recording, precision, gradient, micro_batches, core, theirs), daemon=True
     )
     process.start()
     theirs.close()
 
-    def work(seconds: float) -> Alone:
+    def work(seconds: float) -> Any:
         ours.send(seconds)
-        found: Alone | Exception = ours.recv()
+        found = ours.recv()
         if isinstance(found, Exception):
             raise found
         return found

@@ -86,6 +86,11 @@ class TrainerProcess:
         self._process.kill()
         self._process.wait()
 
+    @property
+    def ranks(self) -> list[int]:
+        """Its process, as the only rank."""
+        return [self._process.pid]
+
     def memory_mb(self) -> float:
         """Resident memory."""
         return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * _PAGE_MB
