@@ -112,7 +112,9 @@ def test_each_command_is_one_that_adc_edge_takes(where: str, words: list[str]) -
         command.make_context(name, words)  # raises for an unknown option, a bad value or a missing one
 
 
-@pytest.mark.parametrize("file", [*IMAGES, "compose.yaml", UNIT, UNIT_ENV, "deploy/arm64.sh"])
+@pytest.mark.parametrize(
+    "file", [*IMAGES, "compose.yaml", "deploy/compose/compose.yaml", UNIT, UNIT_ENV, "deploy/arm64.sh"]
+)
 def test_commands_that_comments_name_exist(file: str) -> None:
     assert set(re.findall(r"`adc-edge ([a-z]+)", (ROOT / file).read_text())) <= COMMANDS.keys()
 

@@ -25,11 +25,13 @@ import pytest
 from PIL import Image
 
 from adc_edge.cli import COMMANDS, main
+from tests.deploy.commands import check_ranks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS = {
     "board": "an edge board, its package manager or its containers",
+    "cluster": "torchrun for a long time, Docker, Slurm or Kubernetes",
     "data": "weights or images that are not in the repository",
     "gpu": "a GPU",
     "minutes": "minutes to hours: set-up, benchmarks, studies",
@@ -139,6 +141,8 @@ def check(line: str) -> None:
     words = shlex.split(line, comments=True)
     if words[:1] == ["adc-edge"]:
         check_adc_edge(words[1:])
+    elif words[:1] in (["torchrun"], ["deploy/ranks.sh"]):
+        check_ranks(words[1:])
     elif words[:1] == ["make"]:
         targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert {word for word in words[1:] if "=" not in word} <= targets, line

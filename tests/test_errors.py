@@ -22,7 +22,7 @@ def drawn_tree() -> Iterator[tuple[str, str, str]]:
     """(parent, child, text beside the child), from top to bottom."""
     above: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
-        if found := re.fullmatch(r"((?:│   |    )*(?:├── |└── )?)(\w+Error)\b *(.*)", line):
+        if found := re.fullmatch(r"((?:│   |    )*(?:├── |└── )?)(\w+(?:Error|Lost))\b *(.*)", line):
             depth = len(found[1]) // 4
             del above[depth:]
             if above:

@@ -114,7 +114,7 @@ def test_a_trainer_that_dies_in_mid_step_gets_the_micro_batches_it_lacks_and_no_
     answers.append(device.take())  # of the second step it has one gradient, and two are in flight
     second, disturbed = server_of_its_own()  # it has no sessions yet
     device.session.channel.disconnect()
-    device.session.channel.endpoint = second.endpoint
+    device.session.channel.route.door = second.endpoint
     answers += [device.take(), device.take()]
     device.send(1, 3)
     answers.append(device.take())
