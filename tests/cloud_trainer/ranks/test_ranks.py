@@ -64,24 +64,16 @@ def test_ranks_in_lockstep_learn_what_merged_passes_of_one_trainer_do(
     bundle: Bundle, training: HeadTraining, tmp_path: Path, ranks: int, optimizer: OptimizerName
 ) -> None:
     steps = 50
-    options = ("--devices", str(ranks), "--round-wait", "30", "--optimizer", optimizer, "--merge-passes", "sum")
-    with RankTrainers(bundle, tmp_path, ranks, *options) as trainers:
-        devices = [MovingDevice(bundle, trainers.door, n + 1, steps, images=8 + 4 * n) for n in range(ranks)]
-        for device in devices:
-            device.session.open(120)
-        begin_together(bundle, trainers.door)
-        train(devices)
-        code, output = trainers.finish()
-    assert code == 0, output
-    check_every_step_once(trainers.run, devices)
-    rounds = {line["head_step"]: line for line in lines_of(trainers.run)}
+    run, devices = trained_together(bundle, tmp_path, ranks, optimizer, steps)
+    check_every_step_once(run, devices)
+    rounds = {line["head_step"]: line for line in lines_of(run)}
     for first in range(1, steps * ranks, ranks):  # each round had all ranks
         assert {rounds[first + n]["step"] for n in range(ranks)} == {(first - 1) // ranks}
     alone = HeadTraining(training.head, OptimizerSettings(name=optimizer, lr=1e-3))
     losses = merged_passes(alone, devices, steps)
     for device, expected in zip(devices, losses, strict=True):
         np.testing.assert_allclose([answer.loss for answer in device.answers], expected, atol=1e-5)
-    for name, weights in load_file(trainers.run / HEAD).items():
+    for name, weights in load_file(run / HEAD).items():
         torch.testing.assert_close(weights, alone.head.vit.state_dict()[name], rtol=0, atol=1e-5, msg=name)
 
 
@@ -127,6 +119,22 @@ def begin_together(bundle: Bundle, door: str) -> None:
     guest.session.close()
 
 
+def trained_together(
+    bundle: Bundle, directory: Path, ranks: int, optimizer: OptimizerName, steps: int
+) -> tuple[Path, list[MovingDevice]]:
+    """Train one device on each rank, all of them in every round; returns the run and the devices."""
+    options = ("--devices", str(ranks), "--round-wait", "30", "--optimizer", optimizer, "--merge-passes", "sum")
+    with RankTrainers(bundle, directory, ranks, *options) as trainers:
+        devices = [MovingDevice(bundle, trainers.door, n + 1, steps, images=8 + 4 * n) for n in range(ranks)]
+        for device in devices:
+            device.session.open(120)
+        begin_together(bundle, trainers.door)
+        train(devices)
+        code, output = trainers.finish()
+    assert code == 0, output
+    return trainers.run, devices
+
+
 def pause(run: Path, devices: Sequence[MovingDevice], paused: bool) -> None:
     """Pause all devices at once, or have them go on."""
     orders = {f"{device.number:016x}": SessionControl(paused=paused) for device in devices}
@@ -143,21 +151,13 @@ def wait_until(done: Callable[[], bool], log: Path) -> None:
 @pytest.mark.slow
 def test_two_ranks_learn_what_a_real_trainer_learns_in_merged_passes(bundle: Bundle, tmp_path: Path) -> None:
     steps = 8
-    options = ("--devices", "2", "--round-wait", "30", "--optimizer", "sgd", "--merge-passes", "sum")
-    with RankTrainers(bundle, tmp_path, 2, *options) as trainers:
-        devices = [MovingDevice(bundle, trainers.door, n + 1, steps, images=8 + 4 * n) for n in range(2)]
-        for device in devices:
-            device.session.open(120)
-        begin_together(bundle, trainers.door)
-        train(devices)
-        code, output = trainers.finish()
-    assert code == 0, output
-    run, others = one_trainer(bundle, tmp_path, steps)
-    check_every_step_once(run, others)
+    run, devices = trained_together(bundle, tmp_path, 2, "sgd", steps)
+    alone, others = one_trainer(bundle, tmp_path, steps)
+    check_every_step_once(alone, others)
     for device, other in zip(devices, others, strict=True):
         losses = [answer.loss for answer in other.answers]
         np.testing.assert_allclose([answer.loss for answer in device.answers], losses, atol=1e-5)
-    expected, found = load_file(run / HEAD), load_file(trainers.run / HEAD)
+    expected, found = load_file(alone / HEAD), load_file(run / HEAD)
     assert expected.keys() == found.keys()
     for name, weights in found.items():
         torch.testing.assert_close(weights, expected[name], rtol=0, atol=1e-5, msg=name)
