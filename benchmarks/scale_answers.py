@@ -136,8 +136,8 @@ class World:
     def rounds(self, ranks: int) -> RoundWork:
         """Rounds of so many ranks; all wait for the first one's metrics file.
 
-        The table of rows is in each round. Where ranks other than the first one have lines to tell, a second table with
-        their lengths follows, and an all_gather in which all are as long as the longest.
+        The table of rows is in each round. Where ranks other than the first one have lines to tell, an all_gather
+        follows, in which all are as long as the longest.
         """
         ring, sync = self.ring, self.stated.sync
         size = self.speeds.parameter_bytes * (1 if sync == 1 else COPIES)
@@ -146,7 +146,7 @@ class World:
         def told(lines: Sequence[int]) -> dict[str, float]:
             others, seconds = lines[1:], ring.all_reduce(ranks, table)
             if longest := _LINE_BYTES * max(others):
-                seconds += ring.all_reduce(ranks, _INT_BYTES * ranks) + ring.all_gather(ranks, longest * ranks)
+                seconds += ring.all_gather(ranks, longest * ranks)
             return {"small collectives": seconds, "record": sum(others) * self.work.files.metric}
 
         def sent(lines: Sequence[int], summed: bool) -> float:

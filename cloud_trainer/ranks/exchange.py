@@ -55,9 +55,15 @@ class Exchange:
         else:
             self._sum_on_gpus(flat, self._world.gpus)
 
-    def blobs(self, mine: bytes) -> list[bytes]:
-        """Return the bytes of every rank, by rank; lengths may differ."""
-        sizes = [size for (size,) in self.rows([len(mine)])]
+    def blobs(self, mine: bytes, sizes: Sequence[int] | None = None) -> list[bytes]:
+        """Return the bytes of every rank, by rank.
+
+        Args:
+            mine: of this rank.
+            sizes: lengths of all ranks' bytes, by rank, where all ranks know them; None: they are exchanged first.
+        """
+        if sizes is None:
+            sizes = [size for (size,) in self.rows([len(mine)])]
         if not (longest := max(sizes)):
             return [b""] * self._world.size
         padded = torch.zeros(longest, dtype=torch.uint8)

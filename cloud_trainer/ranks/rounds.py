@@ -113,7 +113,7 @@ class RankRounds:
         table = RankRows.of(self._exchange.rows(mine))
         self._worked([row.computed_ms for row in table.rows], table.rows[0].elapsed_ms)
         if table.total("tells"):
-            self._members.hear(self._exchange.blobs(told))
+            self._members.hear(self._exchange.blobs(told, [row.tells for row in table.rows]))
         over = table.total("stops") > 0 or self._all_done()
         wanted = over or table.total("saves") > 0
         learned = self._learner.learn(table, wanted)

@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 class Tells(Protocol):
     """The part of the exchange between ranks that checkpoints need."""
 
-    def blobs(self, mine: bytes) -> list[bytes]:
-        """Return the bytes of all ranks, by rank."""
+    def blobs(self, mine: bytes, sizes: Sequence[int] | None = None) -> list[bytes]:
+        """Return the bytes of all ranks, by rank; ``sizes`` are their lengths, where all ranks know them."""
         ...
 
     def least(self, value: int) -> int:

@@ -26,6 +26,7 @@ def one_of_each(exchange: Exchange, rank_values: list[list[int]]) -> dict[str, A
         "rows": exchange.rows(rank_values[mine]),
         "blobs": exchange.blobs(bytes([mine]) * (mine * 1000)),
         "nothing": exchange.blobs(b""),
+        "known": exchange.blobs(bytes([mine]) * mine, range(len(rank_values))),
         "large": [len(each) for each in exchange.blobs(os.urandom(3_000_000) if mine == 1 else b"x")],
         "least": exchange.least(10 - mine),
         "sum": gradient.numpy().tobytes(),

@@ -33,8 +33,10 @@ class MemoryExchange:
     def rows(self, row: Sequence[int]) -> list[list[int]]:
         return self._all(list(row))
 
-    def blobs(self, mine: bytes) -> list[bytes]:
-        return self._all(mine)
+    def blobs(self, mine: bytes, sizes: Sequence[int] | None = None) -> list[bytes]:
+        told = self._all(mine)
+        assert sizes is None or list(sizes) == [len(each) for each in told]
+        return told
 
     def least(self, value: int) -> int:
         return min(self._all(value))

@@ -34,6 +34,7 @@ def test_every_rank_hears_the_same_of_all(size: int) -> None:
     assert heard["rows"] == values
     assert heard["blobs"] == [bytes([rank]) * (rank * 1000) for rank in range(size)]
     assert heard["nothing"] == [b""] * size
+    assert heard["known"] == [bytes([rank]) * rank for rank in range(size)]
     assert heard["large"] == [3_000_000 if rank == 1 else 1 for rank in range(size)]
     assert heard["least"] == 10 - (size - 1)
     wanted = torch.stack([rank_tasks.gradient_of(rank) for rank in range(size)]).double().sum(0)
