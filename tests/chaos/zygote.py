@@ -75,7 +75,7 @@ class Zygote:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()  # it kills its children and ends
-        self._process.wait(30)
+        self._process.wait(120)
         self._process.stdout.close()
 
     def start(
@@ -137,6 +137,7 @@ def _serve() -> None:
                 _tell(ended=found[0], code=os.waitstatus_to_exitcode(found[1]))
     for pid in children:
         os.kill(pid, 9)
+    os._exit(0)  # at once: the interpreter's own end takes seconds with torch, and minutes on a busy machine
 
 
 def _run(order: dict[str, Any]) -> None:
