@@ -272,8 +272,10 @@ def _answer(world: World, case: Case, found: _Run, lone: float, met: bool, tried
 
 
 def digest(work: Work | None, gloo: Gloo | None, speeds: Speeds | None, stated: Stated | None) -> str:
-    """A digest of what the answers are computed from."""
-    return hashlib.sha256(msgspec.json.encode([work, gloo, speeds, stated])).hexdigest()[:16]
+    """A digest of what the answers are computed from, the same before it was written to a file and after."""
+    parts = ((work, Work), (gloo, Gloo), (speeds, Speeds), (stated, Stated))
+    values = [part and msgspec.convert(msgspec.to_builtins(part), kind) for part, kind in parts]  # 10 becomes 10.0
+    return hashlib.sha256(msgspec.json.encode(values)).hexdigest()[:16]
 
 
 def answers(work: Work, gloo: Gloo, speeds: Speeds, stated: Stated = STATED) -> list[Answer]:
