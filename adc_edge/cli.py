@@ -73,6 +73,7 @@ class _LazyGroup(click.Group):
             return None
         command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
+        command.context_settings.setdefault("help_option_names", _HELP)  # click keeps those of its first context
         return terminal.add_no_color(add_config_options(command))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -145,6 +146,8 @@ _OPTIONAL = {
     "jinja2",
     "joblib",
     "skimage",
+    "cryptography",
+    "zstandard",
 }
 _EXTRAS = {  # what each command needs in addition
     "bench": "train",
@@ -162,7 +165,10 @@ _EXTRAS = {  # what each command needs in addition
 }
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+_HELP = ["-h", "--help"]
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": _HELP, "show_default": True})
 @click.version_option(__version__, prog_name="adc-edge")
 def main() -> None:
     """Train a Vision Transformer across a slow link, with attention-based double compression."""

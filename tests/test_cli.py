@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -214,3 +215,10 @@ def test_a_report_that_fails_at_the_end_leaves_the_result_on_the_screen(
     assert "What the run did and what it cost" in output
     assert f"{place}" in output
     assert "Traceback" not in output
+
+
+def test_a_command_knows_its_short_help_also_where_its_first_context_has_no_parent() -> None:
+    command = main.get_command(click.Context(main), "doctor")
+    assert command is not None
+    command.make_context("doctor", [])
+    assert CliRunner().invoke(main, ["doctor", "-h"]).exit_code == 0

@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adc_edge.cli import main
-from adc_edge.edge_runtime.command import serve
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.files import json_bytes, sha256
 from adc_edge.method.ratio import Ratio
@@ -94,6 +93,8 @@ def test_the_printed_options_are_those_of_serve_and_give_the_planned_shape(
     tmp_path: Path, bundle: Bundle, link: Path, profile: Path
 ) -> None:
     found = planned(tmp_path, bundle.path, link, "--profile", profile, "--batch-size", 32, "--data", "digits")
+    serve = main.get_command(click.Context(main), "serve")
+    assert serve is not None
     options = serve.make_context("serve", found.serve[2:]).params
     settings = ServeSettings(
         options["bundle"],
