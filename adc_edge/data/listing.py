@@ -53,6 +53,10 @@ class FileSplit:
         """Return the image at ``index`` as a viewer shows it; raises DataError with the reason if it is broken."""
         return decode_image(self.paths[index])
 
+    def file_bytes(self, index: int) -> int:
+        """Return the size of the file of the image at ``index``; raises OSError if there is none."""
+        return self.paths[index].stat().st_size
+
 
 def list_folder(where: str) -> tuple[FileSplit, FileSplit, list[str]]:
     """Return the train split, the test split and the class names of a directory of images.

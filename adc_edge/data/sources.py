@@ -33,7 +33,7 @@ SOURCES = (
 
 
 class Split(Protocol):
-    """Images with their labels; a broken image makes ``image`` raise."""
+    """Images with their labels; a broken image makes ``image`` raise. Some have ``file_bytes(index)`` too."""
 
     labels: Labels
 
@@ -73,6 +73,21 @@ class TorchvisionSplit:
         """Return the image at ``index``."""
         image: Image.Image = self._dataset[index][0]
         return upright(image)
+
+    def file_bytes(self, index: int) -> int | None:
+        """Return the size of the file of the image at ``index``; None where many images share one, as in CIFAR."""
+        files = getattr(self._dataset, "_image_files", None)
+        return None if files is None else Path(files[index]).stat().st_size
+
+
+def file_bytes(split: Split, index: int) -> int | None:
+    """Return the size of the file that holds the image at ``index`` alone, in bytes; None if there is no such file.
+
+    Raises:
+        OSError: the file is gone.
+    """
+    told = getattr(split, "file_bytes", None)
+    return None if told is None else told(index)
 
 
 def load_dataset(source: str) -> Dataset:

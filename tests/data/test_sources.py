@@ -239,6 +239,16 @@ def test_food101_is_read_as_torchvision_lays_it_out(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels(dataset.test.image(index)), image)
 
 
+def test_food101_tells_the_size_of_each_file_and_arrays_have_none(tmp_path: Path) -> None:
+    food101(tmp_path)
+    test = data.load_dataset(f"food101:{tmp_path}").test
+    sizes = [
+        (tmp_path / f"food-101/images/{dish}/99.jpg").stat().st_size for dish in ("apple_pie", "baklava", "waffles")
+    ]
+    assert [data.file_bytes(test, index) for index in range(3)] == sizes
+    assert data.file_bytes(data.load_dataset("digits").test, 0) is None
+
+
 def test_a_missing_food101_image_raises_only_when_it_is_read(tmp_path: Path) -> None:
     food101(tmp_path)
     (tmp_path / "food-101/images/baklava/99.jpg").unlink()
