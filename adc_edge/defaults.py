@@ -13,6 +13,7 @@ Precision = Literal[
 ]  # fmt: skip
 Compute = Literal["fp32", "fp16", "int8"]  # what an engine computes in
 Provider = Literal["cpu", "cuda", "tensorrt", "xnnpack"]  # of ONNX Runtime
+ExportPreset = Literal["private"]  # named ratio and precisions of `export`
 FleetPrecision = Literal["fp32", "fp16", "bf16", "int8"]  # of a change of the trunk
 FleetMode = Literal["parallel", "averaged", "sequential", "frozen"]  # how the devices' trunks become one
 COMMON_MODES = ("averaged", "sequential")  # in which devices send changes of one trunk that they have in common
@@ -34,6 +35,7 @@ DECODING_THREADS = 2
 EVALUATION_IMAGES = 1000
 MOST_MICRO_BATCHES = 64  # of a step
 MAX_IMAGES = 1024  # of one message
+STORE_BYTES = 20e9  # of the messages that a trainer keeps of devices that send each image once
 AVERAGE_EVERY = 10  # steps of a device between two of its changes of a fleet's trunk
 AVERAGE_WAIT_S = 30.0  # how long a round waits for those who have not contributed
 ROUND_WAIT_S = 0.02  # how long a rank without a step waits for a message before it joins a round

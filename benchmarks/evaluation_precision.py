@@ -18,8 +18,8 @@ from adc_edge.arrays import Float32, Int64
 from adc_edge.codec.precision import Precision, decode, encode
 from adc_edge.data.loader import Loader
 from adc_edge.data.sources import load_dataset
-from adc_edge.edge_runtime.loop import EVALUATED_ROWS
 from adc_edge.method.split import create_vit, split_vit
+from adc_edge.planning.message_sizes import EVALUATED_ROWS
 from adc_edge.storage.bundle import HEAD, MANIFEST, TRUNK, parse_manifest
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "int8", "int4", "pca4", "pca3", "pca2", "pca1")

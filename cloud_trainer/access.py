@@ -37,6 +37,11 @@ class Access:
         """Fingerprint of the trainer's own key."""
         return fingerprint(self._pair.public)
 
+    @property
+    def secret(self) -> bytes:
+        """The trainer's own secret key, from which others are derived."""
+        return self._pair.secret
+
     def secure(self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], refusals: Refusals) -> None:
         """Admit only devices of the directory; to be called before ``bind``."""
         secure_server(socket, self._pair)

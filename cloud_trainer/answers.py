@@ -25,6 +25,13 @@ from adc_edge.cloud_trainer.scheduling.admission import Admission
 from adc_edge.cloud_trainer.scheduling.merged import Merging
 from adc_edge.cloud_trainer.scheduling.steps import StepAnswers, StepRequest
 from adc_edge.cloud_trainer.served_session import ServedSession
+from adc_edge.cloud_trainer.store.sending import (
+    check_not_alone,
+    check_wish,
+    part_from_device,
+    steps_stored,
+    store_evaluation,
+)
 from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import check_classes
 from adc_edge.storage.bundle import Bundle
@@ -112,6 +119,8 @@ class Answers:
         session = context.peer.session
         if session is None or message.session != session.id:  # type: ignore[union-attr]
             raise outside_session(message)
+        if isinstance(message, Step | Evaluate):
+            check_not_alone(session, message)
         if isinstance(message, Step):
             return self._step(session, message, body, context)
         if isinstance(message, Fetch):
@@ -144,6 +153,7 @@ class Answers:
         if hello.class_names is not True:
             self._classes.check_silent(hello.device)
         self._fleet.check_hello(hello)
+        check_wish(self._sessions, hello)
         if not self._fleet.knows(hello.session):
             self.admission.check(hello)
         session = self._sessions.find(hello, peer.owner)
@@ -154,6 +164,9 @@ class Answers:
                 raise
             session = self._sessions.find(hello, peer.owner)
             session.resume(hello)
+        stored = steps_stored(session, hello)
+        if stored == 0:
+            session.store = self._sessions.stores.begin(hello)
         begins_on = 0 if session.applied else self._training.steps
         for superseded in self._sessions.open(session, context.route):
             self._record.presence.leave(superseded)
@@ -181,6 +194,7 @@ class Answers:
             keeps_heads=self._checkpoints.keep_heads or UNSET,
             fleet=self._fleet.terms(),
             paused=self._sessions.waiting.fair.is_paused(session.id) or UNSET,
+            stored=stored,
         )
 
     def _name_classes(self, session: ServedSession, message: ClassNames, body: memoryview) -> Reply:
@@ -210,7 +224,7 @@ class Answers:
             session = context.peer.session
             if session is None or not isinstance(message, Step) or not session.is_next_step(message):
                 return None
-            if not self._fleet.takes(message):
+            if session.goes_on_alone or not self._fleet.takes(message):
                 return None
             steps.append((session, message, body, context))
         after_send = self._steps.learn_together(steps)
@@ -242,6 +256,7 @@ class Answers:
         split, shape = -LABEL_BYTES * message.images, (message.images, self._limits.tokens, self._limits.dim)
         labels = np.frombuffer(body[split:], "<i4")
         check_classes(labels, self._limits.classes)
+        store_evaluation(session, message, body)
         judged = self._training.judge(decode_to(self._device, body[:split], shape, message.precision), labels)
         self._record.judged(session, message, judged, self._training.steps)
         if message.step != session.applied:  # its answer has left the log: a device that came back without its trainer
@@ -255,6 +270,10 @@ class Answers:
 
     def _close_session(self, session: ServedSession) -> Reply:
         self._record.evaluated(session)
+        if session.goes_on_alone or part_from_device(session):
+            self._checkpoints.save()
+            session.prune(None)
+            return ByeAck(session.id), b""
         was_finished = session.record.finished
         session.record.finished = True
         try:

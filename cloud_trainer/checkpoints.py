@@ -143,6 +143,7 @@ class TrainerCheckpoints:
         checkpoint = self._run_dir.latest()
         if checkpoint is None:  # steps of a process that was killed before its first checkpoint are done again
             self._run_dir.rewind(0, lambda line: False)
+            self._sessions.restore({})
         else:
             self._restore(self._run_dir, checkpoint)
             logger.info("resuming %s at step %d", self._run_dir.path, checkpoint.step)

@@ -23,7 +23,7 @@ from adc_edge.options import (
     optimizer_options,
     run_options,
 )
-from adc_edge.quantities import StepsOrEvery
+from adc_edge.quantities import BYTE_COUNT, StepsOrEvery
 from adc_edge.watching.options import WatchSettings, watch_options
 
 if TYPE_CHECKING:
@@ -92,6 +92,21 @@ _SECONDS = FloatRange(min=0, finite=True)
     type=choices(defaults.MergePasses),
     default="off",
     help="Learn waiting steps of several devices in one pass: one optimizer step of the sum, or one for each.",
+)
+@click.option(
+    "--store-max",
+    default=defaults.STORE_BYTES,
+    show_default="20GB",
+    type=BYTE_COUNT,
+    metavar="BYTES",
+    help="Most bytes kept on disk of devices that send each image once (serve --send-epochs), until they are done.",
+)
+@click.option(
+    "--store-drop",
+    default=0.0,
+    type=FloatRange(0, 0.95),
+    metavar="SHARE",
+    help="Leave out this share of the patch tokens, others in each step, in the steps that go on without the device.",
 )
 @heading("Fleet")
 @click.option(

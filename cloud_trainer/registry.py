@@ -11,6 +11,7 @@ from pathlib import Path
 from adc_edge.cloud_trainer.record.presence import GuardedConnection
 from adc_edge.cloud_trainer.scheduling.messages import MessageQueue
 from adc_edge.cloud_trainer.served_session import ServedSession, SessionRecord
+from adc_edge.cloud_trainer.store.stores import ActivationStores
 from adc_edge.errors import ProtocolError
 from adc_edge.wire.framing import Assembler
 from adc_edge.wire.messages import FromDevice, Hello
@@ -81,10 +82,11 @@ class SessionRegistry:
     Args:
         directory: parent of the sessions' log directories.
         one_session: refuse every session after the first, so that a head learns from one alone.
+        stores: of sessions that go on without their devices; None: there are none.
     """
 
-    def __init__(self, directory: Path, one_session: bool = False) -> None:
-        self._directory, self._one_session = directory, one_session
+    def __init__(self, directory: Path, one_session: bool = False, stores: ActivationStores | None = None) -> None:
+        self._directory, self._one_session, self.stores = directory, one_session, stores or ActivationStores()
         self._sessions: OrderedDict[int, ServedSession] = OrderedDict()
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
         self.waiting = MessageQueue()
@@ -100,8 +102,14 @@ class SessionRegistry:
         for session in self:
             self.waiting.withdraw(session.id)
         self._sessions.clear()
+        self.stores.delete_others(kept)
+        for number, whole in self.stores.whole():  # also one that began after the checkpoint
+            begun = SessionRecord(whole.device, whole.owner, 0, planned=whole.planned)
+            self._sessions[number] = self._new(number, begun)
         for number, record in kept.items():
-            self._sessions[number] = self._new(number, record)
+            self._sessions[number] = session = self._new(number, record)
+            if record.finished and session.store is not None:  # killed before it was deleted
+                session.forget()
 
     def peer(self, route: bytes, fd: int, owner: str, new_inbox: Callable[[], Assembler[FromDevice]]) -> Peer:
         """The connection with a routing id; beyond MAX_PEERS the one that was silent longest is dropped."""
@@ -253,7 +261,7 @@ class SessionRegistry:
                 session.sync()
 
     def _new(self, number: int, record: SessionRecord) -> ServedSession:
-        return ServedSession(number, record, self._log_of(number))
+        return ServedSession(number, record, self._log_of(number), self.stores.known(number, record.applied))
 
     def _log_of(self, session: int) -> Path:
         return self._directory / f"{session:016x}"
@@ -261,9 +269,9 @@ class SessionRegistry:
     def _make_room(self, owner: str) -> None:
         own = [s for s in self if owner and s.record.owner == owner]
         if len(own) >= MAX_SESSIONS_OF_A_KEY:
-            self._evict(next((s for s in own if not self.is_spared(s.id)), own[0]))
+            self._evict(next((s for s in own if not self.is_spared(s.id) and not s.goes_on_alone), own[0]))
         if len(self._sessions) >= MAX_SESSIONS:
-            done = (s for s in self if s.record.finished or s.applied == 0)
+            done = (s for s in self if s.record.finished or (s.applied == 0 and not s.goes_on_alone))
             idle = next((s for s in done if not self.is_spared(s.id)), None)
             if idle is None:
                 raise ProtocolError(

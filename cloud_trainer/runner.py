@@ -28,6 +28,10 @@ from adc_edge.cloud_trainer.screen.trainer_screen import TrainerScreen
 from adc_edge.cloud_trainer.served_session import SessionRecord
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.settings import TrainerSettings as TrainerSettings
+from adc_edge.cloud_trainer.store.alone import AloneTraining
+from adc_edge.cloud_trainer.store.seal import StoreSeal
+from adc_edge.cloud_trainer.store.settings import check_none_waits, reason_for_none
+from adc_edge.cloud_trainer.store.stores import ActivationStores
 from adc_edge.data.classes import short_list
 from adc_edge.data.sources import Dataset
 from adc_edge.errors import BundleError, SettingError
@@ -38,7 +42,7 @@ from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import HEAD, MANIFEST, Bundle
 from adc_edge.storage.halves import label_weights
 from adc_edge.storage.recorder import STOPPED, Recorder
-from adc_edge.storage.run_dir import RunDir
+from adc_edge.storage.run_dir import STORE, RunDir
 
 ENDPOINT = "endpoint"  # file in the run directory: where the trainer listens
 OPEN = "insecure: anybody who reaches this address can train this head and read what is sent"
@@ -88,7 +92,7 @@ class Trainer:
             recorder = stack.enter_context(Recorder(run_dir, lambda: self.training.steps))
             for change in run_dir.changes:
                 logger.warning("%s since this run was last at work: the last bits may differ", change)
-            sessions = SessionRegistry(run_dir.journal, settings.one_session)
+            sessions = SessionRegistry(run_dir.journal, settings.one_session, self._stores(run_dir))
             checkpoints = TrainerCheckpoints(self.training, sessions, run_dir, settings.checkpoint_every)
             checkpoints.resume()
             if run_dir.path is not None:  # ranks may have worked here before
@@ -117,8 +121,8 @@ class Trainer:
             )
             stack.callback(server.close)
             central = self._central(stack, classes, sessions, checkpoints.record, fleet)
-            if central is not None:
-                server.between = central.work
+            alone = self._alone(sessions, checkpoints)
+            server.between = lambda busy: alone.work(busy) | (central is not None and central.work(busy))
             run_dir.show(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
             run_dir.keep(ENDPOINT, server.endpoint.encode())
             recorder.begun("trainer", server.endpoint)
@@ -139,6 +143,23 @@ class Trainer:
         go_on = "" if complete or not kept else "; type the same command to go on"
         logger.info("stopped after %d steps%s%s", self.training.steps, kept, go_on)
         return complete
+
+    def _stores(self, run_dir: RunDir) -> ActivationStores:
+        """The stores of devices that send each image once; raises SettingError if one is needed and cannot be used."""
+        why = reason_for_none(self.settings, ranks=False)
+        if run_dir.path is None or why:
+            return ActivationStores(why_none=why)
+        try:
+            seal = StoreSeal(None if self.access is None else self.access.secret)
+        except SettingError as error:  # other devices need no store
+            why = error.received.removeprefix("a trainer with ")
+            check_none_waits(run_dir.path / STORE, why)
+            return ActivationStores(why_none=why)
+        return ActivationStores(run_dir.path / STORE, self.settings.store.most_bytes, seal)
+
+    def _alone(self, sessions: SessionRegistry, checkpoints: TrainerCheckpoints) -> AloneTraining:
+        settings, manifest = self.settings, self.bundle.manifest
+        return AloneTraining(manifest, self.training, sessions, checkpoints, settings.seed, settings.store_drop)
 
     def _central(
         self,

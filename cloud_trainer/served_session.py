@@ -11,10 +11,12 @@ from msgspec import UNSET, UnsetType
 
 from adc_edge.arrays import Body
 from adc_edge.cloud_trainer.accumulator import StepAccumulator
+from adc_edge.cloud_trainer.store.sending import lengthen, steps_stored
+from adc_edge.cloud_trainer.store.session_store import SessionStore, WholeStore
 from adc_edge.errors import ProtocolError
 from adc_edge.storage.journal import Journal, JournalKey, oldest
 from adc_edge.storage.position import micro_batches_by_step
-from adc_edge.wire.fleet_messages import DeviceNeeds
+from adc_edge.wire.fleet_messages import DeviceNeeds, SentSteps
 from adc_edge.wire.framing import Assembler
 from adc_edge.wire.headers import pack_header, unpack_from_trainer
 from adc_edge.wire.messages import Evaluated, FromDevice, Gradient, Hello, Step
@@ -44,10 +46,14 @@ class ServedSession:
         number: the session's id.
         record: the session as the last checkpoint knew it.
         directory: directory of its log, which is opened when a device first speaks for the session.
+        store: keeps its messages; None: its device sends every step itself.
     """
 
-    def __init__(self, number: int, record: SessionRecord, directory: Path) -> None:
-        self.id, self.record, self._directory = number, record, directory
+    def __init__(self, number: int, record: SessionRecord, directory: Path, store: SessionStore | None = None) -> None:
+        self.id, self.record, self._directory, self.store = number, record, directory, store
+        if store is not None and store.whole is not None:
+            record.planned = store.whole.planned  # a checkpoint may be older
+        self.sends: SentSteps | UnsetType = UNSET  # that its device told
         self.needs: DeviceNeeds | UnsetType = UNSET  # that its device told
         self._cuts: list[tuple[int, int]] = [(0, 1)]  # first steps, each with the micro-batches of its steps
         self.device_keeps = True  # the device keeps its run on disk, so it may ask for any answer of the log
@@ -74,6 +80,18 @@ class ServedSession:
         return 0 if self.accumulator is None else self.accumulator.learned
 
     @property
+    def goes_on_alone(self) -> bool:
+        """Whether all steps that are left are done without its device."""
+        return self.store is not None and self.store.whole is not None and not self.record.finished
+
+    @property
+    def whole_store(self) -> WholeStore:
+        """The content of the store of a session that goes on alone."""
+        whole = None if self.store is None else self.store.whole
+        assert whole is not None, "it goes on alone"
+        return whole
+
+    @property
     def log(self) -> Journal:
         """Answers that the device may still ask for."""
         if self._log is None:
@@ -88,6 +106,7 @@ class ServedSession:
             ProtocolError: ``superseded``: a newer process has spoken for the session; ``history``: the device is older
                 than the log reaches back; ``order``: the step under way has another number of micro-batches.
         """
+        self.sends = hello.sends
         if hello.incarnation in self._incarnations and hello.incarnation != self._incarnations[-1]:
             raise ProtocolError(
                 "a Hello of an older process",
@@ -95,6 +114,10 @@ class ServedSession:
                 "another `adc-edge serve` has taken this run over; stop one of the two",
                 "superseded",
             )
+        if steps_stored(self, hello):  # nothing is needed of the device, wherever it stands
+            self._incarnations.append(hello.incarnation)
+            lengthen(self, hello.steps)
+            return
         cuts = [(0, hello.micro_batches), *(hello.changes or [])]
         self._check_cut(micro_batches_by_step(cuts)(self.applied))
         self._cuts = cuts
@@ -121,7 +144,12 @@ class ServedSession:
             return f" (applied here: {self.applied}; it fetches the answers it lacks)"
         return f" (applied here: {self.applied}; its journal brings this head forward)"
 
-    def _micro_batches(self, step: int) -> int:
+    def micro_batches_of(self, message: Step) -> int:
+        """The number of micro-batches of a message's step: as it tells, or as the Hello told."""
+        return message.micro_batches or self.micro_batches(message.step)
+
+    def micro_batches(self, step: int) -> int:
+        """The number of micro-batches of a step, as the device has told."""
         return micro_batches_by_step(self._cuts)(step)
 
     def _check_cut(self, count: int) -> None:
@@ -145,7 +173,7 @@ class ServedSession:
 
     def oldest(self) -> int:
         """The first step from which on every answer can be given again."""
-        return oldest(lambda key: key in self._recent or self.log.has(key), self.applied, self._micro_batches)
+        return oldest(lambda key: key in self._recent or self.log.has(key), self.applied, self.micro_batches)
 
     def due(self, key: JournalKey, micro_batches: int | UnsetType = UNSET) -> bool:
         """Whether a micro-batch is the next one to learn; False: it was learned and is answered again.
@@ -158,7 +186,7 @@ class ServedSession:
             ProtocolError: code ``order``: it is neither, or its step began with another number of them.
         """
         if key == JournalKey(self.applied, self.learned):
-            count = micro_batches or self._micro_batches(self.applied)
+            count = micro_batches or self.micro_batches(self.applied)
             self._check_cut(count)
             if key.micro_batch < count:
                 return True
@@ -175,17 +203,17 @@ class ServedSession:
         """Whether a message is the whole of the next step."""
         if message.session != self.id or JournalKey(message.step, message.micro_batch) != JournalKey(self.applied):
             return False
-        return not self.learned and (message.micro_batches or self._micro_batches(self.applied)) == 1
+        return not self.learned and (message.micro_batches or self.micro_batches(self.applied)) == 1
 
     def begin_step(self, micro_batches: int | UnsetType = UNSET) -> StepAccumulator:
         """The sums of the step under way, which begins if nothing of it is learned; ``micro_batches`` as in ``due``."""
         if self.accumulator is None or not self.learned:
-            self.accumulator = StepAccumulator(micro_batches or self._micro_batches(self.applied))
+            self.accumulator = StepAccumulator(micro_batches or self.micro_batches(self.applied))
         return self.accumulator
 
     def record_answer(self, reply: Gradient, body: Body) -> None:
         """Count a micro-batch that was learned, and keep its answer; the last one ends its step."""
-        if self.accumulator is not None and self.accumulator.micro_batches != self._micro_batches(self.applied):
+        if self.accumulator is not None and self.accumulator.micro_batches != self.micro_batches(self.applied):
             earlier = [cut for cut in self._cuts[-_CUTS:] if cut[0] < self.applied]
             self._cuts = [*earlier, (self.applied, self.accumulator.micro_batches)]
         if self.accumulator is None or self.accumulator.complete:
@@ -198,7 +226,7 @@ class ServedSession:
         """Keep an answer, in memory until ``write``."""
         self._recent[key] = (reply, body)
         self._recent.move_to_end(key)
-        while len(self._recent) > max(map(self._micro_batches, (self.applied - 1, self.applied))):
+        while len(self._recent) > max(map(self.micro_batches, (self.applied - 1, self.applied))):
             self._recent.popitem(last=False)
 
     def write(self) -> None:
@@ -225,13 +253,25 @@ class ServedSession:
         """Drop answers to steps before ``durable``, which the device cannot lose; None: it cannot come back at all."""
         self.log.prune(self.applied if durable is None else min(durable, self.applied))
 
+    def end_step(self, head_step: int, images: int) -> None:
+        """Count a step that was learned without the device; the head has ``head_step`` steps with it."""
+        self.accumulator = None
+        self.record.applied += 1
+        self.record.images += images
+        self.record.head_step = head_step
+
     def sync(self) -> None:
-        """Flush the log to disk if it is open; raises OSError."""
+        """Flush log and store to disk if they are open; raises OSError."""
+        if self.store is not None:
+            self.store.sync()
         if self._log is not None:
             self._log.sync()
 
     def forget(self) -> None:
-        """Delete the log, and what is in memory of the step under way."""
+        """Delete the log and the store, and what is in memory of the step under way."""
+        if self.store is not None:
+            self.store.delete()
+        self.store = None
         self._log = self.accumulator = self.inbox = None
         self._recent.clear()
         shutil.rmtree(self._directory, ignore_errors=True)

@@ -12,6 +12,7 @@ from adc_edge.cloud_trainer.fleet.settings import FleetSettings
 from adc_edge.cloud_trainer.inference.head_source import find_head
 from adc_edge.cloud_trainer.ranks.launch import bound_to, launched
 from adc_edge.cloud_trainer.ranks.settings import RankSettings
+from adc_edge.cloud_trainer.store.settings import StoreSettings
 from adc_edge.data.sources import Dataset, load_dataset
 from adc_edge.defaults import FleetMode, FleetPrecision, MergePasses, Placing, RobustRule
 from adc_edge.errors import SettingError
@@ -51,6 +52,8 @@ class TrainerSettings(msgspec.Struct, frozen=True):
     max_devices: int = 0
     merge_passes: MergePasses = "off"
     serve_only: bool = False
+    store_max: float = defaults.STORE_BYTES
+    store_drop: float = 0.0
     sync: int = 1
     round_wait: float = defaults.ROUND_WAIT_S
     place: Placing = "load"
@@ -64,7 +67,7 @@ class TrainerSettings(msgspec.Struct, frozen=True):
     def fixed(self, bundle: Bundle) -> dict[str, Any]:
         """Return the settings that a resumed run must share."""
         own = {"role": "trainer", "bundle": bundle.digest, "optimizer": self.optimizer, "seed": self.seed}
-        return own | {"mode": self.fleet.in_words()}
+        return own | {"mode": self.fleet.in_words()} | ({"store_drop": self.store_drop} if self.store_drop else {})
 
     @property
     def fleet(self) -> FleetSettings:
@@ -78,6 +81,11 @@ class TrainerSettings(msgspec.Struct, frozen=True):
             self.guard == "on",
             self.devices,
         )
+
+    @property
+    def store(self) -> StoreSettings:
+        """The settings of the activation store."""
+        return StoreSettings(self.store_max, self.store_drop)
 
     @property
     def ranks(self) -> RankSettings:
@@ -101,6 +109,7 @@ class TrainerSettings(msgspec.Struct, frozen=True):
         """
         launch = launched()
         self.ranks.check(self, launch)
+        self.store.check(self, launch is not None)
         if self.one_session and self.devices > 1:
             received = f"--one-session and --devices {self.devices}"
             raise SettingError(received, "--devices 1 at most: one session is one device's", "leave one out")

@@ -74,6 +74,14 @@ _POSITIVE = click.IntRange(min=1)
     default="train",
     help="Train the trunk or keep it frozen; a frozen trunk needs no torch.",
 )
+@click.option(
+    "--send-epochs",
+    default=0,
+    type=COUNT,
+    metavar="K",
+    help="With a frozen trunk: send K epochs only (1: each image once); 0: send every step. The trainer keeps them and "
+    "does the other steps alone: this device may then be switched off.",
+)
 @optimizer_options
 @click.option(
     "--freeze-first",
@@ -241,9 +249,13 @@ def serve(
         go_on = "" if report["complete"] else "; type the same command to go on"
         logger.info("run kept in %s%s", settings.run, go_on)
         if report["complete"] and not as_json:
+            if "steps_alone" in report:
+                logger.info("both halves can be merged once the trainer has come to step %d:", device.length.planned)
             run = shlex.quote(str(settings.run))
             console.say_next(f"adc-edge merge --run-device {run} --run-trainer RUN_OF_THE_TRAINER -o model.safetensors")
     elif not report["complete"]:
         logger.info("without --run nothing of this run is kept")
     if stop.by_ctrl_c and not report["complete"]:
         raise SystemExit(INTERRUPTED)
+    if not report["complete"] and not stop():  # the trainer did not acknowledge the end, as the log says
+        raise SystemExit(1)

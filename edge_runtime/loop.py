@@ -24,6 +24,7 @@ from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import ProtocolError
 from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.labels import label_triples
+from adc_edge.planning.message_sizes import evaluation_images, evaluation_precision
 from adc_edge.planning.passive import LATE_MS, LinkEstimate, RateSample
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.headers import pack_header
@@ -34,8 +35,6 @@ if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
 
 
 _TRANSFER_BITS = 62
-EVALUATED_ROWS, _EVALUATED_BYTES = 16_384, 2**24  # tokens of one message of an evaluation, and their size in fp32
-_ROWS_PER_CHANNEL = 8  # with fewer, int8 is closer than pca4
 
 
 class _InFlight(NamedTuple):
@@ -171,17 +170,17 @@ class DeviceLoop:
         return summed(step, answers, sizes, precision), *self.new_bytes()
 
     def evaluation_parts(self, loader: Loader, limit: int) -> list[npt.NDArray[np.int64]]:
-        """Return the images of each message of an evaluation: many, since principal components cost less over more."""
+        """Return the images of each message of an evaluation."""
         welcome, shape = self.session.welcome, self.settings.shape
         if welcome is None or welcome.max_images is UNSET:
             return loader.sample(limit)
-        most = min(EVALUATED_ROWS // shape.tokens, _EVALUATED_BYTES // (4 * shape.tokens * self.settings.dim))
-        return loader.sample(limit, max(loader.batch_size, min(welcome.max_images, most)))
+        size = evaluation_images(shape.tokens, self.settings.dim, loader.batch_size, welcome.max_images)
+        return loader.sample(limit, size)
 
     def evaluation_precision(self, loader: Loader, limit: int) -> Precision:
-        """Return the precision that decides as fp32 does: few rows of a message bear their principal components."""
+        """Return the precision of an evaluation whose user has chosen none."""
         rows = self.settings.shape.tokens * min(map(len, self.evaluation_parts(loader, limit)))
-        return "pca4" if rows >= _ROWS_PER_CHANNEL * self.settings.dim else "int8"
+        return evaluation_precision(rows, self.settings.dim)
 
     def _full_outputs(self, loader: Loader, indices: npt.NDArray[np.int64]) -> tuple[Float32, Labels]:
         """The trunk's output ``[B, N, D]`` and the labels of these images, computed a batch at a time."""

@@ -25,6 +25,7 @@ from adc_edge.edge_runtime.choosing.plan import forms_to_follow, needs_of, with_
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.factory import ENGINE, WHERE, check_provider, make_engine, make_shim
+from adc_edge.edge_runtime.frozen.send_epochs import UNPARTED, check_send_epochs, run_length, sent_steps
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.screen.display import Display
 from adc_edge.edge_runtime.session import DeviceSession
@@ -44,6 +45,7 @@ from adc_edge.storage.halves import label_weights
 from adc_edge.storage.recorder import STOPPED, Recorder
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.connection import ClientKeys, Stopped
+from adc_edge.wire.messages import Hello
 from adc_edge.wire.sockets import check_endpoint
 
 if TYPE_CHECKING:  # the shim needs torch, which a frozen device lacks
@@ -77,6 +79,7 @@ class Serve:
         settings.noise.check()
         settings.check_compute()
         settings.check_best()
+        check_send_epochs(settings)
         self.bundle = Bundle.load(settings.bundle, () if self._torchless else (TRUNK,))
         self.graph = None if settings.engine == "torch" else self.bundle.client(settings.computes)
         self.manifest = self.bundle.manifest
@@ -109,7 +112,8 @@ class Serve:
         with ExitStack() as stack:
             train = self._loader(dataset.train, self.cut.images, augment.parse_augmentation(settings.augment))
             stack.callback(train.close)
-            total = settings.total_steps(train.steps_per_epoch)
+            self.length = run_length(settings, train.steps_per_epoch)
+            total = self.length.sent
             run_dir = stack.enter_context(closing(self._run_dir(threads, shown)))
             recorder = stack.enter_context(Recorder(run_dir, lambda: self.state.step))
             run_dir.show(MANIFEST, (self.bundle.path / MANIFEST).read_bytes())
@@ -127,7 +131,7 @@ class Serve:
             if refresher is not None:
                 refresher.follow(engine)
             display = stack.enter_context(self._display(total))
-            session = self._session(TrainerWaits(run_dir, display.outage), total)
+            session = self._session(TrainerWaits(run_dir, display.outage), len(dataset.test.labels))
             display.follow(session.channel)
             stack.callback(session.close)
             why = ""
@@ -139,20 +143,22 @@ class Serve:
             self.decisions.begin(self.cut.micro_batches)
             test = self._loader(dataset.test, min(self.cut.shape.images, len(dataset.test.labels)))
             stack.callback(test.close)
-            step_settings = self._step_settings(total)
+            step_settings = self.cut.step_settings(self.state.session, (self.precision, self.gradient_precision), total)
             loop = DeviceLoop(engine, learning, refresher, train, session, self.state.journal, step_settings)
             forms = forms_to_follow(settings, self.plan, self.manifest, step_settings, self._largest_images)
             course = Course(step_settings, self.decisions, forms, settings.window)
-            state, stop = self.state, self.stop
-            training = Training(settings, self.manifest, loop, course, why, state, run_dir, test, display, total, stop)
+            state, length, stop = self.state, self.length, self.stop
+            training = Training(settings, self.manifest, loop, course, why, state, run_dir, test, display, length, stop)
+            length.foretell()
             training.run()
             broken = train.broken, test.broken
             first = next((found.first for found in broken if found.first), None)
             stopped = None if training.stop_reason is None else {"step": self.state.step, "why": training.stop_reason}
             more: dict[str, Any] = {"broken_images": sum(map(len, broken)), "first_broken_image": first}
-            more |= {"stopped": stopped, "changes": course.changes}
-            report = self._finish(run_dir, shim, more, total, course.at(self.state.step))
-            recorder.ending(report["complete"], training.stop_reason or ("" if report["complete"] else STOPPED))
+            more |= {"stopped": stopped, "changes": course.changes} | length.report()
+            report = self._finish(run_dir, shim, more, training.is_complete, course.at(self.state.step))
+            early = "" if training.is_complete else STOPPED if stop() else UNPARTED
+            recorder.ending(training.is_complete, training.stop_reason or early)
             return report
 
     def _run_dir(self, threads: int, shown: Path | None) -> RunDir:
@@ -229,12 +235,17 @@ class Serve:
         title, frozen = f"{manifest.model}, {blocks} → {settings.trainer}", settings.trunk == "frozen"
         return Display(self.console, total, self.state.step, settings.insecure, title, frozen)
 
-    def _session(self, waits: TrainerWaits, total: int) -> DeviceSession:
+    def _session(self, waits: TrainerWaits, test_images: int) -> DeviceSession:
         settings, precisions = self.settings, (self.precision, self.gradient_precision)
-        hello = partial(self.state.hello, self.bundle.digest, settings.name, total, self.decisions)
+        hello = partial(self.state.hello, self.bundle.digest, settings.name, self.length.planned, self.decisions)
+
+        def now() -> Hello:
+            needs = needs_of(self.cut.shape, self.manifest.dim, precisions, self.plan)
+            return hello(needs, sent_steps(settings, self.cut, self.manifest, self.length, test_images))
+
         return DeviceSession(
             settings.trainer,
-            lambda: hello(needs_of(self.cut.shape, self.manifest.dim, precisions, self.plan)),
+            now,
             self.state.journal,
             self.manifest.dim,
             keys=self.keys,
@@ -244,24 +255,6 @@ class Serve:
             on_try=waits.tried,
             classes=self.classes,
             micro_batches=self.decisions.micro_batches,
-        )
-
-    def _step_settings(self, total: int) -> StepSettings:
-        return StepSettings(
-            session=self.state.session,
-            shape=self.cut.shape,
-            prefix=self.manifest.prefix,
-            dim=self.manifest.dim,
-            classes=self.manifest.classes,
-            precision=self.precision,
-            gradient_precision=self.gradient_precision,
-            planned_steps=total,
-            micro_batches=self.cut.micro_batches,
-            window=self.cut.window,
-            drift_every=self.settings.drift_every,
-            noise=self.settings.noise,
-            seed=self.settings.seed,
-            outage_s=self.settings.outage_s,
         )
 
     def _loader(self, split: data.Split, batch_size: int, changes: Any = ()) -> Loader:
@@ -280,7 +273,7 @@ class Serve:
         return make_engine(name, self.bundle, self.settings, shape, self.graph, shim)
 
     def _finish(
-        self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], total: int, now: StepSettings
+        self, run_dir: RunDir, shim: Shim | None, more: dict[str, Any], complete: bool, now: StepSettings
     ) -> dict[str, Any]:
         """Write the weights and return the report, also of a run that was interrupted."""
         source, frozen = self.bundle.path / TRUNK, self.settings.trunk == "frozen"
@@ -295,6 +288,6 @@ class Serve:
             precision=now.precision,
             gradient_precision=now.gradient_precision,
             micro_batches=now.micro_batches,
-            complete=self.state.step >= total or more["stopped"] is not None,
+            complete=complete,
             **more,
         )

@@ -18,6 +18,7 @@ from adc_edge.codec.precision import encoded_bytes
 from adc_edge.edge_runtime import recovery
 from adc_edge.edge_runtime.classes.exchange import agree_on_classes
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
+from adc_edge.edge_runtime.frozen.send_epochs import check_keeps, where_trainer_stands
 from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.errors import LinkError, ProtocolError, RefusedError
 from adc_edge.storage.journal import Journal, JournalKey
@@ -156,15 +157,18 @@ class DeviceSession:
             self._sent.clear()
             raise
 
-    def close_session(self) -> None:
-        """Tell the trainer that the session is over, and wait until it has made that durable."""
+    def close_session(self) -> bool:
+        """Tell the trainer that the session is over, and wait until it has made that durable; False: it has not."""
         try:
             self.submit(Bye(self._hello().session))
             self.result(_CLOSE_S)
             self._journal.prune(self.trainer.step)
             self._journal.drop_spares()
-        except (LinkError, RefusedError, Stopped):
-            logger.warning("the trainer did not acknowledge the end; if it comes back, run the same command again")
+        except (LinkError, RefusedError, Stopped) as error:
+            why = str(error) or "asked to stop while waiting"
+            logger.warning("the trainer did not acknowledge the end; run the same command again once it can: %s", why)
+            return False
+        return True
 
     def close(self) -> None:
         """Close every socket at once."""
@@ -217,6 +221,7 @@ class DeviceSession:
         if not isinstance(welcome, Welcome):
             raise LinkLost(f"a {type(welcome).__name__} instead of a Welcome")
         recovery.check_follows(hello, welcome)
+        check_keeps(hello, welcome)
         self.welcome = welcome
         if welcome.paused is True:
             tell_pause(True)
@@ -230,7 +235,7 @@ class DeviceSession:
         if others := welcome.other_steps:
             logger.info("this head has %d steps of other sessions; to compare options: trainer --one-session", others)
         self._held = (welcome.transfer, welcome.received_bytes)
-        self.trainer, self._said = Position(welcome.applied, welcome.learned), hello.micro_batches
+        self.trainer, self._said = where_trainer_stands(hello.sends, welcome), hello.micro_batches
         self._note_durable(welcome.durable)
         oldest_request = self._pending[0][0] if self._pending else None
         device = recovery.device_position(oldest_request, hello.next_step)

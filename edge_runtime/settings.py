@@ -47,6 +47,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
     plan: Path | Literal["auto"] | None = None
     min_accuracy: float | None = None  # in points above uncompressed training
     augment: str = "none"
+    send_epochs: int = 0  # epochs that the device sends; 0: every step of the run
     allow_broken: bool = False
     seed: int = 0
     workers: int = defaults.DECODING_THREADS
@@ -132,7 +133,8 @@ class ServeSettings(msgspec.Struct, frozen=True):
 
         ``data`` is spelt as in the run that ``run`` holds if that names the same data.
         """
-        return {
+        more = {"send_epochs": self.send_epochs} if self.send_epochs else {}
+        return more | {
             "role": "device",
             "bundle": bundle,
             "data": same_source(self.data, self.run),

@@ -19,7 +19,7 @@ from adc_edge.storage.journal import Journal
 from adc_edge.storage.position import MicroBatches
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.terminal import readable
-from adc_edge.wire.fleet_messages import DeviceNeeds
+from adc_edge.wire.fleet_messages import DeviceNeeds, SentSteps
 from adc_edge.wire.messages import VERSION, Hello
 
 _ID_BITS = 63
@@ -41,6 +41,7 @@ class RunState:
         self.incarnation = secrets.randbits(_ID_BITS)  # of this process
         self.tally = Tally()
         self.fleet = FleetState()
+        self.parted = 0  # planned steps of a run that its trainer goes on with alone, as it has acknowledged
         self._saved: tuple[int, dict[str, Any]] | None = None  # content of the newest checkpoint
         self.journal = Journal(run_dir.journal)
 
@@ -70,6 +71,7 @@ class RunState:
                 f"{self._run_dir.path}: {error}", "a checkpoint of `serve`", "use another --run, or --fresh"
             ) from None
         self.step, self.session, self.tally, self._saved = kept.step, session, tally, None
+        self.parted = int(kept.meta.get("parted", 0))
         self.fleet = FleetState.restored(kept.meta, kept.arrays)
         if self._trunk is not None:
             self._trunk.restore(kept.arrays)
@@ -77,7 +79,13 @@ class RunState:
         return True
 
     def hello(
-        self, bundle: str, name: str, steps: int, decisions: Decisions, needs: DeviceNeeds | UnsetType = UNSET
+        self,
+        bundle: str,
+        name: str,
+        steps: int,
+        decisions: Decisions,
+        needs: DeviceNeeds | UnsetType = UNSET,
+        sends: SentSteps | UnsetType = UNSET,
     ) -> Hello:
         """Return the Hello of the present state.
 
@@ -87,6 +95,7 @@ class RunState:
             steps: planned.
             decisions: tell how many micro-batches the steps have.
             needs: by which the trainer admits a new session; UNSET: it is not told.
+            sends: the steps that this device sends; UNSET: all.
         """
         return Hello(
             version=VERSION,
@@ -105,12 +114,14 @@ class RunState:
             fleet=self._trunk is not None,
             needs=needs,
             moves=True,
+            sends=sends,
         )
 
     def save(self) -> None:
         """Make a checkpoint; after an OSError the earlier checkpoints are still there."""
         self.journal.sync()  # first: a state must not be durable before the messages that led to it
         meta = {"session": self.session, "tally": msgspec.to_builtins(self.tally), **self.fleet.meta()}
+        meta |= {"parted": self.parted} if self.parted else {}
         if self._saved == (self.step, meta):  # as at the end, after the session was closed
             return
         arrays = {} if self._trunk is None else self._trunk.arrays() | self.fleet.arrays()

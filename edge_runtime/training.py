@@ -13,6 +13,7 @@ from adc_edge.codec.precision import Precision
 from adc_edge.data.loader import Loader
 from adc_edge.edge_runtime.choosing.course import Course
 from adc_edge.edge_runtime.fleet.trunk import SharedTrunk
+from adc_edge.edge_runtime.frozen.send_epochs import RunLength
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.edge_runtime.screen.banner import banner, engine_line
@@ -44,7 +45,7 @@ class Training:
         run_dir: keeps metrics.
         test: images to evaluate with.
         display: shows progress.
-        total: steps of the whole run.
+        length: steps of the run, and those of them that this device sends.
         stop: asked between steps.
     """
 
@@ -59,18 +60,20 @@ class Training:
         run_dir: RunDir,
         test: Loader,
         display: Display,
-        total: int,
+        length: RunLength,
         stop: Callable[[], bool],
     ) -> None:
         self.settings, self.manifest, self.loop, self.why_engine = settings, manifest, loop, why_engine
         self.course = course
         self.state, self.run_dir = state, run_dir
-        self.test, self.display, self.total, self.stop = test, display, total, stop
+        self.test, self.display, self.stop = test, display, stop
+        self.length, self.total = length, length.sent
         self._best = BestHalves(loop, state, run_dir)
-        self._fleet = SharedTrunk(loop, state, run_dir, settings.bundle / TRUNK, total, display)
+        self._fleet = SharedTrunk(loop, state, run_dir, settings.bundle / TRUNK, self.total, display)
         self._unkept_bytes = 0  # gradients since the last checkpoint, which the trainer keeps until the next
         self._at_work: Literal["", "step", "evaluation_", "trunk_"] = ""
         self._trouble: OSError | None = None  # why the last checkpoint failed
+        self.parted = False  # the trainer has acknowledged the end
 
     def run(self) -> None:
         """Train to the last step, or until ``stop`` returns True; a checkpoint is made in any case.
@@ -83,6 +86,8 @@ class Training:
         done = self._is_over()
         try:
             if not self._opened(done):
+                return
+            if self._is_needed_no_more():
                 return
             done = done and self._is_over()  # opening may have gone back to an older checkpoint
             if done:
@@ -102,7 +107,8 @@ class Training:
                         if self.stop_reason and not done:
                             logger.info("ending at step %d: %s", state.step, self.stop_reason)
                         state.save()  # first: the trainer then deletes its log of answers
-                        self.loop.session.close_session()
+                        if self.loop.session.close_session():
+                            self._part()
                         return
                     if self._fleet.is_extended:
                         self._average()
@@ -117,15 +123,36 @@ class Training:
             state.save()
 
     def _opened(self, done: bool) -> bool:
-        """Open the session; False if the run is ``done``, and its trainer has ended too."""
+        """Open the session; False if nothing is left to do for this device, and its trainer does not answer."""
         try:
             self._open(self.settings.wait_s)
         except LinkError:
-            if not done:
+            if self.length.alone and self.state.parted == self.length.planned:
+                self.parted = True
+                logger.info("the trainer has acknowledged all that this device sends, and does not answer now")
+                return False
+            if not done or self.length.alone:  # whether a trainer that goes on alone has everything is its word only
                 raise
             logger.info("this run is complete, and its trainer has ended too: nothing is left to do")
             return False
         return True
+
+    def _is_needed_no_more(self) -> bool:
+        """Whether the trainer has all that this device sends, wherever it stands itself (``--send-epochs``)."""
+        welcome = self.loop.session.welcome
+        if welcome is None or welcome.stored != self.total:
+            return False
+        logger.info("the trainer has all that this device sends, and stands at step %d", welcome.applied)
+        self.state.step = self.total
+        self._part()
+        return True
+
+    def _part(self) -> None:
+        """Note that the trainer has acknowledged the end, and say what is left for it to do alone."""
+        self.parted = True
+        if self.length.alone:
+            self.state.parted = self.length.planned
+        self.length.announce(self.loop.session.trainer.step)
 
     def _announce(self) -> None:
         """Say what the run will do."""
@@ -219,6 +246,12 @@ class Training:
             return None
         top = f"; the best was {best.accuracy:.1%} at step {best.step}" if best else ""
         return f"{since} evaluation{'s' * (since > 1)} in a row without gain (--stop-after {limit}){top}"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do for this device: a trainer that is to go on alone must have said so."""
+        ended = self.state.step >= self.total or self.stop_reason is not None
+        return ended and (self.parted or not self.length.alone)
 
     def _is_over(self) -> bool:
         """Whether the run has done what it was asked for."""

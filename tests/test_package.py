@@ -10,6 +10,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import tomllib
+
 ROOT = Path(__file__).parents[1]
 PARTS = ("calibration", "cloud_trainer", "edge_runtime", "evaluation", "export", "watch")
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('dist'); build_meta.build_sdist('dist')"
@@ -51,6 +53,12 @@ def missing(tree: Path) -> dict[str, set[str]]:
         in_sdist = [member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()]
     expected = source_files(tree)
     return {name: installed(files) ^ expected for name, files in (("wheel", in_wheel), ("sdist", in_sdist))}
+
+
+def test_every_folder_with_modules_is_listed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    modules = [name for name in installed(tracked()) if name.endswith(".py")]
+    assert sorted(listed) == sorted({Path(name).parent.as_posix().replace("/", ".") for name in modules})
 
 
 def test_both_distributions_hold_the_files_of_the_tree(tmp_path: Path) -> None:

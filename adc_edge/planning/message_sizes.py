@@ -1,4 +1,4 @@
-"""Bytes of a step's messages, before anything is sent: nearly, since headers and labels vary a little."""
+"""Sizes of messages before anything is sent: those of a step, and how an evaluation is divided into messages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from adc_edge.defaults import Precision
 from adc_edge.method.ratio import Shape
 from adc_edge.wire.messages import TRIPLE_BYTES
 
+EVALUATED_ROWS, _EVALUATED_BYTES = 16_384, 2**24  # tokens of one message of an evaluation, and their size in fp32
+_ROWS_PER_CHANNEL = 8  # with fewer, int8 is closer than pca4
 _HEADER_BYTES = 350  # of a message's header and its frames, about
 
 
 def sizes_of_messages(shape: Shape, dim: int, precisions: tuple[Precision, Precision | None]) -> tuple[int, int]:
-    """Return the bytes of a micro-batch's message and of its answer.
+    """Return the bytes of a micro-batch's message and of its answer, nearly: headers and labels vary a little.
 
     Args:
         shape: of the micro-batch.
@@ -22,3 +24,26 @@ def sizes_of_messages(shape: Shape, dim: int, precisions: tuple[Precision, Preci
     sent = (shape.clusters, shape.kept, dim)
     answer = 0 if down is None else encoded_bytes(sent, down)
     return encoded_bytes(sent, up) + TRIPLE_BYTES * shape.images + _HEADER_BYTES, answer + _HEADER_BYTES
+
+
+def evaluation_images(tokens: int, dim: int, batch_size: int, most: int) -> int:
+    """Return the most images of one message of an evaluation: many, since principal components cost less over more.
+
+    Args:
+        tokens: N of an image.
+        dim: D, channels of an activation.
+        batch_size: images of a step, which a message may always have.
+        most: images of a message that the trainer takes.
+    """
+    fitting = min(EVALUATED_ROWS // tokens, _EVALUATED_BYTES // (4 * tokens * dim))
+    return max(batch_size, min(most, fitting))
+
+
+def evaluation_precision(rows: int, dim: int) -> Precision:
+    """Return the precision that decides as fp32 does: few rows of a message bear their principal components.
+
+    Args:
+        rows: tokens of the evaluation's smallest message.
+        dim: D, channels of an activation.
+    """
+    return "pca4" if rows >= _ROWS_PER_CHANNEL * dim else "int8"

@@ -48,13 +48,14 @@ class Journal:
     """One session's messages in one direction, in a directory of their own.
 
     Args:
-        directory: created if absent; damaged entries in it are removed.
+        directory: created if absent.
+        keep_damaged: leave damaged entries in it where they are, since nobody can send them again; else remove them.
 
     Raises:
         OSError: the directory cannot be created or read.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, keep_damaged: bool = False) -> None:
         self.directory = directory
         make_directory(directory)
         self._keys: dict[JournalKey, int] = {}  # each with its size
@@ -64,10 +65,12 @@ class Journal:
         self._unsynced: set[JournalKey] = set()
         for path in directory.iterdir():
             key = _key(path.name)
-            if key is None or key.file_name != path.name or _read(path) is None:
+            if key is None or key.file_name != path.name:
                 path.unlink()
-            else:
+            elif _read(path) is not None:
                 self._keys[key] = path.stat().st_size
+            elif not keep_damaged:
+                path.unlink()
         self._unsynced |= self._keys.keys()
 
     def append(self, key: JournalKey, header: bytes, body: Body) -> None:
@@ -97,6 +100,10 @@ class Journal:
     def has(self, key: JournalKey) -> bool:
         """Whether a message was kept."""
         return key in self._keys
+
+    def held_bytes(self) -> int:
+        """Size in bytes of all entries."""
+        return sum(self._keys.values())
 
     def oldest(self, until: int, micro_batches: MicroBatches = lambda step: 1) -> int:
         """The function ``oldest``, for the entries of this journal."""

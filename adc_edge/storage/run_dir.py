@@ -10,6 +10,7 @@ micro-batches      number of messages of a step that `--micro-batches auto` has 
 classes.json       class names of the head, in the order of its outputs; on a device also its images of each class
 decisions.json     settings that changed while the run followed its link, each with its first step
 rounds/, averages/ the fleet's newest trunks (`fleet_trunk.py`), on a trainer; those that a device has taken, on it
+store/             a trainer's: messages of devices that send each image once, until their runs are over
 lock               held while a process uses the directory
 rank-*.jsonl       of a trainer with several ranks: lines of other ranks that metrics and events do not have yet
 trunk.safetensors or head.safetensors, once the run has ended
@@ -50,8 +51,8 @@ from adc_edge.storage.run_settings import (
 )
 
 METRICS = "metrics.jsonl"
-JOURNAL, AVERAGES = "journal", "averages"  # directories
-_DIRECTORIES = (JOURNAL, ROUNDS, AVERAGES)
+JOURNAL, AVERAGES, STORE = "journal", "averages", "store"  # directories
+_DIRECTORIES = (JOURNAL, ROUNDS, AVERAGES, STORE)
 CLASSES = "classes.json"
 DECISIONS = "decisions.json"
 MICRO_BATCHES = "micro-batches"

@@ -1,4 +1,4 @@
-"""Messages of a fleet: a device's change of its trunk, and the fleet's trunk; a pause; a device's needs.
+"""Messages of a fleet: a device's change of its trunk, and the fleet's trunk; a pause; a device's needs and wishes.
 
 The fleet's trunk has a number, its round: 0 is the bundle's. Every round adds one change to it, in fp32, and that
 change is exactly what the trainer has encoded for the devices. So whoever has added the changes of all rounds has the
@@ -80,3 +80,14 @@ class DeviceNeeds(msgspec.Struct, frozen=True, omit_defaults=True):
 
     largest_bytes: Count  # message of a micro-batch; an evaluation and a change of the trunk may be larger
     step_seconds: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0  # planned, of a step; 0: not planned
+
+
+class SentSteps(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The steps after which a device with a frozen trunk has sent all that it will, told in its Hello.
+
+    The trainer keeps their messages, and does the other steps of the run alone.
+    """
+
+    steps: Positive  # that the device sends
+    bytes: Count = 0  # of all their messages, and of the evaluation after them, about
+    evaluate_every: Count = 0  # steps between evaluations afterwards, of the device's last messages; 0: at the end

@@ -17,7 +17,7 @@ from msgspec import UNSET, UnsetType
 from adc_edge.codec.precision import Precision
 from adc_edge.defaults import MOST_MICRO_BATCHES
 from adc_edge.planning.profile import TrainerShare
-from adc_edge.wire.fleet_messages import DeviceNeeds, FleetTerms, Paused, TrunkAverage, TrunkDelta
+from adc_edge.wire.fleet_messages import DeviceNeeds, FleetTerms, Paused, SentSteps, TrunkAverage, TrunkDelta
 from adc_edge.wire.inference_messages import Infer, Logits
 from adc_edge.wire.link_messages import Bulk, BulkAnswer, Ping, Pong
 from adc_edge.wire.message import CHUNK_BYTES, Count, Id, Message, Positive, Text
@@ -70,6 +70,7 @@ class Hello(Message, frozen=True):
     fleet: bool | UnsetType = UNSET  # whether it can bring its trunk together with others'; 0.10 does not
     needs: DeviceNeeds | UnsetType = UNSET  # by which a new session is admitted; 0.10 does not tell
     moves: bool | UnsetType = UNSET  # whether it follows a Moved; 0.11 does not
+    sends: SentSteps | UnsetType = UNSET  # it sends no more than these steps of the run, and no others; 0.12 sends all
 
 
 class Step(Message, frozen=True):
@@ -176,6 +177,7 @@ class Welcome(Message, frozen=True):
     class_counts: bool | UnsetType = UNSET  # whether the device may tell its images of each class; 0.10 does not ask
     fleet: FleetTerms | UnsetType = UNSET  # how the devices' trunks become one; absent: each keeps its own
     paused: bool | UnsetType = UNSET  # a person has paused the device: its messages wait
+    stored: Count | UnsetType = UNSET  # steps for which it needs the device no more, if it keeps what ``sends`` tells
 
 
 class Moved(Message, frozen=True):

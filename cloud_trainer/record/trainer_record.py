@@ -39,9 +39,14 @@ class TrainerRecord:
         self.classes = ClassImages(self._event, outputs)
 
     def step(
-        self, session: ServedSession, message: Step, totals: StepAccumulator, context: RequestContext, head_step: int
+        self,
+        session: ServedSession,
+        message: Step,
+        totals: StepAccumulator,
+        context: RequestContext | None,
+        head_step: int,
     ) -> None:
-        """Write the metrics of a step that was just applied; ``message`` is its last one."""
+        """Write the metrics of a step that was just applied; ``message`` is its last one, or none came (context)."""
         self._metric(
             kind="step",
             device=session.record.device,
@@ -59,9 +64,9 @@ class TrainerRecord:
             seconds_cloud=totals.seconds,
             body_bytes_up=totals.bytes_up,
             body_bytes_down=totals.bytes_down,
-            up_mbit_s=context.up_mbit_s,
-            down_mbit_s=context.down_mbit_s,
-            rtt_ms=context.rtt_ms,
+            up_mbit_s=context and context.up_mbit_s,
+            down_mbit_s=context and context.down_mbit_s,
+            rtt_ms=context and context.rtt_ms,
         )
 
     def judged(self, session: ServedSession, message: Evaluate, judged: Judged, head_step: int) -> None:

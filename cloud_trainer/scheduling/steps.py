@@ -19,6 +19,7 @@ from adc_edge.cloud_trainer.registry import RequestContext
 from adc_edge.cloud_trainer.scheduling.length import HeadLength
 from adc_edge.cloud_trainer.scheduling.merged import Merging
 from adc_edge.cloud_trainer.served_session import ServedSession
+from adc_edge.cloud_trainer.store.sending import store_step
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import soft_labels
@@ -78,9 +79,11 @@ class StepAnswers:
         """Learn a micro-batch that is due, and keep its answer; returns what is to be done once the answer is sent.
 
         Raises:
-            ProtocolError: ``labels``, ``nan``; nothing has changed.
+            ProtocolError: ``labels``, ``nan``, ``size``: nothing has changed.
+            OSError: what is to be kept for steps without the device cannot be written; nothing has changed.
         """
         micro = self._decode(session, message, body, context)
+        store_step(session, message, body)  # before a checkpoint lets the device forget it
         micro.totals = session.begin_step(message.micro_batches)
         learned = self._training.learn(micro.activations, micro.soft, message.gradient is not None, micro.totals)
         self._encode(micro, learned)
@@ -95,6 +98,8 @@ class StepAnswers:
         start = time.monotonic()
         try:
             micros = [self._decode(*request) for request in requests]
+            for micro, (_, _, body, _) in zip(micros, requests, strict=True):
+                store_step(micro.session, micro.message, body)
             for micro in micros:
                 micro.totals = micro.session.begin_step(1)
             learned = self._merging.learn(
@@ -102,7 +107,7 @@ class StepAnswers:
                 [(micro.activations, micro.soft, micro.message.images) for micro in micros],
                 [micro.totals for micro in micros],
             )
-        except ProtocolError:  # of one of them; alone, it is refused
+        except (ProtocolError, OSError):  # of one of them; alone, it is refused
             return None
         for micro, one in zip(micros, learned, strict=True):
             self._encode(micro, one)

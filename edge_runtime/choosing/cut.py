@@ -12,7 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from adc_edge.edge_runtime.settings import ServeSettings
+from adc_edge.defaults import Precision
+from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.errors import CheckpointError
 from adc_edge.files import json_bytes
 from adc_edge.method.ratio import Ratio, Shape
@@ -91,6 +92,32 @@ class RunCut:
         self._use(cut.micro_batches, cut.window)
         run_dir.settle(micro_batches=cut.micro_batches, shape=msgspec.to_builtins(self.shape))
         run_dir.keep(MICRO_BATCHES, json_bytes(CutRecord(cut.micro_batches, self.window, cut.seconds, alone)))
+
+    def step_settings(self, session: int, precisions: tuple[Precision, Precision], total: int) -> StepSettings:
+        """Return the settings of a run's steps.
+
+        Args:
+            session: of the run.
+            precisions: of activations and of gradients.
+            total: steps that the device does.
+        """
+        settings, manifest = self._settings, self._manifest
+        return StepSettings(
+            session=session,
+            shape=self.shape,
+            prefix=manifest.prefix,
+            dim=manifest.dim,
+            classes=manifest.classes,
+            precision=precisions[0],
+            gradient_precision=precisions[1],
+            planned_steps=total,
+            micro_batches=self.micro_batches,
+            window=self.window,
+            drift_every=settings.drift_every,
+            noise=settings.noise,
+            seed=settings.seed,
+            outage_s=settings.outage_s,
+        )
 
     def _use(self, micro_batches: int, window: int) -> None:
         self.micro_batches, self.shape = micro_batches, self.shape_of(micro_batches)

@@ -1,0 +1,60 @@
+"""Settings of the activation store, and the reasons for which a trainer has none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from adc_edge import defaults
+from adc_edge.errors import SettingError
+from adc_edge.storage.run_dir import STORE
+
+if TYPE_CHECKING:
+    from adc_edge.cloud_trainer.settings import TrainerSettings
+
+WHOLE_FILE = "whole.json"  # in a session's directory, once the trainer goes on without its device
+
+
+class StoreSettings(msgspec.Struct, frozen=True):
+    """Settings of the store: bytes of all sessions together, and the share of patch tokens that a step leaves out."""
+
+    most_bytes: float = defaults.STORE_BYTES
+    drop: float = 0.0
+
+    def check(self, settings: TrainerSettings, ranks: bool) -> None:
+        """Raise SettingError for a trainer without a store, if it has ``--store-drop`` or its run needs the store."""
+        if self.drop and (why := reason_for_none(settings, ranks)):
+            received = f"--store-drop {self.drop} with {why}"
+            raise SettingError(received, "a trainer that keeps what devices send", "leave one of them out")
+        if settings.run is not None and not (settings.fresh or settings.serve_only):
+            check_none_waits(settings.run / STORE, reason_for_none(settings, ranks))
+
+
+def check_none_waits(directory: Path, why_none: str) -> None:
+    """Raise SettingError if a trainer keeps no messages, and its run has a session that goes on with those it has.
+
+    Args:
+        directory: of the stores of the run.
+        why_none: the reason why it keeps none; empty: it does.
+    """
+    waits = sorted(directory.glob(f"*/{WHOLE_FILE}")) if why_none else []
+    if waits:
+        raise SettingError(
+            f"{why_none}, and {waits[0].parent}: messages of a device that may be switched off (--send-epochs)",
+            "a trainer that goes on with them",
+            "start it as it was, until that device's steps are done; or delete that directory",
+        )
+
+
+def reason_for_none(settings: TrainerSettings, ranks: bool) -> str:
+    """Return why a trainer with these settings keeps no messages to go on without the device; empty: it does."""
+    reasons = {
+        "several ranks under torchrun": ranks,
+        "--serve-only": settings.serve_only,
+        "--merge-passes each": settings.merge_passes == "each",
+        f"--mode {settings.mode}": settings.fleet.common,
+        "no run directory (--run)": settings.run is None,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")

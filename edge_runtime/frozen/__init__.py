@@ -1,0 +1,1 @@
+"""A device with a frozen trunk that sends each image once."""

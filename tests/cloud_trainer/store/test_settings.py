@@ -1,0 +1,64 @@
+"""A trainer that cannot go on with what devices have sent says so at its start, and does not wait for ever."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from adc_edge.cloud_trainer.runner import Trainer
+from adc_edge.cloud_trainer.settings import TrainerSettings
+from adc_edge.cloud_trainer.store.settings import WHOLE_FILE
+from adc_edge.errors import SettingError
+from adc_edge.security.keystore import make_keys
+from adc_edge.storage.bundle import Bundle
+from adc_edge.storage.run_dir import STORE
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory with the store of a session that goes on alone."""
+    return plant(tmp_path / "run")
+
+
+def plant(run: Path) -> Path:
+    whole = run / STORE / f"{1:016x}" / WHOLE_FILE
+    whole.parent.mkdir(parents=True)
+    whole.write_text("{}")
+    return run
+
+
+def check(run: Path, ranks: bool = False, **more: Any) -> None:
+    settings = TrainerSettings(Path("b"), "tcp://127.0.0.1:*", run=run, **more)
+    settings.store.check(settings, ranks)
+
+
+def test_a_trainer_that_cannot_use_its_store_is_refused(run: Path) -> None:
+    with pytest.raises(SettingError, match=r"torchrun, and .*may be switched off"):
+        check(run, ranks=True)
+    with pytest.raises(SettingError, match=r"--merge-passes each, and .*may be switched off"):
+        check(run, merge_passes="each")
+
+
+def test_others_are_not_refused(run: Path) -> None:
+    check(run)
+    check(run, ranks=True, fresh=True)
+    check(run, serve_only=True)
+    (run / STORE / f"{1:016x}" / WHOLE_FILE).unlink()
+    check(run, ranks=True)
+
+
+def test_a_trainer_without_the_package_that_decrypts_is_refused(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_keys(tmp_path / "keys")
+    own: dict[str, Any] = {"run": tmp_path / "run", "device": "cpu", "threads": 1, "keys": tmp_path / "keys"}
+    settings = TrainerSettings(bundle.path, "tcp://127.0.0.1:*", **own)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    Trainer(settings, Console(quiet=True), stop=lambda: True).run()
+    plant(tmp_path / "run")
+    with pytest.raises(SettingError, match=r"no package `cryptography`.*may be switched off"):
+        Trainer(settings, Console(quiet=True), stop=lambda: True).run()
