@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from adc_edge.defaults import FleetMode, FleetPrecision, RobustRule
+from adc_edge.defaults import FleetMode, FleetPrecision, Precision, RobustRule
 from adc_edge.options import (
     COUNT,
     IMAGES,
@@ -17,6 +17,7 @@ from adc_edge.options import (
     F,
     GroupedCommand,
     broken_option,
+    choices,
     data_option,
     heading,
     log_options,
@@ -55,7 +56,8 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     "--methods",
     "",
     "M",
-    "Methods: none, adc, adc-batch, adc-tokens, topk, randtopk, c3sl, bottlenetpp, or a precision (int4).",
+    "Methods: none, adc, adc-batch, adc-tokens, topk, randtopk, c3sl, bottlenetpp, aqsgd, tah, lowrank, fedlite, "
+    "tsflora, or a precision (int4).",
 )
 @_list_option("--ratios", "0.1", "R", "Ratios for each method: 0.1, or T/B x k/N as 0.5x0.2.")
 @_list_option("--precisions", "fp32", "P", "Precisions for each method: pca1, or up:down as pca0.5:pca1.")
@@ -139,6 +141,15 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     "--eval-every", "evaluate_every", default=1.0, type=float, metavar="EPOCHS", help="Epochs between evaluations."
 )
 @click.option(
+    "--eval-precision",
+    "evaluation",
+    type=choices(Precision, "auto", "central"),
+    default="auto",
+    metavar="P",
+    help="Precision in which evaluations are counted as sent, for the bytes of a whole training. auto: as serve "
+    "chooses, pca4 or int8; central: the trainer has the test images, and nothing is sent.",
+)
+@click.option(
     "--train-images", default=0, type=COUNT, metavar="N", help="Train on a fixed random sample of N images; 0: all."
 )
 @click.option(
@@ -162,20 +173,24 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     """Train with ADC and with its rivals, and compare accuracy at equal bytes and at equal steps.
 
-    Bytes are those of the real messages, both ways. With --devices, fleets of devices that train one head are compared
-    with one device that has all images. Each run is stored when it ends, and is not repeated; one that was
-    cut short goes on from its last evaluation. The time left is told after the first steps.
+    Bytes are those of the real messages, both ways, beside those of the images sent once as JPEG. With --devices,
+    fleets of devices that train one head are compared with one device that has all images. Each run is stored when it
+    ends, and is not repeated; one that was cut short goes on from its last evaluation. The time left is told after the
+    first steps.
     """
+    from rich.markup import escape
+
     from adc_edge.evaluation.report.output import write_all
     from adc_edge.evaluation.report.tables import study_tables
     from adc_edge.evaluation.report.views import views
     from adc_edge.evaluation.study.runner import read_runs
     from adc_edge.evaluation.study.runner import run_study as run_all
     from adc_edge.evaluation.study.task import study_of
+    from adc_edge.evaluation.totals.beside import beside_of
     from adc_edge.optimizer.settings import take_settings
 
     settings, seeds, budgets, jobs = _take_lists(options)
-    fleets = _take_fleets(options)
+    fleets, evaluation = _take_fleets(options), options.pop("evaluation")
     optimizer, allow_broken = take_settings(options), options.pop("allow_broken")
     study = study_of(options | {"optimizer": optimizer})
     try:
@@ -187,12 +202,13 @@ def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
         raise
     study, runs = read_runs(output)
     if runs:
-        seen = views(study, runs, budgets)
+        beside = beside_of(study, output, evaluation)
+        seen = views(study, runs, budgets, beside)
         for table in study_tables(seen, console.width):
             console.print(table)
-        written = write_all(study, runs, budgets, output)
-        if seen.note:
-            console.print(f"[yellow]note[/]     {seen.note}", highlight=False)
+        written = write_all(study, runs, budgets, output, beside)
+        for note in filter(None, (seen.note, beside.note)):
+            console.print(f"[yellow]note[/]     {escape(note)}", highlight=False)
         console.say(f"wrote    {output}\n         {', '.join(path.name for path in written)}")
     if failures:
         raise failures[0].error

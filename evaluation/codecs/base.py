@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adc_edge.arrays import Int32, Int64
+from adc_edge.arrays import Arrays, Int32, Int64
 from adc_edge.codec.precision import Precision, decode, encode
 from adc_edge.method.labels import label_triples, soft_labels
 from adc_edge.method.trunk import Trunk
@@ -107,6 +107,16 @@ class Codec:
 
     def __init__(self, classes: int, precision: Precision, gradient_precision: Precision) -> None:
         self.classes, self.precision, self.gradient_precision = classes, precision, gradient_precision
+
+    def adapt(self, trunk: Trunk) -> None:
+        """Change the trunk before its optimizer is made; here not at all."""
+
+    def arrays(self) -> dict[str, Any]:
+        """Return what later steps depend on, apart from ``device`` and ``trainer``, as arrays; here nothing."""
+        return {}
+
+    def restore_state(self, arrays: Arrays) -> None:
+        """Restore what ``arrays`` returned."""
 
     def ratio(self, images: int) -> float:
         """Share of the B·N·D values that are sent up for a batch of ``images`` images; here all."""

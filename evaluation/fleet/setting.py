@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -10,9 +11,7 @@ import msgspec
 from adc_edge.defaults import COMMON_MODES, FleetMode, FleetPrecision, RobustRule
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.fleet.partition import parse_partition
-from adc_edge.evaluation.study.setting import Setting
-
-SERVED = ("none", "adc", "adc-batch", "adc-tokens")  # methods that `serve` has too
+from adc_edge.evaluation.study.setting import SERVED, Setting
 
 
 class StudyFleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,8 +82,14 @@ def _fleet(devices: int, partition: str, mode: FleetMode, how: StudyFleet) -> St
     return msgspec.structs.replace(how, devices=devices, partition=partition, mode=mode)
 
 
-def check_methods(settings: Sequence[Setting], fleets: Sequence[StudyFleet | None]) -> None:
-    """Raise SettingError if a fleet is to use a method that a device does not have."""
+def check_methods(settings: Sequence[Setting], fleets: Sequence[StudyFleet | None], epochs: float = math.inf) -> None:
+    """Raise SettingError if a fleet is to use a method that a device does not have, or a trunk would never freeze.
+
+    Args:
+        settings: the methods.
+        fleets: the devices; None: one with all images.
+        epochs: of the study.
+    """
     other = [str(setting) for setting in settings if setting.method not in SERVED]
     fleet = next((fleet for fleet in fleets if fleet is not None), None)
     if other and fleet is not None:
@@ -93,3 +98,11 @@ def check_methods(settings: Sequence[Setting], fleets: Sequence[StudyFleet | Non
             f"a method that `serve` has: {', '.join(SERVED)} or a precision",
             "leave it out, or compare it with --devices 1",
         )
+    late = next((setting for setting in settings if setting.freeze is not None and setting.freeze >= epochs), None)
+    if late is not None:
+        raise SettingError(
+            f"setting {late} in a study of {epochs:g} epochs", "a trunk that freezes before", "raise --epochs"
+        )
+    freezing = next((str(setting) for setting in settings if setting.freeze is not None), None)
+    if freezing and fleet is not None:
+        raise SettingError(f"setting {freezing} with {fleet}", "one device", "leave --devices or +freeze out")

@@ -10,6 +10,7 @@ from adc_edge.evaluation.report.claims import LEVEL
 from adc_edge.evaluation.report.fleets import FLEET_FIELDS
 from adc_edge.evaluation.report.sheet import CLAIM, NONE, Section, Sheet, megabytes, percent, with_spread
 from adc_edge.evaluation.report.views import Views, records
+from adc_edge.evaluation.totals.table import pictures_note
 
 _WORDS = ("partition", "mode")
 _TITLES = {"every": "every", "precision": "changes", "robust": "rule", "guard": "guard"}
@@ -32,7 +33,8 @@ def fleets_sheet(seen: Views) -> Sheet:
     settings = dict.fromkeys(row["setting"] for row in rows)
     sections = [Section(name, [_cells(row, named) for row in rows if row["setting"] == name]) for name in settings]
     optional = ("seeds", "highest %", "lowest %", "MB trunk", "MB down", "MB up", "sem")
-    return Sheet("Fleets after equal images", "setting", columns, len(named), sections, _CAPTION, optional)
+    caption = _CAPTION + pictures_note(seen.beside, seen.pictures)
+    return Sheet("Fleets after equal images", "setting", columns, len(named), sections, caption, optional)
 
 
 def _differs(fleets: pd.DataFrame, name: str) -> bool:

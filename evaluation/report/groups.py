@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from adc_edge.evaluation.study.setting import METHODS, Setting
+from adc_edge.evaluation.study.setting import FREEZE, METHODS, Setting
 
-OURS, PAPER, UNCOMPRESSED = "adc-edge", "ADC, the paper's", "uncompressed"
+OURS, FROZEN, PAPER, UNCOMPRESSED = "adc-edge", "adc-edge, frozen trunk", "ADC, the paper's", "uncompressed"
 RIVALS = {"topk": "Top-K", "randtopk": "RandTopK", "c3sl": "C3-SL", "bottlenetpp": "BottleNet++"}
-LOW_BITS = " x low bits"
+SIZED_RIVALS = {  # their precisions are part of the method
+    "aqsgd": "AQ-SGD",
+    "aqsgd-direct": "AQ-SGD",
+    "tah": "TAH-Quant",
+    "lowrank": "low rank (NSC-SL)",
+    "lowrank-ef": "low rank (NSC-SL)",
+    "fedlite": "FedLite",
+    "tsflora": "TSFLora",
+}
+LOW_BITS, COMPONENTS = " x low bits", " x pca"
 METHOD_GROUPS = (
     OURS,
+    FROZEN,
     PAPER,
     "ADC" + LOW_BITS,
     "ADC, ablations",
     "plain quantization",
     *RIVALS.values(),
     *(name + LOW_BITS for name in RIVALS.values()),
+    *dict.fromkeys(SIZED_RIVALS.values()),
+    *(name + COMPONENTS for name in dict.fromkeys(SIZED_RIVALS.values())),
     UNCOMPRESSED,
 )
 
@@ -28,6 +40,7 @@ class SettingParts(NamedTuple):
     ratio: str  # "" if there is none
     up: str  # precision of activations
     down: str  # precision of gradients
+    freeze: str = ""  # epochs, and passes after "x", of a trunk that freezes; "" if it does not
 
     @property
     def precision(self) -> str:
@@ -36,19 +49,25 @@ class SettingParts(NamedTuple):
 
 
 def parts_of(setting: Setting | str) -> SettingParts:
-    """Method, ratio and precisions of ``METHOD[@RATIO][/UP[:DOWN]]``."""
-    body, _, travels = str(setting).partition("/")
+    """Method, ratio, precisions and freeze of ``METHOD[@RATIO][/UP[:DOWN]][+freezeE[xK]]``."""
+    whole, _, freeze = str(setting).partition(FREEZE)
+    body, _, travels = whole.partition("/")
     method, _, ratio = body.partition("@")
     if method not in METHODS:  # a precision alone
         method, travels = "none", method
     up, _, down = (travels or "fp32").partition(":")
-    return SettingParts(method, ratio, up, down or up)
+    return SettingParts(method, ratio, up, down or up, freeze)
 
 
 def group_of(setting: Setting | str) -> str:
     """The group of METHOD_GROUPS that a setting belongs to."""
-    method, _, up, down = parts_of(setting)
-    if up.startswith("pca") or down.startswith("pca"):
+    method, _, up, down, freeze = parts_of(setting)
+    if freeze:
+        return FROZEN
+    components = up.startswith("pca") or down.startswith("pca")
+    if method in SIZED_RIVALS:
+        return SIZED_RIVALS[method] + (COMPONENTS if components else "")
+    if components:
         return OURS
     whole = up == down == "fp32"
     if method == "none":

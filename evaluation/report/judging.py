@@ -14,7 +14,7 @@ FITS = 1.02  # largest share of a budget that counts as within: its last step ma
 SHORT = 0.95  # a run that ended below this share of a budget ended early
 _JUDGED = (
     "setting group method ratio precision seed epoch share spent bytes_up bytes_down accuracy best ended images chance "
-    "lowest highest bytes_trunk left_out"
+    "lowest highest bytes_trunk left_out evaluations"
 ).split()
 SUMMARY = (
     "setting group method precision seeds share spent epoch bytes_up bytes_down accuracy std sem best ended".split()
@@ -75,6 +75,7 @@ def _judged(runs: Sequence[Run], spent: Callable[[Run, Point], float], most: flo
                 "highest": last.best if last.accuracy_highest is None else last.accuracy_highest,
                 "bytes_trunk": last.bytes_trunk_up + last.bytes_trunk_down,
                 "left_out": last.left_out,
+                "evaluations": len(within),
             }
         )
     return pd.DataFrame(rows, columns=_JUDGED)

@@ -19,6 +19,8 @@ from adc_edge.evaluation.report.sheet import NONE
 from adc_edge.evaluation.report.tables import sheets
 from adc_edge.evaluation.report.views import Views
 from adc_edge.evaluation.study.records import Run, Study
+from adc_edge.evaluation.totals.pictures import pictures_facts
+from adc_edge.evaluation.totals.plot import totals_figure
 
 
 class _Plot(NamedTuple):
@@ -38,7 +40,11 @@ def page(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> str:
         budget: the second plot shows each group's best setting at this share of the uncompressed bytes.
     """
     facts = [("The study", msgspec.to_builtins(study)), *(("The machine", about) for about in machines(runs))]
+    if seen.beside.pictures is not None:
+        facts.insert(1, ("The images, sent once", pictures_facts(seen.beside.pictures)))
     pictures = list(panels(study, main_runs(runs)[0], seen, budget))
+    if is_drawn(seen):
+        pictures.append(totals_figure(study, seen))
     if len(seen.fleets):
         pictures.append(fleets_figure(runs))
     files = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -53,6 +59,11 @@ def page(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> str:
         ours=OURS,
         facts=[(heading, {name: _plain(value) for name, value in about.items()}) for heading, about in facts],
     )
+
+
+def is_drawn(seen: Views) -> bool:
+    """Return whether there is a plot of whole trainings: their bytes are known."""
+    return len(seen.totals) > 0 and bool(seen.totals["bytes_total"].notna().all())
 
 
 def machines(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
 
-from adc_edge.evaluation.report.groups import LOW_BITS, OURS, PAPER, RIVALS, UNCOMPRESSED
+from adc_edge.evaluation.report.groups import COMPONENTS, FROZEN, LOW_BITS, OURS, PAPER, RIVALS, UNCOMPRESSED
 from adc_edge.evaluation.report.judging import full_bytes
 from adc_edge.evaluation.report.views import Views, learning_curve, representatives
 from adc_edge.evaluation.study.records import Run, Study
+from adc_edge.evaluation.totals.lines import add_picture_lines
 
 DPI = 150
 SIZE, CURVES_SIZE, PANEL_SIZE = (12.0, 5.4), (7.0, 4.4), (5.4, 4.0)  # inches
@@ -26,7 +27,7 @@ SHARE = "bytes of a step, both ways (% of uncompressed)"
 BYTES = "bytes sent since the start, both ways"
 _GREY, _INK = "#8a8a8a", "#222222"
 _TEXT = 9.0
-_LINE = 0.2  # inches of a legend's line
+LEGEND_LINE = 0.2  # inches
 
 
 class Style(NamedTuple):
@@ -43,14 +44,24 @@ _RIVAL_STYLES = {
     "C3-SL": Style("#332288", "X"),
     "BottleNet++": Style("#882255", "*"),
 }
+_SIZED_STYLES = {
+    "AQ-SGD": Style("#AA4499", "h"),
+    "TAH-Quant": Style("#117733", "p"),
+    "low rank (NSC-SL)": Style("#88CCEE", "H"),
+    "FedLite": Style("#DDCC77", "d"),
+    "TSFLora": Style("#661100", ">"),
+}
 STYLES = {
     OURS: Style("#D55E00", "o"),
+    FROZEN: Style("#D55E00", "8", dashed=True),
     PAPER: Style("#0072B2", "s"),
     "ADC" + LOW_BITS: Style("#56B4E9", "D"),
     "ADC, ablations": Style("#7F7F7F", "<"),
     "plain quantization": Style("#009E73", "^"),
     **{name: _RIVAL_STYLES[name] for name in RIVALS.values()},
     **{name + LOW_BITS: _RIVAL_STYLES[name]._replace(dashed=True) for name in RIVALS.values()},
+    **_SIZED_STYLES,
+    **{name + COMPONENTS: style._replace(dashed=True) for name, style in _SIZED_STYLES.items()},
     UNCOMPRESSED: Style(_INK, ".", dashed=True),
 }
 
@@ -67,10 +78,10 @@ def figure(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> Fig
     shown = representatives(seen, budget)
     result = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     left, right = result.subplots(1, 2, sharey=True)
-    _draw_steps(left, study, seen.steps)
-    _draw_curves(right, study, runs, shown, budget)
+    _draw_steps(left, study, seen)
+    _draw_curves(right, study, runs, seen, budget)
     right.set_ylabel("")
-    handles = [_handle(group, group if group == UNCOMPRESSED else f"{group}\n{shown[group]}") for group in shown]
+    handles = [legend_line(group, group if group == UNCOMPRESSED else f"{group}\n{shown[group]}") for group in shown]
     title = "group, and its setting on the right"
     add_legend(result, handles, loc="outside right upper", title=title, title_fontsize=_TEXT, labelspacing=0.9)
     return result
@@ -80,11 +91,12 @@ def panels(study: Study, runs: Sequence[Run], seen: Views, budget: float) -> tup
     """Both panels of ``figure`` as pictures of their own, with the legend below: a narrow screen shows them in turn."""
     shown = representatives(seen, budget)
     labels = [[group for group in shown if group != UNCOMPRESSED], [f"{group}: {shown[group]}" for group in shown]]
-    results = [Figure((PANEL_SIZE[0], PANEL_SIZE[1] + _LINE * len(names)), layout="constrained") for names in labels]
-    _draw_steps(results[0].subplots(), study, seen.steps)
-    _draw_curves(results[1].subplots(), study, runs, shown, budget)
+    heights = [PANEL_SIZE[1] + LEGEND_LINE * len(names) for names in labels]
+    results = [Figure((PANEL_SIZE[0], height), layout="constrained") for height in heights]
+    _draw_steps(results[0].subplots(), study, seen)
+    _draw_curves(results[1].subplots(), study, runs, seen, budget)
     for result, names in zip(results, labels, strict=True):
-        add_legend(result, list(map(_handle, shown, names)), loc="outside lower left")
+        add_legend(result, list(map(legend_line, shown, names)), loc="outside lower left")
     return results[0], results[1]
 
 
@@ -124,9 +136,9 @@ def svg(picture: Figure) -> bytes:
     return file.getvalue()
 
 
-def frontier(settings: pd.DataFrame) -> pd.DataFrame:
-    """Select the settings of a group that no other one matches with fewer bytes, ordered by share."""
-    ordered = settings.sort_values(["share", "accuracy"], ascending=[True, False])
+def frontier(settings: pd.DataFrame, size: str = "share") -> pd.DataFrame:
+    """Select the settings of a group that no other one matches with fewer bytes, ordered by ``size``."""
+    ordered = settings.sort_values([size, "accuracy"], ascending=[True, False])
     return ordered[ordered["accuracy"] > ordered["accuracy"].cummax().shift(fill_value=-1.0)]
 
 
@@ -150,14 +162,26 @@ def logarithmic(axes: Axes, formatter: Formatter | None = None) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
-    """Draw a point for each setting, and a line through the best of each group."""
+def _draw_steps(axes: Axes, study: Study, seen: Views) -> None:
+    """Draw every setting after equal steps."""
     clear_frame(axes)
     axes.set(xlabel=SHARE, ylabel=ACCURACY, title=f"After {study.epochs:g} epochs of every method")
     logarithmic(axes)
-    axes.set_xlim(0.8 * steps["share"].min(), 1.2)
+    axes.set_xlim(0.8 * seen.steps["share"].min(), 1.2)
+    draw_groups(axes, seen.steps, "share")
+    add_picture_lines(axes, seen.pictures)
+
+
+def draw_groups(axes: Axes, every: pd.DataFrame, size: str) -> None:
+    """Draw a point for each setting, and a line through the best of each group.
+
+    Args:
+        axes: a plot with a logarithmic x axis.
+        every: one row for each setting, with group, accuracy, std and ``size``.
+        size: the column along the x axis: bytes, or a share of them.
+    """
     for group, style in STYLES.items():
-        settings = steps[steps["group"] == group]
+        settings = every[every["group"] == group]
         if settings.empty:
             continue
         if group == UNCOMPRESSED:
@@ -168,11 +192,11 @@ def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
                 fontsize=_TEXT, color=style.colour,
             )  # fmt: skip
             continue
-        best = frontier(settings)
+        best = frontier(settings, size)
         rest = settings.drop(best.index)
-        axes.plot(rest["share"], rest["accuracy"], style.marker, color=style.colour, markersize=4, alpha=0.35)
+        axes.plot(rest[size], rest["accuracy"], style.marker, color=style.colour, markersize=4, alpha=0.35)
         axes.errorbar(
-            best["share"],
+            best[size],
             best["accuracy"],
             yerr=best["std"].fillna(0.0),
             **_look(group),
@@ -182,13 +206,13 @@ def _draw_steps(axes: Axes, study: Study, steps: pd.DataFrame) -> None:
         )
 
 
-def _draw_curves(axes: Axes, study: Study, runs: Sequence[Run], shown: dict[str, str], budget: float) -> None:
+def _draw_curves(axes: Axes, study: Study, runs: Sequence[Run], seen: Views, budget: float) -> None:
     """Draw means over seeds with a band of one standard deviation each way, and a dotted line at the budget."""
     clear_frame(axes)
     title = f"Along a run: each group's best at {100 * budget:.3g} % (dotted)"
     axes.set(xlabel=BYTES, ylabel=ACCURACY, title=title)
     logarithmic(axes, EngFormatter(unit="B"))
-    for group, setting in shown.items():
+    for group, setting in representatives(seen, budget).items():
         style = STYLES[group]
         curve = learning_curve([run for run in runs if run.setting == setting])
         std = curve["std"].fillna(0.0)
@@ -201,7 +225,9 @@ def _draw_curves(axes: Axes, study: Study, runs: Sequence[Run], shown: dict[str,
             markevery=max(1, len(curve) // 8),
             label=f"{group}: {setting}",
         )
-    axes.axvline(budget * full_bytes(study, runs[0]), color=_GREY, linewidth=1, linestyle=":", zorder=1)
+    whole = full_bytes(study, runs[0])
+    axes.axvline(budget * whole, color=_GREY, linewidth=1, linestyle=":", zorder=1)
+    add_picture_lines(axes, {name: share * whole for name, share in seen.pictures.items()})
 
 
 def add_legend(picture: Figure, handles: list[Artist], **changes: Any) -> None:
@@ -209,7 +235,8 @@ def add_legend(picture: Figure, handles: list[Artist], **changes: Any) -> None:
     picture.legend(handles=handles, frameon=False, fontsize=_TEXT, alignment="left", **changes)
 
 
-def _handle(group: str, label: str) -> Artist:
+def legend_line(group: str, label: str) -> Artist:
+    """Return the line of a group for a legend."""
     return Line2D([], [], **_look(group), label=label)
 
 

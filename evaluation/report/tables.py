@@ -16,6 +16,7 @@ from adc_edge.evaluation.report.fleet_table import fleets_sheet
 from adc_edge.evaluation.report.groups import METHOD_GROUPS, OURS
 from adc_edge.evaluation.report.sheet import CLAIM, NONE, Section, Sheet, megabytes, percent, share_text, with_spread
 from adc_edge.evaluation.report.views import Views, records
+from adc_edge.evaluation.totals.table import pictures_note, steps_section, totals_sheet
 from adc_edge.markdown import markdown_table
 from adc_edge.terminal import fitting_table
 
@@ -42,8 +43,9 @@ def study_tables(seen: Views, width: int) -> Iterator[Table]:
 
 
 def sheets(seen: Views) -> list[Sheet]:
-    """All tables: fleets if there are any, equal steps, equal bytes, and the standings of both."""
-    methods = [steps_sheet(seen), *bytes_sheets(seen), *standings_sheets(seen)]
+    """All tables: fleets if there are any, equal steps, whole trainings, equal bytes, and the standings of both."""
+    whole = [totals_sheet(seen.totals, seen.beside, seen.evaluation)] if len(seen.totals) else []
+    methods = [steps_sheet(seen), *whole, *bytes_sheets(seen), *standings_sheets(seen)]
     if seen.fleet:
         methods = [sheet._replace(title=f"{sheet.title}, {seen.fleet}") for sheet in methods]
     return [fleets_sheet(seen), *methods] if len(seen.fleets) else methods
@@ -53,9 +55,10 @@ def steps_sheet(seen: Views) -> Sheet:
     """The table of every setting after the study's epochs."""
     columns = ("setting", "seeds", "share %", "accuracy %", "sem", "best %", "MB up", "MB down")
     rows = [(row["group"], _steps_cells(row)) for row in records(seen.steps)]
-    caption = f"{seen.note} {_STEPS_CAPTION}" if seen.note else _STEPS_CAPTION
+    caption = _captioned(f"{seen.note} {_STEPS_CAPTION}" if seen.note else _STEPS_CAPTION, seen)
     optional = ("sem", "best %", "MB down", "MB up", "seeds")
-    return Sheet("After equal steps", "group", columns, 1, _sections(rows), caption, optional)
+    sections = [*steps_section(seen.beside, seen.pictures), *_sections(rows)]
+    return Sheet("After equal steps", "group", columns, 1, sections, caption, optional)
 
 
 def bytes_sheets(seen: Views) -> Iterator[Sheet]:
@@ -70,7 +73,7 @@ def bytes_sheets(seen: Views) -> Iterator[Sheet]:
             for row in records(settings)
         ]
         columns = ("setting", *(f"{share_text(budget)} %" for budget in shown))
-        yield Sheet("After equal bytes", "group", columns, 1, _sections(rows), _BYTES_CAPTION)
+        yield Sheet("After equal bytes", "group", columns, 1, _sections(rows), _captioned(_BYTES_CAPTION, seen))
 
 
 def standings_sheets(seen: Views) -> Iterator[Sheet]:
@@ -81,7 +84,8 @@ def standings_sheets(seen: Views) -> Iterator[Sheet]:
         frame = seen.standings[seen.standings["view"] == view]
         rows = [(f"up to {share_text(row['budget'])} %", _standing_cells(row)) for row in records(frame)]
         sections = [Section(name, [cells for of, cells in rows if of == name]) for name in dict.fromkeys(dict(rows))]
-        yield Sheet(title, "budget", columns, 2, sections, _STANDINGS_CAPTION, ("tried", "n", "share %", "accuracy %"))
+        caption = _captioned(_STANDINGS_CAPTION, seen)
+        yield Sheet(title, "budget", columns, 2, sections, caption, ("tried", "n", "share %", "accuracy %"))
 
 
 def study_table(sheet: Sheet, width: int) -> Table:
@@ -168,6 +172,11 @@ def _markdown(sheet: Sheet) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("*", "\\*").replace("|", "\\|")
+
+
+def _captioned(caption: str, seen: Views) -> str:
+    """The caption with the bytes of the images sent once, or why they are not known."""
+    return caption + pictures_note(seen.beside, seen.pictures)
 
 
 _NOBODY = pd.DataFrame(columns=["group", "setting"])

@@ -7,7 +7,7 @@ is the standard deviation (ddof 1) and ``sem`` the standard error of the mean: N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -18,6 +18,11 @@ from adc_edge.evaluation.report.fleets import by_fleet, main_runs
 from adc_edge.evaluation.report.groups import METHOD_GROUPS, OURS, UNCOMPRESSED
 from adc_edge.evaluation.report.judging import FITS, SUMMARY, judged_by_bytes, judged_by_steps, summary_of
 from adc_edge.evaluation.study.records import Run, Study
+from adc_edge.evaluation.totals.beside import Beside
+from adc_edge.evaluation.totals.frames import by_total, evaluation_of, picture_shares
+from adc_edge.evaluation.totals.sending import EvaluationBytes
+
+_NOTHING_BESIDE = Beside()
 
 
 class Views(NamedTuple):
@@ -25,6 +30,8 @@ class Views(NamedTuple):
 
     They are of the runs with one device, or if there are none, of the first fleet, which ``fleet`` names. ``fleets``
     compares all fleets, as ``by_fleet`` describes. ``note`` says that nothing was learned yet, if that is so.
+    ``totals`` has the bytes of whole trainings, as ``by_total`` describes, with ``evaluation`` as one evaluation;
+    ``pictures`` those of the training images sent once, as shares of an uncompressed run's.
     """
 
     budgets: tuple[float, ...]
@@ -34,10 +41,20 @@ class Views(NamedTuple):
     note: str = ""
     fleet: str = ""
     fleets: pd.DataFrame = pd.DataFrame()
+    totals: pd.DataFrame = pd.DataFrame()
+    pictures: Mapping[str, float] = {}
+    evaluation: EvaluationBytes | None = None
+    beside: Beside = _NOTHING_BESIDE
 
 
-def views(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> Views:
+def views(study: Study, runs: Sequence[Run], budgets: Sequence[float], beside: Beside = _NOTHING_BESIDE) -> Views:
     """Compute all views of the runs.
+
+    Args:
+        study: the task.
+        runs: the finished runs.
+        budgets: shares of an uncompressed run's bytes.
+        beside: what is known of the study's images as pictures, its trunk and its evaluations.
 
     Raises:
         SettingError: a budget is not above 0.
@@ -53,7 +70,9 @@ def views(study: Study, runs: Sequence[Run], budgets: Sequence[float]) -> Views:
     if note:
         for claims in (best, fleets):
             claims["claim"] = claims["claim"].where(claims["claim"].isna(), NOTHING)
-    return Views(tuple(budgets), steps, spent, best, note, fleet, fleets)
+    totals, pictures = by_total(study, runs, beside), picture_shares(study, runs, beside)
+    evaluation = evaluation_of(runs[0], study, beside) if runs else None
+    return Views(tuple(budgets), steps, spent, best, note, fleet, fleets, totals, pictures, evaluation, beside)
 
 
 def by_steps(study: Study, runs: Sequence[Run]) -> pd.DataFrame:

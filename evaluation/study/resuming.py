@@ -29,15 +29,16 @@ if TYPE_CHECKING:  # torch, whose import takes seconds, and mistakes are told be
 
 _logger = logging.getLogger(__name__)
 _RANDOM, _CUDA_RANDOM = "random", "random.cuda"
-_FLEET = "fleet"
+_FLEET, _CODEC = "fleet", "codec"
 
 
 class Unfinished:
     """The checkpoints of one run that has not ended.
 
-    A checkpoint holds all that the steps after it depend on: weights and buffers of both halves and of the codec, both
-    optimizers, torch's random state, and the evaluations so far with their bytes and seconds; of a fleet, every trunk
-    with its optimizer, and the rounds. Checkpoints of another study, setting, seed or fleet are never used.
+    A checkpoint holds all that the steps after it depend on: weights and buffers of both halves and of the codec, all
+    that the codec remembers, both optimizers, torch's random state, and the evaluations so far with their bytes and
+    seconds; of a fleet, every trunk with its optimizer, and the rounds. Checkpoints of another study, setting, seed or
+    fleet are never used.
 
     Args:
         directory: made with the first checkpoint.
@@ -109,6 +110,7 @@ def _arrays(devices: StudyDevices) -> dict[str, Any]:
     for number, optimizer in enumerate(devices.optimizers):
         arrays |= {f"optimizer{number}.{name}": value for name, value in optimizer.arrays().items()}
     arrays |= {f"{_FLEET}.{name}": value for name, value in devices.arrays().items()}
+    arrays |= {f"{_CODEC}.{name}": value for name, value in devices.parts[0].codec.arrays().items()}
     arrays[_RANDOM] = torch.get_rng_state().numpy()
     place = devices.parts[0].place
     if place.type == "cuda":
@@ -125,6 +127,8 @@ def _restore(devices: StudyDevices, arrays: Arrays) -> None:
         optimizer.restore(_under(arrays, f"optimizer{number}"))
     if kept := _under(arrays, _FLEET):  # none in a checkpoint of 0.10
         devices.restore(kept)
+    if state := _under(arrays, _CODEC):
+        devices.parts[0].codec.restore_state(state)
     torch.set_rng_state(torch.from_numpy(arrays[_RANDOM]))
     if _CUDA_RANDOM in arrays:
         torch.cuda.set_rng_state(torch.from_numpy(arrays[_CUDA_RANDOM]), devices.parts[0].place)

@@ -118,7 +118,7 @@ def run_study(
     if old is not None and study.crop_pct == "model":
         study = msgspec.structs.replace(study, crop_pct=old.study.crop_pct)
     study.check()
-    check_methods(settings, fleets)
+    check_methods(settings, fleets, study.max_epochs or study.epochs)
     if old is not None:  # before torch is imported to find the device, that of the old study serves
         known = old.study.device if study.device == "auto" else study.device
         _plan(old, msgspec.structs.replace(study, device=known), settings, seeds, fleets, directory)

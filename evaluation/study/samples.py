@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adc_edge.arrays import Int64
-from adc_edge.data.sources import Dataset
+from adc_edge.data.sources import Dataset, file_bytes
 
 if TYPE_CHECKING:  # a study's records name its fleets, whose partition takes images from here
     from adc_edge.evaluation.study.records import Study
@@ -30,6 +30,10 @@ class SomeImages:
     def image(self, index: int) -> Any:
         """Return the image at ``index`` of those chosen."""
         return self._split.image(int(self._chosen[index]))
+
+    def file_bytes(self, index: int) -> int | None:
+        """Return the size of its file, as ``adc_edge.data.sources.file_bytes`` does."""
+        return file_bytes(self._split, int(self._chosen[index]))
 
 
 def _sample(split: Any, images: int) -> Any:

@@ -1,13 +1,17 @@
-"""The setting of a run as text: ``METHOD[@RATIO][/UP[:DOWN]]``, for example ``adc@0.1``, ``adc@0.5x0.2/int4``,
-``int8``, ``topk@0.05``, ``none/pca0.5:pca1``.
+"""The setting of a run as text: ``METHOD[@RATIO][/UP[:DOWN]][+freezeE[xK]]``, for example ``adc@0.1``,
+``adc@0.5x0.2/int4``, ``int8``, ``topk@0.05``, ``none/pca0.5:pca1``, ``none/pca1:pca0.25+freeze2``.
 
-RATIO is ξ for ADC, or T/B and k/N as ``0.5x0.2``. For its rivals it is the share of the uncompressed bytes that they
-send in fp32, with their indices. UP and DOWN are the precisions of activations and of gradients.
+RATIO is ξ for ADC, or T/B and k/N as ``0.5x0.2``. For Top-K, RandTopK, C3-SL and BottleNet++ it is the share of the
+uncompressed bytes that they send in fp32, with their indices. For both ``lowrank`` and ``tah`` it is the share of the
+uncompressed bytes that they may send each way, whatever the precision, for ``fedlite`` the same of what goes up; for
+``tsflora`` it is k/N. UP and DOWN are the precisions of activations and of gradients, for ``lowrank`` and ``fedlite``
+those of factors and codewords. ``none`` and the two of AQ-SGD have no RATIO, and ``tah`` has no precisions.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -27,22 +31,46 @@ METHODS = {
     "randtopk": "RandTopK: a tenth of them drawn from outside the top",
     "c3sl": "C3-SL: samples bound by circular convolution and summed",
     "bottlenetpp": "BottleNet++: a learned encoder and decoder",
+    "aqsgd": "AQ-SGD: an image's activations whole the first time, then their quantized change",
+    "aqsgd-direct": "AQ-SGD with an image's first activations quantized as their changes are",
+    "tah": "after TAH-Quant: rotated tiles of 0 to 4 bits, squeezed by zstd",
+    "lowrank": "after NSC-SL: two thin factors",
+    "lowrank-ef": "the same with PowerSGD's error feedback from batch to batch",
+    "fedlite": "FedLite: vector quantization with a codebook a batch, and gradient correction",
+    "tsflora": "after TSFLora: chosen tokens, the others merged into one, and LoRA on the trunk",
 }
+WITHOUT_RATIO = ("none", "aqsgd", "aqsgd-direct")
+WITHOUT_PRECISION = ("tah",)
 _SPLIT_RATIO = {"adc", "adc-cls", "adc-mean"}
-_SYNTAX = "METHOD[@RATIO][/UP[:DOWN]]"
+SERVED = ("none", "adc", "adc-batch", "adc-tokens")  # methods that `serve` has too
+FREEZE = "+freeze"
+_SYNTAX = "METHOD[@RATIO][/UP[:DOWN]][+freezeE[xK]]"
 _EXAMPLE = "for example none, int8, topk@0.05, adc@0.1/int4 or adc@0.5x0.2/int4:int2"
 
 
-class Setting(msgspec.Struct, frozen=True, order=True):
+class Setting(msgspec.Struct, frozen=True):
     """A method at one ratio and precision; ``str`` gives the text that ``parse_setting`` reads."""
 
     method: str
     ratio: Ratio | None = None
     precision: Precision = "fp32"
     gradient_precision: Precision = "fp32"
+    freeze: float | None = None  # epochs after which the trunk is frozen and images are sent once more; None: never
+    passes: int = 1  # how often each image is sent then; more than once: as augmented views
 
     def __str__(self) -> str:
         """The shortest text of the setting."""
+        if self.freeze is None:
+            return self._travelling()
+        return f"{self._travelling()}{FREEZE}{self.freeze:g}" + ("" if self.passes == 1 else f"x{self.passes}")
+
+    def alone_from(self, steps_per_epoch: int) -> float:
+        """The step from which on the trainer is alone with what a frozen trunk has sent; infinite if it never is."""
+        if self.freeze is None:
+            return math.inf
+        return round(self.freeze * steps_per_epoch) + self.passes * steps_per_epoch
+
+    def _travelling(self) -> str:
         up, down = self.precision, self.gradient_precision
         travels = up if up == down else f"{up}:{down}"
         if self.method == "none" and up == down:
@@ -59,9 +87,11 @@ def parse_setting(text: str) -> Setting:
     """Read one setting.
 
     Raises:
-        SettingError: the method or precision is unknown, or the ratio is missing, superfluous or outside (0, 1].
+        SettingError: the method or precision is unknown, the ratio is missing, superfluous or outside (0, 1], or the
+            trunk cannot freeze.
     """
-    body, slash, precisions = text.strip().partition("/")
+    what, freezes, epochs = text.strip().partition(FREEZE)
+    body, slash, precisions = what.partition("/")
     method, at, ratio = body.partition("@")
     if method in PRECISIONS and not at and not slash:
         method, precisions = "none", method
@@ -74,9 +104,26 @@ def parse_setting(text: str) -> Setting:
             f"{_SYNTAX}, METHOD one of {', '.join(METHODS)} or a precision, UP and DOWN of {', '.join(PRECISIONS)}",
             _EXAMPLE,
         )
-    if (method == "none") == bool(at):
-        raise SettingError(f"setting {text!r}", "@RATIO for every method but none", _EXAMPLE)
-    return Setting(method, _ratio(text, method, ratio) if at else None, up, down)
+    if (method in WITHOUT_RATIO) == bool(at):
+        raise SettingError(f"setting {text!r}", f"@RATIO for every method but {', '.join(WITHOUT_RATIO)}", _EXAMPLE)
+    freeze, passes = _freeze(text, method, epochs) if freezes else (None, 1)
+    return Setting(method, _ratio(text, method, ratio) if at else None, up, down, freeze, passes)
+
+
+def _freeze(text: str, method: str, epochs: str) -> tuple[float, int]:
+    """Epochs until the trunk freezes, and the passes after that."""
+    first, cross, second = epochs.partition("x")
+    try:
+        number, passes = float(first), int(second) if cross else 1
+    except ValueError:
+        number, passes = math.nan, 1
+    if not (0 <= number < math.inf) or passes < 1 or method not in SERVED:
+        raise SettingError(
+            f"setting {text!r}",
+            f"{FREEZE}E or {FREEZE}ExK, E epochs, 0 or more, and K passes, for {', '.join(SERVED)} or a precision",
+            "for example none/pca1:pca0.25+freeze2",
+        )
+    return number, passes
 
 
 def _ratio(text: str, method: str, ratio: str) -> Ratio:
@@ -93,14 +140,16 @@ def _ratio(text: str, method: str, ratio: str) -> Ratio:
 def product(methods: Sequence[str], ratios: Sequence[str], precisions: Sequence[str]) -> list[Setting]:
     """Every method at every ratio and precision, each setting once, in this order.
 
-    ``none`` has no ratio; a method named after a precision (``int8``) has neither.
+    ``none`` and AQ-SGD have no ratio, ``tah`` no precision; a method named after a precision (``int8``) has neither.
     """
     texts: list[str] = []
     for method in methods:
         if method in PRECISIONS:
             texts.append(method)
-        elif method == "none":
-            texts += [f"none/{precision}" for precision in precisions]
+        elif method in WITHOUT_RATIO:
+            texts += [f"{method}/{precision}" for precision in precisions]
+        elif method in WITHOUT_PRECISION:
+            texts += [f"{method}@{ratio}" for ratio in ratios]
         else:
             texts += [f"{method}@{ratio}/{precision}" for ratio, precision in itertools.product(ratios, precisions)]
     return unique(parse_setting(text) for text in texts)

@@ -45,12 +45,16 @@ def make_split_model(
     place = torch.device(study.device)
     codec = make(setting, trunk.spec, classes, seed)
     codec.place = place
+    codec.adapt(trunk)
     sides = ((trunk, codec.device), (head, codec.trainer))
     halves = [nn.ModuleList(m for m in side if m is not None).to(place) for side in sides]
     optimizers = Optimizer(halves[0], study.optimizer), Optimizer(halves[1], study.optimizer)
-    own = preprocessing(vit)
-    preparation = own if study.crop_pct == "model" else msgspec.structs.replace(own, crop_pct=study.crop_pct)
-    return SplitModel(trunk, head, codec, optimizers, place), preparation
+    return SplitModel(trunk, head, codec, optimizers, place), study_preprocessing(study, preprocessing(vit))
+
+
+def study_preprocessing(study: Study, own: Preprocessing) -> Preprocessing:
+    """Return the preprocessing of a study's images: its model's ``own``, with the study's crop."""
+    return own if study.crop_pct == "model" else msgspec.structs.replace(own, crop_pct=study.crop_pct)
 
 
 def check_model(study: Study, classes: int) -> None:

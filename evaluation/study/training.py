@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data import augment
-from adc_edge.data.loader import Batch, Loader
+from adc_edge.data.loader import Loader
 from adc_edge.data.preprocessing import Preprocessing
 from adc_edge.data.sources import Dataset, Split, check_labels, load_dataset
-from adc_edge.errors import ProtocolError
-from adc_edge.evaluation.codecs.base import CodecBatch
 from adc_edge.evaluation.codecs.factory import make_codec
-from adc_edge.evaluation.fleet.devices import StudyDevices, turn_of
+from adc_edge.evaluation.fleet.devices import StudyDevices
 from adc_edge.evaluation.fleet.partition import divided
 from adc_edge.evaluation.fleet.setting import StudyFleet
-from adc_edge.evaluation.study.records import Guess, Point, Run, Study
+from adc_edge.evaluation.study.accuracy import guess_of, point_of
+from adc_edge.evaluation.study.records import Run, Study
 from adc_edge.evaluation.study.resuming import Unfinished
 from adc_edge.evaluation.study.samples import sampled
+from adc_edge.evaluation.study.sent_once import FrozenPhase
 from adc_edge.evaluation.study.setting import Setting
-from adc_edge.evaluation.study.split_model import MakeCodec, SplitModel, computing, make_split_model
+from adc_edge.evaluation.study.split_model import MakeCodec, make_split_model
+from adc_edge.evaluation.study.steps import StudySteps
 from adc_edge.evaluation.study.wire import Counted, Wire
 from adc_edge.machine.description import describe_machine
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.wire.messages import TRIPLE_BYTES
 
 _TEST_BATCH = 250
-_CHANCE = 7  # random stream of a step, apart from the loader's
 _ANOTHER_SEED = 2**32  # between the seeds of two devices
 
 
@@ -85,18 +82,19 @@ def train(
         tests = [test.plain(indices) for indices in test.sample(0)]
         uncompressed = uncompressed_step_bytes(first.trunk.spec, study.batch_size)
         end = _End(study, len(data.train.labels) // study.batch_size, uncompressed)
+        frozen = _frozen(study, setting, seed, end, data.train, preparation, allow_broken, stack)
         step, earlier = (curve[-1].step, curve[-1].seconds) if curve else (0, 0.0)
+        steps = StudySteps(devices, study, frozen)
         start, losses = time.monotonic() - earlier, list[float]()
         progress(end.done(step, wire))
-        if not step:
-            devices.ask(wire)
+        steps.begin(step, wire)
         while not end.reached(step, wire):
-            losses.append(_step(devices, study, step, wire, end.planned))
+            losses.append(steps.make(step, wire, end.planned))
             step += 1
             devices.bring_together(step, end.reached(step, wire), wire)
             if end.evaluates(step, wire):
                 seconds = time.monotonic() - start
-                curve.append(_point(devices, study, tests, end.epoch(step), step, wire, losses, seconds))
+                curve.append(point_of(devices, study, tests, end.epoch(step), step, wire, losses, seconds))
                 losses = []
                 if unfinished is not None and not end.reached(step, wire):
                     unfinished.save(devices, curve)
@@ -109,7 +107,7 @@ def train(
         end.steps_per_epoch,
         tuple(curve),
         describe_machine(threads=torch.get_num_threads(), device=study.device, compute=study.compute),
-        _guess(tests),
+        guess_of(tests),
         fleet,
         () if fleet is None else tuple(len(split.labels) for split in splits),
     )
@@ -121,12 +119,35 @@ def _splits(train: Split, study: Study, fleet: StudyFleet | None, seed: int) -> 
 
 
 def _loader(
-    split: Split, study: Study, preparation: Preprocessing, seed: int, allow_broken: bool, stack: ExitStack
+    split: Split,
+    study: Study,
+    preparation: Preprocessing,
+    seed: int,
+    allow_broken: bool,
+    stack: ExitStack,
+    augmented: bool = True,
 ) -> Loader:
-    changes = augment.parse_augmentation(study.augment)
+    changes = augment.parse_augmentation(study.augment) if augmented else ()
     loader = Loader(split, preparation, study.batch_size, seed, changes, allow_broken=allow_broken)
     stack.callback(loader.close)
     return loader
+
+
+def _frozen(
+    study: Study,
+    setting: Setting,
+    seed: int,
+    end: _End,
+    train: Split,
+    preparation: Preprocessing,
+    allow_broken: bool,
+    stack: ExitStack,
+) -> FrozenPhase | None:
+    """The phase of a run after its trunk is frozen, if there is one."""
+    if setting.freeze is None:
+        return None
+    loader = _loader(train, study, preparation, seed, allow_broken, stack, augmented=setting.passes > 1)
+    return FrozenPhase(round(setting.freeze * end.steps_per_epoch), setting.passes, loader)
 
 
 class _End(NamedTuple):
@@ -173,108 +194,3 @@ def uncompressed_step_bytes(spec: TrunkSpec, images: int) -> int:
     """Bytes of both bodies of a step of plain split learning at fp32, without framing."""
     tensor = encoded_bytes((images, spec.tokens, spec.embed_dim), "fp32")
     return 2 * tensor + TRIPLE_BYTES * images
-
-
-def _step(devices: StudyDevices, study: Study, step: int, wire: Wire, planned: int) -> float:
-    """Make one step of the fleet on both sides; return the loss."""
-    turn = turn_of(devices.fleet, step)
-    parts, loader = devices.parts[turn.device], devices.loaders[turn.device]
-    codec = parts.codec
-    for module in (parts.trunk, parts.head, codec.device, codec.trainer):
-        if module is not None:
-            module.train()
-    images, labels = loader.batch(turn.step)
-    rng = np.random.default_rng([loader.seed, _CHANCE, turn.step])
-    with computing(study), torch.set_grad_enabled(devices.trains):
-        sent = codec.compress(parts.trunk, CodecBatch(torch.from_numpy(images).to(parts.place), labels, rng))
-    back = codec.gradient_precision if devices.trains else None
-    body = wire.up(sent.header, sent.body, back, turn.step)
-    with computing(study):
-        arrived = codec.extract(sent.header, body)
-        logits = parts.head(arrived.features)
-    loss = F.cross_entropy(logits.float(), arrived.soft)
-    value = loss.item()
-    if not np.isfinite(value):
-        raise ProtocolError(
-            f"a loss of {value} in step {step}", "a finite loss", "lower --lr or set --clip-norm", "nan"
-        )
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert arrived.values.grad is not None
-    encoded = codec.compress_gradient(arrived, arrived.values.grad) if devices.trains else memoryview(b"")
-    body = wire.down(encoded, codec.gradient_precision, turn.step, value)
-    trunk, head = parts.optimizers
-    if devices.trains:
-        sent.tensor.backward(codec.extract_gradient(sent, body))  # type: ignore[no-untyped-call]
-        trunk.step(turn.step, -(-planned // devices.fleet.devices))
-    head.step(step, planned)
-    devices.stepped(turn)
-    return value
-
-
-def _point(
-    devices: StudyDevices,
-    study: Study,
-    tests: Sequence[Batch],
-    epoch: float,
-    step: int,
-    wire: Wire,
-    losses: Sequence[float],
-    seconds: float,
-) -> Point:
-    """Evaluate every trunk that there is with the head."""
-    found = [_judge(parts, study, tests) for parts in devices.trunks(step)]
-    accuracy, through = (_mean([pair[which] for pair in found]) for which in (0, 1))
-    assert accuracy is not None, "every trunk has an accuracy"
-    best = [max(plain, other or 0.0) for plain, other in found]
-    lowest, highest = (min(best), max(best)) if len(found) > 1 else (None, None)
-    return Point(
-        step,
-        epoch,
-        wire.bytes_up,
-        wire.bytes_down,
-        accuracy,
-        through,
-        float(np.mean(losses)),
-        seconds,
-        lowest,
-        highest,
-        devices.trunk_bytes[0],
-        devices.trunk_bytes[1],
-        0 if devices.rounds is None else devices.rounds.left_out,
-    )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-@torch.no_grad()
-def _judge(parts: SplitModel, study: Study, batches: Sequence[Batch]) -> tuple[float, float | None]:
-    """Test accuracy without compression, and with the method's compression (None: it does not compress at test)."""
-    codec = parts.codec
-    for module in (parts.trunk, parts.head, codec.device, codec.trainer):
-        if module is not None:
-            module.eval()
-    right, right_through, images = 0, 0, 0
-    compresses = False
-    for batch in batches:
-        labels = torch.from_numpy(batch.labels).to(parts.place)
-        with computing(study):
-            features = parts.trunk(torch.from_numpy(batch.images).to(parts.place))
-            through = codec.through(features)
-            right += _correct(parts.head(features), labels)
-            if through is not None:
-                compresses = True
-                right_through += _correct(parts.head(through), labels)
-        images += len(labels)
-    return right / images, right_through / images if compresses else None
-
-
-def _correct(logits: Tensor, labels: Tensor) -> int:
-    return int((logits.argmax(dim=1) == labels).sum())
-
-
-def _guess(tests: Sequence[Batch]) -> Guess:
-    shown = np.concatenate([batch.labels for batch in tests])
-    return Guess(len(shown), float(np.bincount(shown).max() / len(shown)))

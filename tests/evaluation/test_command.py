@@ -39,9 +39,12 @@ def test_one_command_gives_table_plot_page_and_data_and_a_second_adds_to_it(tmp_
         "results.csv",
         "results.json",
         "results.md",
+        "pictures.json",
+        "totals.png",
         "runs",
         "study.json",
     }
+    assert "the images, sent once" in text
     points = pd.read_csv(tmp_path / "out" / "results.csv")
     assert set(points["setting"]) == {"none", "adc@0.3"}
     assert json.loads((tmp_path / "out" / "results.json").read_text())["study"]["batch_size"] == 32
@@ -118,6 +121,7 @@ def test_ctrl_c_ends_the_runs_that_have_just_begun(tmp_path: Path) -> None:
         (["--devices", "4", "--robust", "median"], "a fleet whose trunks are averaged"),
         (["--average-every", "0"], "--average-every"),
         (["--average-precision", "int4"], "fp32"),
+        (["--eval-precision", "int5"], "central"),
     ],
 )
 def test_wrong_use_ends_with_exit_code_2_and_says_what_was_expected(

@@ -9,7 +9,7 @@ import pytest
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.fleet.setting import StudyFleet, check_methods, fleets_of
 from adc_edge.evaluation.study.records import run_name
-from adc_edge.evaluation.study.setting import METHODS, parse_setting
+from adc_edge.evaluation.study.setting import METHODS, WITHOUT_RATIO, parse_setting
 
 HOW = StudyFleet(1, every=5, precision="fp16", robust="median", guard=False)
 
@@ -47,7 +47,7 @@ def test_a_robust_rule_without_averages_is_refused() -> None:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_fleet_uses_the_methods_that_serve_has(method: str) -> None:
-    setting = parse_setting(method if method == "none" else f"{method}@0.1")
+    setting = parse_setting(method if method in WITHOUT_RATIO else f"{method}@0.1")
     check_methods([setting], [None])
     if method in ("none", "adc", "adc-batch", "adc-tokens"):
         check_methods([setting], [None, StudyFleet(2)])

@@ -37,7 +37,10 @@ from adc_edge.evaluation.report.plots import (
 from adc_edge.evaluation.report.tables import sheets, study_markdown
 from adc_edge.evaluation.report.views import by_steps, views
 from adc_edge.evaluation.study.records import Guess, Run, Study
+from adc_edge.evaluation.totals.beside import Beside
 from tests.evaluation.report.test_views import STUDY, a_run, rises, some_runs
+from tests.evaluation.totals.test_frames import BESIDE, EVALUATION
+from tests.evaluation.totals.test_frames import RUNS as TOTAL_RUNS
 
 BUDGETS = (0.01, 0.05, 1.0)
 RUNS = some_runs()
@@ -290,3 +293,39 @@ def test_without_runs_or_budgets_nothing_is_written(tmp_path: Path, runs: list[R
     with pytest.raises(SettingError, match="at least one each"):
         write_all(STUDY, runs, () if runs else BUDGETS, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_file_has_the_images_sent_once_and_the_bytes_of_everything(tmp_path: Path) -> None:
+    runs = [run for run in TOTAL_RUNS if run.seed == 0]
+    names = {path.name for path in write_all(STUDY, runs, BUDGETS, tmp_path, BESIDE)}
+    assert "totals.png" in names
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    second = next(row for row in rows if (row["setting"], row["epoch"]) == ("none/pca1:pca2", "2.0"))
+    assert int(second["bytes_evaluations"]) == 2 * EVALUATION
+    assert int(second["bytes_total"]) == 4_000 + 2 * EVALUATION + 5_000
+    assert (second["bytes_pictures_files"], second["bytes_pictures_q75"]) == ("30000", "4000")
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["pictures"]["train"]["bytes_q90"] == 9_000
+    assert found["pictures_shares"]["JPEG q90"] == 0.225
+    totals = {row["setting"]: row for row in found["totals"]}
+    assert (totals["none/pca1:pca2"]["passes_q75"], totals["none/pca1:pca2"]["passes_files"]) == (2.0, None)
+    assert (found["evaluation"]["precision"], found["bytes_weights"]) == ("pca4", 5_000)
+    text = (tmp_path / "index.html").read_text()
+    assert text.count("data:image/svg+xml") == 3
+    for expected in ("Bytes of a whole training", "The images, sent once", "the images, sent once", "below"):
+        assert expected in read(text).texts
+
+
+def test_a_study_without_pictures_writes_the_columns_of_before(written: Path, tmp_path: Path) -> None:
+    before = (written / "results.csv").read_text().partition("\n")[0]
+    assert "bytes_total" not in before
+    assert "pictures" not in before
+    lost = Beside(None, BESIDE.trunk, note="The data are gone.")
+    write_all(STUDY, TOTAL_RUNS, BUDGETS, tmp_path, lost)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["pictures_note"] == "The data are gone."
+    assert "pictures" not in found
+    assert "The data are gone." in (tmp_path / "index.html").read_text()
+    head = (tmp_path / "results.csv").read_text().partition("\n")[0]
+    assert "bytes_total" in head
+    assert "pictures" not in head

@@ -27,7 +27,7 @@ from adc_edge.evaluation.report.views import (
     views,
 )
 from adc_edge.evaluation.study.records import Guess, Point, Run, Study
-from adc_edge.evaluation.study.setting import METHODS, Setting, parse_setting
+from adc_edge.evaluation.study.setting import METHODS, WITHOUT_RATIO, Setting, parse_setting
 from adc_edge.method.ratio import Ratio
 
 STUDY = Study(data="digits", epochs=4.0)
@@ -107,14 +107,38 @@ def row(frame: pd.DataFrame, **wanted: Any) -> dict[str, Any]:
         "bottlenetpp@0.1": "BottleNet++",
         "topk@0.05/int8": "Top-K x low bits",
         "bottlenetpp@0.1/fp16": "BottleNet++ x low bits",
+        "aqsgd/int2:int4": "AQ-SGD",
+        "aqsgd-direct/int4": "AQ-SGD",
+        "tah@0.02": "TAH-Quant",
+        "lowrank@0.02/int8": "low rank (NSC-SL)",
+        "fedlite@0.01/fp16:fp32": "FedLite",
+        "fedlite@0.01/fp16:pca0.25": "FedLite x pca",
+        "tsflora@0.2/int2": "TSFLora",
+        "none+freeze2": "adc-edge, frozen trunk",
+        "int8+freeze1": "adc-edge, frozen trunk",
+        "none/pca1:pca0.25+freeze0.5x2": "adc-edge, frozen trunk",
+        "adc@0.1+freeze2": "adc-edge, frozen trunk",
     }.items(),
 )
 def test_a_setting_belongs_to_its_group(setting: str, group: str) -> None:
     assert group_of(setting) == group
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    {
+        "none+freeze2": ("none", "", "fp32", "fp32", "2"),
+        "int8+freeze1": ("none", "", "int8", "int8", "1"),
+        "none/pca1:pca0.25+freeze0.5x2": ("none", "", "pca1", "pca0.25", "0.5x2"),
+        "adc@0.1+freeze2": ("adc", "0.1", "fp32", "fp32", "2"),
+    }.items(),
+)
+def test_a_setting_that_freezes_is_taken_apart(text: str, parts: tuple[str, ...]) -> None:
+    assert tuple(parts_of(text)) == parts
+
+
 def test_every_setting_there_is_has_a_group_and_is_taken_apart_as_it_was_put_together() -> None:
-    ratios = {"none": (None,)}
+    ratios = dict.fromkeys(WITHOUT_RATIO, (None,))
     for method, up, down in itertools.product(METHODS, PRECISIONS, PRECISIONS):
         for ratio in ratios.get(method, (Ratio(xi=0.05),)):
             setting = Setting(method, ratio, up, down)

@@ -11,7 +11,7 @@ from adc_edge.cloud_trainer.server import Server
 from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.evaluation.study.records import Study
-from adc_edge.evaluation.study.setting import METHODS, parse_setting
+from adc_edge.evaluation.study.setting import METHODS, WITHOUT_RATIO, parse_setting
 from adc_edge.evaluation.study.training import train
 from adc_edge.evaluation.study.wire import Carried
 from tests.conftest import TINY
@@ -26,7 +26,13 @@ TEXTS = [
     "int2",
     "pca1",
     "none/pca0.5:pca0.25",
-    *(f"{m}@0.25" for m in METHODS if m != "none"),
+    *(f"{m}@0.25" for m in METHODS if m not in WITHOUT_RATIO),
+    "aqsgd/int2:int4",
+    "aqsgd-direct/int3:int8",
+    "tah@0.02",
+    "lowrank@0.05/int8",
+    "fedlite@0.05/fp16:pca0.25",
+    "tsflora@0.4/int2:int4",
 ]
 
 

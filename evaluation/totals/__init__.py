@@ -1,0 +1,1 @@
+"""The bytes of a whole training, beside those of its images sent once."""
