@@ -93,13 +93,22 @@ def files_text(run: WatchedRun, files: SourceFiles | None) -> str:
         return ""
     if files is None or not files.images:
         return "the images as JPEG: not known"
-    kind = "as the JPEGs they are" if files.jpeg else "as the files they are"
-    passes = run.totals.images / files.images
-    ratio = run.totals.bytes_all / files.size if files.size else 0.0
-    return (
-        f"{ratio:.3g} times the {files.images} training images {kind}, sent once ({size_text(files.size)}); "
-        f"so far {passes:.3g} epochs"
-    )
+    passes, sent = run.totals.images / files.images, run.totals.bytes_all
+    sizes = [(files.size, "as the JPEGs they are" if files.jpeg else "as the files they are")]
+    sizes += [(files.q90, f"as JPEG q90 of {files.side}"), (files.q75, f"as JPEG q75 of {files.side}")]
+    told = [f"{sent / size:.3g} {kind} ({size_text(size)})" for size, kind in sizes if size]
+    if not told:
+        return "the images as JPEG: not known"
+    return f"times the {files.images} training images, sent once: {', '.join(told)}; so far {passes:.3g} epochs"
+
+
+def _pictures_text(files: SourceFiles | None) -> str:
+    """Return the sizes of the training images as pictures."""
+    if files is None:
+        return NOT_KNOWN
+    sizes = [(files.size, "" if files.jpeg else " (not all JPEG)")]
+    sizes += [(files.q90, f" as q90 of {files.side}"), (files.q75, f" as q75 of {files.side}")]
+    return ", ".join(f"{size_text(size)}{kind}" for size, kind in sizes if size is not None) or NOT_KNOWN
 
 
 def bytes_rows(runs: Runs, files: Mapping[str, SourceFiles | None]) -> list[tuple[str, list[str]]]:
@@ -107,12 +116,10 @@ def bytes_rows(runs: Runs, files: Mapping[str, SourceFiles | None]) -> list[tupl
     rows = []
     for label, run in runs.items():
         up, down = run.totals.spent("up"), run.totals.spent("down")
-        own = files.get(label)
         parts = [size_text(up[kind] + down[kind]) for kind in SPENDINGS]
         whole = size_text(run.totals.uncompressed) if run.totals.uncompressed else NOT_KNOWN
-        pictures = NOT_KNOWN if own is None else f"{size_text(own.size)}{'' if own.jpeg else ' (not all JPEG)'}"
         sums = [size_text(sum(way.values())) for way in (up, down)]
-        rows.append((label, [*sums, *parts, whole, pictures]))
+        rows.append((label, [*sums, *parts, whole, _pictures_text(files.get(label))]))
     return rows
 
 

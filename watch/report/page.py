@@ -32,7 +32,7 @@ _INSIDE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 def render(runs: Mapping[str, WatchedRun], title: str = "") -> bytes:
     """Return the page of runs, which have been read, by their labels."""
-    found = {label: source_files(run.settings) if run.role == "device" else None for label, run in runs.items()}
+    found = {label: _files(run) for label, run in runs.items()}
     scripts = [_asset("uPlot.iife.min.js"), f"{_asset('charts.js')}\n{_START}"]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("adc_edge.watch.report", ""),
@@ -55,6 +55,10 @@ def render(runs: Mapping[str, WatchedRun], title: str = "") -> bytes:
         **_tables(runs, found),
     )
     return readable(page).encode()
+
+
+def _files(run: WatchedRun) -> SourceFiles | None:
+    return source_files(run.settings, run.about.manifest) if run.role == "device" else None
 
 
 def chart_runs(runs: Mapping[str, WatchedRun], found: Mapping[str, SourceFiles | None]) -> list[dict[str, Any]]:

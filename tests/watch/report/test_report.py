@@ -9,11 +9,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 from adc_edge.cli import main
+from adc_edge.data.pictures import measured_split
+from adc_edge.data.preprocessing import Preprocessing
+from adc_edge.data.sources import load_dataset
 from adc_edge.watch.reading.series import PHASE_NAMES
 from adc_edge.watch.reading.state import WatchedRun
 from adc_edge.watch.report.curves import run_values
@@ -243,9 +247,39 @@ def test_bytes_of_the_training_images_are_told_where_their_files_are_here(tmp_pa
     run = make_device_run(tmp_path / "here", 5, data=f"folder:{tmp_path / 'images'}")
     gone = make_device_run(tmp_path / "gone", 5, data="folder:/not/there")
     here, not_here = data_of(page_of(tmp_path, run, gone))
-    assert f"sent once ({size / 1e3:.3g} kB)" in here["files"]
+    assert f"as the JPEGs they are ({size / 1e3:.3g} kB)" in here["files"]
     assert "so far 2 epochs" in here["files"]
     assert not_here["files"] == "the images as JPEG: not known"
+
+
+def test_the_images_are_told_as_jpeg_at_the_training_size_too(tmp_path: Path) -> None:
+    """Digits at 16 x 16: the sample of 200 is scaled up to all 1,437."""
+    run = make_device_run(tmp_path / "run", 5)
+    own = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", crop_pct=0.9)
+    text = json.dumps(json.loads((run / "manifest.json").read_text()) | {"preprocessing": msgspec.to_builtins(own)})
+    (run / "manifest.json").write_text(text)
+    every = measured_split(load_dataset("digits").train, own, 10_000)
+    page = page_of(tmp_path, run)
+    (found,) = data_of(page)
+    sizes = [float(size) for size in re.findall(r"as JPEG q\d\d of 16 x 16 \(([\d.]+) MB\)", found["files"])]
+    assert sizes == pytest.approx([every.bytes_q90 / 1e6, every.bytes_q75 / 1e6], rel=0.02)
+    assert "the 1437 training images, sent once" in found["files"]
+    assert "as q75 of 16 x 16" in page
+
+
+def test_files_that_cannot_be_read_are_told_with_their_own_bytes(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for number in range(4):
+            path = tmp_path / "images" / split / f"class-{number % 2}" / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"no picture" * 100)
+    run = make_device_run(tmp_path / "run", 5, data=f"folder:{tmp_path / 'images'}")
+    own = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", crop_pct=0.9)
+    text = json.dumps(json.loads((run / "manifest.json").read_text()) | {"preprocessing": msgspec.to_builtins(own)})
+    (run / "manifest.json").write_text(text)
+    (found,) = data_of(page_of(tmp_path, run))
+    assert "as the JPEGs they are (4 kB)" in found["files"]
+    assert "q90" not in found["files"]
 
 
 def test_a_report_can_stand_in_the_directory_of_its_run(tmp_path: Path) -> None:
