@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adc_edge import defaults
 from adc_edge.options import (
     COUNT,
     IMAGES,
@@ -15,6 +16,7 @@ from adc_edge.options import (
     PATH,
     PRECISION,
     broken_option,
+    choices,
     crop_option,
     data_option,
     log_options,
@@ -48,6 +50,12 @@ if TYPE_CHECKING:
 @click.option("--img-size", type=click.IntRange(min=1), help="Input size in pixels; position embeddings are resampled.")
 @crop_option
 @model_arg_option
+@click.option(
+    "--preset",
+    type=choices(defaults.ExportPreset),
+    help="Measured ratio and precisions, unless given. private: images merged to half of their number, of which an "
+    "attacker reconstructed less (docs/results/privacy.md).",
+)
 @ratio_options
 @click.option("--batch-size", default=32, type=IMAGES, help="Images per step.")
 @click.option(
@@ -78,6 +86,7 @@ def export(
     img_size: int | None,
     num_classes: int | None,
     model_arg: tuple[str, ...],
+    preset: defaults.ExportPreset | None,
     **rest: Any,
 ) -> None:
     """Split a ViT, export trunk + ADC to ONNX and write the bundle that `serve` and `trainer` load."""
@@ -85,6 +94,10 @@ def export(
 
     from adc_edge.export.build import ExportSettings, export_bundle
 
+    if preset is not None:
+        from adc_edge.export.presets import preset_options
+
+        rest = preset_options(preset, rest)
     arguments = parse_model_args(model_arg, img_size)
     rows = export_bundle(ExportSettings(output=output, classes=num_classes, model_args=arguments, **rest))
     from adc_edge.export.report import parity_table  # torch, whose import takes seconds
