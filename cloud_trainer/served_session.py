@@ -106,7 +106,6 @@ class ServedSession:
             ProtocolError: ``superseded``: a newer process has spoken for the session; ``history``: the device is older
                 than the log reaches back; ``order``: the step under way has another number of micro-batches.
         """
-        self.sends = hello.sends
         if hello.incarnation in self._incarnations and hello.incarnation != self._incarnations[-1]:
             raise ProtocolError(
                 "a Hello of an older process",
@@ -115,9 +114,12 @@ class ServedSession:
                 "superseded",
             )
         if steps_stored(self, hello):  # nothing is needed of the device, wherever it stands
-            self._incarnations.append(hello.incarnation)
             lengthen(self, hello.steps)
+            self.sends = hello.sends
+            if hello.incarnation not in self._incarnations:
+                self._incarnations.append(hello.incarnation)
             return
+        self.sends = hello.sends
         cuts = [(0, hello.micro_batches), *(hello.changes or [])]
         self._check_cut(micro_batches_by_step(cuts)(self.applied))
         self._cuts = cuts

@@ -73,8 +73,20 @@ def check_wish(sessions: SessionRegistry, hello: Hello) -> None:
 
 
 def lengthen(session: ServedSession, planned: int) -> None:
-    """Go on alone to another last step, from now on and after a restart; raises OSError if it cannot be written."""
+    """Go on alone to another last step, from now on and after a restart.
+
+    Raises:
+        ProtocolError: code ``order``: the trainer has come further than that.
+        OSError: it cannot be written.
+    """
     if session.goes_on_alone and session.store is not None and session.planned_steps != planned:
+        if planned < session.applied:
+            raise ProtocolError(
+                f"a run of {planned} steps, and the trainer has done {session.applied} of it alone",
+                f"at least {session.applied} steps",
+                "restart `adc-edge serve` with more --epochs or --steps",
+                "order",
+            )
         session.store.lengthen(planned)
         session.record.planned = planned
 

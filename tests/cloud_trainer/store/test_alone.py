@@ -20,6 +20,7 @@ from adc_edge.cloud_trainer.store.alone import AloneTraining
 from adc_edge.cloud_trainer.store.stores import ActivationStores
 from adc_edge.errors import CheckpointError, RefusedError
 from adc_edge.storage.bundle import Bundle
+from adc_edge.storage.position import Position
 from adc_edge.storage.run_dir import STORE, RunDir
 from adc_edge.wire.fleet_messages import SentSteps
 from adc_edge.wire.messages import Evaluated
@@ -124,6 +125,22 @@ def test_the_same_device_with_more_steps_makes_the_run_longer_also_after_a_resta
     with trainer(bundle, training, run) as world:
         eventually(world.finished)
     assert training.steps == PLANNED + 4
+
+
+def test_a_run_is_not_made_shorter_than_the_trainer_has_come(
+    bundle: Bundle, training: HeadTraining, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    with trainer(bundle, training, tmp_path / "run") as world:
+        work, world.server.between = world.server.between, lambda busy: False
+        send_all(OnceDevice(bundle, world.server.endpoint, SENT, PLANNED))
+        shorter = OnceDevice(bundle, world.server.endpoint, SENT, SENT - 1)
+        shorter.next_step = SENT - 1
+        with pytest.raises(RefusedError, match="has done"):
+            shorter.session.open(30)
+        shorter.session.close()
+        world.server.between = work
+        eventually(world.finished)
+    assert training.steps == PLANNED
 
 
 def test_a_checkpoint_without_the_session_gets_it_from_the_store(
@@ -241,6 +258,7 @@ def test_a_device_sends_nothing_more_to_a_trainer_that_goes_on_alone(
         for what in ("Step", "Evaluate"):
             device = OnceDevice(bundle, world.server.endpoint, SENT, PLANNED)
             device.session.open(30)
+            device.session.trainer = Position(0)  # our device knows from its Welcome that nothing is needed
             device.session.submit(*(device.message(0) if what == "Step" else device.evaluation()))
             with pytest.raises(RefusedError, match=f"a {what} of step ., which this trainer does alone"):
                 device.session.result(30)
