@@ -54,7 +54,7 @@ class Supervisor:
             env={**kept, "PATH": f"{place}:{os.environ['PATH']}", **(environment or {})},
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=heeding_ctrl_c,
+            preexec_fn=heeding_signals,
         )
 
     def __enter__(self) -> Supervisor:
@@ -95,8 +95,10 @@ def lines(place: Path, name: str) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def heeding_ctrl_c() -> None:
+def heeding_signals() -> None:
+    """A shell traps no signal that was ignored when it began: SIGINT in the background, SIGHUP under nohup."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_torchrun_is_started_again_until_it_ends_well(tmp_path: Path) -> None:
