@@ -35,7 +35,7 @@ SIZE_MB = 250  # largest installation of a device with a frozen trunk
 # A module that imports one of these belongs to an extra that a light device does not have.
 EXTRAS = set(
     "torch timm onnx onnxscript torchvision sklearn tensorrt cuda pandas matplotlib jinja2 joblib skimage "
-    "prometheus_client starlette uvicorn".split()
+    "prometheus_client starlette uvicorn zstandard cryptography".split()
 )
 LIMIT_S = 300.0  # for each process
 

@@ -16,7 +16,7 @@ from deploy import arm64_check
 
 ROOT = Path(__file__).parents[1]
 TOP = set("torch timm onnx torchvision onnxscript pandas matplotlib jinja2 joblib skimage".split())
-TOP |= {"prometheus_client", "starlette", "uvicorn"}
+TOP |= {"prometheus_client", "starlette", "uvicorn", "zstandard", "cryptography"}
 
 
 def test_the_arm64_check_expects_no_more_of_a_device() -> None:

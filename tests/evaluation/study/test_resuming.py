@@ -149,18 +149,18 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from rich.console import Console
-from adc_edge.evaluation.study import training
+from adc_edge.evaluation.study.steps import StudySteps
 from adc_edge.evaluation.study.runner import run_study
 from adc_edge.evaluation.study.setting import parse_setting
 from tests.evaluation.study.test_resuming import STUDY
 import torch
 torch.set_num_threads(1)
-step = training._step
-def killing(devices, study, number, wire, planned):
-    if number == 5:
+make = StudySteps.make
+def killing(steps, step, wire, planned):
+    if step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(devices, study, number, wire, planned)
-training._step = killing
+    return make(steps, step, wire, planned)
+StudySteps.make = killing
 run_study(STUDY, [parse_setting("none")], [0], Path(sys.argv[1]), 1, Console(quiet=True))
 """
 
