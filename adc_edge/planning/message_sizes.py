@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from adc_edge.codec.precision import encoded_bytes
-from adc_edge.defaults import Precision
+from adc_edge.defaults import MAX_IMAGES, Precision
 from adc_edge.method.ratio import Shape
-from adc_edge.wire.messages import TRIPLE_BYTES
+from adc_edge.wire.messages import LABEL_BYTES, TRIPLE_BYTES
 
 EVALUATED_ROWS, _EVALUATED_BYTES = 16_384, 2**24  # tokens of one message of an evaluation, and their size in fp32
 _ROWS_PER_CHANNEL = 8  # with fewer, int8 is closer than pca4
@@ -47,3 +49,31 @@ def evaluation_precision(rows: int, dim: int) -> Precision:
         dim: D, channels of an activation.
     """
     return "pca4" if rows >= _ROWS_PER_CHANNEL * dim else "int8"
+
+
+class EvaluationMessages(NamedTuple):
+    """The messages of one evaluation, in the order in which they are sent."""
+
+    precision: Precision
+    images: list[int]
+    body_bytes: list[int]  # activations and labels
+
+
+def evaluation_messages(
+    tokens: int, dim: int, images: int, batch_size: int, precision: Precision | None
+) -> EvaluationMessages:
+    """Return an evaluation's messages as `serve` sends them to a trainer that takes as many images as by default.
+
+    Args:
+        tokens: N of an image.
+        dim: D, channels of an activation.
+        images: that are evaluated.
+        batch_size: images of a step, which a message may always have.
+        precision: that is chosen; None: as the device does by itself.
+    """
+    parts = max(1, -(-images // evaluation_images(tokens, dim, batch_size, MAX_IMAGES)))
+    fewest, larger = divmod(images, parts)
+    sizes = [fewest + (part < larger) for part in range(parts)]  # all of nearly one size, as the device divides them
+    chosen = precision or evaluation_precision(tokens * fewest, dim)
+    bodies = [encoded_bytes((size, tokens, dim), chosen) + LABEL_BYTES * size for size in sizes]
+    return EvaluationMessages(chosen, sizes, bodies)

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from adc_edge.codec.precision import Precision, encoded_bytes
-from adc_edge.defaults import MAX_IMAGES
 from adc_edge.errors import RefusedError, SettingError
-from adc_edge.planning.message_sizes import evaluation_images, evaluation_precision, sizes_of_messages
+from adc_edge.planning.message_sizes import evaluation_messages, sizes_of_messages
 from adc_edge.storage.position import Position
 from adc_edge.wire.fleet_messages import SentSteps
-from adc_edge.wire.messages import LABEL_BYTES, Hello, Welcome
+from adc_edge.wire.messages import Hello, Welcome
 
 if TYPE_CHECKING:
     from adc_edge.edge_runtime.choosing.cut import RunCut
@@ -114,26 +112,10 @@ def sent_steps(
         return UNSET
     up, _ = sizes_of_messages(cut.shape, manifest.dim, (settings.precisions(manifest)[0], None))
     images = min(test_images, settings.evaluate_images or test_images)
-    evaluation = evaluation_bytes(manifest, images, min(cut.shape.images, test_images), settings.evaluate_precision)
-    return SentSteps(length.sent, length.sent * cut.micro_batches * up + evaluation, settings.evaluate_every)
-
-
-def evaluation_bytes(manifest: Manifest, images: int, batch_size: int, precision: Precision | None) -> int:
-    """Return the bytes of an evaluation's messages, if the trainer takes as many images in one as it does by default.
-
-    Args:
-        manifest: the bundle's.
-        images: that are evaluated.
-        batch_size: most images that the device computes at once.
-        precision: that is chosen; None: as the device does by itself.
-    """
-    most = evaluation_images(manifest.tokens, manifest.dim, batch_size, MAX_IMAGES)
-    parts = max(1, -(-images // most))  # all of nearly one size, as the device divides them
-    fewest, larger = divmod(images, parts)
-    precision = precision or evaluation_precision(fewest * manifest.tokens, manifest.dim)
-    sizes = [fewest + (part < larger) for part in range(parts)]
-    bodies = (encoded_bytes((size, manifest.tokens, manifest.dim), precision) for size in sizes)
-    return sum(bodies) + LABEL_BYTES * images
+    at_once = min(cut.shape.images, test_images)
+    evaluation = evaluation_messages(manifest.tokens, manifest.dim, images, at_once, settings.evaluate_precision)
+    sent_bytes = length.sent * cut.micro_batches * up + sum(evaluation.body_bytes)
+    return SentSteps(length.sent, sent_bytes, settings.evaluate_every)
 
 
 def check_keeps(hello: Hello, welcome: Welcome) -> None:

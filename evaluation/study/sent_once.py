@@ -65,13 +65,12 @@ class FrozenPhase:
 
     Args:
         first_step: of the phase.
-        passes: how often each image is sent.
+        alone_from: the first step after the passes in which images are sent.
         loader: the images; augmented only if there are several passes.
     """
 
-    def __init__(self, first_step: int, passes: int, loader: Loader) -> None:
-        self.first_step, self._loader = first_step, loader
-        self.alone_from = first_step + passes * loader.steps_per_epoch
+    def __init__(self, first_step: int, alone_from: int, loader: Loader) -> None:
+        self.first_step, self.alone_from, self._loader = first_step, alone_from, loader
         self._store = StoredActivations(loader.batch_size, loader.seed)
 
     def images(self, step: int) -> Batch:

@@ -66,9 +66,11 @@ class Setting(msgspec.Struct, frozen=True):
 
     def alone_from(self, steps_per_epoch: int) -> float:
         """The step from which on the trainer is alone with what a frozen trunk has sent; infinite if it never is."""
-        if self.freeze is None:
-            return math.inf
-        return round(self.freeze * steps_per_epoch) + self.passes * steps_per_epoch
+        return self.frozen_from(steps_per_epoch) + self.passes * steps_per_epoch
+
+    def frozen_from(self, steps_per_epoch: int) -> float:
+        """The step from which on the trunk is frozen; infinite if it never is."""
+        return math.inf if self.freeze is None else round(self.freeze * steps_per_epoch)
 
     def _travelling(self) -> str:
         up, down = self.precision, self.gradient_precision

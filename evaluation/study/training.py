@@ -147,7 +147,8 @@ def _frozen(
     if setting.freeze is None:
         return None
     loader = _loader(train, study, preparation, seed, allow_broken, stack, augmented=setting.passes > 1)
-    return FrozenPhase(round(setting.freeze * end.steps_per_epoch), setting.passes, loader)
+    first_step, alone_from = setting.frozen_from(end.steps_per_epoch), setting.alone_from(end.steps_per_epoch)
+    return FrozenPhase(int(first_step), int(alone_from), loader)
 
 
 class _End(NamedTuple):

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
-
-from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data.preprocessing import Preprocessing
-from adc_edge.defaults import MAX_IMAGES, Precision
+from adc_edge.defaults import Precision
 from adc_edge.evaluation.study.records import Study
-from adc_edge.planning.message_sizes import evaluation_images, evaluation_precision
+from adc_edge.planning.message_sizes import EvaluationMessages, evaluation_messages
 from adc_edge.wire.framing import message_bytes
-from adc_edge.wire.messages import LABEL_BYTES, Evaluate, Evaluated
+from adc_edge.wire.messages import Evaluate, Evaluated
 
 EvaluationPrecision = Precision | Literal["auto", "central"]
 """``auto``: as `serve` chooses; ``central``: the trainer has the test images (`trainer --data`), nothing is sent."""
@@ -71,19 +68,18 @@ def evaluation_bytes(
     """
     if precision == "central":
         return EvaluationBytes(images, 0, None, 0, 0)
-    size = evaluation_images(trunk.tokens, trunk.dim, batch_size, MAX_IMAGES)
-    parts = [len(part) for part in np.array_split(np.arange(images), max(1, -(-images // size)))]
-    chosen = evaluation_precision(trunk.tokens * min(parts), trunk.dim) if precision == "auto" else precision
-    up, down = _sent(trunk, parts, chosen), _answered(parts)
-    return EvaluationBytes(images, len(parts), chosen, up, down)
+    chosen = None if precision == "auto" else precision
+    sent = evaluation_messages(trunk.tokens, trunk.dim, images, batch_size, chosen)
+    up, down = _sent(sent), _answered(sent.images)
+    return EvaluationBytes(images, len(sent.images), sent.precision, up, down)
 
 
-def _sent(trunk: StudyTrunk, parts: Sequence[int], precision: Precision) -> int:
-    total = 0
-    for part, images in enumerate(parts):
-        body = encoded_bytes((images, trunk.tokens, trunk.dim), precision) + LABEL_BYTES * images
-        total += message_bytes(Evaluate(_ID, 0, part, _ID, body, images, precision), body)
-    return total
+def _sent(sent: EvaluationMessages) -> int:
+    messages = enumerate(zip(sent.images, sent.body_bytes, strict=True))
+    return sum(
+        message_bytes(Evaluate(_ID, 0, part, _ID, body, images, sent.precision), body)
+        for part, (images, body) in messages
+    )
 
 
 def _answered(parts: Sequence[int]) -> int:

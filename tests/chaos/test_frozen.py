@@ -123,6 +123,13 @@ def finish(run: Run, sides: dict[str, Child], starts: dict[str, Callable[[], Chi
     return kills
 
 
+def kills_of(run: Run, side: str, dies: str) -> int:
+    """Do a run in which one side kills itself where ``dies`` says; returns the number of kills."""
+    starts: dict[str, Callable[..., Child]] = {"trainer": run.trainer, "device": partial(run.device, run.endpoint)}
+    sides = {name: start(dies=dies if name == side else "") for name, start in starts.items()}
+    return finish(run, sides, starts)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("when", TRAINER_DIES)
@@ -135,8 +142,7 @@ def test_the_trainer_is_killed(
     expected: dict[str, Any],
 ) -> None:
     run = Run(zygote, bundle_dir, tmp_path / "run", free_port(), STEPS, more=ONCE)
-    sides = {"trainer": run.trainer(dies=TRAINER_DIES[when]), "device": run.device(run.endpoint)}
-    assert finish(run, sides, {"trainer": run.trainer, "device": lambda: run.device(run.endpoint)}) == 1
+    assert kills_of(run, "trainer", TRAINER_DIES[when]) == 1
     compare(expected, outcome(run))
     check_parted(run, when)
 
@@ -153,8 +159,7 @@ def test_the_device_is_killed(
     expected: dict[str, Any],
 ) -> None:
     run = Run(zygote, bundle_dir, tmp_path / "run", free_port(), STEPS, more=ONCE)
-    sides = {"trainer": run.trainer(), "device": run.device(run.endpoint, dies=DEVICE_DIES[when])}
-    assert finish(run, sides, {"trainer": run.trainer, "device": lambda: run.device(run.endpoint)}) == 1
+    assert kills_of(run, "device", DEVICE_DIES[when]) == 1
     compare(expected, outcome(run))
 
 
@@ -169,10 +174,8 @@ def test_a_side_is_killed_where_a_step_is_two_messages(
     free_port: Callable[[], int],
     expected_of_two: dict[str, Any],
 ) -> None:
-    run, (side, dies) = Run(zygote, bundle_dir, tmp_path / "run", free_port(), STEPS, more=TWO), TWO_DIE[when]
-    starts: dict[str, Callable[..., Child]] = {"trainer": run.trainer, "device": partial(run.device, run.endpoint)}
-    sides = {name: start(dies=dies if name == side else "") for name, start in starts.items()}
-    assert finish(run, sides, starts) == 1
+    run = Run(zygote, bundle_dir, tmp_path / "run", free_port(), STEPS, more=TWO)
+    assert kills_of(run, *TWO_DIE[when]) == 1
     compare(expected_of_two, outcome(run))
     check_parted(run, when)
 

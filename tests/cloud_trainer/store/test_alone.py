@@ -17,6 +17,7 @@ from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.cloud_trainer.registry import SessionRegistry
 from adc_edge.cloud_trainer.server import Server
 from adc_edge.cloud_trainer.store.alone import AloneTraining
+from adc_edge.cloud_trainer.store.batches import GROUP_BYTES
 from adc_edge.cloud_trainer.store.stores import ActivationStores
 from adc_edge.errors import CheckpointError, RefusedError
 from adc_edge.storage.bundle import Bundle
@@ -59,6 +60,22 @@ def trainer(
             server.between = AloneTraining(bundle.manifest, training, sessions, checkpoints, seed=0).work
         stack.enter_context(serving(server))
         yield World(server, sessions, run)
+
+
+@contextmanager
+def left_alone(
+    bundle: Bundle, training: HeadTraining, run: Path, devices: int = 1, group_bytes: int = GROUP_BYTES
+) -> Iterator[tuple[SessionRegistry, AloneTraining]]:
+    """Have devices send all to a trainer that then ends; the test does the steps after that one by one."""
+    with closing(RunDir(run, {}, {})) as run_dir:
+        sessions = SessionRegistry(run_dir.journal, stores=ActivationStores(run / STORE, 1e9))
+        checkpoints = TrainerCheckpoints(training, sessions, run_dir)
+        with serving(Server(bundle, training, "tcp://127.0.0.1:*", sessions, checkpoints)) as server:
+            for number in range(1, devices + 1):
+                device = OnceDevice(bundle, server.endpoint, SENT, PLANNED)
+                device.number = device.incarnation = number
+                send_all(device, evaluate=False)
+        yield sessions, AloneTraining(bundle.manifest, training, sessions, checkpoints, 0, group_bytes=group_bytes)
 
 
 def send_all(device: OnceDevice, evaluate: bool = True) -> None:
@@ -230,12 +247,7 @@ def test_a_store_is_asked_for_by_the_wish_alone(bundle: Bundle, training: HeadTr
 
 
 def test_a_damaged_record_ends_the_training_in_words(bundle: Bundle, training: HeadTraining, tmp_path: Path) -> None:
-    with closing(RunDir(tmp_path / "run", {}, {})) as run_dir:
-        sessions = SessionRegistry(run_dir.journal, stores=ActivationStores(tmp_path / "run" / STORE, 1e9))
-        checkpoints = TrainerCheckpoints(training, sessions, run_dir)
-        alone = AloneTraining(bundle.manifest, training, sessions, checkpoints, seed=0)
-        with serving(Server(bundle, training, "tcp://127.0.0.1:*", sessions, checkpoints)) as server:
-            send_all(OnceDevice(bundle, server.endpoint, SENT, PLANNED), evaluate=False)
+    with left_alone(bundle, training, tmp_path / "run") as (sessions, alone):
         (record,) = (tmp_path / "run" / STORE).glob("*/steps/00000001-0")
         record.write_bytes(record.read_bytes()[:-3])
         with pytest.raises(CheckpointError, match="00000001-0: missing or damaged"):
@@ -269,14 +281,9 @@ def test_a_device_sends_nothing_more_to_a_trainer_that_goes_on_alone(
 def test_a_part_of_a_step_that_was_learned_before_is_not_learned_twice(
     bundle: Bundle, training: HeadTraining, tmp_path: Path
 ) -> None:
-    with closing(RunDir(tmp_path / "run", {}, {})) as run_dir:
-        sessions = SessionRegistry(run_dir.journal, stores=ActivationStores(tmp_path / "run" / STORE, 1e9))
-        checkpoints = TrainerCheckpoints(training, sessions, run_dir)
-        with serving(Server(bundle, training, "tcp://127.0.0.1:*", sessions, checkpoints)) as server:
-            send_all(OnceDevice(bundle, server.endpoint, SENT, PLANNED), evaluate=False)
+    with left_alone(bundle, training, tmp_path / "run") as (sessions, alone):
         session = next(iter(sessions))
         session.begin_step(2).images = session.begin_step(2).learned = 1
-        alone = AloneTraining(bundle.manifest, training, sessions, checkpoints, seed=0)
         assert alone.work(False)
         assert (session.applied, session.record.images) == (SENT + 1, 8 * (SENT + 1))
 
@@ -284,16 +291,8 @@ def test_a_part_of_a_step_that_was_learned_before_is_not_learned_twice(
 def test_a_fault_ends_the_training_once_the_others_are_done(
     bundle: Bundle, training: HeadTraining, tmp_path: Path
 ) -> None:
-    with closing(RunDir(tmp_path / "run", {}, {})) as run_dir:
-        sessions = SessionRegistry(run_dir.journal, stores=ActivationStores(tmp_path / "run" / STORE, 1e9))
-        checkpoints = TrainerCheckpoints(training, sessions, run_dir)
-        with serving(Server(bundle, training, "tcp://127.0.0.1:*", sessions, checkpoints)) as server:
-            for number in (1, 2):
-                device = OnceDevice(bundle, server.endpoint, SENT, PLANNED)
-                device.number = device.incarnation = number
-                send_all(device, evaluate=False)
+    with left_alone(bundle, training, tmp_path / "run", devices=2) as (sessions, alone):
         (tmp_path / "run" / STORE / f"{1:016x}" / "steps" / "00000001-0").write_bytes(b"damaged")
-        alone = AloneTraining(bundle.manifest, training, sessions, checkpoints, seed=0)
         with pytest.raises(CheckpointError, match="00000001-0: missing or damaged"):
             all(alone.work(False) for _ in range(10 * PLANNED))
     assert {session.id: session.record.finished for session in sessions} == {1: False, 2: True}
@@ -303,15 +302,7 @@ def test_a_fault_ends_the_training_once_the_others_are_done(
 def test_what_all_sessions_keep_in_memory_is_bounded(
     bundle: Bundle, training: HeadTraining, tmp_path: Path, group_bytes: int, most_groups: int
 ) -> None:
-    with closing(RunDir(tmp_path / "run", {}, {})) as run_dir:
-        sessions = SessionRegistry(run_dir.journal, stores=ActivationStores(tmp_path / "run" / STORE, 1e9))
-        checkpoints = TrainerCheckpoints(training, sessions, run_dir)
-        with serving(Server(bundle, training, "tcp://127.0.0.1:*", sessions, checkpoints)) as server:
-            for number in (1, 2):
-                device = OnceDevice(bundle, server.endpoint, SENT, PLANNED)
-                device.number = device.incarnation = number
-                send_all(device, evaluate=False)
-        alone = AloneTraining(bundle.manifest, training, sessions, checkpoints, 0, group_bytes=group_bytes)
+    with left_alone(bundle, training, tmp_path / "run", devices=2, group_bytes=group_bytes) as (sessions, alone):
         held = []
         while alone.work(False):
             held.append(alone.held_bytes)

@@ -19,12 +19,12 @@ from adc_edge.edge_runtime.frozen.send_epochs import (
     RunLength,
     check_keeps,
     check_send_epochs,
-    evaluation_bytes,
     run_length,
     sent_steps,
 )
 from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.errors import RefusedError, SettingError
+from adc_edge.planning.message_sizes import evaluation_messages
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.journal import JournalKey
 from adc_edge.wire.fleet_messages import SentSteps
@@ -93,11 +93,11 @@ def test_the_wish_tells_the_evaluation_in_the_precision_in_which_it_comes(
     bundle: Bundle, images: int, sizes: list[int], precision: Precision
 ) -> None:
     """A message with few tokens comes in int8, which has far more bytes than pca4."""
-    each, labels = bundle.manifest.tokens, 4 * images
-    expected = sum(len(encode(np.ones((size, each, bundle.manifest.dim), np.float32), precision)) for size in sizes)
-    assert evaluation_bytes(bundle.manifest, images, 8, None) == expected + labels
-    smaller = encoded_bytes((images, each, bundle.manifest.dim), "pca1") + labels
-    assert smaller <= evaluation_bytes(bundle.manifest, images, 8, "pca1") < 2 * smaller
+    each, dim, labels = bundle.manifest.tokens, bundle.manifest.dim, 4 * images
+    expected = sum(len(encode(np.ones((size, each, dim), np.float32), precision)) for size in sizes)
+    assert sum(evaluation_messages(each, dim, images, 8, None).body_bytes) == expected + labels
+    smaller = encoded_bytes((images, each, dim), "pca1") + labels
+    assert smaller <= sum(evaluation_messages(each, dim, images, 8, "pca1").body_bytes) < 2 * smaller
 
 
 def test_a_trainer_that_does_not_know_the_wish_is_refused_before_the_first_step() -> None:
