@@ -273,6 +273,7 @@ class Answers:
         if session.goes_on_alone or part_from_device(session):
             self._checkpoints.save()
             session.prune(None)
+            session.parted = True
             return ByeAck(session.id), b""
         was_finished = session.record.finished
         session.record.finished = True

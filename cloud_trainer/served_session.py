@@ -54,6 +54,7 @@ class ServedSession:
         if store is not None and store.whole is not None:
             record.planned = store.whole.planned  # a checkpoint may be older
         self.sends: SentSteps | UnsetType = UNSET  # that its device told
+        self.parted = False  # this process has told the device that it is needed no more
         self.needs: DeviceNeeds | UnsetType = UNSET  # that its device told
         self._cuts: list[tuple[int, int]] = [(0, 1)]  # first steps, each with the micro-batches of its steps
         self.device_keeps = True  # the device keeps its run on disk, so it may ask for any answer of the log

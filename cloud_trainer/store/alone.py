@@ -22,6 +22,7 @@ from adc_edge.storage.bundle import Manifest
 from adc_edge.wire.messages import LABEL_BYTES, Evaluate
 
 _RETRY_S = 1.0
+_FAREWELL_S = 10.0  # for a device that still waits for the answer to its farewell, after a kill of this trainer
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ class _AloneSession:
         self.session, self.batches = session, batches
         self.judged_step, self.judged = -1, list[tuple[Evaluate, Judged]]()  # of the last evaluation
         self.fault: CheckpointError | ProtocolError | None = None  # why it cannot go on
+        self._since_s = time.monotonic()
+
+    def may_end(self) -> bool:
+        """Whether its device has had the answer to its farewell from this process, or was given time to ask again."""
+        return self.session.parted or time.monotonic() - self._since_s > _FAREWELL_S
 
     def evaluation_due(self) -> bool:
         """Whether a part of the evaluation before the next step is still to be judged."""
@@ -106,8 +112,10 @@ class AloneTraining:
                 self._judge(alone)
             elif alone.session.applied < alone.session.planned_steps:
                 self._step(alone)
-            else:
+            elif alone.may_end():
                 self._finish(alone.session)
+            else:
+                return False
         except (CheckpointError, ProtocolError) as error:
             alone.fault = error
             logger.error("the steps of device %r cannot go on: %s", alone.session.record.device, error.received)
