@@ -16,7 +16,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-_YIELDING = 10  # a niceness: with it a thread has a tenth of a busy core
+_YIELDING = 10  # a step of niceness, after which a thread has a tenth of a busy core
+_LOWEST = 19  # priority: the largest niceness
 _NUMPYS = ("numpy.libs", ".dylibs")  # folders of the libraries that come with its wheels
 _CGROUP = Path("proc/self/cgroup")
 
@@ -66,10 +67,12 @@ def limit_blas() -> None:
 
 
 def give_way() -> None:
-    """Lower the priority of the calling thread on Linux; elsewhere a priority is a process's."""
+    """Lower the priority of the calling thread below its process on Linux; elsewhere all threads have one."""
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _YIELDING)
+            thread = threading.get_native_id()
+            niceness = os.getpriority(os.PRIO_PROCESS, thread) + _YIELDING
+            os.setpriority(os.PRIO_PROCESS, thread, min(niceness, _LOWEST))
 
 
 def _physical_cores(root: Path) -> int:

@@ -113,9 +113,12 @@ def test_torch_takes_as_many_as_the_command_line_sets() -> None:
         assert seen.stdout == f"{expected}\n", seen.stderr
 
 
-def test_a_thread_that_gives_way_runs_at_a_lower_priority_and_the_others_do_not() -> None:
-    code = """
+@pytest.mark.parametrize("niceness", [0, 12])
+def test_a_thread_that_gives_way_runs_at_a_lower_priority_and_the_others_do_not(niceness: int) -> None:
+    """Also in a process that was started with a lower priority itself."""
+    code = f"""
 import os, threading
+os.nice(max(0, {niceness} - os.nice(0)))
 from concurrent.futures import ThreadPoolExecutor
 from adc_edge.machine.threads import give_way
 def nice():
