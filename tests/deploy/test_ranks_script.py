@@ -96,9 +96,10 @@ def lines(place: Path, name: str) -> list[str]:
 
 
 def heeding_signals() -> None:
-    """A shell traps no signal that was ignored when it began: SIGINT in the background, SIGHUP under nohup."""
+    """A shell traps no signal that was ignored when it began: SIGINT, SIGQUIT in the background, SIGHUP under nohup."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for ended in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(ended, signal.SIG_DFL)
 
 
 def test_torchrun_is_started_again_until_it_ends_well(tmp_path: Path) -> None:
