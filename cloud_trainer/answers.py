@@ -195,6 +195,7 @@ class Answers:
             fleet=self._fleet.terms(),
             paused=self._sessions.waiting.fair.is_paused(session.id) or UNSET,
             stored=stored,
+            keeps_from=(hello.sends and hello.sends.first) or UNSET,
         )
 
     def _name_classes(self, session: ServedSession, message: ClassNames, body: memoryview) -> Reply:

@@ -136,12 +136,14 @@ class TrainerCheckpoints:
         """Restore the newest whole checkpoint; without one, start at step 0.
 
         Raises:
-            CheckpointError: there are checkpoints, and none can be used.
+            CheckpointError: there are checkpoints, and none can be used; or a session goes on without its device, and
+                lacks steps of before its store. Nothing is changed then.
         """
         if self._run_dir is None:
             return
         checkpoint = self._run_dir.latest()
         if checkpoint is None:  # steps of a process that was killed before its first checkpoint are done again
+            self._sessions.stores.check_reached(None)
             self._run_dir.rewind(0, lambda line: False)
             self._sessions.restore({})
         else:
@@ -179,6 +181,7 @@ class TrainerCheckpoints:
             raise CheckpointError(
                 f"{run_dir.path}: {error}", "a trainer's checkpoint", "use another --run, or --fresh"
             ) from None
+        self._sessions.stores.check_reached({number: record.applied for number, record in records.items()})
         self._training.restore(checkpoint.arrays, checkpoint.step)
         self._sessions.restore(self._served(checkpoint, records))
         known = {f"{number:016x}" for number in records}

@@ -103,9 +103,10 @@ class SessionRegistry:
             self.waiting.withdraw(session.id)
         self._sessions.clear()
         self.stores.delete_others(kept)
-        for number, whole in self.stores.whole():  # also one that began after the checkpoint
-            begun = SessionRecord(whole.device, whole.owner, 0, planned=whole.planned)
-            self._sessions[number] = self._new(number, begun)
+        for number, whole in self.stores.whole():
+            if number not in kept:  # it began after the checkpoint
+                begun = SessionRecord(whole.device, whole.owner, 0, planned=whole.planned)
+                self._sessions[number] = self._new(number, begun)
         for number, record in kept.items():
             self._sessions[number] = session = self._new(number, record)
             if record.finished and session.store is not None:  # killed before it was deleted

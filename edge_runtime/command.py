@@ -32,7 +32,7 @@ from adc_edge.options import (
     ratio_options,
     run_options,
 )
-from adc_edge.quantities import OrAuto
+from adc_edge.quantities import ByEpoch, OrAuto
 from adc_edge.watching.options import WatchSettings, watch_options
 
 if TYPE_CHECKING:
@@ -62,11 +62,17 @@ _POSITIVE = click.IntRange(min=1)
 @partial(ratio_options, auto=True)
 @click.option(
     "--precision",
-    type=PRECISION,
-    metavar="P",
-    help=f"Precision on the wire, both ways; default: the bundle's. One of {', '.join(PRECISION.choices)}.",
+    type=ByEpoch(PRECISION),
+    metavar="P,…",
+    help="Precision on the wire, both ways; default: the bundle's. A list as pca4,pca1,pca0.5 has one for each epoch, "
+    f"the last one from then on. One of {', '.join(PRECISION.choices)}.",
 )
-@click.option("--gradient-precision", type=PRECISION, metavar="P", help="Precision of gradients, if it is another.")
+@click.option(
+    "--gradient-precision",
+    type=ByEpoch(PRECISION),
+    metavar="P,…",
+    help="Precision of gradients, or a list by epoch, if it is another.",
+)
 @heading("Optimisation")
 @click.option(
     "--trunk",
@@ -81,6 +87,12 @@ _POSITIVE = click.IntRange(min=1)
     metavar="K",
     help="With a frozen trunk: send K epochs only (1: each image once); 0: send every step. The trainer keeps them and "
     "does the other steps alone: this device may then be switched off.",
+)
+@click.option(
+    "--freeze-after",
+    type=FloatRange(0, finite=True),
+    metavar="E",
+    help="Train the trunk for E epochs, which need not be whole, then freeze it; --send-epochs K counts from there.",
 )
 @optimizer_options
 @click.option(
@@ -110,7 +122,9 @@ _POSITIVE = click.IntRange(min=1)
     "evaluate_precision",
     type=PRECISION,
     metavar="P",
-    help="Precision of the activations of an evaluation; default: pca4, or int8 where a message has few tokens.",
+    help="Precision of the activations of an evaluation; default: that of training, its last one if it changes by "
+    "epoch, where it is pca1 to pca4, pca1 below, pca4 for all others, and int8 where a message has few tokens. A run "
+    "that goes on keeps its own.",
 )
 @click.option(
     "--keep-best",

@@ -24,7 +24,7 @@ from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import ProtocolError
 from adc_edge.method.compressed import CompressedBatch
 from adc_edge.method.labels import label_triples
-from adc_edge.planning.message_sizes import evaluation_images, evaluation_precision
+from adc_edge.planning.message_sizes import evaluation_images
 from adc_edge.planning.passive import LATE_MS, LinkEstimate, RateSample
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.wire.headers import pack_header
@@ -50,7 +50,7 @@ class DeviceLoop:
 
     Args:
         engine: computes what is sent; it is entered.
-        shim: trains the trunk; None if the trunk is frozen.
+        shim: trains the trunk; None if the trunk is frozen, also from a step on (`frozen/freezing.py`).
         refresher: gives the engine the shim's weights; None likewise.
         loader: loads the training split.
         session: carries the messages.
@@ -108,7 +108,7 @@ class DeviceLoop:
             self._finish(step, in_flight, watch)
         if self.shim is not None and self.refresher is not None:
             with watch.phase("backward"):
-                self.shim.update(step, settings.planned_steps)
+                self.shim.update(step, settings.run_steps or settings.planned_steps)
                 if self.refresher.due(step):
                     self.refresher.now()
         up, down = self.new_bytes()
@@ -176,11 +176,6 @@ class DeviceLoop:
             return loader.sample(limit)
         size = evaluation_images(shape.tokens, self.settings.dim, loader.batch_size, welcome.max_images)
         return loader.sample(limit, size)
-
-    def evaluation_precision(self, loader: Loader, limit: int) -> Precision:
-        """Return the precision of an evaluation whose user has chosen none."""
-        rows = self.settings.shape.tokens * min(map(len, self.evaluation_parts(loader, limit)))
-        return evaluation_precision(rows, self.settings.dim)
 
     def _full_outputs(self, loader: Loader, indices: npt.NDArray[np.int64]) -> tuple[Float32, Labels]:
         """The trunk's output ``[B, N, D]`` and the labels of these images, computed a batch at a time."""

@@ -22,10 +22,12 @@ from adc_edge.edge_runtime.choosing.cut import RunCut
 from adc_edge.edge_runtime.choosing.link import probe_link
 from adc_edge.edge_runtime.choosing.measuring import FirstBatch
 from adc_edge.edge_runtime.choosing.plan import forms_to_follow, needs_of, with_plan
+from adc_edge.edge_runtime.choosing.precisions import largest_precision, reported, with_epochs
 from adc_edge.edge_runtime.classes.labels import DeviceClasses
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.engines.factory import ENGINE, WHERE, check_provider, make_engine, make_shim
-from adc_edge.edge_runtime.frozen.send_epochs import UNPARTED, check_send_epochs, run_length, sent_steps
+from adc_edge.edge_runtime.frozen.length import begin_epochs_anew, run_length, with_steps
+from adc_edge.edge_runtime.frozen.send_epochs import UNPARTED, check_send_epochs, sent_steps
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.screen.display import Display
 from adc_edge.edge_runtime.session import DeviceSession
@@ -85,7 +87,7 @@ class Serve:
         self.manifest = self.bundle.manifest
         settings, self.plan = with_plan(settings, self.bundle)
         self.settings = settings
-        self.precision, self.gradient_precision = settings.precisions(self.manifest)
+        self.by_epoch = settings.by_epoch(self.manifest)
         self.cut = RunCut(settings, self.manifest)
         check_shim_device(settings.shim_device, self._torchless)  # last: it may import torch
 
@@ -113,6 +115,7 @@ class Serve:
             train = self._loader(dataset.train, self.cut.images, augment.parse_augmentation(settings.augment))
             stack.callback(train.close)
             self.length = run_length(settings, train.steps_per_epoch)
+            begin_epochs_anew(train, settings, self.length)
             total = self.length.sent
             run_dir = stack.enter_context(closing(self._run_dir(threads, shown)))
             recorder = stack.enter_context(Recorder(run_dir, lambda: self.state.step))
@@ -121,7 +124,7 @@ class Serve:
             learning = shim if settings.trunk == "train" else None
             refresher = None if learning is None else Refresher(learning, settings.refresh_every)
             self.decisions = Decisions(run_dir)
-            self.state = RunState(run_dir, refresher, self.decisions.micro_batches)
+            self.state = RunState(run_dir, refresher, self.decisions.micro_batches, self.length.frozen_from)
             self._resume(run_dir)
             recorder.begun("device", settings.trainer, total)
             self.classes.resume(run_dir, self.state.step)
@@ -143,10 +146,10 @@ class Serve:
             self.decisions.begin(self.cut.micro_batches)
             test = self._loader(dataset.test, min(self.cut.shape.images, len(dataset.test.labels)))
             stack.callback(test.close)
-            step_settings = self.cut.step_settings(self.state.session, (self.precision, self.gradient_precision), total)
+            step_settings = self.cut.step_settings(self.state.session, self.by_epoch.of_epoch(0), self.length)
             loop = DeviceLoop(engine, learning, refresher, train, session, self.state.journal, step_settings)
             forms = forms_to_follow(settings, self.plan, self.manifest, step_settings, self._largest_images)
-            course = Course(step_settings, self.decisions, forms, settings.window)
+            course = Course(with_epochs(step_settings, self.by_epoch, train), self.decisions, forms, settings.window)
             state, length, stop = self.state, self.length, self.stop
             training = Training(settings, self.manifest, loop, course, why, state, run_dir, test, display, length, stop)
             length.foretell()
@@ -155,15 +158,16 @@ class Serve:
             first = next((found.first for found in broken if found.first), None)
             stopped = None if training.stop_reason is None else {"step": self.state.step, "why": training.stop_reason}
             more: dict[str, Any] = {"broken_images": sum(map(len, broken)), "first_broken_image": first}
-            more |= {"stopped": stopped, "changes": course.changes} | length.report()
+            more |= {"stopped": stopped, "changes": course.changes} | length.report() | reported(self.by_epoch)
             report = self._finish(run_dir, shim, more, training.is_complete, course.at(self.state.step))
             early = "" if training.is_complete else STOPPED if stop() else UNPARTED
             recorder.ending(training.is_complete, training.stop_reason or early)
             return report
 
     def _run_dir(self, threads: int, shown: Path | None) -> RunDir:
-        settings, precisions = self.settings, (self.precision, self.gradient_precision)
-        fixed = settings.fixed(self.bundle.digest, precisions, self.cut.shape, self.cut.known)
+        settings = self.settings
+        fixed = settings.fixed(self.bundle.digest, self.by_epoch.texts, self.cut.shape, self.cut.known)
+        fixed = with_steps(settings, fixed, self.length)
         free = msgspec.to_builtins(settings, enc_hook=str)
         now = describe_machine(engine=settings.engine, provider=settings.provider, threads=threads)
         return RunDir(settings.run, fixed, free, now, options=self.options, fresh=settings.fresh, shown=shown)
@@ -209,7 +213,7 @@ class Serve:
                 names = ["onnxruntime", "torch"]
         if (len(shapes) == 1 and len(names) == 1) or state.step >= total:
             return engine, why
-        precisions = self.precision, None if learning is None else self.gradient_precision
+        precisions = self.by_epoch.up[-1], None if learning is None else self.by_epoch.down[-1]  # of most steps
         up, down = sizes_of_messages(self.cut.shape, dim, precisions)
         link = probe_link(session.channel, up, down, settings.wait_s)
         state.tally.probe(*session.channel.totals())
@@ -236,11 +240,12 @@ class Serve:
         return Display(self.console, total, self.state.step, settings.insecure, title, frozen)
 
     def _session(self, waits: TrainerWaits, test_images: int) -> DeviceSession:
-        settings, precisions = self.settings, (self.precision, self.gradient_precision)
+        settings = self.settings
         hello = partial(self.state.hello, self.bundle.digest, settings.name, self.length.planned, self.decisions)
 
         def now() -> Hello:
-            needs = needs_of(self.cut.shape, self.manifest.dim, precisions, self.plan)
+            largest = largest_precision(self.by_epoch, self.cut.shape, self.manifest.dim)
+            needs = needs_of(self.cut.shape, self.manifest.dim, (largest, None), self.plan)
             return hello(needs, sent_steps(settings, self.cut, self.manifest, self.length, test_images))
 
         return DeviceSession(
@@ -279,8 +284,8 @@ class Serve:
         source, frozen = self.bundle.path / TRUNK, self.settings.trunk == "frozen"
         if shim is not None or source.is_file():
             weights = source.read_bytes() if shim is None else shim.safetensors()
-            step = self.state.step
-            run_dir.keep(TRUNK, label_weights(weights, {self.state.session: step}, step, frozen))
+            step, final = self.length.trunk_steps(self.state.step), self.length.is_final(self.state.step)
+            run_dir.keep(TRUNK, label_weights(weights, {self.state.session: step}, step, frozen, final=final))
         return self.state.tally.report(
             now.shape,
             self.manifest.dim,

@@ -9,7 +9,9 @@ from typing import Any, Literal
 import msgspec
 
 from adc_edge import defaults
+from adc_edge.codec.by_epoch import PrecisionsByEpoch, parse_precisions
 from adc_edge.defaults import Compute, EngineName, Precision, Provider, ShimDevice
+from adc_edge.edge_runtime.frozen.length import is_frozen
 from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Ratio, Shape
@@ -39,15 +41,16 @@ class ServeSettings(msgspec.Struct, frozen=True):
     freeze_first: int = 0
     refresh_every: int = 1
     ratio: Ratio = Ratio()
-    precision: Precision | None = None
-    gradient_precision: Precision | None = None
+    precision: str | None = None  # or a list by epoch: P,P,…
+    gradient_precision: str | None = None
     batch_size: int | None = None
     micro_batches: int | Literal["auto"] = "auto"
     window: int = 0
     plan: Path | Literal["auto"] | None = None
     min_accuracy: float | None = None  # in points above uncompressed training
     augment: str = "none"
-    send_epochs: int = 0  # epochs that the device sends; 0: every step of the run
+    send_epochs: int = 0  # epochs that a device with a frozen trunk sends; 0: every step of the run
+    freeze_after: float | None = None  # epochs in which the trunk learns before it is frozen; None: as ``trunk`` says
     allow_broken: bool = False
     seed: int = 0
     workers: int = defaults.DECODING_THREADS
@@ -73,12 +76,23 @@ class ServeSettings(msgspec.Struct, frozen=True):
         """The precision that the engine computes in."""
         return self.compute or ("fp16" if self.engine == "tensorrt" else "fp32")
 
-    def precisions(self, manifest: Manifest) -> tuple[Precision, Precision]:
-        """Precisions of activations and gradients: the bundle's, or ``precision`` both ways where it is given."""
-        up, down = manifest.precision, manifest.gradient_precision
+    def by_epoch(self, manifest: Manifest) -> PrecisionsByEpoch:
+        """Precisions of each epoch: the bundle's, or ``precision`` both ways where it is given.
+
+        Raises:
+            SettingError: a precision is unknown.
+        """
+        up: tuple[Precision, ...] = (manifest.precision,)
+        down: tuple[Precision, ...] = (manifest.gradient_precision or manifest.precision,)
         if self.precision is not None:
-            up, down = self.precision, None
-        return up, self.gradient_precision or down or up
+            up = down = parse_precisions(self.precision)
+        if self.gradient_precision is not None:
+            down = parse_precisions(self.gradient_precision)
+        return PrecisionsByEpoch(up, down)
+
+    def precisions(self, manifest: Manifest) -> tuple[Precision, Precision]:
+        """Precisions of activations and gradients in the first epoch; raises as ``by_epoch``."""
+        return self.by_epoch(manifest).of_epoch(0)
 
     def check_compute(self) -> None:
         """Raise SettingError unless the engine can compute in this precision for this trunk."""
@@ -127,13 +141,14 @@ class ServeSettings(msgspec.Struct, frozen=True):
         return ratio.shape(images // micro_batches, manifest.tokens, manifest.prefix)
 
     def fixed(
-        self, bundle: str, precisions: tuple[Precision, Precision], shape: Shape, micro_batches: int | Literal["auto"]
+        self, bundle: str, precisions: tuple[str, str], shape: Shape, micro_batches: int | Literal["auto"]
     ) -> dict[str, Any]:
         """The settings that a resumed run must share, with the bundle's defaults filled in.
 
         ``data`` is spelt as in the run that ``run`` holds if that names the same data.
         """
-        more = {"send_epochs": self.send_epochs} if self.send_epochs else {}
+        more: dict[str, Any] = {"send_epochs": self.send_epochs} if self.send_epochs else {}
+        more |= {} if self.freeze_after is None else {"freeze_after": self.freeze_after}
         return more | {
             "role": "device",
             "bundle": bundle,
@@ -163,7 +178,9 @@ class StepSettings(msgspec.Struct, frozen=True):
     classes: int
     precision: Precision
     gradient_precision: Precision
-    planned_steps: int
+    planned_steps: int  # that the device does
+    run_steps: int = 0  # with those that the trainer does alone: the trunk's schedule is of all; 0: there are none
+    frozen_from: int | None = None  # step from which on a trunk that has learned is frozen
     micro_batches: int = 1
     window: int = 1  # most micro-batches in flight
     varies: bool = False  # the number of micro-batches changes in this run, so each message tells it
@@ -171,6 +188,17 @@ class StepSettings(msgspec.Struct, frozen=True):
     noise: NoiseSettings = NoiseSettings()
     seed: int = 0  # of the noise
     outage_s: float | None = None  # how long to wait for a trainer that went away; None: for ever
+    by_epoch: PrecisionsByEpoch | None = None  # precisions of each epoch; None: those above hold for all steps
+    steps_per_epoch: int = 0  # of the data; 0: not known
+
+    @property
+    def lasting_precision(self) -> Precision:
+        """Precision of the activations in the last of the listed epochs, and from then on."""
+        return self.precision if self.by_epoch is None else self.by_epoch.up[-1]
+
+    def is_frozen_at(self, step: int) -> bool:
+        """Whether a trunk that has learned is frozen in ``step``."""
+        return is_frozen(self.frozen_from, step)
 
     def figures(self, frozen: bool) -> dict[str, float | str | None]:
         """Return ξ, precisions (None: no gradient is sent), micro-batches and images of a step, for the record."""

@@ -11,10 +11,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from adc_edge.edge_runtime.fleet.state import FleetState
+from adc_edge.edge_runtime.frozen.length import is_frozen
 from adc_edge.edge_runtime.tally import Tally
 from adc_edge.edge_runtime.trunk.refresher import Refresher
 from adc_edge.errors import CheckpointError
 from adc_edge.storage.decisions import Decisions
+from adc_edge.storage.halves import FROZEN_FROM
 from adc_edge.storage.journal import Journal
 from adc_edge.storage.position import MicroBatches
 from adc_edge.storage.run_dir import RunDir
@@ -32,10 +34,18 @@ class RunState:
         run_dir: keeps the checkpoints.
         trunk: the trunk that learns; None if it is frozen.
         micro_batches: gives their number in a step.
+        frozen_from: step from which on a trunk that has learned is frozen.
     """
 
-    def __init__(self, run_dir: RunDir, trunk: Refresher | None, micro_batches: MicroBatches = lambda step: 1) -> None:
+    def __init__(
+        self,
+        run_dir: RunDir,
+        trunk: Refresher | None,
+        micro_batches: MicroBatches = lambda step: 1,
+        frozen_from: int | None = None,
+    ) -> None:
         self._run_dir, self._trunk, self._micro_batches = run_dir, trunk, micro_batches
+        self._frozen_from = frozen_from
         self.step = 0
         self.session = secrets.randbits(_ID_BITS)
         self.incarnation = secrets.randbits(_ID_BITS)  # of this process
@@ -122,6 +132,8 @@ class RunState:
         self.journal.sync()  # first: a state must not be durable before the messages that led to it
         meta = {"session": self.session, "tally": msgspec.to_builtins(self.tally), **self.fleet.meta()}
         meta |= {"parted": self.parted} if self.parted else {}
+        if is_frozen(self._frozen_from, self.step):
+            meta[FROZEN_FROM] = self._frozen_from
         if self._saved == (self.step, meta):  # as at the end, after the session was closed
             return
         arrays = {} if self._trunk is None else self._trunk.arrays() | self.fleet.arrays()

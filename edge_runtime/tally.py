@@ -190,9 +190,19 @@ class Tally(msgspec.Struct):
                 samples.append(value)
                 del samples[:-SAMPLES]
 
+    def uncompressed_bytes(self, image_bytes: int, frozen: bool, frozen_from: int | None = None) -> int:
+        """The bytes of all activations in fp32, and of the gradients of those images with which the trunk has learned.
+
+        Args:
+            image_bytes: size of one image's activations.
+            frozen: the trunk never learns.
+            frozen_from: step from which on it does not learn any more.
+        """
+        share = 0.0 if frozen else 1.0 if frozen_from is None else min(1.0, frozen_from / max(1, self.steps))
+        return image_bytes * (self.images + round(share * self.images))
+
     def report(self, shape: Shape, dim: int, frozen: bool, **more: Any) -> dict[str, Any]:
         """The report as one JSON object, with the bytes of uncompressed fp32 activations (and gradients) to compare."""
-        one_way = self.images * shape.tokens * dim * 4
         values = {name: value for name, value in msgspec.to_builtins(self).items() if "_samples_" not in name}
         for name, share in (("rtt_ms", 50), ("rtt_p95_ms", 95), ("rtt_p99_ms", 99)):
             values[name] = _percentile(self.rtt_samples_ms, share)
@@ -204,7 +214,9 @@ class Tally(msgspec.Struct):
         for way in ("up", "down"):
             parts = (values[f"bytes_{part}{way}"] for part in ("", "evaluation_", "trunk_", "probe_"))
             values[f"bytes_total_{way}"] = sum(parts)
-        values["bytes_uncompressed_fp32"] = one_way * (1 if frozen else 2)
+        values["bytes_uncompressed_fp32"] = self.uncompressed_bytes(
+            shape.tokens * dim * 4, frozen, more.get("frozen_from")
+        )
         measured = {phase: values[f"seconds_{phase}"] for phases in PHASES.values() for phase in phases}
         found = busiest(measured, self.seconds, more.get("micro_batches", 1))
         values["busiest"] = None if found is None else found._asdict()

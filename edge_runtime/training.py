@@ -12,8 +12,11 @@ import msgspec
 from adc_edge.codec.precision import Precision
 from adc_edge.data.loader import Loader
 from adc_edge.edge_runtime.choosing.course import Course
+from adc_edge.edge_runtime.choosing.evaluating import precision_of_evaluations, tell_of_another
 from adc_edge.edge_runtime.fleet.trunk import SharedTrunk
-from adc_edge.edge_runtime.frozen.send_epochs import RunLength
+from adc_edge.edge_runtime.frozen.freezing import TrunkFreeze
+from adc_edge.edge_runtime.frozen.length import RunLength
+from adc_edge.edge_runtime.frozen.parting import Parting
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.recovery import Behind
 from adc_edge.edge_runtime.screen.banner import banner, engine_line
@@ -73,7 +76,7 @@ class Training:
         self._unkept_bytes = 0  # gradients since the last checkpoint, which the trainer keeps until the next
         self._at_work: Literal["", "step", "evaluation_", "trunk_"] = ""
         self._trouble: OSError | None = None  # why the last checkpoint failed
-        self.parted = False  # the trainer has acknowledged the end
+        self._freeze, self._parting = TrunkFreeze(loop, length), Parting(state, loop.session, length)
 
     def run(self) -> None:
         """Train to the last step, or until ``stop`` returns True; a checkpoint is made in any case.
@@ -87,7 +90,7 @@ class Training:
         try:
             if not self._opened(done):
                 return
-            if self._is_needed_no_more():
+            if self._parting.is_needed_no_more():
                 return
             done = done and self._is_over()  # opening may have gone back to an older checkpoint
             if done:
@@ -96,6 +99,8 @@ class Training:
                 self._announce()
             while not self.stop():
                 try:
+                    if self._freeze.follow(state.step):
+                        self._save()  # beside the last checkpoint another with this trunk: either may be damaged
                     if self._fleet.due:
                         self._average()
                     if self._evaluation_due():
@@ -108,7 +113,7 @@ class Training:
                             logger.info("ending at step %d: %s", state.step, self.stop_reason)
                         state.save()  # first: the trainer then deletes its log of answers
                         if self.loop.session.close_session():
-                            self._part()
+                            self._parting.note()
                         return
                     if self._fleet.is_extended:
                         self._average()
@@ -127,9 +132,7 @@ class Training:
         try:
             self._open(self.settings.wait_s)
         except LinkError:
-            if self.length.alone and self.state.parted == self.length.planned:
-                self.parted = True
-                logger.info("the trainer has acknowledged all that this device sends, and does not answer now")
+            if self._parting.was_before():
                 return False
             if not done or self.length.alone:  # whether a trainer that goes on alone has everything is its word only
                 raise
@@ -137,26 +140,10 @@ class Training:
             return False
         return True
 
-    def _is_needed_no_more(self) -> bool:
-        """Whether the trainer has all that this device sends, wherever it stands itself (``--send-epochs``)."""
-        welcome = self.loop.session.welcome
-        if welcome is None or welcome.stored != self.total:
-            return False
-        logger.info("the trainer has all that this device sends, and stands at step %d", welcome.applied)
-        self.state.step = self.total
-        self._part()
-        return True
-
-    def _part(self) -> None:
-        """Note that the trainer has acknowledged the end, and say what is left for it to do alone."""
-        self.parted = True
-        if self.length.alone:
-            self.state.parted = self.length.planned
-        self.length.announce(self.loop.session.trainer.step)
-
     def _announce(self) -> None:
         """Say what the run will do."""
         settings, loop = self.settings, self.loop
+        self._freeze.check_trainer()
         if settings.keep_best:
             self._best.check_trainer()
         test_images = sum(map(len, self.test.sample(settings.evaluate_images)))
@@ -208,6 +195,7 @@ class Training:
     def _go_back(self, behind: Behind) -> None:
         """Return to a checkpoint that the trainer has reached, and reconnect: the journal cannot bring it forward."""
         stood = self.state.step
+        self._freeze.thaw()
         # A trainer that knows nothing of this run is the wrong one, or has lost the run: keep what this device has.
         if behind.applied == 0 or not self.state.resume(behind.applied):
             raise CheckpointError(
@@ -251,7 +239,7 @@ class Training:
     def is_complete(self) -> bool:
         """Whether nothing is left to do for this device: a trainer that is to go on alone must have said so."""
         ended = self.state.step >= self.total or self.stop_reason is not None
-        return ended and (self.parted or not self.length.alone)
+        return ended and (self._parting.acknowledged or not self.length.alone)
 
     def _is_over(self) -> bool:
         """Whether the run has done what it was asked for."""
@@ -259,8 +247,8 @@ class Training:
         return ended or self.stop_reason is not None
 
     def _evaluation_precision(self) -> Precision:
-        chosen = self.settings.evaluate_precision
-        return chosen or self.loop.evaluation_precision(self.test, self.settings.evaluate_images)
+        done, training = self.state.tally.evaluations, self.course.lasting_precision
+        return precision_of_evaluations(self.settings, done, self.loop, self.test, training)
 
     def _evaluate(self) -> None:
         settings, tally, start = self.settings, self.state.tally, time.monotonic()
@@ -269,10 +257,7 @@ class Training:
         limit, precision = settings.evaluate_images, self._evaluation_precision()
         result, up, down = self.loop.evaluate(self.state.step, self.test, limit, precision)
         tally.add_bytes(up, down, "evaluation_")  # at once: they are spent, whatever follows
-        before = tally.evaluations[-1].precision if tally.evaluations else precision
-        if before != precision:
-            was = before or "another precision, perhaps"
-            logger.warning("evaluations were sent in %s so far, now in %s (--eval-precision)", was, precision)
+        tell_of_another(tally.evaluations, precision)
         if result.mixed:
             logger.warning("the evaluation of step %d is not of this head and these images alone", result.step)
         if settings.keep_best and result.gains_on(tally.best):

@@ -221,6 +221,9 @@ def _choose(trunks: Sequence[HalfState], heads: Sequence[HalfState], step: int |
     trunk = {state.learned[session]: state for state in trunks if session in state.learned}
     if trunks[-1].frozen:
         trunk = dict.fromkeys(head, trunks[-1])
+    elif trunks[-1].final:
+        since = trunks[-1].learned[session]
+        trunk |= dict.fromkeys((step for step in head if step >= since), trunks[-1])
     newest_trunk, newest_head, common = max(trunk), max(head), sorted(trunk.keys() & head.keys())
     wanted = newest_trunk if step is None else step
     if wanted in common and (step is not None or newest_trunk == newest_head):

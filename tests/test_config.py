@@ -123,13 +123,25 @@ def test_resume_takes_the_options_of_the_run(tmp_path: Path) -> None:
 
 
 def test_every_option_of_a_run_is_kept_as_it_was(tmp_path: Path) -> None:
-    options = ["--bundle", "b", "--trainer", "tcp://127.0.0.1:1", "--outage", "inf", "--precision", "pca2"]
+    options = ["--bundle", "b", "--trainer", "tcp://127.0.0.1:1", "--outage", "inf", "--precision", "pca2,int8"]
     with get_command("serve").make_context("serve", options) as ctx:
         stored = json.loads(json.dumps(chosen_options(ctx), allow_nan=False))
         before = dict(ctx.params)
     run = kept(tmp_path, fixed={"role": "device"}, options=stored)
     with get_command("serve").make_context("serve", ["--resume", str(run)]) as ctx:
         assert ctx.params | {"run": None} == before | {"bundle": Path("b").absolute()}
+
+
+def test_a_list_by_epoch_may_be_a_list_in_a_file_of_options(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text('bundle = "b"\ntrainer = "tcp://127.0.0.1:1"\nprecision = ["pca4", "pca1"]\n')
+    code, text = run("serve", "--config", file, "--dump-config", "--gradient-precision", "pca1, int8")
+    assert code == 0, text
+    assert 'precision = "pca4,pca1"\n' in text
+    assert 'gradient-precision = "pca1,int8"\n' in text
+    code, text = run("serve", "--config", file, "--dump-config", "--gradient-precision", "pca1,")
+    assert code == 2
+    assert "'' is not one of" in text
 
 
 def get_command(name: str) -> click.Command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -68,11 +69,23 @@ class Loader:
         self._pool = ThreadPoolExecutor(max(1, workers), "decode", initializer=give_way)
         self._ahead: tuple[int, list[Future[tuple[int, Float32]]]] | None = None
         self._epoch_order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._anew = 0  # step with which epochs begin anew
+        self._plain_from = math.inf  # epoch from which on images are not augmented
 
     @property
     def steps_per_epoch(self) -> int:
         """Full batches in one epoch."""
         return len(self._split.labels) // self.batch_size
+
+    def begin_anew(self, step: int, augmented: bool) -> None:
+        """Let an epoch begin with ``step``, within an epoch too, so that whole epochs follow.
+
+        Args:
+            step: of a run that was not asked for this step yet.
+            augmented: whether images are augmented from there on.
+        """
+        self._anew = step
+        self._plain_from = math.inf if augmented else -(-step // self.steps_per_epoch)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of ``step``, and start to decode the next one."""
@@ -137,13 +150,13 @@ class Loader:
         return Batch(np.stack([image for _, image in found]), self._split.labels[[index for index, _ in found]])
 
     def _start(self, step: int) -> list[Future[tuple[int, Float32]]]:
-        epoch, within = divmod(step, self.steps_per_epoch)
+        anew = self._anew if step >= self._anew else 0
+        epoch, within = divmod(step - anew, self.steps_per_epoch)
+        epoch += -(-anew // self.steps_per_epoch)  # after those that have begun
         order = self._order(epoch)
-        first = within * self.batch_size
-        return [
-            self._pool.submit(self._augmented, order, position, epoch)
-            for position in range(first, first + self.batch_size)
-        ]
+        start = within * self.batch_size
+        positions = range(start, start + self.batch_size)
+        return [self._pool.submit(self._augmented, order, position, epoch) for position in positions]
 
     def _augmented(self, order: npt.NDArray[np.int64], position: int, epoch: int) -> tuple[int, Float32]:
         for offset in range(len(order)):
@@ -151,7 +164,7 @@ class Loader:
             image = self._decode(index)
             if image is not None:
                 rng = np.random.default_rng([self.seed, _AUGMENT, epoch, index])
-                for change in self._augment:
+                for change in self._augment if epoch < self._plain_from else ():
                     image = change(image, rng)
                 return index, normalise(image, self._preprocessing)
         raise DataError(

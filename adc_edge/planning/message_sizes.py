@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from adc_edge.codec.precision import encoded_bytes
+from adc_edge.codec.precision import encoded_bytes, pca_bits
 from adc_edge.defaults import MAX_IMAGES, Precision
 from adc_edge.method.ratio import Shape
 from adc_edge.wire.messages import LABEL_BYTES, TRIPLE_BYTES
 
 EVALUATED_ROWS, _EVALUATED_BYTES = 16_384, 2**24  # tokens of one message of an evaluation, and their size in fp32
 _ROWS_PER_CHANNEL = 8  # with fewer, int8 is closer than pca4
+_LEAST_BITS = 1.0  # of a value: with fewer, single evaluations were up to 2.8 points off
 _HEADER_BYTES = 350  # of a message's header and its frames, about
 
 
@@ -41,14 +42,23 @@ def evaluation_images(tokens: int, dim: int, batch_size: int, most: int) -> int:
     return max(batch_size, min(most, fitting))
 
 
-def evaluation_precision(rows: int, dim: int) -> Precision:
-    """Return the precision that decides as fp32 does: few rows of a message bear their principal components.
+def evaluation_precision(rows: int, dim: int, training: Precision) -> Precision:
+    """Return the cheapest precision whose evaluations are close to unrounded ones (docs/results/method.md tells how).
+
+    A head that learns from principal components judges test images in the same precision as it judges unrounded ones,
+    down to one bit a value. Few rows of a message do not bear their principal components, and come in int8.
 
     Args:
         rows: tokens of the evaluation's smallest message.
         dim: D, channels of an activation.
+        training: precision of the activations that the head learns from, the last one if it changes by epoch.
     """
-    return "pca4" if rows >= _ROWS_PER_CHANNEL * dim else "int8"
+    if rows < _ROWS_PER_CHANNEL * dim:
+        return "int8"
+    bits = pca_bits(training)
+    if not bits:
+        return "pca4"
+    return training if bits >= _LEAST_BITS else "pca1"
 
 
 class EvaluationMessages(NamedTuple):
@@ -60,7 +70,7 @@ class EvaluationMessages(NamedTuple):
 
 
 def evaluation_messages(
-    tokens: int, dim: int, images: int, batch_size: int, precision: Precision | None
+    tokens: int, dim: int, images: int, batch_size: int, precision: Precision | None, training: Precision = "fp32"
 ) -> EvaluationMessages:
     """Return an evaluation's messages as `serve` sends them to a trainer that takes as many images as by default.
 
@@ -70,10 +80,11 @@ def evaluation_messages(
         images: that are evaluated.
         batch_size: images of a step, which a message may always have.
         precision: that is chosen; None: as the device does by itself.
+        training: precision of the activations in training; by default the one whose evaluations are the largest.
     """
     parts = max(1, -(-images // evaluation_images(tokens, dim, batch_size, MAX_IMAGES)))
     fewest, larger = divmod(images, parts)
     sizes = [fewest + (part < larger) for part in range(parts)]  # all of nearly one size, as the device divides them
-    chosen = precision or evaluation_precision(tokens * fewest, dim)
+    chosen = precision or evaluation_precision(tokens * fewest, dim, training)
     bodies = [encoded_bytes((size, tokens, dim), chosen) + LABEL_BYTES * size for size in sizes]
     return EvaluationMessages(chosen, sizes, bodies)

@@ -58,6 +58,29 @@ class PlannedGoal(msgspec.Struct, frozen=True):
     limit: float
 
 
+class PlannedWay(msgspec.Struct, frozen=True):
+    """A way to make a whole training, with the bytes that its steps send for each training image.
+
+    ``options`` of `serve` are added to the chosen command. Seconds are None where they are not known.
+    """
+
+    options: list[str]
+    epochs_alone: int  # that the trainer does without the device
+    bytes_up_an_image: float
+    bytes_down_an_image: float
+    seconds: float | None  # until everything is sent
+    seconds_alone: float | None  # of the trainer after that
+
+
+class PlannedTraining(msgspec.Struct, frozen=True):
+    """Bytes and time of a whole training on the planned link; its accuracy is not predicted."""
+
+    epochs: int
+    steps_per_epoch: int | None  # None: the number of images is not known
+    ways: list[PlannedWay]  # the chosen setting as it is, then others
+    pictures: dict[str, float]  # bytes of a training image as a picture that is sent once, by kind
+
+
 class PlanFile(msgspec.Struct, frozen=True):
     """Contents of plan.json."""
 
@@ -72,6 +95,7 @@ class PlanFile(msgspec.Struct, frozen=True):
     serve: list[str]  # the command, word by word
     front: list[PlannedStep]
     other_splits: list[PlannedStep]
+    training: PlannedTraining | msgspec.UnsetType = msgspec.UNSET  # left out by 0.13 and earlier
 
 
 def read_plan(path: Path) -> PlanFile:

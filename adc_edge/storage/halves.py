@@ -22,6 +22,7 @@ from adc_edge.storage.checkpoint import checkpoint_name, checkpoint_steps, load_
 
 TRUNK_PREFIX, HEAD_PREFIX = "trunk.", "head."  # of weights in checkpoints
 BEST_TRUNK = "best-trunk.safetensors"
+FROZEN_FROM = "frozen_from"  # of a device's checkpoint: the step from which on its trunk is frozen, if it is by then
 _LEARNED = "learned"  # key of the label in a file's metadata
 
 
@@ -34,6 +35,7 @@ class HalfState(NamedTuple):
         steps: all steps that the half has learned, also of sessions that are not known any more.
         frozen: the trunk is the same at every step; a head has learned with such trunks alone.
         accuracy: of the evaluation that a best trunk was kept for.
+        final: a trunk that has learned, and is the same at every later step (``serve --freeze-after``).
     """
 
     path: Path
@@ -41,6 +43,7 @@ class HalfState(NamedTuple):
     steps: int
     frozen: bool = False
     accuracy: float | None = None
+    final: bool = False
 
     def weights(self) -> dict[str, npt.NDArray[Any]]:
         """Return the weights by timm name.
@@ -60,13 +63,21 @@ class HalfState(NamedTuple):
 
 
 def label_weights(
-    data: bytes, learned: Mapping[int, int], steps: int, frozen: bool = False, accuracy: float | None = None
+    data: bytes,
+    learned: Mapping[int, int],
+    steps: int,
+    frozen: bool = False,
+    accuracy: float | None = None,
+    *,
+    final: bool = False,
 ) -> bytes:
     """Return the content of a safetensors file with the steps that it has learned in its metadata."""
     sessions = {str(session): step for session, step in sorted(learned.items())}
     label: dict[str, Any] = {"sessions": sessions, "steps": steps, "frozen": frozen}
     if accuracy is not None:
         label["accuracy"] = accuracy
+    if final:
+        label["final"] = True
     return save(load(data), metadata={_LEARNED: json.dumps(label)})
 
 
@@ -104,7 +115,9 @@ def _states(run: Path, final: str, learned: Callable[[int, dict[str, Any]], dict
         try:
             with safe_open(path, framework="numpy") as file:
                 meta, frozen = json.loads(file.metadata()["meta"]), final == TRUNK and not file.keys()
-            found.append(HalfState(run / final if frozen else path, learned(step, meta), step, frozen))
+            ends = min(step, int(meta.get(FROZEN_FROM, step)))
+            state = HalfState(run / final if frozen else path, learned(ends, meta), ends, frozen)
+            found.append(state._replace(final=FROZEN_FROM in meta))
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
             continue  # torn, or deleted by a process that is at work
     return sorted((state for state in found if state is not None), key=lambda state: state.steps)
@@ -116,7 +129,8 @@ def _labelled(path: Path) -> HalfState | None:
         with safe_open(path, framework="numpy") as file:
             label = json.loads((file.metadata() or {})[_LEARNED])
         sessions = {int(session): int(step) for session, step in label["sessions"].items()}
-        return HalfState(path, sessions, int(label["steps"]), bool(label["frozen"]), label.get("accuracy"))
+        known = int(label["steps"]), bool(label["frozen"]), label.get("accuracy"), label.get("final") is True
+        return HalfState(path, sessions, *known)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
         return None
 

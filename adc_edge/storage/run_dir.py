@@ -52,6 +52,7 @@ from adc_edge.storage.run_settings import (
 
 METRICS = "metrics.jsonl"
 JOURNAL, AVERAGES, STORE = "journal", "averages", "store"  # directories
+WHOLE_FILE = "whole.json"  # of a session in the store, whose device is no longer needed
 _DIRECTORIES = (JOURNAL, ROUNDS, AVERAGES, STORE)
 CLASSES = "classes.json"
 DECISIONS = "decisions.json"
@@ -291,4 +292,5 @@ def check_run(path: Path | None, fixed: Mapping[str, Any], fresh: bool) -> None:
 def has_begun_in(path: Path) -> bool:
     """Return whether the run in ``path`` has done a step. One that has not, as after a wrong option, is no loss."""
     metrics = path / METRICS
-    return any(checkpoint_steps(path)) or (metrics.exists() and metrics.stat().st_size > 0)
+    has_steps = any(checkpoint_steps(path)) or (metrics.exists() and metrics.stat().st_size > 0)
+    return has_steps or any(path.glob(f"{STORE}/*/{WHOLE_FILE}"))  # nobody would send that again

@@ -85,9 +85,10 @@ class DeviceNeeds(msgspec.Struct, frozen=True, omit_defaults=True):
 class SentSteps(msgspec.Struct, frozen=True, omit_defaults=True):
     """The steps after which a device with a frozen trunk has sent all that it will, told in its Hello.
 
-    The trainer keeps their messages, and does the other steps of the run alone.
+    The trainer keeps their messages from step ``first`` on, and does the other steps of the run alone.
     """
 
     steps: Positive  # that the device sends
     bytes: Count = 0  # of all their messages, and of the evaluation after them, about
     evaluate_every: Count = 0  # steps between evaluations afterwards, of the device's last messages; 0: at the end
+    first: Count = 0  # step from which on the trunk is frozen; 0.13 does not know it, and its Welcome tells none

@@ -15,6 +15,7 @@ class LearnedTrunk(msgspec.Struct, frozen=True, omit_defaults=True):
     session: Id
     step: Count
     frozen: bool = False  # it is the bundle's at every step, and only the head has learned
+    final: bool = False  # it is the same at every later step; 0.13 does not know it, and wants a head of that step
 
 
 class Infer(Message, frozen=True):

@@ -178,6 +178,7 @@ class Welcome(Message, frozen=True):
     fleet: FleetTerms | UnsetType = UNSET  # how the devices' trunks become one; absent: each keeps its own
     paused: bool | UnsetType = UNSET  # a person has paused the device: its messages wait
     stored: Count | UnsetType = UNSET  # steps for which it needs the device no more, if it keeps what ``sends`` tells
+    keeps_from: Count | UnsetType = UNSET  # the first step that it keeps, ``sends.first``, if that is not 0
 
 
 class Moved(Message, frozen=True):

@@ -137,4 +137,4 @@ def _fits(trunk: LearnedTrunk, state: HalfState) -> bool:
     step = state.learned.get(trunk.session)
     if trunk.frozen:
         return step is not None or not state.steps or state.frozen
-    return step == trunk.step
+    return step == trunk.step or (trunk.final and step is not None and step > trunk.step)

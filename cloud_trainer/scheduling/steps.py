@@ -83,7 +83,7 @@ class StepAnswers:
             OSError: what is to be kept for steps without the device cannot be written; nothing has changed.
         """
         micro = self._decode(session, message, body, context)
-        store_step(session, message, body)  # before a checkpoint lets the device forget it
+        store_step(session, message, body, self._checkpoints.save)  # before a checkpoint lets the device forget it
         micro.totals = session.begin_step(message.micro_batches)
         learned = self._training.learn(micro.activations, micro.soft, message.gradient is not None, micro.totals)
         self._encode(micro, learned)
@@ -99,7 +99,7 @@ class StepAnswers:
         try:
             micros = [self._decode(*request) for request in requests]
             for micro, (_, _, body, _) in zip(micros, requests, strict=True):
-                store_step(micro.session, micro.message, body)
+                store_step(micro.session, micro.message, body, self._checkpoints.save)
             for micro in micros:
                 micro.totals = micro.session.begin_step(1)
             learned = self._merging.learn(

@@ -133,7 +133,7 @@ class AloneTraining:
             known = self._alone.get(session.id)
             if session.goes_on_alone and (known is None or known.session is not session):
                 assert session.store is not None, "it goes on alone"
-                batches = self._batches(session.store, session.whole_store.sent)
+                batches = self._batches(session.store, session.whole_store.kept)
                 self._alone[session.id] = _AloneSession(session, batches)
                 self._tell(session)
         for number, alone in list(self._alone.items()):

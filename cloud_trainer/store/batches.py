@@ -1,6 +1,6 @@
 """The micro-batches of a step that a trainer does alone: a pure function of the store, the seed and the step.
 
-The first steps are the device's own, as they came. Later ones go over what is stored in passes. A pass has the stored
+The steps that are stored are the device's own, as they came. Later ones go over them in passes. A pass has the stored
 steps in a random order, drawn from (seed, pass). MIXED_STEPS neighbours of that order are a group, whose rows are
 shuffled, so that batches do not have the same images in every pass. A group is decoded once, so a step costs the
 decoding of one step, as it does while the device sends. Groups are smaller where they would have more bytes than
@@ -50,8 +50,8 @@ class StoredBatches:
     """Gives the micro-batches of any step of one session.
 
     Args:
-        store: its messages; those of the first ``sent`` steps are there.
-        sent: steps that the device has sent.
+        store: its messages; those of the steps ``kept`` are there.
+        kept: the last steps that the device has sent.
         manifest: the bundle's.
         device: the head's.
         seed: the trainer's random seed.
@@ -62,14 +62,14 @@ class StoredBatches:
     def __init__(
         self,
         store: SessionStore,
-        sent: int,
+        kept: range,
         manifest: Manifest,
         device: torch.device,
         seed: int,
         drop: float = 0.0,
         group_bytes: int = GROUP_BYTES,
     ) -> None:
-        self._store, self._sent, self._manifest, self._device = store, sent, manifest, device
+        self._store, self._kept, self._manifest, self._device = store, kept, manifest, device
         self._seed, self._drop, self._group_bytes = seed, drop, group_bytes
         self._group: tuple[tuple[int, int], list[list[StoredBatch]]] = _NO_GROUP  # the last one, decoded
 
@@ -86,16 +86,16 @@ class StoredBatches:
     def mixed_steps(self) -> int:
         """Number of steps in a group."""
         decoded = 0
-        for micro_batch in range(self._store.micro_batches(0)):
-            message, _ = self._store.step(0, micro_batch)
+        for micro_batch in range(self._store.micro_batches(self._kept.start)):
+            message, _ = self._store.step(self._kept.start, micro_batch)
             decoded += message.clusters * message.kept * self._manifest.dim * np.dtype(np.float32).itemsize
         return max(1, min(MIXED_STEPS, self._group_bytes // max(1, decoded)))
 
     def step(self, step: int) -> list[StoredBatch]:
-        """Return the micro-batches of a step; raises CheckpointError if a message is damaged."""
-        if step < self._sent:
+        """Return the micro-batches of a step, a kept one or later; raises CheckpointError if a message is damaged."""
+        if step in self._kept:
             return self._stored(step)
-        one_pass, within = divmod(step, self._sent)
+        one_pass, within = divmod(step - self._kept.start, len(self._kept))
         group, place = divmod(within, self.mixed_steps)
         if self._group[0] != (one_pass, group):
             self.release()
@@ -121,7 +121,7 @@ class StoredBatches:
 
     def _mixed(self, one_pass: int, group: int) -> list[list[StoredBatch]]:
         """The steps of a group, their rows shuffled."""
-        order = order_of_pass(self._seed, one_pass, self._sent)
+        order = order_of_pass(self._seed, one_pass, len(self._kept)) + self._kept.start
         chosen = order[group * self.mixed_steps : (group + 1) * self.mixed_steps]
         stored = [self._stored(int(step)) for step in chosen]
         whole = [batch for batches in stored for batch in batches]

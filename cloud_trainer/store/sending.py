@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,14 +18,23 @@ if TYPE_CHECKING:
     from adc_edge.cloud_trainer.served_session import ServedSession
 
 
-def store_step(session: ServedSession, message: Step, body: Body) -> None:
+def store_step(session: ServedSession, message: Step, body: Body, save: Callable[[], None]) -> None:
     """Keep a micro-batch for the steps that are done without the device, if it will not send them.
+
+    Before the first of them, ``save`` makes a checkpoint, if steps precede it that are not kept. The checkpoint before
+    the trainer says that it has everything is another. So a trainer that comes back without its device finds one from
+    which the kept steps go on, even if its newest is damaged.
 
     Raises:
         ProtocolError: code ``size``: the store is full.
         OSError: it cannot be written.
     """
-    if session.store is not None and session.sends and message.step < session.sends.steps:
+    if session.store is None or not session.sends:
+        return
+    first, end = session.sends.first, session.sends.steps
+    if first <= message.step < end:
+        if first and (message.step, message.micro_batch) == (first, 0):
+            save()
         count = session.micro_batches_of(message)
         session.store.keep_step(msgspec.structs.replace(message, micro_batches=count), body)
 
@@ -68,6 +78,8 @@ def check_not_alone(session: ServedSession, message: Step | Evaluate) -> None:
 def check_wish(sessions: SessionRegistry, hello: Hello) -> None:
     """Admit the wish to send each image once, or the return of a device that has sent all; raises ProtocolError."""
     known = next((session for session in sessions if session.id == hello.session), None)
+    if hello.sends and known is not None and known.store is not None and known.store.begun is not None:
+        known.store.begun.check(hello.sends)
     if known is None or not steps_stored(known, hello):
         sessions.stores.check(hello)
 
@@ -101,5 +113,6 @@ def part_from_device(session: ServedSession) -> bool:
     if session.store is None or not session.sends or session.applied >= session.planned_steps:
         return False
     about = session.record.device, session.record.owner, session.sends.steps, session.planned_steps
-    session.store.complete(WholeStore(*about, session.sends.evaluate_every), session.micro_batches)
+    whole = WholeStore(*about, session.sends.evaluate_every, first=session.sends.first or UNSET)
+    session.store.complete(whole, session.micro_batches)
     return True

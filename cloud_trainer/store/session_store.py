@@ -2,6 +2,7 @@
 
 steps/        a file for each micro-batch, as it came; torn or damaged files count as absent (`journal.py`)
 evaluation/   a file for each message of the evaluation after the last of these steps
+begun.json    the steps that the device told when the store began; absent in one of version 0.13
 key           fingerprint of the key that they are sealed with; absent for a trainer without keys
 whole.json    there once all of it is: from then on the trainer does the session's steps alone. It tells how many
               files there are, so that none can be missing unnoticed; a damaged one stays where it is
@@ -14,14 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from adc_edge.arrays import Body
+from adc_edge.cloud_trainer.store.begun import BEGUN_FILE, BegunStore
 from adc_edge.cloud_trainer.store.seal import StoreSeal
-from adc_edge.cloud_trainer.store.settings import WHOLE_FILE
 from adc_edge.errors import CheckpointError, ProtocolError
 from adc_edge.files import json_bytes, make_directory, read_json, write_atomic
 from adc_edge.storage.journal import Journal, JournalKey
 from adc_edge.storage.position import MicroBatches, micro_batches_by_step
+from adc_edge.storage.run_dir import WHOLE_FILE
+from adc_edge.wire.fleet_messages import SentSteps
 from adc_edge.wire.headers import pack_header, unpack_from_device
 from adc_edge.wire.messages import Evaluate, Step
 
@@ -33,11 +37,17 @@ class WholeStore(msgspec.Struct, frozen=True):
 
     device: str
     owner: str
-    sent: int  # steps that the device has sent
+    sent: int  # steps that the device has sent; those before ``first`` are not kept
     planned: int  # steps of the whole run
     evaluate_every: int
     micro_batches: tuple[tuple[int, int], ...] = ()  # first steps, each with the micro-batches of its steps
     parts: int = 0  # of the evaluation after them
+    first: int | UnsetType = UNSET  # kept step; UNSET: 0
+
+    @property
+    def kept(self) -> range:
+        """The steps whose messages are kept."""
+        return range(self.first or 0, self.sent)
 
 
 class SessionStore:
@@ -67,6 +77,9 @@ class SessionStore:
         if (directory / WHOLE_FILE).exists():
             self.whole = read_json(directory / WHOLE_FILE, WholeStore, "what adc-edge wrote", "start over with --fresh")
         is_whole = self.whole is not None
+        self.begun: BegunStore | None = None  # not noted, as by version 0.13
+        if (directory / BEGUN_FILE).exists():
+            self.begun = read_json(directory / BEGUN_FILE, BegunStore, "what adc-edge wrote", "start over with --fresh")
         self._steps = Journal(directory / "steps", is_whole)
         self._evaluation = Journal(directory / "evaluation", is_whole)
         self._check_whole()
@@ -102,7 +115,7 @@ class SessionStore:
 
     def micro_batches(self, step: int) -> int:
         """Return how many micro-batches a step of a whole store has; until then, how many are kept without a gap."""
-        if self.whole is not None and step < self.whole.sent:
+        if self.whole is not None and step in self.whole.kept:
             return micro_batches_by_step(self.whole.micro_batches)(step)
         count = 0
         while self._steps.has(JournalKey(step, count)):
@@ -162,8 +175,8 @@ class SessionStore:
             ProtocolError: code ``order``: a step or a part of it is missing.
             OSError: it cannot be written.
         """
-        counts = [self._complete_step(step, micro_batches(step)) for step in range(whole.sent)]
-        missing = next((step for step, count in enumerate(counts) if not count), None)
+        counts = {step: self._complete_step(step, micro_batches(step)) for step in whole.kept}
+        missing = next((step for step, count in counts.items() if not count), None)
         if missing is not None:
             raise ProtocolError(
                 f"the end of the device's steps, and step {missing} is not in the activation store",
@@ -172,8 +185,36 @@ class SessionStore:
                 "order",
             )
         self.sync()
-        changes = tuple((step, count) for step, count in enumerate(counts) if not step or count != counts[step - 1])
+        changes = tuple((step, count) for step, count in counts.items() if count != counts.get(step - 1))
         self._write(msgspec.structs.replace(whole, micro_batches=changes, parts=self.parts(whole.sent)))
+
+    def check_reached(self, applied: int | None, is_kept: bool = True) -> None:
+        """Raise CheckpointError if a trainer at step ``applied`` needs steps of its device that are not kept.
+
+        Args:
+            applied: in the newest whole checkpoint; None: it does not know the session.
+            is_kept: whether there is a checkpoint at all.
+        """
+        if self.whole is None or (applied or 0) >= self.whole.kept.start:
+            return
+        first, stands = self.whole.kept.start, "no checkpoint is there"
+        if is_kept:
+            stands = "the newest whole checkpoint " + (
+                "does not know this session" if applied is None else f"is of step {applied} of this session"
+            )
+        raise CheckpointError(
+            f"{self._directory} has the steps from {first} on, and {stands}",
+            f"a checkpoint of step {first} or later: the device's trunk still learned before (--freeze-after)",
+            f"restore the checkpoint; or delete {self._directory} and start the same `serve` again: it sends what it "
+            "still has, or says that both sides have to start over with --fresh",
+        )
+
+    def begin(self, sends: SentSteps) -> None:
+        """Note on disk the steps that the device tells, if the store is new; raises OSError if that cannot be done."""
+        if self.begun is None:
+            begun = BegunStore(sends.first, sends.steps)
+            write_atomic(self._directory / BEGUN_FILE, json_bytes(msgspec.to_builtins(begun)))
+            self.begun = begun
 
     def lengthen(self, planned: int) -> None:
         """Change the length of the run of a whole store; raises OSError if it cannot be written."""
@@ -198,7 +239,7 @@ class SessionStore:
         """Raise CheckpointError unless each message of a whole store is there."""
         if self.whole is None:
             return
-        for step in range(self.whole.sent):
+        for step in self.whole.kept:
             for micro_batch in range(self.micro_batches(step)):
                 if not self._steps.has(key := JournalKey(step, micro_batch)):
                     raise self._missing(self._steps, key)
@@ -215,7 +256,7 @@ class SessionStore:
 
     def delete(self) -> None:
         """Delete everything."""
-        self.whole, self._is_deleted = None, True
+        self.whole, self.begun, self._is_deleted = None, None, True
         (self._directory / WHOLE_FILE).unlink(missing_ok=True)  # first: what a kill leaves is then not whole
         shutil.rmtree(self._directory, ignore_errors=True)
 

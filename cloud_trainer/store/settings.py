@@ -9,12 +9,10 @@ import msgspec
 
 from adc_edge import defaults
 from adc_edge.errors import SettingError
-from adc_edge.storage.run_dir import STORE
+from adc_edge.storage.run_dir import STORE, WHOLE_FILE
 
 if TYPE_CHECKING:
     from adc_edge.cloud_trainer.settings import TrainerSettings
-
-WHOLE_FILE = "whole.json"  # in a session's directory, once the trainer goes on without its device
 
 
 class StoreSettings(msgspec.Struct, frozen=True):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from rich.filesize import decimal
 
 from adc_edge.cloud_trainer.store.seal import StoreSeal
 from adc_edge.cloud_trainer.store.session_store import SessionStore, WholeStore
-from adc_edge.cloud_trainer.store.settings import WHOLE_FILE
 from adc_edge.errors import ProtocolError
+from adc_edge.storage.run_dir import WHOLE_FILE
 from adc_edge.wire.messages import Hello
 
 
@@ -41,10 +41,18 @@ class ActivationStores:
         """Admit the wish to send each image once, if the Hello has it.
 
         Raises:
-            ProtocolError: code ``shape``: this trainer keeps no messages; ``size``: there is no room for so many.
+            ProtocolError: code ``shape``: this trainer keeps no messages, or there is none to be kept; ``size``: there
+                is no room for so many.
         """
         if not hello.sends:
             return
+        if hello.sends.first >= hello.sends.steps:
+            raise ProtocolError(
+                f"a device that sends {hello.sends.steps} steps, with a trunk frozen from step {hello.sends.first} on",
+                "a step at least with a frozen trunk",
+                "install the same version of adc-edge on both sides",
+                "shape",
+            )
         if self._directory is None:
             raise ProtocolError(
                 "a device that sends its images once (--send-epochs)",
@@ -70,15 +78,33 @@ class ActivationStores:
         """Return the store of a session, new or not, whose wish ``check`` has admitted."""
         assert hello.sends, "checked"
         self._told[hello.session] = hello.sends.bytes
-        return self._at(hello.session)
+        store = self._at(hello.session)
+        store.begin(hello.sends)
+        return store
 
     def known(self, session: int, applied: int) -> SessionStore | None:
-        """Return the store that a process before this one has left, up to the steps applied; None: there is none."""
+        """Return the store that a process before this one has left, up to the steps applied; None: there is none.
+
+        Raises:
+            CheckpointError: as of SessionStore.
+        """
         if self._directory is None or not self._path(session).is_dir():
             return None
         store = self._at(session)
         store.forget(applied)
         return store
+
+    def check_reached(self, applied: Mapping[int, int] | None) -> None:
+        """Check that a trainer can go on from a checkpoint with the whole stores; nothing is changed.
+
+        Args:
+            applied: steps of each session in it; None: there is no checkpoint.
+
+        Raises:
+            CheckpointError: a store begins after it; or as of SessionStore.
+        """
+        for session, _ in self.whole():
+            self._at(session).check_reached((applied or {}).get(session), applied is not None)
 
     def delete_others(self, sessions: Collection[int]) -> None:
         """Delete what is left of sessions that no checkpoint knows and that are not whole: their devices begin anew."""

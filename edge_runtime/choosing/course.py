@@ -1,4 +1,4 @@
-"""The course of a run: the settings of each step. It began with some; recorded decisions change them on the way."""
+"""The course of a run: the settings of each step. It began with some; epochs or recorded decisions change them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from adc_edge.arrays import Float32
 from adc_edge.codec.precision import Precision, decode, encode
 from adc_edge.defaults import MOST_MICRO_BATCHES
+from adc_edge.edge_runtime.choosing.precisions import settings_of_step
 from adc_edge.edge_runtime.loop import DeviceLoop
 from adc_edge.edge_runtime.settings import StepSettings
 from adc_edge.edge_runtime.tally import StepRecord
@@ -47,8 +48,16 @@ class Course:
     def at(self, step: int) -> StepSettings:
         """Return the settings of a step."""
         decision = self._decisions.at(step)
-        settings = self._base if decision is None else _changed(self._base, decision)
+        settings = settings_of_step(self._base, step) if decision is None else _changed(self._base, decision)
         return msgspec.structs.replace(settings, varies=bool(self._decisions.changes(-1)))
+
+    @property
+    def lasting_precision(self) -> Precision:
+        """Precision of the activations that the run began with, its last one if it changes by epoch.
+
+        Recorded decisions do not change it, so all evaluations of a run have one precision.
+        """
+        return self._base.lasting_precision
 
     @property
     def changes(self) -> int:

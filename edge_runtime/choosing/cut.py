@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from adc_edge.defaults import Precision
+from adc_edge.edge_runtime.frozen.length import RunLength
 from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.errors import CheckpointError
 from adc_edge.files import json_bytes
@@ -93,13 +94,13 @@ class RunCut:
         run_dir.settle(micro_batches=cut.micro_batches, shape=msgspec.to_builtins(self.shape))
         run_dir.keep(MICRO_BATCHES, json_bytes(CutRecord(cut.micro_batches, self.window, cut.seconds, alone)))
 
-    def step_settings(self, session: int, precisions: tuple[Precision, Precision], total: int) -> StepSettings:
+    def step_settings(self, session: int, precisions: tuple[Precision, Precision], length: RunLength) -> StepSettings:
         """Return the settings of a run's steps.
 
         Args:
             session: of the run.
             precisions: of activations and of gradients.
-            total: steps that the device does.
+            length: of the run.
         """
         settings, manifest = self._settings, self._manifest
         return StepSettings(
@@ -110,7 +111,9 @@ class RunCut:
             classes=manifest.classes,
             precision=precisions[0],
             gradient_precision=precisions[1],
-            planned_steps=total,
+            planned_steps=length.sent,
+            run_steps=length.planned,
+            frozen_from=length.frozen_from,
             micro_batches=self.micro_batches,
             window=self.window,
             drift_every=settings.drift_every,

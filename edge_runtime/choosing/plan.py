@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from adc_edge.codec.by_epoch import parse_precisions, text_of
 from adc_edge.defaults import Precision
 from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.errors import SettingError
@@ -52,13 +53,20 @@ def with_plan(settings: ServeSettings, bundle: Bundle) -> tuple[ServeSettings, P
     """Return the settings with those of the plan's file, and the plan; None if there is no file.
 
     Raises:
-        SettingError: the file is no plan, or one for another bundle; or an option contradicts it.
+        SettingError: the file is no plan, or one for another bundle; or an option contradicts it, or every plan.
     """
     if settings.min_accuracy is not None and settings.plan != "auto":
         raise SettingError(
             f"--min-accuracy {settings.min_accuracy:g} without --plan auto",
             "--plan auto, or a plan that was made with --min-accuracy",
             "add --plan auto, or leave --min-accuracy out",
+        )
+    by_epoch = settings.by_epoch(bundle.manifest)
+    if settings.plan is not None and by_epoch.changes:
+        raise SettingError(
+            f"--plan with precisions that change by epoch: {' up, '.join(by_epoch.texts)} down",
+            "one of them: a plan chooses the precisions by the link",
+            "leave --plan out, or name one precision each way",
         )
     if settings.plan is not None and settings.noise.any:
         raise SettingError("--plan with noise on the link", "one of them", "leave one out")
@@ -74,6 +82,8 @@ def with_plan(settings: ServeSettings, bundle: Bundle) -> tuple[ServeSettings, P
     planned, default = _planned(plan), ServeSettings(settings.bundle, settings.trainer)
     for name, value in planned.items():
         typed = getattr(settings, name)
+        if typed is not None and name in ("precision", "gradient_precision"):
+            typed = text_of(parse_precisions(typed))  # the plan's spelling of the same precision
         if typed not in (getattr(default, name), value):
             raise SettingError(
                 f"{_OPTIONS[name]} {typed} with --plan {settings.plan}, which says {value}",

@@ -2,69 +2,44 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec import UNSET, UnsetType
 
+from adc_edge.edge_runtime.choosing.precisions import mean_bytes_up
 from adc_edge.errors import RefusedError, SettingError
-from adc_edge.planning.message_sizes import evaluation_messages, sizes_of_messages
+from adc_edge.planning.message_sizes import evaluation_messages
 from adc_edge.storage.position import Position
 from adc_edge.wire.fleet_messages import SentSteps
 from adc_edge.wire.messages import Hello, Welcome
 
 if TYPE_CHECKING:
     from adc_edge.edge_runtime.choosing.cut import RunCut
+    from adc_edge.edge_runtime.frozen.length import RunLength
     from adc_edge.edge_runtime.settings import ServeSettings
     from adc_edge.storage.bundle import Manifest
 
 UNPARTED = "the trainer did not acknowledge that it has all that this device sends"
 
-logger = logging.getLogger(__name__)
-
-
-class RunLength(msgspec.Struct, frozen=True):
-    """Steps of a run: those that are ``planned``, and those of them that the device sends."""
-
-    planned: int
-    sent: int
-
-    @property
-    def alone(self) -> int:
-        """Steps that the trainer does alone."""
-        return self.planned - self.sent
-
-    def report(self) -> dict[str, int]:
-        """Return the report's entry about them, if there are any."""
-        return {"steps_alone": self.alone} if self.alone else {}
-
-    def foretell(self) -> None:
-        """Log what will be sent."""
-        if self.alone:
-            logger.info("once     %d of %d steps are sent; the trainer does the others alone", self.sent, self.planned)
-
-    def announce(self, trainer_step: int) -> None:
-        """Log that everything is sent, and what is left for a trainer that has come to ``trainer_step``."""
-        if not self.alone:
-            return
-        if trainer_step >= self.planned:
-            logger.info("all is sent, and the trainer has done all %d steps: nothing is left to do", self.planned)
-            return
-        left = self.planned - trainer_step
-        logger.info("all is sent: the trainer does the other %d steps, up to %d, alone", left, self.planned)
-        logger.info("this device may be switched off; the same command tells where the trainer stands")
-
 
 def check_send_epochs(settings: ServeSettings) -> None:
-    """Raise SettingError for a run that cannot go on without its device."""
-    epochs = settings.send_epochs
-    if not epochs:
+    """Raise SettingError for a run that cannot go on without its device, or with a trunk that is frozen on the way."""
+    epochs, late = settings.send_epochs, settings.freeze_after
+    if not epochs and late is None:
         return
     wishes = {
-        "--trunk train": (settings.trunk != "frozen", "a trunk that does not change", "add --trunk frozen"),
+        "--trunk train": (
+            late is None and settings.trunk != "frozen",
+            "a trunk that does not change",
+            "add --trunk frozen, or --freeze-after E for a trunk that learns for E epochs first",
+        ),
+        "--trunk frozen": (
+            late is not None and settings.trunk == "frozen",
+            "a trunk that learns first",
+            "leave one of them out: a frozen trunk is one that is frozen after 0 epochs",
+        ),
         f"--augment {settings.augment}": (
-            epochs == 1 and settings.augment not in ("", "none"),
+            late is None and epochs == 1 and settings.augment not in ("", "none"),
             "no augmentation: the trainer would see one view of each image, again and again",
             "leave --augment out, or send several views of each: --send-epochs 2 or more",
         ),
@@ -76,24 +51,10 @@ def check_send_epochs(settings: ServeSettings) -> None:
             "leave --stop-after out",
         ),
     }
-    for wish, (given, expected, remedy) in wishes.items():
-        if given:
-            raise SettingError(f"--send-epochs {epochs} with {wish}", expected, remedy)
-
-
-def run_length(settings: ServeSettings, steps_per_epoch: int) -> RunLength:
-    """Return the steps of a run; raises SettingError if the device sends all of them, and is not to."""
-    planned = settings.total_steps(steps_per_epoch)
-    sent = settings.send_epochs * steps_per_epoch
-    if not sent:
-        return RunLength(planned, planned)
-    if planned <= sent:
-        raise SettingError(
-            f"--send-epochs {settings.send_epochs} of a run of {planned} steps, and {sent} are sent",
-            "steps that are left for the trainer",
-            f"choose --epochs above {settings.send_epochs}, or leave --send-epochs out",
-        )
-    return RunLength(planned, sent)
+    given = f"--freeze-after {late:g}" if late is not None else f"--send-epochs {epochs}"
+    for wish, (refused, expected, remedy) in wishes.items():
+        if refused:
+            raise SettingError(f"{given} with {wish}", expected, remedy)
 
 
 def sent_steps(
@@ -110,18 +71,27 @@ def sent_steps(
     """
     if not settings.send_epochs:
         return UNSET
-    up, _ = sizes_of_messages(cut.shape, manifest.dim, (settings.precisions(manifest)[0], None))
+    steps, by_epoch = range(length.first_kept, length.sent), settings.by_epoch(manifest)
+    up = mean_bytes_up(by_epoch, steps, len(steps) // settings.send_epochs, cut.shape, manifest.dim)
     images = min(test_images, settings.evaluate_images or test_images)
     at_once = min(cut.shape.images, test_images)
     evaluation = evaluation_messages(manifest.tokens, manifest.dim, images, at_once, settings.evaluate_precision)
-    sent_bytes = length.sent * cut.micro_batches * up + sum(evaluation.body_bytes)
-    return SentSteps(length.sent, sent_bytes, settings.evaluate_every)
+    kept_bytes = len(steps) * cut.micro_batches * up + sum(evaluation.body_bytes)
+    return SentSteps(length.sent, kept_bytes, settings.evaluate_every, length.first_kept)
 
 
 def check_keeps(hello: Hello, welcome: Welcome) -> None:
     """Raise RefusedError if the device sends its images once, and the trainer does not go on as the device wishes."""
     if not hello.sends:
         return
+    if welcome.stored is not UNSET and (welcome.keeps_from or 0) != hello.sends.first:
+        raise RefusedError(
+            "version",
+            f"a trainer of version {welcome.trainer}, which would learn again from what a trunk sent while it learned "
+            "(--freeze-after with --send-epochs)",
+            "version 0.14 or later",
+            "upgrade the trainer, or leave --send-epochs out",
+        )
     if welcome.stored is UNSET:
         raise RefusedError(
             "version",

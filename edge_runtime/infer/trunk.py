@@ -43,7 +43,7 @@ def learned_of(state: HalfState | None) -> LearnedTrunk | UnsetType:
     if state is None:
         return UNSET
     ((session, step),) = state.learned.items()
-    return LearnedTrunk(session, step, state.frozen)
+    return LearnedTrunk(session, step, state.frozen, state.final)
 
 
 @contextmanager

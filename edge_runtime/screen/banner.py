@@ -10,32 +10,47 @@ from typing import NamedTuple
 
 from rich.filesize import decimal
 
-from adc_edge.codec.precision import encoded_bytes
+from adc_edge.defaults import Precision
+from adc_edge.edge_runtime.choosing.precisions import (
+    StepPrecisions,
+    precisions_of,
+    saved_bytes,
+    settings_of_step,
+)
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.method.ratio import Shape
-from adc_edge.planning.message_sizes import sizes_of_messages
+from adc_edge.planning.message_sizes import evaluation_messages, sizes_of_messages
 from adc_edge.storage.bundle import Manifest
-from adc_edge.wire.messages import LABEL_BYTES
 
 
 class PlannedBytes(NamedTuple):
     """Bytes that a run will send, in advance and therefore nearly: framing, repeats and noise are not known yet.
 
-    ``up`` and ``down`` are of a step, ``uncompressed`` is what both would take in fp32, ``evaluation`` is of one.
+    ``up`` and ``down`` are of a step, ``uncompressed`` is what all steps would take in fp32, without gradients for a
+    trunk that is frozen. ``evaluation`` is of one, which is sent in ``evaluated``. ``saved`` is what all steps take
+    less than they would with the ``up`` and ``down`` of the first one, as precisions change by epoch and a trunk that
+    is frozen gets no gradients.
     """
 
     up: int
     down: int
     uncompressed: int
     evaluation: int
+    evaluated: Precision
     evaluations: int
     steps: int
+    saved: int = 0
 
     @property
     def share(self) -> float:
-        """Share of the uncompressed bytes that a step sends."""
-        return (self.up + self.down) / self.uncompressed
+        """Share of the uncompressed bytes that all steps send; 0 if there are none."""
+        return self.training / self.uncompressed if self.uncompressed else 0.0
+
+    @property
+    def training(self) -> int:
+        """Bytes of all steps, both ways."""
+        return self.steps * (self.up + self.down) - self.saved
 
     @property
     def all_evaluations(self) -> int:
@@ -44,18 +59,26 @@ class PlannedBytes(NamedTuple):
 
 
 def planned_bytes(settings: ServeSettings, manifest: Manifest, step: StepSettings, test_images: int) -> PlannedBytes:
-    """Return the bytes of a whole run, whose evaluations take ``test_images`` each."""
+    """Return the bytes of a whole run, whose evaluations take ``test_images`` each; a step is of the first epoch."""
+    step = settings_of_step(step, 0)
     shape, frozen = step.shape, settings.trunk == "frozen"
     up, down = sizes_of_messages(shape, manifest.dim, (step.precision, None if frozen else step.gradient_precision))
+    down_frozen = sizes_of_messages(shape, manifest.dim, (step.precision, None))[1]
+    cut = step.micro_batches
+    learning = 0 if frozen else step.planned_steps
+    learning = learning if step.frozen_from is None else min(learning, step.frozen_from)
     one_way = 4 * shape.images * shape.tokens * manifest.dim
-    whole = (test_images, manifest.tokens, manifest.dim)
+    at_once, chosen = min(shape.images, test_images), settings.evaluate_precision  # as `Serve` loads test images
+    sent = evaluation_messages(manifest.tokens, manifest.dim, test_images, at_once, chosen, step.lasting_precision)
     return PlannedBytes(
-        up=step.micro_batches * up,
-        down=step.micro_batches * down,
-        uncompressed=step.micro_batches * one_way * (1 if frozen else 2),
-        evaluation=encoded_bytes(whole, settings.evaluate_precision or "pca4") + LABEL_BYTES * test_images,
+        up=cut * up,
+        down=cut * down,
+        uncompressed=cut * one_way * (step.planned_steps + learning),
+        evaluation=sum(sent.body_bytes),
+        evaluated=sent.precision,
         evaluations=_evaluations(settings.evaluate_every, step.planned_steps),
         steps=step.planned_steps,
+        saved=saved_bytes(step, learning) + (step.planned_steps - learning) * (down - down_frozen) * cut,
     )
 
 
@@ -85,7 +108,8 @@ def banner(
     sending = f", sending by {congestion}" if congestion else ""
     yield f"trainer  {settings.trainer}{', encrypted' if settings.keys else ''}{sending}"
     yield f"model    {manifest.model}, cut after block {manifest.split} of {manifest.depth}"
-    yield f"trunk    {_trunk(settings, manifest, device)}"
+    until = "" if step.frozen_from is None else f", until step {step.frozen_from}; then frozen"
+    yield f"trunk    {_trunk(settings, manifest, device)}{until}"
     if step.micro_batches > 1:
         yield f"batch    {step.micro_batches} messages of {step.shape.images} images, {step.window} in flight"
     yield f"sends    {kept_in_words(step.shape)}"
@@ -125,17 +149,31 @@ def _trunk(settings: ServeSettings, manifest: Manifest, device: str) -> str:
 
 
 def _byte_lines(planned: PlannedBytes, settings: ServeSettings, step: StepSettings, test_images: int) -> Iterator[str]:
-    up, down = f"{decimal(planned.up)} up in {step.precision}", f"{decimal(planned.down)} down"
-    if settings.trunk != "frozen":
-        down += f" in {step.gradient_precision}"
-    yield f"step     {up}, {down}"
+    first, *later = precisions_of(step, settings.trunk == "frozen")
+    yield f"step     {_step_in_words(step, first)}"
+    for then in later:
+        yield f"then     {_step_in_words(step, then)}, from {_first_in_words(step, then.first_step)} on"
     yield f"share    {percent(planned.share)} of the uncompressed bytes"
     often = f"every {settings.evaluate_every} steps, " if settings.evaluate_every else ""
     yield f"eval     {often}at the end: {test_images} images, {decimal(planned.evaluation)} up"
-    training, judging = planned.steps * (planned.up + planned.down), planned.all_evaluations
+    training, judging = planned.training, planned.all_evaluations
     if training + judging:
         share = percent(judging / (training + judging))
-        yield f"total    training {decimal(training)}, evaluations {decimal(judging)}: {share} of all"
+        evaluations = f"evaluations {decimal(judging)} ({share}) in {planned.evaluated}"
+        yield f"total    training {decimal(training)}, {evaluations}"
+
+
+def _step_in_words(step: StepSettings, then: StepPrecisions) -> str:
+    sizes = sizes_of_messages(step.shape, step.dim, (then.up, then.down))
+    sent, answered = (decimal(step.micro_batches * size) for size in sizes)
+    return f"{sent} up in {then.up}, {answered} down{f' in {then.down}' if then.down else ''}"
+
+
+def _first_in_words(step: StepSettings, first: int) -> str:
+    """Return the epoch that begins with the step ``first``; or else that step, counted from 0."""
+    if step.by_epoch is None or first % step.steps_per_epoch:  # only lists need to know the steps of an epoch
+        return f"step {first}"
+    return f"epoch {first // step.steps_per_epoch + 1}"
 
 
 def percent(share: float) -> str:

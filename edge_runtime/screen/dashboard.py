@@ -151,13 +151,13 @@ class Dashboard:
     def _costs(self, sheet: RowSheet, tally: Tally) -> None:
         figures, settings, link = self._figures, self._figures.settings, self._figures.link
         if settings is not None:
-            precisions = f"{settings.precision} up" + (
-                "" if figures.frozen else f", {settings.gradient_precision} down"
-            )
+            frozen = figures.frozen or settings.is_frozen_at(tally.steps)
+            precisions = f"{settings.precision} up" + ("" if frozen else f", {settings.gradient_precision} down")
             messages = [f"{settings.micro_batches} messages a step"] if settings.micro_batches > 1 else []
             sheet.add(30, "sends", precisions, f"ξ {settings.shape.xi:.3g}", _kept(settings.shape), *messages)
-            one_way = 4 * tally.images * settings.shape.tokens * settings.dim
-            sheet.add(20, "bytes", *_bytes(tally, one_way * (1 if figures.frozen else 2)))
+            image_bytes = 4 * settings.shape.tokens * settings.dim
+            whole = tally.uncompressed_bytes(image_bytes, figures.frozen, settings.frozen_from)
+            sheet.add(20, "bytes", *_bytes(tally, whole))
         if link is not None:
             lost: list[Piece | str] = [("lost", "bold red")] if figures.link_state == "lost" else []
             sheet.add(15, "link", *lost, *_link(tally, link))

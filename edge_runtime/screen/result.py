@@ -39,7 +39,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
     if stopped := report.get("stopped"):
         table.add_row("ended early", f"at step {stopped['step']}")
     table.add_row("steps, images", f"{report['steps']}, {report['images']}")
-    both = dict.fromkeys((report["precision"], report["gradient_precision"]))
+    ways = [report.get(f"{way}_by_epoch", [report[way]]) for way in ("precision", "gradient_precision")]
+    both = dict.fromkeys(map(",".join, ways))
     table.add_row("ξ sent, precision", f"{report['xi']:.3f}, {' / '.join(both)}")
     if changes := report.get("changes"):
         table.add_row("changes of settings", f"{changes}; these are the last ones")

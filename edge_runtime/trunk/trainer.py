@@ -37,7 +37,6 @@ class Shim:
         weights: the trunk.safetensors of the bundle.
         optimizer: settings of the optimizer; None for a frozen trunk (``--engine torch --trunk frozen``).
         freeze_first: K; the embedding and blocks 1..K do not learn.
-
         device: where everything is computed; arrays in host memory come in and go out.
 
     Raises:
@@ -64,6 +63,7 @@ class Shim:
         learning.requires_grad_(optimizer is not None)
         self._frozen_blocks = freeze_first
         self._optimizer = None if optimizer is None else Optimizer(self.trunk, optimizer)
+        self.learns = optimizer is not None  # False also once a trunk that has learned is frozen
         self._waiting: deque[Tensor] = deque()  # [T, k, D] each, with their graphs
 
     @property
@@ -77,11 +77,12 @@ class Shim:
         return len(self._waiting)
 
     def compress(self, images: Float32, init_rows: Int64, slots: int) -> CompressedBatch:
-        """Compute trunk + ADC in PyTorch; with an optimizer the output waits for ``backward``."""
+        """Compute trunk + ADC in PyTorch; if it ``learns``, the output waits for ``backward``."""
         check_input(self.trunk.spec, images, init_rows, slots)
         empty = torch.zeros(slots, dtype=torch.int64, device=self.device)
-        out = self.trunk.compress(self._here(images), self._here(init_rows), empty)
-        if self._optimizer is not None:
+        with torch.set_grad_enabled(self.learns):
+            out = self.trunk.compress(self._here(images), self._here(init_rows), empty)
+        if self.learns:
             self._waiting.append(out.activations[out.counts > 0])
         activations, *choice = (part.detach().cpu().numpy() for part in out)
         return CompressedBatch(*drop_empty(activations, *choice))

@@ -97,7 +97,8 @@ def _training(merged: Merged, facts: TrainingFacts) -> Iterator[str]:
     elif merged.round is not None:
         trunk = f"the fleet's, of round {merged.round}"
     else:
-        trunk = f"that of one device, at its step {merged.step}"
+        learned = max(merged.trunk.values(), default=merged.step)  # less, if it was frozen on the way
+        trunk = f"that of one device, at its step {learned}"
     elsewhere = "through the fleet" if facts.mode in COMMON_MODES else "its own"
     yield f"Mode: {facts.mode}. The trunk (blocks 1 to {merged.manifest.split}) is {trunk}.\n"
     rows = [

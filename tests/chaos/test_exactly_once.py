@@ -161,3 +161,15 @@ def test_faults_within_a_step_of_several_micro_batches_change_nothing(
     assert happened["trainer"] >= 9
     assert happened["device"] >= 9
     assert link.cuts >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_faults_change_nothing_where_precisions_change_by_epoch(
+    train_under_faults: Callable[..., tuple[dict[str, int], BadLink]],
+) -> None:
+    """Epochs of 22 steps: the last precision holds from step 66 on."""
+    more = ("--batch-size", "64", "--precision", "pca4,int8,pca2,pca1", "--gradient-precision", "pca1,pca0.25")
+    happened, _ = train_under_faults(110, more=(*more, "--micro-batches", "2"), trainer=8, device=8, both=2, cut=4)
+    assert happened["trainer"] >= 8
+    assert happened["device"] >= 8

@@ -245,3 +245,23 @@ def test_epochs_after_the_first_cost_no_byte(
         print(
             f"\n{sent[0]} bytes up and {sent[1]} down in all; bodies: first epoch {sum(up[:11])}, later {sum(up[11:])}"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_each_epoch_that_is_kept_has_its_own_precision(
+    zygote: Zygote, bundle_dir: Path, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """Two epochs are sent, the first in int8; the trainer is killed while it goes on alone with both."""
+    more = (*ONCE, "--send-epochs", "2", "--precision", "int8,pca1,fp32")
+    runs = {
+        name: Run(zygote, bundle_dir, tmp_path / name, free_port(), STEPS, more=more)
+        for name in ("undisturbed", "killed")
+    }
+    trainer, device = runs["undisturbed"].trainer(), runs["undisturbed"].device(runs["undisturbed"].endpoint)
+    assert device.wait(100) == 0, runs["undisturbed"].logs()
+    assert trainer.wait(100) == 0, runs["undisturbed"].logs()
+    lines = [json.loads(line) for line in (runs["undisturbed"].device_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["precision"] for line in lines if line["kind"] == "step"] == ["int8"] * 11 + ["pca1"] * 11
+    assert kills_of(runs["killed"], "trainer", TRAINER_DIES["alone, after a step"]) == 1
+    compare(outcome(runs["undisturbed"]), outcome(runs["killed"]))

@@ -55,6 +55,29 @@ def test_a_batch_is_a_function_of_seed_and_step_whatever_was_asked_before(worker
         assert not same(loader.batch(0), in_order[0])
 
 
+@pytest.mark.parametrize("first", [0, 3, 5, 7])
+@pytest.mark.parametrize("augmented", [False, True])
+def test_whole_epochs_follow_a_step_with_which_they_begin_anew(first: int, augmented: bool) -> None:
+    """Five steps an epoch. What precedes stays as it was, in whatever order it is asked for."""
+    with closing(Loader(numbered(20), COLOUR, 4, seed=3, augment=ALL)) as loader:
+        usual = [loader.batch(step) for step in range(first)]
+        continued = loader.batch(first)
+    with closing(Loader(numbered(20), COLOUR, 4, seed=3, augment=ALL)) as loader:
+        loader.begin_anew(first, augmented)
+        found = [loader.batch(step) for step in range(first + 10)]
+        assert all(same(loader.batch(step), found[step]) for step in (first + 9, first, 0))
+        assert all(map(same, found, usual))
+        for epoch in (found[first : first + 5], found[first + 5 :]):
+            labels = [label for batch in epoch for label in batch.labels.tolist()]
+            assert sorted(labels) == list(range(20))
+        for batch in found[first:]:
+            plain = loader.plain(batch.labels)
+            order = plain.labels.argsort()[batch.labels.argsort().argsort()]
+            assert np.array_equal(plain.images[order], batch.images) is not augmented
+    if augmented and first % 5 == 0:
+        assert same(continued, found[first]), "a whole number of epochs changes nothing"
+
+
 def test_an_epoch_is_whole_batches_and_visits_no_image_twice() -> None:
     with closing(Loader(numbered(23), COLOUR, 4, seed=3)) as loader:
         assert loader.steps_per_epoch == 5

@@ -23,7 +23,7 @@ from adc_edge.errors import CheckpointError, DataError, SettingError
 from adc_edge.export.merge import Merged, merge_runs
 from adc_edge.storage.bundle import HEAD, MANIFEST, TRUNK, Bundle
 from adc_edge.storage.checkpoint import checkpoint_name, save_checkpoint
-from adc_edge.storage.halves import BEST_TRUNK, HEAD_PREFIX, TRUNK_PREFIX, best_head_name, label_weights
+from adc_edge.storage.halves import BEST_TRUNK, FROZEN_FROM, HEAD_PREFIX, TRUNK_PREFIX, best_head_name, label_weights
 from adc_edge.storage.run_dir import CLASSES, METRICS
 
 OURS, THEIRS = 7, 8  # sessions
@@ -218,6 +218,23 @@ def test_a_frozen_trunk_fits_every_step_of_its_session(halves: Halves) -> None:
     (halves.trainer / checkpoint_name(25)).unlink()
     (halves.device.parent / "model.safetensors").unlink()
     assert "has never trained with this trunk" in halves.refusal()
+
+
+def test_a_trunk_that_froze_on_the_way_fits_every_head_since_then(halves: Halves) -> None:
+    """It learned for 24 steps, and stood at step 30 when all was sent; the trainer went on to step 60."""
+    halves.trunk_checkpoint(20)
+    trunk = {TRUNK_PREFIX + name: value for name, value in halves._at(TRUNK, 24).items()}
+    save_checkpoint(halves.device, 30, trunk, {"session": OURS, "tally": {}, FROZEN_FROM: 24})
+    halves.head_end({OURS: 60})
+    assert halves.merge() == (24, 60)
+    (halves.device / TRUNK).write_bytes(label_weights(save(halves._at(TRUNK, 24)), {OURS: 24}, 24, final=True))
+    assert halves.merge() == (24, 60)
+    for path in (halves.output, *halves.trainer.glob("*.safetensors")):
+        path.unlink()
+    halves.head_end({OURS: 23})
+    assert "trunk stands at step 24, the trainer's head at step 23" in halves.refusal()
+    halves.head_checkpoint({OURS: 20})
+    assert halves.merge(step=20) == (20, 20)
 
 
 @pytest.mark.parametrize("side", ["device", "trainer"])

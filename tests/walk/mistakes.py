@@ -172,6 +172,13 @@ LIGHT = [  # torch is not needed to tell
     _serve("a function with arguments", "--data json:loads", "takes arguments", "a function without arguments"),
     # Numbers and names.
     _serve("a typo in the precision", "--precision int9", "'int9' is not one of", "'int8'"),
+    _serve("a typo in a list of precisions", "--precision pca4,pca9", "'pca9' is not one of", "'pca0.5'"),
+    _serve(
+        "a list of precisions and a plan",
+        "--precision pca4,pca1 --plan auto",
+        "--plan with precisions that change by epoch: pca4,pca1 up",
+        "leave --plan out",
+    ),
     _serve("a typo in the engine", "--engine onnx", "'onnx' is not one of", "'onnxruntime'"),
     _serve("a typo in an augmentation", "--augment flipp", "flipp is unknown", "for example --augment flip"),
     _serve("a ratio above 1", "--ratio 10", "'--ratio': 10.0 is not in the range", "x<=1.0"),
@@ -464,6 +471,11 @@ HEAVY = [  # a host's commands, and what a device tells once torch is loaded
     Mistake("evaluate: budgets that are NaN", f"{EVALUATE} --budgets nan", ("--budgets nan", "shares above 0")),
     Mistake("evaluate: epochs that are NaN", f"{EVALUATE} --epochs nan", ("--epochs nan", "more than 0")),
     Mistake("evaluate: a typo in an augmentation", f"{EVALUATE} --augment blur", ("blur is unknown", "flip")),
+    Mistake(
+        "evaluate: a list of precisions for a rival",
+        f"{EVALUATE} --setting topk@0.1/fp32,int8",
+        ("topk has one each way", "for example topk@0.1/int8"),
+    ),
     Mistake(
         "evaluate: another study's directory",
         "evaluate --data digits -o {t}/other-study --epochs 2",

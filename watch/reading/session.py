@@ -74,9 +74,9 @@ class WatchedSession:
         """Take a device's own settings, where nothing newer is known."""
         self.key, self.device, self.steps = key, text(settings, "name", 64), steps
         self.xi = xi if self.xi is None else self.xi
-        self.precision = self.precision or text(settings, "precision", 20)
+        self.precision = self.precision or _first_epochs(settings, "precision")
         if settings.get("trunk") != "frozen":
-            self.gradient_precision = self.gradient_precision or text(settings, "gradient_precision", 20)
+            self.gradient_precision = self.gradient_precision or _first_epochs(settings, "gradient_precision")
 
     def take_event(self, kind: str, values: Mapping[str, Any], time: float) -> None:
         """Take an event of a trainer that names this session."""
@@ -172,3 +172,8 @@ class WatchedSession:
         self._times.append(time)
         while self._times and self._times[0] < time - _RATE_S:
             self._times.popleft()
+
+
+def _first_epochs(settings: Mapping[str, Any], name: str) -> str:
+    """Return a precision of a device's settings, the first one of a list by epoch."""
+    return text(settings, name, 20).partition(",")[0]

@@ -191,7 +191,8 @@ class WatchedRun:
         self.steps_done = max(self.steps_done, whole(values, "head_step")) if trainer else whole(values, "step") + 1
         self._spent += self.totals.add(values, trainer)
         self.totals.images += images
-        back = whole(values, "body_bytes_down") > 0 if trainer else not about.frozen
+        learns = not about.frozen and values.get("gradient_precision", "") is not None  # None: frozen on the way
+        back = whole(values, "body_bytes_down") > 0 if trainer else learns
         self.totals.uncompressed += images * about.image_bytes * (2 if back else 1)
         session = self._session_of(values)
         session.take_step(values, self.clock.elapsed, images, about.tokens)

@@ -16,11 +16,13 @@ ROWS, KEPT = 4, 7
 
 
 class OnceDevice(Device):
-    """A stub device that sends ``sent`` steps of a run of ``planned``."""
+    """A stub device that sends ``sent`` steps of a run of ``planned``; those from ``first`` on are to be kept."""
 
-    def __init__(self, bundle: Bundle, endpoint: str, sent: int, planned: int, told_bytes: int = 0) -> None:
+    def __init__(
+        self, bundle: Bundle, endpoint: str, sent: int, planned: int, told_bytes: int = 0, first: int = 0
+    ) -> None:
         super().__init__(bundle, endpoint)
-        self.planned, self.sends = planned, SentSteps(sent, told_bytes, 2)
+        self.planned, self.sends = planned, SentSteps(sent, told_bytes, 2, first)
 
     def hello(self) -> Hello:
         return msgspec.structs.replace(super().hello(), steps=self.planned, sends=self.sends)

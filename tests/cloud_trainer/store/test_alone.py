@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from adc_edge.cloud_trainer.store.batches import GROUP_BYTES
 from adc_edge.cloud_trainer.store.stores import ActivationStores
 from adc_edge.errors import CheckpointError, RefusedError
 from adc_edge.storage.bundle import Bundle
+from adc_edge.storage.checkpoint import checkpoint_name, checkpoint_steps, load_checkpoint, save_checkpoint
 from adc_edge.storage.position import Position
 from adc_edge.storage.run_dir import STORE, RunDir
 from adc_edge.wire.fleet_messages import SentSteps
@@ -48,12 +50,12 @@ class World:
 
 @contextmanager
 def trainer(
-    bundle: Bundle, training: HeadTraining, run: Path, most_bytes: float = 1e9, waits: bool = False
+    bundle: Bundle, training: HeadTraining, run: Path, most_bytes: float = 1e9, waits: bool = False, every: int = 2
 ) -> Iterator[World]:
     with ExitStack() as stack:
         run_dir = stack.enter_context(closing(RunDir(run, {}, {})))
         sessions = SessionRegistry(run_dir.journal, stores=ActivationStores(run / STORE, most_bytes))
-        checkpoints = TrainerCheckpoints(training, sessions, run_dir, 2)
+        checkpoints = TrainerCheckpoints(training, sessions, run_dir, every)
         checkpoints.resume()
         server = Server(bundle, training, "tcp://127.0.0.1:*", sessions, checkpoints)
         if not waits:
@@ -176,6 +178,176 @@ def test_a_checkpoint_without_the_session_gets_it_from_the_store(
         eventually(world.finished)
     assert [line["loss"] for line in world.lines("step")][:SENT] == live
     assert training.steps == PLANNED
+
+
+def late(bundle: Bundle, world: World, first: int = 2) -> OnceDevice:
+    """A device whose trunk learns for two steps; five more are kept, of a run of twelve."""
+    return OnceDevice(bundle, world.server.endpoint, LATE_SENT, LATE_PLANNED, first=first)
+
+
+LATE_SENT, LATE_PLANNED = 7, 12
+
+
+@pytest.fixture
+def no_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that was started again waits for no device that might ask once more."""
+    monkeypatch.setattr("adc_edge.cloud_trainer.store.alone._FAREWELL_S", 0.0)
+
+
+no_wait = pytest.mark.usefixtures("no_farewell")
+
+
+@no_wait
+def test_what_a_trunk_sent_while_it_learned_is_learned_once(
+    bundle: Bundle, training: HeadTraining, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    run = tmp_path / "run"
+    with trainer(bundle, training, run, waits=True) as world:
+        device = late(bundle, world)
+        send_all(device)
+        assert device.session.welcome is not None
+        assert device.session.welcome.keeps_from == 2
+        kept = sorted(path.name for path in run.glob(f"{STORE}/*/steps/0*"))
+        assert kept == [f"{number:08d}-0" for number in range(2, LATE_SENT)]
+    with trainer(bundle, training, run) as world:
+        eventually(world.finished)
+    assert [line["step"] for line in world.lines("step")] == list(range(LATE_PLANNED))
+    assert training.steps == LATE_PLANNED
+
+
+def test_trunks_of_several_devices_freeze_each_at_its_own_step(
+    bundle: Bundle, training: HeadTraining, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    run = tmp_path / "run"
+    with trainer(bundle, training, run, waits=True) as world:
+        work = AloneTraining(bundle.manifest, training, world.sessions, world.server._checkpoints, seed=0).work
+        devices = [late(bundle, world, first) for first in (2, 4, 0)]
+        for number, device in enumerate(devices, 1):
+            device.number = device.incarnation = number
+            device.session.open(30)
+        for step in range(LATE_SENT):  # in turns
+            for device in devices:
+                device.step(step)
+        for device in devices:
+            assert device.session.close_session()
+            device.session.close()
+        kept = [len(list(run.glob(f"{STORE}/{number:016x}/steps/0*"))) for number in (1, 2, 3)]
+        assert kept == [LATE_SENT - 2, LATE_SENT - 4, LATE_SENT]
+        world.server.between = work
+        eventually(lambda: world.sessions.finished() == 3)
+    for number in (1, 2, 3):
+        mine = [line["step"] for line in world.lines("step") if line["session"] == f"{number:016x}"]
+        assert mine == list(range(LATE_PLANNED))
+
+
+@no_wait
+@pytest.mark.parametrize("every", [0, 3])
+def test_either_of_the_two_newest_checkpoints_suffices_once_the_device_has_left(
+    every: int,
+    bundle: Bundle,
+    training: HeadTraining,
+    tmp_path: Path,
+    eventually: Callable[[Callable[[], bool]], None],
+) -> None:
+    """Also where none was due since the trunk was frozen: one precedes the first step that is kept."""
+    run = tmp_path / "run"
+    with trainer(bundle, training, run, waits=True, every=every) as world:
+        send_all(late(bundle, world))
+    older, newer = checkpoint_steps(run)
+    assert (older, newer) == (2 if not every else 6, LATE_SENT)
+    (run / checkpoint_name(newer)).write_bytes(b"damaged")
+    losses = [line["loss"] for line in world.lines("step")]
+    with trainer(bundle, training, run) as world:
+        eventually(world.finished)
+    assert [line["loss"] for line in world.lines("step")][:LATE_SENT] == losses
+    assert training.steps == LATE_PLANNED
+
+
+def test_a_trainer_older_than_what_it_kept_says_so_and_loses_no_step(
+    bundle: Bundle, training: HeadTraining, tmp_path: Path
+) -> None:
+    """Neither the store nor metrics and the stores of other sessions that are not whole yet; other settings neither."""
+    run, before = tmp_path / "run", {name: value.copy() for name, value in training.arrays().items()}
+    with trainer(bundle, training, run, waits=True) as world:
+        send_all(late(bundle, world))
+        other = late(bundle, world, first=0)
+        other.number = other.incarnation = 2
+        other.session.open(30)
+        other.step(0)
+        other.session.close()
+    newest = load_checkpoint(run / checkpoint_name(checkpoint_steps(run)[-1]))
+    for checkpoint in run.glob("checkpoint-*"):
+        checkpoint.unlink()
+    training.restore(before, 0)
+    kept = [(run / "metrics.jsonl").read_bytes(), sorted(path.name for path in run.glob(f"{STORE}/*/*/0*"))]
+    assert kept[0].count(b'"kind": "step"') == LATE_SENT + 1
+    assert len(list(run.glob(f"{STORE}/*/steps/0*"))) == LATE_SENT - 2 + 1
+    sessions = newest.meta["sessions"]
+    late_session = next(number for number, record in sessions.items() if record["applied"] == LATE_SENT)
+    for records, words in (
+        (None, "no checkpoint is there"),
+        ({}, "does not know this session"),
+        ({late_session: sessions[late_session] | {"applied": 1}}, "is of step 1 of this session"),
+    ):
+        if records is not None:
+            save_checkpoint(run, 1, newest.arrays, {"sessions": records})
+        with (
+            pytest.raises(CheckpointError, match=rf"steps from 2 on, and (.|\n)*{words}(.|\n)*delete"),
+            trainer(bundle, training, run),
+        ):
+            pass
+        assert training.steps == 0
+        assert kept == [(run / "metrics.jsonl").read_bytes(), sorted(p.name for p in run.glob(f"{STORE}/*/*/0*"))]
+    (run / checkpoint_name(1)).unlink()
+    (run / "metrics.jsonl").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="seed was None, is 1"):
+        RunDir(run, {"seed": 1}, {})
+    assert len(list(run.glob(f"{STORE}/*/steps/0*"))) == LATE_SENT - 2 + 1
+
+
+@pytest.mark.parametrize("wish", [SentSteps(LATE_SENT, 0, 2, 3), SentSteps(LATE_SENT + 1, 0, 2, 2)])
+@pytest.mark.parametrize("done", [3, LATE_SENT])
+def test_a_device_that_tells_other_steps_than_at_its_start_is_refused_when_it_says_hello(
+    wish: SentSteps, done: int, bundle: Bundle, training: HeadTraining, tmp_path: Path
+) -> None:
+    """Not at its end, where the trainer would miss a step; also after a restart, and once the trainer needs it no more.
+
+    Its number of images has changed, and it is of a version that does not look at that itself.
+    """
+    run = tmp_path / "run"
+
+    def again(world: World) -> OnceDevice:
+        device = late(bundle, world)
+        device.incarnation, device.next_step = 2, min(done, world.server.sessions.records()[1].applied)
+        return device
+
+    with trainer(bundle, training, run, waits=True) as world:
+        device = late(bundle, world)
+        if done == LATE_SENT:
+            send_all(device)
+        else:
+            device.session.open(30)
+            for number in range(done):
+                device.step(number)
+            device.session.close()
+    for _ in range(2):
+        with trainer(bundle, training, run, waits=True) as world:
+            moved = again(world)
+            moved.sends = wish
+            assert re.search(r"7 steps, with a trunk frozen from step 2 on, as when its session began", refusal(moved))
+    for path in run.glob(f"{STORE}/*/begun.json"):
+        path.unlink()  # as of version 0.13
+    with trainer(bundle, training, run, waits=True) as world:
+        same = again(world)
+        same.session.open(30)
+        assert same.session.welcome is not None
+        assert same.session.welcome.stored == (LATE_SENT if done == LATE_SENT else 0)
+        same.session.close()
+
+
+def test_a_late_store_with_nothing_in_it_is_refused(bundle: Bundle, training: HeadTraining, tmp_path: Path) -> None:
+    with trainer(bundle, training, tmp_path / "run") as world:
+        assert "a step at least with a frozen trunk" in refusal(late(bundle, world, first=LATE_SENT))
 
 
 def refusal(device: Device) -> str:

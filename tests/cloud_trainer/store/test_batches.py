@@ -29,7 +29,7 @@ def store(bundle: Bundle, tmp_path: Path) -> SessionStore:
 
 
 def batches_of(store: SessionStore, bundle: Bundle, seed: int = 0, drop: float = 0.0) -> StoredBatches:
-    return StoredBatches(store, SENT, bundle.manifest, torch.device("cpu"), seed, drop)
+    return StoredBatches(store, range(SENT), bundle.manifest, torch.device("cpu"), seed, drop)
 
 
 def rows_of(batches: StoredBatches, number: int) -> list[int]:
@@ -61,6 +61,19 @@ def test_every_pass_has_each_row_once_with_its_label(store: SessionStore, bundle
     assert passes[0] != passes[1]
 
 
+def test_passes_begin_with_the_first_step_that_is_kept(store: SessionStore, bundle: Bundle) -> None:
+    """Steps before it were sent by a trunk that still learned, and are in no pass."""
+    first = 5
+    batches = StoredBatches(store, range(first, SENT), bundle.manifest, torch.device("cpu"), 0)
+    everything = sorted(row for number in range(first, SENT) for row in rows_of(batches, number))
+    assert rows_of(batches, first) == [*range(500, 500 + ROWS), *range(510, 510 + ROWS)]
+    kept, passes = SENT - first, []
+    for begin in (SENT, SENT + kept):
+        passes.append([row for number in range(begin, begin + kept) for row in rows_of(batches, number)])
+        assert sorted(passes[-1]) == everything
+    assert passes[0] != passes[1]
+
+
 def test_rows_of_several_messages_meet_in_a_step(store: SessionStore, bundle: Bundle) -> None:
     assert len({row // 100 for row in rows_of(batches_of(store, bundle), SENT)}) > 2
 
@@ -83,7 +96,7 @@ def test_groups_are_smaller_where_messages_are_large(store: SessionStore, bundle
     one_step = 2 * ROWS * KEPT * bundle.manifest.dim * 4
     everything = sorted(row for number in range(SENT) for row in rows_of(batches_of(store, bundle), number))
     for room, steps in ((0, 1), (3 * one_step + 1, 3), (100 * one_step, MIXED_STEPS)):
-        batches = StoredBatches(store, SENT, bundle.manifest, torch.device("cpu"), 0, group_bytes=room)
+        batches = StoredBatches(store, range(SENT), bundle.manifest, torch.device("cpu"), 0, group_bytes=room)
         found = []
         for number in range(SENT, 2 * SENT):
             found += rows_of(batches, number)

@@ -88,6 +88,31 @@ def test_a_step_of_another_number_of_micro_batches_tells_it_itself(bundle: Bundl
     assert [store.micro_batches(number) for number in range(3)] == counts
 
 
+def test_a_store_that_begins_late_is_whole_without_the_steps_before(bundle: Bundle, tmp_path: Path) -> None:
+    store = SessionStore(tmp_path / "s", 1, StoreSeal())
+    for number, count in ((2, 2), (3, 1), (4, 1)):
+        for micro_batch in range(count):
+            message, body = step(bundle, number, micro_batch)
+            store.keep_step(msgspec.structs.replace(message, micro_batches=count), body)
+    late = msgspec.structs.replace(WHOLE, sent=5, first=2)
+    with pytest.raises(ProtocolError, match="step 1 is not in the activation store"):
+        store.complete(msgspec.structs.replace(late, first=1), lambda step: 2)
+    store.complete(late, lambda step: 2)
+    again = SessionStore(tmp_path / "s", 1, StoreSeal())
+    assert again.whole == msgspec.structs.replace(late, micro_batches=((2, 2), (3, 1)))
+    assert [again.micro_batches(number) for number in range(2, 5)] == [2, 1, 1]
+    again.check_reached(2)
+    with pytest.raises(CheckpointError, match=r"the steps from 2 on, and the newest whole checkpoint is of step 1"):
+        again.check_reached(1)
+
+
+def test_what_was_written_about_other_stores_stays_as_it_was(bundle: Bundle, tmp_path: Path) -> None:
+    filled(bundle, tmp_path / "s").complete(WHOLE, lambda step: 2)
+    text = (tmp_path / "s" / "whole.json").read_text()
+    assert "first" not in text
+    assert WHOLE.kept == range(3)
+
+
 @pytest.mark.parametrize("name", ["steps/00000001-0", "steps/00000002-1", "evaluation/00000003.0"])
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_damaged_file_of_a_whole_store_is_named_by_every_restart_and_stays(

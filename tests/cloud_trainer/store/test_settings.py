@@ -11,11 +11,10 @@ from rich.console import Console
 
 from adc_edge.cloud_trainer.runner import Trainer
 from adc_edge.cloud_trainer.settings import TrainerSettings
-from adc_edge.cloud_trainer.store.settings import WHOLE_FILE
 from adc_edge.errors import SettingError
 from adc_edge.security.keystore import make_keys
 from adc_edge.storage.bundle import Bundle
-from adc_edge.storage.run_dir import STORE
+from adc_edge.storage.run_dir import STORE, WHOLE_FILE
 
 
 @pytest.fixture

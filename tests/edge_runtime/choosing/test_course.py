@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from adc_edge.codec.by_epoch import PrecisionsByEpoch
 from adc_edge.edge_runtime.choosing.course import Course, form_of
+from adc_edge.edge_runtime.choosing.precisions import with_epochs
 from adc_edge.edge_runtime.settings import StepSettings
 from adc_edge.method.ratio import Shape
 from adc_edge.planning.following.follow import MessageForm
 from adc_edge.storage.decisions import Decision, Decisions
 from adc_edge.storage.run_dir import RunDir
+from tests.edge_runtime.choosing.epochs import Epochs
 
 BASE = StepSettings(1, Shape(16, 17, 16, 17), 1, 32, 10, "pca1", "pca0.25", 100)
 FINER = Decision(10, 1, 1, 16, 17, "int8", "int8", "a fast link")
@@ -38,6 +41,18 @@ def test_decisions_change_shape_precisions_and_messages_of_the_steps_after_them(
     ]
     assert course.at(20).window == 2
     assert course.changes == 2
+
+
+def test_evaluations_keep_to_the_precision_that_the_run_began_with_whatever_is_decided(decisions: Decisions) -> None:
+    course = Course(BASE, decisions)
+    decisions.add(FINER)
+    assert (course.at(10).precision, course.lasting_precision) == ("int8", "pca1")
+
+
+def test_evaluations_of_a_list_have_its_last_precision_from_the_first_step_on(decisions: Decisions) -> None:
+    listed = PrecisionsByEpoch(("pca4", "pca2"), ("pca0.25",))
+    course = Course(with_epochs(BASE, listed, Epochs(10)), decisions)
+    assert (course.at(0).precision, course.at(10).precision, course.lasting_precision) == ("pca4", "pca2", "pca2")
 
 
 def test_messages_tell_their_number_once_it_has_changed(decisions: Decisions) -> None:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from adc_edge.cloud_trainer.server import Server
+from adc_edge.codec.by_epoch import PrecisionsByEpoch
 from adc_edge.edge_runtime.choosing.plan import forms_to_follow, with_plan
 from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.edge_runtime.runner import Serve
@@ -78,6 +79,8 @@ def test_the_run_begins_with_the_settings_of_the_plan(tmp_path: Path, bundle: Bu
 def test_an_option_that_contradicts_the_plan_is_refused_by_name(tmp_path: Path, bundle: Bundle) -> None:
     file = written(tmp_path / "plan.json", bundle)
     assert with_plan(settings(bundle, file, precision="int8"), bundle)[0].precision == "int8"
+    same = settings(bundle, file, precision="int8, int8", gradient_precision="int4,int4,int4")
+    assert with_plan(same, bundle)[0].by_epoch(bundle.manifest) == PrecisionsByEpoch(("int8",), ("int4",))
     with pytest.raises(SettingError, match="--precision fp16 with --plan"):
         with_plan(settings(bundle, file, precision="fp16"), bundle)
 

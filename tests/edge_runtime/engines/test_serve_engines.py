@@ -68,6 +68,23 @@ def test_every_engine_and_precision_trains_alike(trunk: str, half: Bundle, tmp_p
     assert len(list((tmp_path / "engines").glob("*.engine"))) == 1
 
 
+def test_every_engine_gets_the_last_weights_of_a_trunk_that_is_frozen_on_the_way(half: Bundle, tmp_path: Path) -> None:
+    """Two of 89 steps of an epoch; the engines would be refreshed after three."""
+    import torch
+
+    def losses(name: str, **more: Any) -> list[float]:
+        torch.manual_seed(0)  # of the head's first weights
+        return train(half, tmp_path / name, 5, freeze_after=2 / 89, refresh_every=3, **more)
+
+    reference = losses("fp32")
+    assert losses("fp16", compute="fp16") == pytest.approx(reference, abs=0.02)
+    with installed(Machine()) as machine:
+        assert losses("tensorrt", engine="tensorrt", engine_cache=tmp_path / "engines") == pytest.approx(
+            reference, abs=0.02
+        )
+    assert machine.gpu.memory == {}
+
+
 def test_an_engine_is_built_for_the_largest_messages_of_recorded_decisions(half: Bundle, tmp_path: Path) -> None:
     run = tmp_path / "log" / "run"
     run.mkdir(parents=True)

@@ -14,19 +14,23 @@ from msgspec import UNSET
 
 from adc_edge.cloud_trainer.head import HeadTraining
 from adc_edge.codec.precision import Precision, encode, encoded_bytes
+from adc_edge.data.augment import parse_augmentation
+from adc_edge.data.loader import Loader
+from adc_edge.data.preprocessing import Preprocessing
+from adc_edge.data.sources import ArraySplit
 from adc_edge.edge_runtime.choosing.cut import RunCut
+from adc_edge.edge_runtime.frozen.length import RunLength, begin_epochs_anew, run_length, with_steps
 from adc_edge.edge_runtime.frozen.send_epochs import (
-    RunLength,
     check_keeps,
     check_send_epochs,
-    run_length,
     sent_steps,
 )
 from adc_edge.edge_runtime.settings import ServeSettings
-from adc_edge.errors import RefusedError, SettingError
+from adc_edge.errors import CheckpointError, RefusedError, SettingError
 from adc_edge.planning.message_sizes import evaluation_messages
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.journal import JournalKey
+from adc_edge.storage.run_dir import RunDir
 from adc_edge.wire.fleet_messages import SentSteps
 from adc_edge.wire.headers import pack_header
 from adc_edge.wire.messages import VERSION, Hello, Welcome
@@ -58,6 +62,64 @@ def test_what_it_does_not_go_with_is_refused(more: dict[str, Any], remedy: str) 
     check_send_epochs(settings(**more | {"send_epochs": 0}))
 
 
+@pytest.mark.parametrize(
+    ("more", "remedy"),
+    [
+        ({"trunk": "frozen"}, "frozen after 0 epochs"),
+        ({"plan": "auto"}, "leave --plan out"),
+        ({"keep_best": True}, "leave --keep-best out"),
+        ({"stop_after": 3}, "leave --stop-after out"),
+    ],
+)
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_what_a_trunk_that_freezes_late_does_not_go_with_is_refused(
+    more: dict[str, Any], remedy: str, epochs: int
+) -> None:
+    late = {"trunk": "train", "freeze_after": 1.5, "send_epochs": epochs}
+    with pytest.raises(SettingError, match=rf"--freeze-after 1\.5 with (.|\n)*{remedy}"):
+        check_send_epochs(settings(**late | more))
+    check_send_epochs(settings(**late))
+
+
+def test_while_a_trunk_learns_images_may_be_augmented_though_each_is_sent_once() -> None:
+    check_send_epochs(settings(trunk="train", freeze_after=3.0, augment="flip"))
+
+
+def test_the_length_of_a_run_whose_trunk_freezes_late() -> None:
+    late = {"trunk": "train", "freeze_after": 3.0, "epochs": 10}
+    found = run_length(settings(**late, send_epochs=2), 7)
+    assert found == RunLength(70, 35, 21)
+    assert (found.alone, found.first_kept) == (35, 21)
+    assert [found.is_final(step) for step in (20, 21)] == [False, True]
+    assert [found.trunk_steps(step) for step in (20, 21, 35)] == [20, 21, 21]
+    assert run_length(settings(**late, send_epochs=0), 7) == RunLength(70, 70, 21)
+    assert run_length(settings(**late | {"freeze_after": 0.5}), 7).frozen_from == 4, "as `evaluate` rounds"
+    for wrong, remedy in (
+        ({"epochs": 4}, "choose --epochs above 4"),
+        ({"epochs": 3, "send_epochs": 0}, "choose --epochs above 3"),
+        ({"freeze_after": 0.0}, "--trunk frozen"),
+        ({"freeze_after": 0.05}, "learns in no step"),
+    ):
+        with pytest.raises(SettingError, match=remedy):
+            run_length(settings(**late | wrong), 7)
+
+
+@pytest.mark.parametrize(("epochs", "plain"), [(0, False), (1, True), (2, False)])
+def test_an_image_that_is_sent_once_is_not_augmented_and_several_views_are(epochs: int, plain: bool) -> None:
+    """Two images a batch and twelve in all; two and a half epochs."""
+    how = Preprocessing((8, 8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
+    split = ArraySplit(np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8), np.arange(12))
+    ours = settings(trunk="train", freeze_after=2.5, send_epochs=epochs, epochs=9)
+    with closing(Loader(split, how, 2, augment=parse_augmentation("flip"))) as loader:
+        begin_epochs_anew(loader, ours, run_length(ours, loader.steps_per_epoch))
+        own = loader.plain(np.arange(12)).images
+        for steps, expected in ((range(15), False), (range(15, 21), plain)):
+            batches = [loader.batch(step) for step in steps]
+            as_they_are = [np.array_equal(own[batch.labels], batch.images) for batch in batches]
+            assert all(as_they_are) is expected
+        assert sorted(label for batch in batches for label in batch.labels) == list(range(12))
+
+
 def test_several_views_of_each_image_may_be_sent() -> None:
     check_send_epochs(settings(augment="flip", send_epochs=2))
 
@@ -74,6 +136,33 @@ def test_the_settings_of_other_runs_stay_as_they_were(bundle: Bundle) -> None:
     shape = settings().cut(bundle.manifest.ratio, bundle.manifest, 1)
     assert "send_epochs" not in settings(send_epochs=0).fixed("d", ("fp32", "fp32"), shape, 1)
     assert settings().fixed("d", ("fp32", "fp32"), shape, 1)["send_epochs"] == 1
+    assert "freeze_after" not in settings().fixed("d", ("fp32", "fp32"), shape, 1)
+    assert settings(freeze_after=2.0).fixed("d", ("fp32", "fp32"), shape, 1)["freeze_after"] == 2.0
+
+
+def test_the_steps_are_kept_with_the_run_from_its_first_start_on(tmp_path: Path) -> None:
+    """A run that has done no step takes others; one of a version that did not keep them goes on."""
+    late = settings(run=tmp_path, trunk="train", freeze_after=1.5, send_epochs=2)
+    steps, moved, fixed = RunLength(40, 35, 15), RunLength(40, 37, 17), {"seed": 0}
+    kept = {"seed": 0, "frozen_from": 15, "sent_steps": 35}
+    assert with_steps(settings(run=tmp_path, send_epochs=0), fixed, RunLength(40, 40)) == fixed
+    assert with_steps(settings(run=tmp_path), fixed, RunLength(40, 10)) == {"seed": 0, "sent_steps": 10}
+    with closing(RunDir(tmp_path, with_steps(late, fixed, steps), {})):
+        assert with_steps(late, fixed, steps) == kept
+        assert with_steps(late, fixed, moved) == {"seed": 0, "frozen_from": 17, "sent_steps": 37}
+    with closing(RunDir(tmp_path, with_steps(late, fixed, steps), {})) as run_dir:
+        run_dir.metric(kind="step", step=0)
+    with closing(RunDir(tmp_path, with_steps(late, fixed, steps), {})):
+        words = r"at step 15 \(--freeze-after 1\.5\) and sends 35 steps \(.*would be step 17 and 37 steps"
+        with pytest.raises(CheckpointError, match=words):
+            with_steps(late, fixed, moved)
+    assert with_steps(settings(run=tmp_path, freeze_after=1.5, fresh=True), fixed, moved)["frozen_from"] == 17
+    with pytest.raises(CheckpointError, match="seed was 0, is 1; frozen_from was 15, is 17"):
+        RunDir(tmp_path, with_steps(late, {"seed": 1}, moved), {})
+    with closing(RunDir(tmp_path / "old", fixed, {})) as run_dir:
+        run_dir.metric(kind="step", step=0)
+    old = settings(run=tmp_path / "old", send_epochs=2)
+    assert with_steps(old, fixed, RunLength(40, 22)) == fixed
 
 
 def test_the_wish_tells_the_bytes_to_be_kept(bundle: Bundle) -> None:
@@ -86,6 +175,21 @@ def test_the_wish_tells_the_bytes_to_be_kept(bundle: Bundle) -> None:
     assert 10 * step + test < wish.bytes < 1.2 * (10 * step + test) + 10_000
     assert (wish.steps, wish.evaluate_every) == (10, 4)
     assert sent_steps(settings(send_epochs=0), cut, manifest, RunLength(30, 30), 100) is UNSET
+    late = sent_steps(ours, cut, manifest, RunLength(30, 10, 6), 100)
+    assert late is not UNSET
+    assert (late.first, late.steps) == (6, 10)
+    assert wish.bytes - late.bytes == pytest.approx(6 / 10 * (wish.bytes - test), rel=0.1)
+
+
+def test_the_wish_tells_the_bytes_of_the_epochs_that_are_sent_each_in_its_precision(bundle: Bundle) -> None:
+    wishes: dict[str, int] = {}
+    for precision in ("fp32", "int8", "fp32,int8", "fp32,int8,pca1"):
+        ours = settings(precision=precision, send_epochs=2, epochs=4)
+        wish = sent_steps(ours, RunCut(ours, bundle.manifest), bundle.manifest, RunLength(40, 20), 100)
+        assert wish is not UNSET
+        wishes[precision] = wish.bytes
+    assert wishes["fp32,int8"] == wishes["fp32,int8,pca1"]
+    assert wishes["fp32,int8"] == pytest.approx((wishes["fp32"] + wishes["int8"]) / 2, abs=20)
 
 
 @pytest.mark.parametrize(("images", "sizes", "precision"), [(10, [10], "int8"), (2000, [667, 667, 666], "pca4")])
@@ -105,6 +209,15 @@ def test_a_trainer_that_does_not_know_the_wish_is_refused_before_the_first_step(
     with pytest.raises(RefusedError, match=r"0\.12\.0, which keeps no activations"):
         check_keeps(told(10), old)
     check_keeps(msgspec.structs.replace(told(10), sends=UNSET), old)
+
+
+def test_a_trainer_that_would_learn_from_what_a_trunk_sent_while_it_learned_is_refused() -> None:
+    hello = msgspec.structs.replace(told(10), sends=SentSteps(3, first=2))
+    with pytest.raises(RefusedError, match=r"0\.13\.0, which would learn again(.|\n)*--freeze-after"):
+        check_keeps(hello, Welcome(1, 0, 0, 0, 0, 5, 0, 0, "0.13.0", stored=0))
+    check_keeps(hello, Welcome(1, 0, 0, 0, 0, 5, 0, 0, "0.14.0", stored=0, keeps_from=2))
+    with pytest.raises(RefusedError, match=r"0\.12\.0, which keeps no activations"):
+        check_keeps(hello, Welcome(1, 0, 0, 0, 0, 5, 0, 0, "0.12.0"))
 
 
 def test_a_run_that_is_to_be_shorter_than_it_is_already_is_refused() -> None:

@@ -6,17 +6,20 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from adc_edge import logs
 from adc_edge.cloud_trainer.server import Server
+from adc_edge.edge_runtime.choosing.precisions import with_epochs
 from adc_edge.edge_runtime.noise import NoiseSettings
 from adc_edge.edge_runtime.runner import Serve
 from adc_edge.edge_runtime.screen.banner import banner, kept_in_words, percent, planned_bytes
 from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.storage.bundle import Bundle
+from tests.edge_runtime.choosing.epochs import Epochs
 
 ALL = Ratio(1.0)
 LOGGER = logging.getLogger("adc_edge.test")
@@ -95,7 +98,58 @@ def test_the_bytes_said_before_are_those_that_were_sent(
         (planned.all_evaluations, report["bytes_evaluation_up"]),
     ):
         assert said == pytest.approx(sent, rel=0.15, abs=4000)
-    assert planned.uncompressed * planned.steps == report["bytes_uncompressed_fp32"]
+    assert planned.uncompressed == report["bytes_uncompressed_fp32"]
+
+
+def test_the_bytes_of_a_trunk_that_is_frozen_on_the_way_are_said_before(
+    bundle_dir: Path, bundle: Bundle, server: Server
+) -> None:
+    settings = ServeSettings(
+        bundle_dir, server.endpoint, steps=8, freeze_after=3 / 44, evaluate_images=64, batch_size=32, micro_batches=1
+    )
+    report = Serve(settings, Console(width=200), stop=lambda: False).run()
+    step = msgspec.structs.replace(step_settings(bundle, settings, bundle.manifest.ratio), frozen_from=3)
+    planned = planned_bytes(settings, bundle.manifest, step, 64)
+    assert planned.training == pytest.approx(report["bytes_up"] + report["bytes_down"], rel=0.1)
+    assert planned.uncompressed == report["bytes_uncompressed_fp32"]
+    assert planned.share == planned.training / report["bytes_uncompressed_fp32"]
+    said = list(banner(settings, bundle.manifest, step, 64, None))
+    assert "trunk    blocks 1 to 2 trained here, on cpu, until step 3; then frozen" in said
+    (first,) = [line for line in said if line.startswith("step")]
+    (then,) = [line for line in said if line.startswith("then")]
+    assert first.endswith(" down in fp32")
+    assert then.endswith(" up in fp32, 350 bytes down, from step 3 on")
+    assert f"share    {percent(planned.share)} of the uncompressed bytes" in said
+
+
+def test_gradients_that_never_come_are_in_no_line(bundle: Bundle) -> None:
+    """A list of gradients changes nothing for a frozen trunk, nor for one that is frozen before its second epoch."""
+
+    def said(frozen_from: int | None, trunk: Literal["train", "frozen"]) -> list[str]:
+        lists: dict[str, Any] = {"precision": "pca4,pca1", "gradient_precision": "pca1,pca2,pca0.25"}
+        settings = ServeSettings(bundle.path, "", batch_size=32, steps=40, trunk=trunk, **lists)
+        step = with_epochs(step_settings(bundle, settings), settings.by_epoch(bundle.manifest), Epochs(10))
+        step = msgspec.structs.replace(step, frozen_from=frozen_from)
+        return [
+            line for line in banner(settings, bundle.manifest, step, 200, None) if line.startswith(("step", "then"))
+        ]
+
+    learns, late, frozen = said(None, "train"), said(10, "train"), said(None, "frozen")
+    assert [line.rpartition(", ")[2] for line in learns[1:]] == ["from epoch 2 on", "from epoch 3 on"]
+    assert late[1:] == frozen[1:]
+    assert len(frozen) == 2
+    assert frozen[1].endswith(" up in pca1, 350 bytes down, from epoch 2 on")
+    assert said(15, "train")[-1].endswith(" up in pca1, 350 bytes down, from step 15 on")
+
+
+def test_the_messages_of_an_evaluation_are_as_large_as_the_device_makes_them(bundle: Bundle) -> None:
+    """It takes as many images at once as a micro-batch has, or more: here 27, too few for principal components."""
+    manifest, found = msgspec.structs.replace(bundle.manifest, tokens=197, dim=768), {}
+    for count in (1, 4):
+        settings = ServeSettings(bundle.path, "", batch_size=64, steps=1, micro_batches=count)
+        step = msgspec.structs.replace(step_settings(bundle, settings), shape=settings.cut(ALL, manifest, count))
+        found[count] = planned_bytes(settings, manifest, step, 60).evaluated
+    assert found == {1: "pca4", 4: "int8"}
 
 
 @pytest.mark.parametrize(("share", "text"), [(1.0, "100 %"), (0.1, "10 %"), (0.0196, "2 %"), (0.0067, "0.67 %")])

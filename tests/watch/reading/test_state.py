@@ -14,6 +14,7 @@ import pytest
 from adc_edge.storage.run_dir import RunDir
 from adc_edge.watch.reading.identity import run_identity
 from adc_edge.watch.reading.series import Series
+from adc_edge.watch.reading.session import WatchedSession
 from adc_edge.watch.reading.state import WatchedRun
 from adc_edge.watch.web.picture import picture_of_run
 from tests.watch.made_runs import (
@@ -52,6 +53,14 @@ def test_a_finished_run_tells_its_steps_accuracy_bytes_and_session(tmp_path: Pat
     assert (own.device, own.state, own.xi, own.precision) == ("pi", "finished", 0.5, "pca1")
     assert run.clock.elapsed == pytest.approx(200 * STEP_S)
     assert not run.marks
+
+
+def test_before_the_first_step_a_list_by_epoch_stands_for_its_first_precision() -> None:
+    own = WatchedSession("0" * 16)
+    own.begin_with("", {"precision": "pca4,pca1,pca0.5,pca0.25", "gradient_precision": "pca1,int8"}, None, 10)
+    assert (own.precision, own.gradient_precision) == ("pca4", "pca1")
+    own.take_step(step_line(0, BEGIN) | {"precision": "pca0.5"}, 0.0, 16, 17)
+    assert own.precision == "pca0.5"
 
 
 def test_an_outage_new_settings_and_a_resume_stand_at_their_steps_and_times(tmp_path: Path) -> None:
