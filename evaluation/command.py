@@ -66,7 +66,8 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     "extra",
     multiple=True,
     metavar="METHOD[@RATIO][/UP[:DOWN]]",
-    help="One more setting, for example adc@0.5x0.2/pca1; repeatable.",
+    help="One more setting, for example adc@0.5x0.2/pca1; repeatable. UP and DOWN may be lists by epoch, the last one "
+    "from then on: none/pca4,pca1,pca0.5:pca1,pca0.25.",
 )
 @click.option(
     "--preset",
@@ -147,7 +148,8 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     default="auto",
     metavar="P",
     help="Precision in which evaluations are counted as sent, for the bytes of a whole training. auto: as serve "
-    "chooses, pca4 or int8; central: the trainer has the test images, and nothing is sent.",
+    "chooses by that of training, its last one if it changes by epoch; central: the trainer has the test images, and "
+    "nothing is sent.",
 )
 @click.option(
     "--train-images", default=0, type=COUNT, metavar="N", help="Train on a fixed random sample of N images; 0: all."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adc_edge.errors import SettingError
 from adc_edge.options import (
     COUNT,
     IMAGES,
@@ -108,6 +109,7 @@ def privacy(
     from adc_edge.files import write_atomic
 
     settings, study = unique(parse_setting(text) for text in texts), study_of(options)
+    _check_one_precision(settings)
     dataset = load_dataset(study.data)
     check_images(dataset, allow_broken)
     study = on_device(study)
@@ -124,6 +126,24 @@ def privacy(
         console.print(f"[yellow]note[/]     {note}", highlight=False)
     console.print(_CAVEAT, highlight=False)
     console.say(f"wrote    {output}\n         {', '.join(files)}")
+
+
+def _check_one_precision(settings: Sequence[Any]) -> None:
+    """Raise SettingError for activations whose precision changes by epoch: an attacker would learn from one alone."""
+    import msgspec
+
+    listed = next((setting for setting in settings if len(setting.by_epoch.up) > 1), None)
+    if listed is not None:
+        ups = dict.fromkeys(listed.by_epoch.up)  # no gradients are attacked, so those of UP:DOWN are left out
+        each = [
+            msgspec.structs.replace(listed, precision=up, gradient_precision=up, later=(), gradient_later=())
+            for up in ups
+        ]
+        raise SettingError(
+            f"setting {listed}",
+            "one precision for each setting: an inverter is trained on what one precision sends",
+            f"attack each of them: {' '.join(f'--setting {one}' for one in each)}",
+        )
 
 
 def _attack(

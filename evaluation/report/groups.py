@@ -38,8 +38,8 @@ class SettingParts(NamedTuple):
 
     method: str
     ratio: str  # "" if there is none
-    up: str  # precision of activations
-    down: str  # precision of gradients
+    up: str  # precision of activations, or one for each epoch with commas
+    down: str  # of gradients
     freeze: str = ""  # epochs, and passes after "x", of a trunk that freezes; "" if it does not
 
     @property
@@ -64,7 +64,7 @@ def group_of(setting: Setting | str) -> str:
     method, _, up, down, freeze = parts_of(setting)
     if freeze:
         return FROZEN
-    components = up.startswith("pca") or down.startswith("pca")
+    components = any(precision.startswith("pca") for precision in (*up.split(","), *down.split(",")))
     if method in SIZED_RIVALS:
         return SIZED_RIVALS[method] + (COMPONENTS if components else "")
     if components:

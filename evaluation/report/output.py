@@ -109,11 +109,13 @@ def study_dict(study: Study, runs: Sequence[Run], seen: Views) -> dict[str, Any]
 
 def _about_bytes(seen: Views) -> dict[str, Any]:
     """Return what the views of bytes rest on, as far as it is known."""
-    beside, evaluation = seen.beside, seen.evaluation
+    beside, sent = seen.beside, {name: one._asdict() for name, one in seen.evaluations.items()}
+    several = len(set(seen.evaluations.values())) > 1
     return {
         **({"pictures": msgspec.to_builtins(beside.pictures)} if beside.pictures else {}),
         **({"pictures_shares": dict(seen.pictures)} if seen.pictures else {}),
-        **({"evaluation": evaluation._asdict()} if evaluation else {}),
+        **({"evaluation": next(iter(sent.values()))} if sent else {}),
+        **({"evaluations": sent} if several else {}),
         **({"bytes_weights": beside.trunk.bytes_weights} if beside.trunk else {}),
         **({"pictures_note": beside.note} if beside.note else {}),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from adc_edge.evaluation.report.fleet_table import fleets_sheet
 from adc_edge.evaluation.report.groups import METHOD_GROUPS, OURS
 from adc_edge.evaluation.report.sheet import CLAIM, NONE, Section, Sheet, megabytes, percent, share_text, with_spread
 from adc_edge.evaluation.report.views import Views, records
+from adc_edge.evaluation.study.setting import FREEZE
 from adc_edge.evaluation.totals.table import pictures_note, steps_section, totals_sheet
 from adc_edge.markdown import markdown_table
 from adc_edge.terminal import fitting_table
@@ -44,7 +46,7 @@ def study_tables(seen: Views, width: int) -> Iterator[Table]:
 
 def sheets(seen: Views) -> list[Sheet]:
     """All tables: fleets if there are any, equal steps, whole trainings, equal bytes, and the standings of both."""
-    whole = [totals_sheet(seen.totals, seen.beside, seen.evaluation)] if len(seen.totals) else []
+    whole = [totals_sheet(seen.totals, seen.beside, seen.evaluations)] if len(seen.totals) else []
     methods = [steps_sheet(seen), *whole, *bytes_sheets(seen), *standings_sheets(seen)]
     if seen.fleet:
         methods = [sheet._replace(title=f"{sheet.title}, {seen.fleet}") for sheet in methods]
@@ -145,10 +147,19 @@ def _stacked(sheet: Sheet) -> Sheet:
 def _in_lines(sheet: Sheet) -> Sheet:
     """The sheet with precisions below their method, and claims in two lines."""
     sections = [
-        Section(title, [tuple(cell.replace("/", "\n   /").replace(": ", ":\n") for cell in row) for row in rows])
+        Section(
+            title, [tuple(_broken(cell.replace("/", "\n   /").replace(": ", ":\n")) for cell in row) for row in rows]
+        )
         for title, rows in sheet.sections
     ]
     return sheet._replace(sections=sections)
+
+
+def _broken(cell: str) -> str:
+    """The cell with precisions that change by epoch in two lines, and a freeze in a third."""
+    if not _BY_EPOCH.search(cell):
+        return cell
+    return cell.replace(":", ":\n    ").replace(FREEZE, f"\n   {FREEZE}")
 
 
 def _without(sheet: Sheet, name: str) -> Sheet:
@@ -179,6 +190,7 @@ def _captioned(caption: str, seen: Views) -> str:
     return caption + pictures_note(seen.beside, seen.pictures)
 
 
+_BY_EPOCH = re.compile(r",[a-z]")  # within a list of precisions: in sentences a space follows, in numbers a digit
 _NOBODY = pd.DataFrame(columns=["group", "setting"])
 
 

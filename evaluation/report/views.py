@@ -19,7 +19,7 @@ from adc_edge.evaluation.report.groups import METHOD_GROUPS, OURS, UNCOMPRESSED
 from adc_edge.evaluation.report.judging import FITS, SUMMARY, judged_by_bytes, judged_by_steps, summary_of
 from adc_edge.evaluation.study.records import Run, Study
 from adc_edge.evaluation.totals.beside import Beside
-from adc_edge.evaluation.totals.frames import by_total, evaluation_of, picture_shares
+from adc_edge.evaluation.totals.frames import by_total, evaluations_of, picture_shares
 from adc_edge.evaluation.totals.sending import EvaluationBytes
 
 _NOTHING_BESIDE = Beside()
@@ -30,8 +30,8 @@ class Views(NamedTuple):
 
     They are of the runs with one device, or if there are none, of the first fleet, which ``fleet`` names. ``fleets``
     compares all fleets, as ``by_fleet`` describes. ``note`` says that nothing was learned yet, if that is so.
-    ``totals`` has the bytes of whole trainings, as ``by_total`` describes, with ``evaluation`` as one evaluation;
-    ``pictures`` those of the training images sent once, as shares of an uncompressed run's.
+    ``totals`` has the bytes of whole trainings, as ``by_total`` describes, with one evaluation of each setting in
+    ``evaluations``; ``pictures`` those of the training images sent once, as shares of an uncompressed run's.
     """
 
     budgets: tuple[float, ...]
@@ -43,7 +43,7 @@ class Views(NamedTuple):
     fleets: pd.DataFrame = pd.DataFrame()
     totals: pd.DataFrame = pd.DataFrame()
     pictures: Mapping[str, float] = {}
-    evaluation: EvaluationBytes | None = None
+    evaluations: Mapping[str, EvaluationBytes] = {}
     beside: Beside = _NOTHING_BESIDE
 
 
@@ -71,8 +71,8 @@ def views(study: Study, runs: Sequence[Run], budgets: Sequence[float], beside: B
         for claims in (best, fleets):
             claims["claim"] = claims["claim"].where(claims["claim"].isna(), NOTHING)
     totals, pictures = by_total(study, runs, beside), picture_shares(study, runs, beside)
-    evaluation = evaluation_of(runs[0], study, beside) if runs else None
-    return Views(tuple(budgets), steps, spent, best, note, fleet, fleets, totals, pictures, evaluation, beside)
+    evaluations = evaluations_of(runs, study, beside)
+    return Views(tuple(budgets), steps, spent, best, note, fleet, fleets, totals, pictures, evaluations, beside)
 
 
 def by_steps(study: Study, runs: Sequence[Run]) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 A frozen trunk's activations do not change. So the device sends those of the training images once more, an epoch of full
 batches, and needs no gradient; the trainer keeps what comes, and after that no byte travels. One pass sends images that
-are not augmented, several passes send as many augmented views. The same messages are sent by `serve --trunk frozen
+are not augmented, several passes send as many augmented views. The same messages are sent by `serve --freeze-after
 --send-epochs`, whose trainer keeps them as they came and goes through them in an order of its own.
 
 Letters: R rows of k tokens each, as they came; D channels; C classes.

@@ -1,11 +1,12 @@
 """The setting of a run as text: ``METHOD[@RATIO][/UP[:DOWN]][+freezeE[xK]]``, for example ``adc@0.1``,
-``adc@0.5x0.2/int4``, ``int8``, ``topk@0.05``, ``none/pca0.5:pca1``, ``none/pca1:pca0.25+freeze2``.
+``adc@0.5x0.2/int4``, ``int8``, ``topk@0.05``, ``none/pca0.5:pca1``, ``none/pca4,pca1:pca0.25+freeze2``.
 
 RATIO is ξ for ADC, or T/B and k/N as ``0.5x0.2``. For Top-K, RandTopK, C3-SL and BottleNet++ it is the share of the
 uncompressed bytes that they send in fp32, with their indices. For both ``lowrank`` and ``tah`` it is the share of the
 uncompressed bytes that they may send each way, whatever the precision, for ``fedlite`` the same of what goes up; for
 ``tsflora`` it is k/N. UP and DOWN are the precisions of activations and of gradients, for ``lowrank`` and ``fedlite``
-those of factors and codewords. ``none`` and the two of AQ-SGD have no RATIO, and ``tah`` has no precisions.
+those of factors and codewords. ``none`` and the two of AQ-SGD have no RATIO, and ``tah`` has no precisions. For the
+methods of ``SERVED`` each may be a list, as ``pca4,pca1,pca0.5``: one for each epoch, the last one from then on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from adc_edge.codec.by_epoch import PrecisionsByEpoch, parse_precisions
 from adc_edge.codec.precision import PRECISIONS, Precision
 from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Ratio
@@ -45,6 +47,7 @@ _SPLIT_RATIO = {"adc", "adc-cls", "adc-mean"}
 SERVED = ("none", "adc", "adc-batch", "adc-tokens")  # methods that `serve` has too
 FREEZE = "+freeze"
 _SYNTAX = "METHOD[@RATIO][/UP[:DOWN]][+freezeE[xK]]"
+_MOST_CHARACTERS = 200  # of a setting, which is part of the name of a file
 _EXAMPLE = "for example none, int8, topk@0.05, adc@0.1/int4 or adc@0.5x0.2/int4:int2"
 
 
@@ -53,10 +56,17 @@ class Setting(msgspec.Struct, frozen=True):
 
     method: str
     ratio: Ratio | None = None
-    precision: Precision = "fp32"
+    precision: Precision = "fp32"  # of activations, in the first epoch if there are later ones
     gradient_precision: Precision = "fp32"
     freeze: float | None = None  # epochs after which the trunk is frozen and images are sent once more; None: never
     passes: int = 1  # how often each image is sent then; more than once: as augmented views
+    later: tuple[Precision, ...] = ()  # precisions of activations from the second epoch on
+    gradient_later: tuple[Precision, ...] = ()
+
+    @property
+    def by_epoch(self) -> PrecisionsByEpoch:
+        """The precisions of every epoch."""
+        return PrecisionsByEpoch((self.precision, *self.later), (self.gradient_precision, *self.gradient_later))
 
     def __str__(self) -> str:
         """The shortest text of the setting."""
@@ -73,7 +83,7 @@ class Setting(msgspec.Struct, frozen=True):
         return math.inf if self.freeze is None else round(self.freeze * steps_per_epoch)
 
     def _travelling(self) -> str:
-        up, down = self.precision, self.gradient_precision
+        up, down = self.by_epoch.texts
         travels = up if up == down else f"{up}:{down}"
         if self.method == "none" and up == down:
             return "none" if up == "fp32" else up
@@ -95,21 +105,49 @@ def parse_setting(text: str) -> Setting:
     what, freezes, epochs = text.strip().partition(FREEZE)
     body, slash, precisions = what.partition("/")
     method, at, ratio = body.partition("@")
-    if method in PRECISIONS and not at and not slash:
-        method, precisions = "none", method
-    up, colon, down = precisions.partition(":")
-    up = up or "fp32"
-    down = down if colon else up
-    if method not in METHODS or up not in PRECISIONS or down not in PRECISIONS:
-        raise SettingError(
-            f"setting {text!r}",
-            f"{_SYNTAX}, METHOD one of {', '.join(METHODS)} or a precision, UP and DOWN of {', '.join(PRECISIONS)}",
-            _EXAMPLE,
-        )
+    if method.partition(",")[0] in PRECISIONS and not at and not slash:
+        method, body, precisions = "none", "none", method
+    if method not in METHODS:
+        raise _unreadable(text)
     if (method in WITHOUT_RATIO) == bool(at):
         raise SettingError(f"setting {text!r}", f"@RATIO for every method but {', '.join(WITHOUT_RATIO)}", _EXAMPLE)
+    up, down = _precisions(text, body, precisions)
     freeze, passes = _freeze(text, method, epochs) if freezes else (None, 1)
-    return Setting(method, _ratio(text, method, ratio) if at else None, up, down, freeze, passes)
+    return Setting(
+        method, _ratio(text, method, ratio) if at else None, up[0], down[0], freeze, passes, up[1:], down[1:]
+    )
+
+
+def _unreadable(text: str) -> SettingError:
+    return SettingError(
+        f"setting {text!r}",
+        f"{_SYNTAX}, METHOD one of {', '.join(METHODS)} or a precision, UP and DOWN of {', '.join(PRECISIONS)}",
+        _EXAMPLE,
+    )
+
+
+def _precisions(text: str, head: str, precisions: str) -> tuple[tuple[Precision, ...], tuple[Precision, ...]]:
+    """Precisions up and down by epoch of a setting that begins with ``head``: method and ratio."""
+    method = head.partition("@")[0]
+    first, colon, second = precisions.partition(":")
+    try:
+        up = parse_precisions(first or "fp32")
+        down = parse_precisions(second) if colon else up
+    except SettingError as error:
+        raise SettingError(f"setting {text!r}: {error.received}", error.expected, error.remedy) from None
+    if PrecisionsByEpoch(up, down).changes and method not in SERVED:
+        raise SettingError(
+            f"setting {text!r}",
+            f"precisions that change by epoch for {', '.join(SERVED)} alone: {method} has one each way",
+            f"for example {head}/{up[-1]}:{down[-1]}, or none/{precisions}",
+        )
+    if len(text) > _MOST_CHARACTERS:
+        raise SettingError(
+            f"a setting of {len(text)} characters",
+            f"at most {_MOST_CHARACTERS}, since files are named after it",
+            "list fewer precisions: the last one holds from its epoch on",
+        )
+    return up, down
 
 
 def _freeze(text: str, method: str, epochs: str) -> tuple[float, int]:

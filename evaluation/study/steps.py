@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adc_edge.data.loader import Batch
+from adc_edge.codec.by_epoch import PrecisionsByEpoch
+from adc_edge.data.loader import Batch, Loader
 from adc_edge.errors import ProtocolError
 from adc_edge.evaluation.codecs.base import CodecBatch, EncodedBatch
 from adc_edge.evaluation.fleet.devices import StudyDevices, turn_of
@@ -26,10 +27,13 @@ class StudySteps:
         devices: trunks, head, codecs and images.
         study: the number format.
         frozen: the phase after the trunk is frozen; None: it never is.
+        by_epoch: precisions of each epoch; a device counts its own, as in `serve`.
     """
 
-    def __init__(self, devices: StudyDevices, study: Study, frozen: FrozenPhase | None) -> None:
-        self._devices, self._study, self._frozen = devices, study, frozen
+    def __init__(
+        self, devices: StudyDevices, study: Study, frozen: FrozenPhase | None, by_epoch: PrecisionsByEpoch
+    ) -> None:
+        self._devices, self._study, self._frozen, self._by_epoch = devices, study, frozen, by_epoch
 
     def begin(self, step: int, wire: Wire) -> None:
         """Begin at ``step``: devices ask for their trunk, or what a frozen trunk sent before fills the store again.
@@ -65,7 +69,7 @@ class StudySteps:
         if keeps is not None:
             parts.trunk.eval()  # it computes as in an evaluation: what is kept must not depend on chance
         batch = loader.batch(turn.step) if keeps is None else keeps.images(step)
-        sent = self._compressed(parts, batch, loader.seed, turn.step, trains=trains)
+        sent = self._compressed(parts, batch, loader, turn.step, trains=trains)
         back = codec.gradient_precision if trains else None
         body = wire.up(sent.header, sent.body, back, turn.step)
         with computing(study):
@@ -97,16 +101,18 @@ class StudySteps:
         assert self._frozen is not None, "only a frozen trunk's activations can be had again"
         parts = self._devices.parts[0]
         parts.trunk.eval()
-        seed = self._devices.loaders[0].seed
-        sent = self._compressed(parts, self._frozen.images(step), seed, step, trains=False)
+        sent = self._compressed(parts, self._frozen.images(step), self._devices.loaders[0], step, trains=False)
         with computing(self._study):
             arrived = parts.codec.extract(sent.header, sent.body)
         return arrived.features, arrived.soft
 
-    def _compressed(self, parts: SplitModel, batch: Batch, seed: int, step: int, trains: bool) -> EncodedBatch:
-        """Run trunk and codec on a step's images."""
+    def _compressed(self, parts: SplitModel, batch: Batch, loader: Loader, step: int, trains: bool) -> EncodedBatch:
+        """Run trunk and codec on the images of a step of a device, in the precisions of its epoch."""
+        codec, by_epoch = parts.codec, self._by_epoch
+        if by_epoch.changes:
+            codec.precision, codec.gradient_precision = by_epoch.of_step(step, loader.steps_per_epoch)
         images = torch.from_numpy(batch.images).to(parts.place)
-        rng = np.random.default_rng([seed, _CHANCE, step])
+        rng = np.random.default_rng([loader.seed, _CHANCE, step])
         with computing(self._study), torch.set_grad_enabled(trains):
             return parts.codec.compress(parts.trunk, CodecBatch(images, batch.labels, rng))
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 import torch
 
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data import augment
-from adc_edge.data.loader import Loader
+from adc_edge.data.loader import Batch, Loader
 from adc_edge.data.preprocessing import Preprocessing
 from adc_edge.data.sources import Dataset, Split, check_labels, load_dataset
 from adc_edge.evaluation.codecs.factory import make_codec
@@ -19,18 +19,19 @@ from adc_edge.evaluation.fleet.devices import StudyDevices
 from adc_edge.evaluation.fleet.partition import divided
 from adc_edge.evaluation.fleet.setting import StudyFleet
 from adc_edge.evaluation.study.accuracy import guess_of, point_of
-from adc_edge.evaluation.study.records import Run, Study
+from adc_edge.evaluation.study.records import Point, Run, Study
 from adc_edge.evaluation.study.resuming import Unfinished
 from adc_edge.evaluation.study.samples import sampled
 from adc_edge.evaluation.study.sent_once import FrozenPhase
 from adc_edge.evaluation.study.setting import Setting
-from adc_edge.evaluation.study.split_model import MakeCodec, make_split_model
+from adc_edge.evaluation.study.split_model import MakeCodec, SplitModel, make_split_model
 from adc_edge.evaluation.study.steps import StudySteps
 from adc_edge.evaluation.study.wire import Counted, Wire
 from adc_edge.machine.description import describe_machine
 from adc_edge.method.spec import TrunkSpec
 from adc_edge.wire.messages import TRIPLE_BYTES
 
+OnEvaluation = Callable[[Point, Sequence[SplitModel], Sequence[Batch]], None]
 _TEST_BATCH = 250
 _ANOTHER_SEED = 2**32  # between the seeds of two devices
 
@@ -46,6 +47,7 @@ def train(
     allow_broken: bool = False,
     unfinished: Unfinished | None = None,
     fleet: StudyFleet | None = None,
+    judged: OnEvaluation = lambda point, trunks, tests: None,
 ) -> Run:
     """Train one setting from the study's weights. One seed gives every method the same images in the same order.
 
@@ -60,6 +62,7 @@ def train(
         allow_broken: accept any number of broken images.
         unfinished: where the run goes on from, and where it is kept at each evaluation but the last; without ``wire``.
         fleet: the devices, which make as many steps in all as one; None: one with all images.
+        judged: called after each evaluation with it, the trunks that were judged and the test images.
 
     Raises:
         ProtocolError: training diverged (code ``nan``).
@@ -77,14 +80,12 @@ def train(
         devices = StudyDevices(fleet or StudyFleet(1), first, loaders, study.optimizer)
         curve = [] if unfinished is None else unfinished.restore(devices)
         wire = wire or (Counted(curve[-1].bytes_up, curve[-1].bytes_down) if curve else Counted())
-        test = Loader(data.test, preparation, min(_TEST_BATCH, len(data.test.labels)), allow_broken=allow_broken)
-        stack.callback(test.close)
-        tests = [test.plain(indices) for indices in test.sample(0)]
+        tests = _tests(data.test, preparation, allow_broken)
         uncompressed = uncompressed_step_bytes(first.trunk.spec, study.batch_size)
         end = _End(study, len(data.train.labels) // study.batch_size, uncompressed)
         frozen = _frozen(study, setting, seed, end, data.train, preparation, allow_broken, stack)
         step, earlier = (curve[-1].step, curve[-1].seconds) if curve else (0, 0.0)
-        steps = StudySteps(devices, study, frozen)
+        steps = StudySteps(devices, study, frozen, setting.by_epoch)
         start, losses = time.monotonic() - earlier, list[float]()
         progress(end.done(step, wire))
         steps.begin(step, wire)
@@ -95,6 +96,7 @@ def train(
             if end.evaluates(step, wire):
                 seconds = time.monotonic() - start
                 curve.append(point_of(devices, study, tests, end.epoch(step), step, wire, losses, seconds))
+                judged(curve[-1], devices.trunks(step), tests)
                 losses = []
                 if unfinished is not None and not end.reached(step, wire):
                     unfinished.save(devices, curve)
@@ -116,6 +118,13 @@ def train(
 def _splits(train: Split, study: Study, fleet: StudyFleet | None, seed: int) -> list[Split]:
     """The training images of each device."""
     return [train] if fleet is None else divided(train, fleet.devices, fleet.partition, study.batch_size, seed)
+
+
+def _tests(split: Split, preparation: Preprocessing, allow_broken: bool) -> list[Batch]:
+    """All test images, in batches."""
+    loader = Loader(split, preparation, min(_TEST_BATCH, len(split.labels)), allow_broken=allow_broken)
+    with closing(loader):
+        return [loader.plain(indices) for indices in loader.sample(0)]
 
 
 def _loader(

@@ -80,7 +80,14 @@ def evaluation_of(run: Run, study: Study, beside: Beside) -> EvaluationBytes | N
     images = run.guess.images if run.guess else beside.pictures.test.images if beside.pictures else 0
     if beside.trunk is None or not images:
         return None
-    return evaluation_bytes(beside.trunk, images, study.batch_size, beside.evaluation)
+    training = parse_setting(run.setting).by_epoch.up[-1]  # as `serve` chooses for a run's evaluations
+    return evaluation_bytes(beside.trunk, images, study.batch_size, beside.evaluation, training)
+
+
+def evaluations_of(runs: Sequence[Run], study: Study, beside: Beside) -> dict[str, EvaluationBytes]:
+    """Return what one evaluation of each setting costs each device, without those for which it is not known."""
+    found = {run.setting: evaluation_of(run, study, beside) for run in runs}
+    return {setting: one for setting, one in found.items() if one is not None}
 
 
 def besides_of(run: Run, study: Study, beside: Beside) -> Besides | None:

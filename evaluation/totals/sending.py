@@ -54,7 +54,11 @@ def study_trunk(study: Study) -> StudyTrunk:
 
 
 def evaluation_bytes(
-    trunk: StudyTrunk, images: int, batch_size: int, precision: EvaluationPrecision = "auto"
+    trunk: StudyTrunk,
+    images: int,
+    batch_size: int,
+    precision: EvaluationPrecision = "auto",
+    training: Precision = "fp32",
 ) -> EvaluationBytes:
     """Return the bytes of one evaluation, with the messages, frames and precision of `serve`.
 
@@ -65,11 +69,12 @@ def evaluation_bytes(
         images: test images that are judged.
         batch_size: images of a training step.
         precision: of the activations, or who evaluates.
+        training: precision of the activations in training, by which ``auto`` chooses.
     """
     if precision == "central":
         return EvaluationBytes(images, 0, None, 0, 0)
     chosen = None if precision == "auto" else precision
-    sent = evaluation_messages(trunk.tokens, trunk.dim, images, batch_size, chosen)
+    sent = evaluation_messages(trunk.tokens, trunk.dim, images, batch_size, chosen, training)
     up, down = _sent(sent), _answered(sent.images)
     return EvaluationBytes(images, len(sent.images), sent.precision, up, down)
 

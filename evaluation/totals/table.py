@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,13 +26,13 @@ _CAPTION = (
 )
 
 
-def totals_sheet(totals: pd.DataFrame, beside: Beside, evaluation: EvaluationBytes | None) -> Sheet:
+def totals_sheet(totals: pd.DataFrame, beside: Beside, evaluations: Mapping[str, EvaluationBytes]) -> Sheet:
     """Return the table of every setting after the study's epochs, below the images sent once.
 
     Args:
         totals: see ``by_total``.
         beside: what is known of pictures, trunk and evaluations.
-        evaluation: one evaluation of a device, None if it is not known.
+        evaluations: one evaluation of a device, by setting, without those that are not known.
     """
     rows = totals.to_dict("records")
     known = {name for name, field in PASSES.items() if beside.pictures is not None and name in _lines(beside)}
@@ -40,7 +40,9 @@ def totals_sheet(totals: pd.DataFrame, beside: Beside, evaluation: EvaluationByt
     sections = [*picture_sections(beside), *(section for section in groups if section.rows)]
     pictures = f"{ONCE[0].upper()}{ONCE[1:]}: training images, and as MB eval the test images. " if known else ""
     note = f" {beside.note}" if beside.note else ""
-    caption = _CAPTION.format(evaluations=_told(totals, evaluation), pictures=pictures, below=BELOW) + note
+    caption = (
+        _CAPTION.format(evaluations=_told(totals, list(evaluations.values())), pictures=pictures, below=BELOW) + note
+    )
     optional = ("MB trunk", "MB eval", "files", "q90", "MB steps", "accuracy %")
     return Sheet("Bytes of a whole training", "group", _COLUMNS, 1, sections, caption, optional)
 
@@ -94,11 +96,13 @@ def _epoch(epoch: float) -> str:
     return BELOW if math.isnan(epoch) else f"{epoch:.3g}"
 
 
-def _told(totals: pd.DataFrame, evaluation: EvaluationBytes | None) -> str:
-    if evaluation is None or totals.empty:
+def _told(totals: pd.DataFrame, evaluations: Sequence[EvaluationBytes]) -> str:
+    if not evaluations or totals.empty:
         return "not known"
-    if evaluation.precision is None:
+    precisions = dict.fromkeys(one.precision for one in evaluations)
+    if None in precisions:
         return "the trainer's own, which cost none"
     low, high = totals["evaluations"].min(), totals["evaluations"].max()
     number = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-    return f"{number} a run, of {evaluation.images:,} images in {evaluation.precision}, as `serve` sends them"
+    sent = f"{evaluations[0].images:,} images in {' or '.join(map(str, precisions))}"
+    return f"{number} a run, of {sent}, as `serve` sends them"

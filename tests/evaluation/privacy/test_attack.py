@@ -28,7 +28,7 @@ from adc_edge.evaluation.codecs.base import Codec, CodecBatch, Header
 from adc_edge.evaluation.codecs.factory import make_codec
 from adc_edge.evaluation.privacy import attack as privacy
 from adc_edge.evaluation.privacy.attack import Examples, Inverter, Leak, View, invert, look, score
-from adc_edge.evaluation.privacy.command import _nothing_learned, _table
+from adc_edge.evaluation.privacy.command import _check_one_precision, _nothing_learned, _table
 from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.samples import sampled
 from adc_edge.evaluation.study.setting import parse_setting
@@ -208,6 +208,14 @@ def test_an_attack_is_a_function_of_its_seed_and_leaves_the_global_generator_of_
     assert first.psnr_db != other.psnr_db
 
 
+def test_gradients_that_change_by_epoch_change_no_attack() -> None:
+    short = msgspec.structs.replace(STUDY, train_images=64)
+    listed, plain = parse_setting("adc@0.3/int4:pca1,int8"), parse_setting("adc@0.3/int4")
+    _check_one_precision([listed])
+    found, alone = (invert(short, setting, 0, 1.0)[0] for setting in (listed, plain))
+    assert msgspec.structs.replace(found, setting=alone.setting) == alone
+
+
 def test_a_split_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(DataError, match="20 images in the test split"):
         invert(msgspec.structs.replace(STUDY, test_images=20), parse_setting("none"), 0, 1.0)
@@ -248,6 +256,8 @@ def test_one_command_gives_table_figure_and_data_and_says_that_it_is_no_guarante
     [
         (["--setting", "adcc@0.1"], "METHOD"),
         (["--setting", "adc@2"], "0, 1"),
+        (["--setting", "none/pca4,int8:pca1"], "attack each of them: --setting pca4 --setting int8"),
+        (["--setting", "adc@0.1/pca4,pca1,pca4"], "attack each of them: --setting adc@0.1/pca4 --setting adc@0.1/pca1"),
         (["--epochs", "0"], "--epochs"),
         (["--data", "nothing"], "digits, folder:PATH"),
         (["--split", "9"], "--split 9"),

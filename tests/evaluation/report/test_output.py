@@ -310,6 +310,7 @@ def test_every_file_has_the_images_sent_once_and_the_bytes_of_everything(tmp_pat
     totals = {row["setting"]: row for row in found["totals"]}
     assert (totals["none/pca1:pca2"]["passes_q75"], totals["none/pca1:pca2"]["passes_files"]) == (2.0, None)
     assert (found["evaluation"]["precision"], found["bytes_weights"]) == ("pca4", 5_000)
+    assert found["evaluations"]["none/pca1:pca2"]["precision"] == "pca1"
     text = (tmp_path / "index.html").read_text()
     assert text.count("data:image/svg+xml") == 3
     for expected in ("Bytes of a whole training", "The images, sent once", "the images, sent once", "below"):

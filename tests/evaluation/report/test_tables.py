@@ -149,6 +149,16 @@ def test_a_terminal_of_80_columns_or_more_shows_every_number_whole_and_breaks_no
     assert "Left out" not in text
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_precisions_that_change_by_epoch_take_several_lines_and_none_is_broken(width: int) -> None:
+    setting = "none/pca4,pca1,pca0.5:pca1,pca0.25+freeze3x2"
+    text = printed([*some_runs(), *rises(0.8, 0.82, setting=setting, share=0.02)], width)
+    assert max(map(len, text.splitlines())) <= width
+    pieces = {"/pca4,pca1,pca0.5:", "pca1,pca0.25", "+freeze3x2"}
+    assert setting in text.split() or pieces <= set(text.split())
+    assert setting in study_markdown(all_sheets(rises(0.8, 0.82, setting=setting, share=0.02)))
+
+
 @pytest.mark.parametrize("width", [50, 60, 70])
 def test_a_narrower_terminal_leaves_out_the_least_important_columns_and_says_which(width: int) -> None:
     seen = views(STUDY, LONG, (0.05,))

@@ -118,6 +118,11 @@ def row(frame: pd.DataFrame, **wanted: Any) -> dict[str, Any]:
         "int8+freeze1": "adc-edge, frozen trunk",
         "none/pca1:pca0.25+freeze0.5x2": "adc-edge, frozen trunk",
         "adc@0.1+freeze2": "adc-edge, frozen trunk",
+        "none/pca4,int8:int8": "adc-edge",
+        "adc@0.1/fp32:int8,pca1": "adc-edge",
+        "none/fp32,int8": "plain quantization",
+        "adc@0.1/int8,int4": "ADC x low bits",
+        "pca4,pca1+freeze2": "adc-edge, frozen trunk",
     }.items(),
 )
 def test_a_setting_belongs_to_its_group(setting: str, group: str) -> None:
@@ -130,6 +135,8 @@ def test_a_setting_belongs_to_its_group(setting: str, group: str) -> None:
         "none+freeze2": ("none", "", "fp32", "fp32", "2"),
         "int8+freeze1": ("none", "", "int8", "int8", "1"),
         "none/pca1:pca0.25+freeze0.5x2": ("none", "", "pca1", "pca0.25", "0.5x2"),
+        "none/pca4,pca1:pca0.25+freeze2": ("none", "", "pca4,pca1", "pca0.25", "2"),
+        "int8,int4": ("none", "", "int8,int4", "int8,int4", ""),
         "adc@0.1+freeze2": ("adc", "0.1", "fp32", "fp32", "2"),
     }.items(),
 )

@@ -47,22 +47,34 @@ def test_counted_bytes_are_those_that_the_kernel_carries(text: str) -> None:
     assert (ours.loss, ours.accuracy) == (theirs.loss, theirs.accuracy)  # and what arrives is what was sent
 
 
-@pytest.mark.parametrize("text", ["adc@0.4", "adc@0.4/int8:int4", "adc@1x1/pca4:pca2"])
-def test_counted_bytes_are_those_of_a_device_that_serves(text: str, server: Server, bundle_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("adc@0.4", 6),
+        ("adc@0.4/int8:int4", 6),
+        ("adc@1x1/pca4:pca2", 6),
+        ("adc@0.4/fp16,pca1:int8,pca2", 30),  # 22 to an epoch
+    ],
+)
+def test_counted_bytes_are_those_of_a_device_that_serves(
+    text: str, steps: int, server: Server, bundle_dir: Path
+) -> None:
     """`serve` and a real trainer, over ZeroMQ, by the kernel's counts."""
     setting = parse_setting(text)
     assert setting.ratio is not None
+    up, down = setting.by_epoch.texts
     serving = ServeSettings(
         bundle_dir,
         server.endpoint,
-        steps=6,
+        steps=steps,
         batch_size=64,
         ratio=setting.ratio,
-        precision=setting.precision,
-        gradient_precision=setting.gradient_precision,
+        precision=up,
+        gradient_precision=down,
+        micro_batches=1,
     )
     report = Serve(serving, Console(quiet=True), stop=lambda: False).run()
-    study = Study("digits", "vit_tiny_patch16_224", model_args=TINY, split=2, batch_size=64, epochs=6 / 22)
+    study = Study("digits", "vit_tiny_patch16_224", model_args=TINY, split=2, batch_size=64, epochs=steps / 22)
     last = train(study, setting, seed=0).curve[-1]
-    assert last.step == report["steps"] == 6
+    assert last.step == report["steps"] == steps
     assert (last.bytes_up, last.bytes_down) == pytest.approx((report["bytes_up"], report["bytes_down"]), rel=0.01)

@@ -15,7 +15,14 @@ from adc_edge.evaluation.fleet.setting import StudyFleet
 from adc_edge.evaluation.report.views import records
 from adc_edge.evaluation.study.records import Guess, Run
 from adc_edge.evaluation.totals.beside import Beside
-from adc_edge.evaluation.totals.frames import break_even, by_total, evaluations_sent, picture_shares, whole_pictures
+from adc_edge.evaluation.totals.frames import (
+    break_even,
+    by_total,
+    evaluations_of,
+    evaluations_sent,
+    picture_shares,
+    whole_pictures,
+)
 from adc_edge.evaluation.totals.pictures import PICTURES_FORMAT, Pictures
 from adc_edge.evaluation.totals.sending import StudyTrunk, evaluation_bytes
 from tests.evaluation.report.test_views import STUDY, a_run, rises
@@ -24,8 +31,8 @@ TRUNK = StudyTrunk(17, 32, 5_000, Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3
 TRAIN = SplitPictures(100, 100, 0, 30_000, 9_000, 4_000)
 TEST = SplitPictures(50, 50, 0, 15_000, 4_500, 2_000)
 BESIDE = Beside(Pictures(PICTURES_FORMAT, (16, 16), "Pillow", TRAIN, TEST), TRUNK)
-ONE = evaluation_bytes(TRUNK, 50, STUDY.batch_size)
-EVALUATION = ONE.up + ONE.down
+ONE, OF_FP32 = (evaluation_bytes(TRUNK, 50, STUDY.batch_size, training=precision) for precision in ("pca1", "fp32"))
+EVALUATION = ONE.up + ONE.down  # of a run that trains in pca1
 
 
 def judged_on_50(runs: list[Run]) -> list[Run]:
@@ -49,6 +56,16 @@ def test_a_whole_training_is_steps_evaluations_and_first_weights() -> None:
     assert found["bytes_weights"] == 5_000
     assert found["bytes_total"] == 8_000 + 4 * EVALUATION + 5_000
     assert (found["seeds"], found["accuracy"], found["group"]) == (2, pytest.approx(0.865), "adc-edge")
+
+
+def test_a_run_is_evaluated_in_the_precision_that_serve_chooses_by_that_of_its_training() -> None:
+    found = evaluations_of(RUNS, STUDY, BESIDE)
+    assert {setting: one.precision for setting, one in found.items()} == {"none": "pca4", "none/pca1:pca2": "pca1"}
+    listed = judged_on_50(rises(0.8, setting="none/int8,pca2,pca0.5:fp32", share=0.2))
+    assert [one.precision for one in evaluations_of(listed, STUDY, BESIDE).values()] == ["pca1"]
+    named = evaluations_of(RUNS, STUDY, BESIDE._replace(evaluation="pca2"))
+    assert {one.precision for one in named.values()} == {"pca2"}
+    assert evaluations_of(RUNS, STUDY, Beside()) == {}
 
 
 def test_after_a_trunk_is_frozen_and_all_is_sent_the_trainer_evaluates_alone() -> None:
@@ -107,7 +124,7 @@ def test_every_device_of_a_fleet_gets_the_trunk_and_evaluates() -> None:
 
 def test_a_run_of_0_7_has_the_test_images_of_the_pictures_and_without_them_no_total() -> None:
     old = [msgspec.structs.replace(run, guess=None) for run in RUNS]
-    assert row(by_total(STUDY, old, BESIDE), "none")["bytes_evaluations"] == 4 * EVALUATION
+    assert row(by_total(STUDY, old, BESIDE), "none")["bytes_evaluations"] == 4 * (OF_FP32.up + OF_FP32.down)
     found = row(by_total(STUDY, old, BESIDE._replace(pictures=None)), "none")
     assert math.isnan(found["bytes_total"])
     assert found["bytes_training"] == 40_000

@@ -43,17 +43,31 @@ def test_the_crop_of_the_study_decides_the_preprocessing(trunk: StudyTrunk) -> N
     assert (trunk.preprocessing.size, trunk.preprocessing.crop_pct) == ((16, 16), 0.9)
 
 
-@pytest.mark.parametrize(("asked", "images"), [(None, 200), ("fp32", 0), ("pca1", 360)])
+@pytest.mark.parametrize(
+    ("asked", "images", "trains_in", "precision"),
+    [
+        (None, 200, "fp32", "pca4"),
+        (None, 200, "pca0.5", "pca1"),
+        ("fp32", 0, "fp32", "fp32"),
+        ("pca1", 360, "fp32", "pca1"),
+    ],
+)
 def test_an_evaluation_costs_what_a_device_that_serves_sends(
-    asked: Any, images: int, trunk: StudyTrunk, server: Server, bundle_dir: Path
+    asked: Any, images: int, trains_in: Any, precision: str, trunk: StudyTrunk, server: Server, bundle_dir: Path
 ) -> None:
     """`serve` and a real trainer, over ZeroMQ, by the kernel's counts."""
     serving = ServeSettings(
-        bundle_dir, server.endpoint, steps=1, batch_size=32, evaluate_images=images, evaluate_precision=asked
+        bundle_dir,
+        server.endpoint,
+        steps=1,
+        batch_size=32,
+        precision=trains_in,
+        evaluate_images=images,
+        evaluate_precision=asked,
     )
     report = Serve(serving, Console(quiet=True), stop=lambda: False).run()
-    found = evaluation_bytes(trunk, images or 360, 32, asked or "auto")
-    assert found.precision == (asked or "pca4")
+    found = evaluation_bytes(trunk, images or 360, 32, asked or "auto", trains_in)
+    assert found.precision == precision == report["evaluations"][-1]["precision"]
     assert found.up == pytest.approx(report["bytes_evaluation_up"], rel=0.01)
     assert found.down == pytest.approx(report["bytes_evaluation_down"], abs=60)
 
