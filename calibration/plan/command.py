@@ -59,6 +59,13 @@ def _check_plot(context: click.Context, parameter: click.Parameter, path: Path |
 @click.option("--batch-size", type=IMAGES, help="Images a step; default: the bundle's.")
 @data_option(help="Data of the run, whose training images are counted:")
 @click.option("--images", type=IMAGES, metavar="N", help="Number of training images, instead of --data.")
+@click.option(
+    "--epochs",
+    default=10,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Epochs of the run, for the bytes and the time of a whole training.",
+)
 @heading("Goals")
 @click.option("--target-step-time", type=_ABOVE, metavar="S", help="Most seconds of a step.")
 @click.option(
@@ -105,6 +112,7 @@ def plan(
     link_file: Path,
     profile_file: Path | None,
     studies: tuple[Path, ...],
+    epochs: int,
     json_file: Path | None,
     plot_file: Path | None,
     **options: Any,
@@ -112,7 +120,8 @@ def plan(
     """Choose precision, ratio and micro-batches from a measured link, for your goals or for the shortest step.
 
     Step times are predicted, accuracies come from measured studies. The table shows the settings that no other one
-    beats; the chosen one is printed as a command of `serve`.
+    beats; the chosen one is printed as a command of `serve`. A second table has what a whole training takes, also with
+    a trunk that freezes, whose accuracy is not predicted.
     """
     import shlex
 
@@ -120,6 +129,8 @@ def plan(
     from adc_edge.calibration.plan.make import make_plan, serve_words
     from adc_edge.calibration.plan.result import goals_of, plan_bytes, unmet
     from adc_edge.calibration.plan.table import plan_table, say_plan
+    from adc_edge.calibration.plan.training import training_lines, training_table
+    from adc_edge.calibration.plan.whole import planned_training
     from adc_edge.files import write_atomic
 
     if plot_file is not None:
@@ -129,10 +140,14 @@ def plan(
     words = serve_words(made, inputs.bundle.path, inputs.trainer, options["data"])
     console.print(plan_table(made, console.width))
     say_plan(console, made, inputs)
+    training = planned_training(made, epochs, inputs.steps_per_epoch, inputs.pictures)
+    console.print(training_table(training, made))
+    for label, text in training_lines(training, made):
+        console.say_wrapped(f"{label:<9}{text}", 9)
     if not made.choice.met:
         raise unmet(made)
     if json_file is not None:
-        write_atomic(json_file, plan_bytes(made, inputs, words))
+        write_atomic(json_file, plan_bytes(made, inputs, words, training))
     if plot_file is not None:
         write_atomic(plot_file, plan_picture(made, plot_file.suffix[1:].lower()))
     if written := [str(path) for path in (json_file, plot_file) if path is not None]:

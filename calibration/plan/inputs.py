@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from adc_edge.errors import SettingError
+from adc_edge.data.preprocessing import Preprocessing
+from adc_edge.errors import DataError, SettingError
 from adc_edge.files import read_json, sha256
 from adc_edge.machine.description import describe_machine
 from adc_edge.planning.accuracy.frontier import MeasuredStudy, nearest_studies
@@ -19,6 +20,8 @@ from adc_edge.planning.candidates import Task, unknown_profile
 from adc_edge.planning.profile import TrainerShare, check_profile, check_trains, read_profile
 from adc_edge.planning.step_model import LinkRates
 from adc_edge.storage.bundle import Bundle
+
+_MEASURED = 300  # images that are encoded as pictures
 
 
 class LinkFile(msgspec.Struct):
@@ -44,6 +47,7 @@ class PlanInputs(NamedTuple):
     task: Task
     compute_known: bool
     steps_per_epoch: int | None  # None: the number of images is not known
+    pictures: Mapping[str, float]  # bytes of a training image by kind of picture; empty: there are no data to measure
     digests: dict[str, str]
     notes: list[str]  # of the studies
 
@@ -62,7 +66,7 @@ class PlanInputs(NamedTuple):
         Raises:
             BundleError: no bundle.
             SettingError: a file that is no such file, or belongs to something else.
-            DataError: the data source cannot be read.
+            DataError: the data source cannot be read, and the number of images is not given.
         """
         bundle = Bundle.load(options["bundle"], ())
         link = read_link(link_file, options["trainer"])
@@ -75,13 +79,15 @@ class PlanInputs(NamedTuple):
         known = unknown_profile(bundle.manifest) if profile is None else profile
         known = msgspec.structs.replace(known, share=link.share or known.share)
         task = Task(bundle.manifest, batch_size, link.rates(options["max_mbit"]), known, accuracy, ssim)
+        images, pictures = images_of(options["images"], options["data"], bundle.manifest.preprocessing)
         files = [link_file] + ([] if profile_file is None else [profile_file])
         return cls(
             bundle,
             options["trainer"] or link.trainer,
             task,
             profile is not None,
-            _steps(images_of(options["images"], options["data"]), batch_size),
+            _steps(images, batch_size),
+            pictures,
             digests(bundle, files, studies),
             notes,
         )
@@ -136,13 +142,36 @@ def studies_of(paths: Sequence[Path], bundle: Bundle) -> tuple[list[MeasuredStud
     return accuracy, ssim, notes
 
 
-def images_of(images: int | None, data: str | None) -> int | None:
-    """Return the number of training images, counted in the data source if it is not given; None if neither is."""
-    if images is not None or data is None:
-        return images
+def images_of(
+    images: int | None, data: str | None, preprocessing: Preprocessing
+) -> tuple[int | None, Mapping[str, float]]:
+    """Return the number of training images, and the bytes of one by kind of picture, as far as they are known.
+
+    Args:
+        images: their number; None: they are counted in the data source.
+        data: the source; None: there is none. With ``images`` it may be one of the device alone.
+        preprocessing: of the model, to whose size the pictures are scaled.
+
+    Raises:
+        DataError, SettingError: the source cannot be read, and ``images`` is None.
+    """
+    if data is None:
+        return images, {}
+    from adc_edge.data.pictures import line_bytes, measured_split
     from adc_edge.data.sources import load_dataset
 
-    return len(load_dataset(data).train.labels)
+    try:
+        train = load_dataset(data).train
+    except (DataError, SettingError):
+        if images is None:
+            raise
+        return images, {}
+    try:
+        found = measured_split(train, preprocessing, _MEASURED)
+        pictures = {name: size / found.images for name, size in line_bytes(found).items()}
+    except DataError:  # a plan needs their number only
+        pictures = {}
+    return len(train.labels) if images is None else images, pictures
 
 
 def digests(bundle: Bundle, files: Sequence[Path], studies: Sequence[Path]) -> dict[str, str]:

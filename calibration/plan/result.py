@@ -11,7 +11,7 @@ from adc_edge.calibration.plan.make import Made
 from adc_edge.errors import RunError, SettingError
 from adc_edge.files import json_bytes
 from adc_edge.planning.choice import Candidate, Goal
-from adc_edge.planning.plan_file import PLAN_FORMAT, PlanFile, PlannedGoal, planned_step
+from adc_edge.planning.plan_file import PLAN_FORMAT, PlanFile, PlannedGoal, PlannedTraining, planned_step
 
 
 def goals_of(options: Mapping[str, Any], inputs: PlanInputs) -> list[Goal]:
@@ -92,7 +92,7 @@ def _spelt(goal: Goal, value: float) -> str:
     return texts[goal.quantity]
 
 
-def plan_bytes(made: Made, inputs: PlanInputs, words: Sequence[str]) -> bytes:
+def plan_bytes(made: Made, inputs: PlanInputs, words: Sequence[str], training: PlannedTraining) -> bytes:
     """Return plan.json."""
     images = made.task.batch_size
     return json_bytes(
@@ -108,5 +108,6 @@ def plan_bytes(made: Made, inputs: PlanInputs, words: Sequence[str]) -> bytes:
             serve=list(words),
             front=[planned_step(one, images) for one in made.front],
             other_splits=[planned_step(one, images) for one in made.splits],
+            training=training,
         )
     )
