@@ -20,6 +20,7 @@ from privacy_front import front_table, preset_table
 from results_records import RESULTS, BestRow, BestTable, Records, Source, StepsTable, read_records
 from results_tables import NONE, ONE_SEED, RENDERERS, picture_shares
 from results_taking import take_study, version_of
+from results_totals import take_totals
 
 from adc_edge.errors import SettingError
 from adc_edge.files import write_atomic
@@ -128,6 +129,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--take", type=Path, metavar="STUDY", help="The -o directory of an evaluation.")
     parser.add_argument("--into", metavar="FILE", help="The file of records that its rows go into, without .json.")
+    parser.add_argument(
+        "--totals", metavar="TABLE", help="Write this table of whole trainings of FILE instead of rows."
+    )
     parser.add_argument("--name", help="The name of the measurement in the file.")
     parser.add_argument("--machine", help="The machine that made it, in words.")
     parser.add_argument("--command", help="The command that made it.")
@@ -135,7 +139,11 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.take is not None:
         version = asked.version or version_of(asked.take)
-        take_study(asked.take, asked.into, asked.name, Source(version, asked.machine, asked.command))
+        source = Source(version, asked.machine, asked.command)
+        if asked.totals is not None:
+            take_totals(asked.take, asked.into, asked.totals, asked.name, source)
+        else:
+            take_study(asked.take, asked.into, asked.name, source)
     for path, text in pages().items():
         write_atomic(path, text.encode())
 

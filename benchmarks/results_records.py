@@ -180,7 +180,70 @@ class FactorsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     rows: list[FactorsRow]
 
 
-Table = StepsTable | BudgetsTable | BestTable | CasesTable | LeaksTable | GapsTable | FactorsTable
+class Judged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Accuracy of evaluations in a precision less that of unrounded activations, in points.
+
+    ``points`` is the mean over evaluations and seeds, ``sem`` that of the seeds' means, ``largest`` the largest
+    difference of a single evaluation, either way.
+    """
+
+    points: float
+    sem: float | None
+    largest: float
+    bytes_an_image: int  # bodies of the messages, with labels
+
+
+class JudgedRow(_Row, frozen=True):
+    """Evaluations of one training in several precisions; ``accuracy`` is the last one's with unrounded activations."""
+
+    data: str
+    setting: str
+    evaluations: int  # of each seed
+    accuracy: float
+    judged: list[Judged]
+
+
+class JudgedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="judged", tag_field="kind"):
+    """Evaluations in each of ``precisions``."""
+
+    precisions: list[str]
+    rows: list[JudgedRow]
+
+
+class TotalsRow(_Row, frozen=True):
+    """A setting's whole training; ``difference`` to the uncompressed one in points, paired by seed."""
+
+    setting: str
+    accuracy: float
+    deviation: float | None
+    difference: float | None
+    difference_sem: float | None
+    kb_steps: float  # of all steps, both ways, an image
+
+
+class TotalsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="totals", tag_field="kind"):
+    """Bytes of whole trainings beside those of the images, sent once as JPEG."""
+
+    rows: list[TotalsRow]
+    epochs: float
+    images: int
+    mb_evaluation: float
+    evaluated: int  # images of an evaluation
+    mb_weights: float  # first weights of the trunk
+    pictures: list[Pictures] = []
+
+
+Table = (
+    StepsTable
+    | BudgetsTable
+    | BestTable
+    | CasesTable
+    | LeaksTable
+    | GapsTable
+    | FactorsTable
+    | JudgedTable
+    | TotalsTable
+)
 
 
 class Records(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

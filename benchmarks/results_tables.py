@@ -12,10 +12,13 @@ from results_records import (
     FactorsTable,
     Gap,
     GapsTable,
+    Judged,
+    JudgedTable,
     LeaksTable,
     Level,
     Pictures,
     StepsTable,
+    TotalsTable,
 )
 
 from adc_edge.markdown import markdown_table
@@ -73,7 +76,7 @@ def _break_even(table: StepsTable) -> str:
 
 
 def _sizes(one: Pictures) -> str:
-    return " / ".join(f"{size / 1000:.3g}" for size in one.bytes_an_image) + " kB an image"
+    return f"{_kilobytes(one)} kB an image"
 
 
 def budgets(table: BudgetsTable, marks: Sequence[str]) -> str:
@@ -175,6 +178,58 @@ def factors(table: FactorsTable, marks: Sequence[str]) -> str:
     return markdown_table(("", *table.header), rows, "lr")
 
 
+def judged(table: JudgedTable, marks: Sequence[str]) -> str:
+    rows = [
+        (
+            row.data,
+            row.setting + sign,
+            str(row.seeds),
+            str(row.seeds * row.evaluations),
+            f"{row.accuracy:.1f}",
+            *(f"{judged_text(one)}; {as_kilobytes(one)}" for one in row.judged),
+        )
+        for row, sign in zip(table.rows, marks, strict=True)
+    ]
+    return markdown_table(("", "trained in", "seeds", "evaluations", "accuracy %", *table.precisions), rows, "llr")
+
+
+def judged_text(one: Judged) -> str:
+    """Text as ``+0.1 ± 0.1 (0.6)``: mean difference in points, and the largest of a single evaluation."""
+    return f"{round(one.points, 1) + 0.0:+.1f}{'' if one.sem is None else f' ± {one.sem:.1f}'} ({one.largest:.1f})"
+
+
+def as_kilobytes(one: Judged) -> str:
+    return f"{one.bytes_an_image / 1000:.3g} kB"
+
+
+def totals(table: TotalsTable, marks: Sequence[str]) -> str:
+    header = ("setting", "seeds", "accuracy %", "against uncompressed, points", "kB an image, in all steps")
+    rows = [
+        (
+            row.setting + sign,
+            str(row.seeds),
+            spread(row.accuracy, row.deviation),
+            NONE if row.difference is None else _signed(spread(row.difference, row.difference_sem)),
+            f"{row.kb_steps:.3g}",
+        )
+        for row, sign in zip(table.rows, marks, strict=True)
+    ]
+    pictures = [(one.name, "", "", "", _kilobytes(one)) for one in table.pictures]
+    beside = (
+        f"{table.epochs:g} epochs, {table.images:,} images. Beside the steps: an evaluation of {table.evaluated:,} "
+        f"images {table.mb_evaluation:.3g} MB, the first weights of the trunk {table.mb_weights:.3g} MB, both once."
+    )
+    return f"{markdown_table(header, [*rows, *pictures], 'lrrrr')}\n\n{beside}"
+
+
+def _signed(points: str) -> str:
+    return points if points.startswith("-") else f"+{points}"
+
+
+def _kilobytes(one: Pictures) -> str:
+    return " / ".join(f"{size / 1000:.3g}" for size in one.bytes_an_image)
+
+
 def spread(value: float, deviation: float | None) -> str:
     """Text as ``77.3 ± 0.4``, the spread only if it is known."""
     return f"{value:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
@@ -198,4 +253,6 @@ RENDERERS: dict[type[Any], Callable[[Any, Sequence[str]], str]] = {
     LeaksTable: leaks,
     GapsTable: gaps,
     FactorsTable: factors,
+    JudgedTable: judged,
+    TotalsTable: totals,
 }

@@ -12,6 +12,7 @@ import results_page
 import results_tables
 from results_records import RESULTS, BudgetsTable, Pictures, Records, Source, StepsRow, StepsTable, read_records
 from results_taking import as_text, take_study, version_of
+from results_totals import take_totals
 
 from adc_edge.errors import SettingError
 
@@ -21,10 +22,12 @@ FILES = (
     "cifar10-64px",
     "comparison",
     "equal-bytes",
+    "evaluation-precision",
     "food101-224px",
     "food101-64px",
     "privacy",
     "rivals",
+    "ten-epochs",
 )
 ROOT = RESULTS.parents[1]
 
@@ -172,6 +175,48 @@ def test_levels_at_equal_bytes_are_taken_by_budget(tmp_path: Path) -> None:
     write(tmp_path, Records(1, read_records("cifar10-64px").sources, {"b": BudgetsTable([1, 2, 5], [mine])}))
     take_study(tmp_path, "some", "again", NEW, tmp_path)
     assert "| none/pca1:pca0.25 | 50.0 | – | \\*55.5 ± 2.0 |" in results_page.rendered("some/b", tmp_path)
+
+
+def test_whole_trainings_are_compared_by_seed_and_stand_above_the_pictures(tmp_path: Path) -> None:
+    """A setting's seeds are compared with the uncompressed runs of the same seeds alone."""
+    runs = tmp_path / "study" / "runs"
+    runs.mkdir(parents=True)
+    accuracies = {("none", 0): 0.8, ("none", 1): 0.7, ("none", 2): 0.1, ("small", 0): 0.78, ("small", 1): 0.7}
+    for number, ((setting, seed), accuracy) in enumerate(accuracies.items()):
+        run = {"setting": setting, "seed": seed, "curve": [{"accuracy": 0.0}, {"accuracy": accuracy}]}
+        (runs / f"{number}.json").write_text(json.dumps(run))
+    totals = [
+        {"setting": "none", "seeds": 3, "accuracy": 0.533, "std": 0.38, "bytes_training": 50_000_000},
+        {"setting": "small", "seeds": 2, "accuracy": 0.74, "std": 0.057, "bytes_training": 500_000},
+    ]
+    results = {
+        "study": {"epochs": 10.0},
+        "totals": totals,
+        "pictures": {"size": [112, 112], "train": {"images": 100, "bytes_q90": 300_000, "bytes_q75": 200_000}},
+        "evaluation": {"images": 50, "up": 20_000, "down": 100},
+        "bytes_weights": 6_000_000,
+    }
+    (tmp_path / "study" / "results.json").write_text(json.dumps(results))
+    take_totals(tmp_path / "study", "some", "first", "study", NEW, tmp_path)
+    take_totals(tmp_path / "study", "some", "second", "study", NEW, tmp_path)
+    assert [*read_records("some", tmp_path).tables] == ["first", "second"]
+    lines = results_page.rendered("some/first", tmp_path).splitlines()
+    assert [line.split(" | ")[1:] for line in lines[2:5]] == [
+        ["2", "74.0 ± 5.7", "-1.0 ± 1.0", "5 |"],
+        ["3", "53.3 ± 38.0", "–", "500 |"],
+        ["", "", "", "3 / 2 |"],
+    ]
+    (runs / "9.json").write_text(json.dumps({"setting": "small", "seed": 2, "curve": [{"accuracy": 0.5}]}))
+    with pytest.raises(SettingError, match="3 runs of small, of which"):
+        take_totals(tmp_path / "study", "some", "third", "study", NEW, tmp_path)
+
+
+def test_whole_trainings_need_an_uncompressed_run(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(
+        '{"study": {}, "totals": [], "pictures": {"train": {"images": 1}}, "evaluation": {}, "bytes_weights": 0}'
+    )
+    with pytest.raises(SettingError, match="without uncompressed runs"):
+        take_totals(tmp_path, "some", "first", "study", NEW, tmp_path)
 
 
 def test_a_study_of_other_settings_is_refused(tmp_path: Path) -> None:

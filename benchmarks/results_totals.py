@@ -1,0 +1,111 @@
+"""The table of whole trainings' bytes, from a study of `adc-edge evaluate`."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from results_records import FORMAT, RESULTS, Pictures, Records, Source, TotalsRow, TotalsTable, read_records
+from results_taking import as_text
+
+from adc_edge.errors import SettingError
+from adc_edge.files import write_atomic
+
+_UNCOMPRESSED = "none"
+
+
+class StudyTotals(msgspec.Struct, frozen=True):
+    """The part of a study's results.json that the table needs; accuracies are in 0..1."""
+
+    study: dict[str, Any]
+    totals: list[dict[str, Any]]
+    pictures: dict[str, Any]
+    evaluation: dict[str, Any]
+    bytes_weights: int
+
+
+def take_totals(study: Path, into: str, table: str, name: str, source: Source, directory: Path = RESULTS) -> None:
+    """Write a table of whole trainings anew from a study, the one of fewest bytes first.
+
+    Args:
+        study: the -o directory of an evaluation.
+        into: the file, without .json; it is made if there is none.
+        table: of the file.
+        name: of the measurement, among the file's sources.
+        source: the measurement.
+        directory: holds the file.
+
+    Raises:
+        SettingError: the study has no results, or no uncompressed run.
+    """
+    try:
+        found = msgspec.json.decode((study / "results.json").read_bytes(), type=StudyTotals)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise SettingError(f"{study}: {error}", "the -o directory of `adc-edge evaluate`", "name such a one") from None
+    path = directory / f"{into}.json"
+    before = read_records(into, directory) if path.exists() else Records(FORMAT, {}, {})
+    made = _table(found, _accuracies(study), name)
+    records = Records(before.format, {**before.sources, name: source}, {**before.tables, table: made})
+    write_atomic(path, as_text(records))
+
+
+def _accuracies(study: Path) -> dict[str, dict[int, float]]:
+    """The last accuracy by setting and seed."""
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted((study / "runs").glob("*.json")):
+        run = msgspec.json.decode(path.read_bytes())
+        found.setdefault(run["setting"], {})[run["seed"]] = run["curve"][-1]["accuracy"]
+    return found
+
+
+def _table(found: StudyTotals, accuracies: Mapping[str, Mapping[int, float]], source: str) -> TotalsTable:
+    images = found.pictures["train"]["images"]
+    if _UNCOMPRESSED not in accuracies:
+        raise SettingError("a study without uncompressed runs", "--setting none", "run it with that setting too")
+    rows = [
+        _row(one, accuracies, images, source) for one in sorted(found.totals, key=lambda one: one["bytes_training"])
+    ]
+    qualities = [found.pictures["train"][f"bytes_q{quality}"] / images for quality in (90, 75)]
+    side = found.pictures["size"][0]
+    return TotalsTable(
+        rows=rows,
+        epochs=found.study["epochs"],
+        images=images,
+        mb_evaluation=round((found.evaluation["up"] + found.evaluation["down"]) / 1e6, 3),
+        evaluated=found.evaluation["images"],
+        mb_weights=round(found.bytes_weights / 1e6, 3),
+        pictures=[
+            Pictures(
+                f"the images as JPEG, once (q90 / q75), at {side} px",
+                [float(round(size)) for size in qualities],
+                "pictures.json of the study",
+            )
+        ],
+    )
+
+
+def _row(one: Mapping[str, Any], accuracies: Mapping[str, Mapping[int, float]], images: int, source: str) -> TotalsRow:
+    mine, whole = accuracies[one["setting"]], accuracies[_UNCOMPRESSED]
+    if len(mine) != one["seeds"]:
+        received = f"{len(mine)} runs of {one['setting']}, of which results.json knows {one['seeds']}"
+        raise SettingError(received, "a study that has ended", "run the same `adc-edge evaluate` again to its end")
+    paired = [100 * (mine[seed] - whole[seed]) for seed in mine.keys() & whole.keys()]
+    same = one["setting"] == _UNCOMPRESSED or not paired
+    return TotalsRow(
+        source=source,
+        seeds=one["seeds"],
+        setting=one["setting"],
+        accuracy=round(100 * one["accuracy"], 1),
+        deviation=None if one["std"] is None else round(100 * one["std"], 1),
+        difference=None if same else round(statistics.mean(paired), 1),
+        difference_sem=None if same or len(paired) < 2 else round(_sem(paired), 1),
+        kb_steps=float(f"{one['bytes_training'] / images / 1e3:.3g}"),
+    )
+
+
+def _sem(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
