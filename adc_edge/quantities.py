@@ -18,6 +18,18 @@ class OrAuto(click.ParamType):  # type: ignore[type-arg]
         return value if value == "auto" else self._kind.convert(value, param, ctx)
 
 
+class ByEpoch(click.ParamType):  # type: ignore[type-arg]
+    """A value of another type for all epochs, or a list as ``A,B,…``: one for each epoch, the last one from then on."""
+
+    def __init__(self, kind: click.ParamType) -> None:  # type: ignore[type-arg]
+        self.name, self._kind = kind.name, kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the values with commas between them, or fail as click does."""
+        parts = value.split(",") if isinstance(value, str) else value  # a file of options may have a list
+        return ",".join(self._kind.convert(part.strip(), param, ctx) for part in parts)
+
+
 class StepsOrEvery(click.ParamType):  # type: ignore[type-arg]
     """A number of steps from 2 on, or the word ``every``, which is 1."""
 
