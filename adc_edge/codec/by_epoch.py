@@ -1,8 +1,7 @@
 """Precisions that change by epoch: a list has one for each epoch, and the last one holds from its epoch on.
 
-Coarse activations hurt most in the first epochs, while a pretrained trunk and a new head are far from each other. So a
-list as ``pca4,pca1,pca0.5`` begins fine. A precision is a function of the step alone: a run that goes on after a kill
-sends the same bytes.
+A list as ``pca4,pca1,pca0.5`` begins fine; docs/results/ten-epochs.md has what that was worth. A precision is a
+function of the step alone: a run that goes on after a kill sends the same bytes.
 """
 
 from __future__ import annotations

@@ -47,6 +47,16 @@ def train(bundle: Bundle, log: Path, steps: int, **more: Any) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "step"]
 
 
+def alike(losses: Callable[..., list[float]], cache: Path) -> list[float]:
+    """Check that fp16 and TensorRT have the losses of fp32, and return these."""
+    reference = losses("fp32")
+    assert losses("fp16", compute="fp16") == pytest.approx(reference, abs=0.02)
+    with installed(Machine()) as machine:
+        assert losses("tensorrt", engine="tensorrt", engine_cache=cache) == pytest.approx(reference, abs=0.02)
+    assert machine.gpu.memory == {}
+    return reference
+
+
 @pytest.mark.parametrize("trunk", ["train", "frozen"])
 def test_every_engine_and_precision_trains_alike(trunk: str, half: Bundle, tmp_path: Path) -> None:
     import torch
@@ -55,13 +65,7 @@ def test_every_engine_and_precision_trains_alike(trunk: str, half: Bundle, tmp_p
         torch.manual_seed(0)  # of the head's first weights
         return train(half, tmp_path / name, 5, trunk=trunk, **more)
 
-    reference = losses("fp32")
-    assert losses("fp16", compute="fp16") == pytest.approx(reference, abs=0.02)
-    with installed(Machine()) as machine:
-        assert losses("tensorrt", engine="tensorrt", engine_cache=tmp_path / "engines") == pytest.approx(
-            reference, abs=0.02
-        )
-    assert machine.gpu.memory == {}
+    reference = alike(losses, tmp_path / "engines")
     if trunk == "frozen":
         calibrate_bundle(CalibrationSettings(half.path, "digits", images=16, eval_images=32, max_drop=100.0))
         assert losses("int8", compute="int8") == pytest.approx(reference, abs=0.05)
@@ -76,13 +80,7 @@ def test_every_engine_gets_the_last_weights_of_a_trunk_that_is_frozen_on_the_way
         torch.manual_seed(0)  # of the head's first weights
         return train(half, tmp_path / name, 5, freeze_after=2 / 89, refresh_every=3, **more)
 
-    reference = losses("fp32")
-    assert losses("fp16", compute="fp16") == pytest.approx(reference, abs=0.02)
-    with installed(Machine()) as machine:
-        assert losses("tensorrt", engine="tensorrt", engine_cache=tmp_path / "engines") == pytest.approx(
-            reference, abs=0.02
-        )
-    assert machine.gpu.memory == {}
+    alike(losses, tmp_path / "engines")
 
 
 def test_an_engine_is_built_for_the_largest_messages_of_recorded_decisions(half: Bundle, tmp_path: Path) -> None:

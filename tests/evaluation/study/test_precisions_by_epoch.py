@@ -14,7 +14,7 @@ from adc_edge.evaluation.study.records import Run, Study
 from adc_edge.evaluation.study.resuming import Unfinished
 from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.study.training import train
-from adc_edge.evaluation.study.wire import Carried
+from tests.evaluation.study.carrying import counted_as_carried
 from tests.evaluation.study.test_resuming import Killed, killed_at, numbers
 from tests.evaluation.study.test_training import STUDY
 
@@ -55,12 +55,7 @@ def test_the_first_epoch_is_that_of_its_precisions_and_the_next_is_not() -> None
 
 def test_counted_bytes_are_those_that_the_kernel_carries() -> None:
     study, setting = study_with(epochs=3.0), parse_setting(LISTED + "+freeze2")
-    counted = train(study, setting, seed=0)
-    with Carried() as wire:
-        carried = train(study, setting, seed=0, wire=wire)
-    ours, theirs = counted.curve[-1], carried.curve[-1]
-    assert (ours.bytes_up, ours.bytes_down) == pytest.approx((theirs.bytes_up, theirs.bytes_down), rel=0.01)
-    assert ours.loss == theirs.loss
+    counted_as_carried(study, setting)
 
 
 def test_views_sent_after_a_freeze_have_the_precision_of_their_epoch() -> None:

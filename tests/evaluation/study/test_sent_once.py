@@ -19,7 +19,7 @@ from adc_edge.evaluation.study.sent_once import FrozenPhase, StoredActivations
 from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.study.split_model import make_split_model
 from adc_edge.evaluation.study.training import train
-from adc_edge.evaluation.study.wire import Carried
+from tests.evaluation.study.carrying import counted_as_carried
 from tests.evaluation.study.test_training import STUDY
 
 IMAGES, BATCH, TOKENS, CHANNELS = 256, 32, 17, 32
@@ -70,12 +70,7 @@ def test_a_frozen_trunk_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_counted_bytes_of_a_frozen_run_are_those_that_the_kernel_carries() -> None:
     setting, study = parse_setting("none/pca2:pca1+freeze0.5"), study_with(epochs=2.0)
-    counted = train(study, setting, seed=0)
-    with Carried() as wire:
-        carried = train(study, setting, seed=0, wire=wire)
-    ours, theirs = counted.curve[-1], carried.curve[-1]
-    assert (ours.bytes_up, ours.bytes_down) == pytest.approx((theirs.bytes_up, theirs.bytes_down), rel=0.01)
-    assert ours.loss == theirs.loss
+    counted_as_carried(study, setting)
 
 
 class Stopped(BaseException):

@@ -13,8 +13,8 @@ from adc_edge.edge_runtime.settings import ServeSettings
 from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import METHODS, WITHOUT_RATIO, parse_setting
 from adc_edge.evaluation.study.training import train
-from adc_edge.evaluation.study.wire import Carried
 from tests.conftest import TINY
+from tests.evaluation.study.carrying import counted_as_carried
 
 STUDY = Study("digits", "vit_tiny_patch16_224", model_args=TINY, split=2, batch_size=32, epochs=4 / 44, test_images=32)
 TEXTS = [
@@ -38,11 +38,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", [*TEXTS, "adc@0.5x0.5/int4:int2"])
 def test_counted_bytes_are_those_that_the_kernel_carries(text: str) -> None:
-    counted = train(STUDY, parse_setting(text), seed=0)
-    with Carried() as wire:
-        carried = train(STUDY, parse_setting(text), seed=0, wire=wire)
-    ours, theirs = counted.curve[-1], carried.curve[-1]
-    assert (ours.bytes_up, ours.bytes_down) == pytest.approx((theirs.bytes_up, theirs.bytes_down), rel=0.01)
+    ours, theirs = counted_as_carried(STUDY, parse_setting(text))
     assert ours.step == 4
     assert (ours.loss, ours.accuracy) == (theirs.loss, theirs.accuracy)  # and what arrives is what was sent
 
