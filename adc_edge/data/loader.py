@@ -100,16 +100,17 @@ class Loader:
         return self._collected(ready)
 
     def sample(self, limit: int, batch_size: int = 0) -> list[npt.NDArray[np.int64]]:
-        """Return batches of indices of up to ``limit`` images (0: all), the same each time, in the split's order.
+        """Return batches of indices of up to ``limit`` images (0: all), the same each time, in a fixed random order.
+
+        Many splits have one class after another. A message in principal components has the mean and the components of
+        its own images, so one of a single class would help the head to name it.
 
         Args:
             limit: most images.
             batch_size: most images of a batch, all of nearly one size; 0: the loader's own, the last one the rest.
         """
         total = len(self._split.labels)
-        chosen = np.arange(total, dtype=np.int64)
-        if 0 < limit < total:
-            chosen = np.sort(np.random.default_rng(0).permutation(total)[:limit])
+        chosen = np.random.default_rng(0).permutation(total)[: limit if limit > 0 else total]
         if batch_size:
             return np.array_split(chosen, max(1, -(-len(chosen) // batch_size)))
         return [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]

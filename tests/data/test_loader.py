@@ -285,15 +285,26 @@ def test_fewer_images_than_a_batch_are_refused_with_the_remedy() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7, 22, 23, 99])
-def test_an_evaluation_takes_the_same_images_each_time_in_the_splits_order(limit: int) -> None:
+def test_an_evaluation_takes_the_same_images_in_the_same_order_each_time(limit: int) -> None:
     with closing(Loader(numbered(23), COLOUR, 4, seed=1)) as a, closing(Loader(numbered(23), COLOUR, 4, seed=2)) as b:
         batches = a.sample(limit)
         assert [x.tolist() for x in batches] == [x.tolist() for x in b.sample(limit)]
     chosen = np.concatenate(batches).tolist()
     assert len(chosen) == (limit if 0 < limit < 23 else 23)
-    assert chosen == sorted(set(chosen))
+    assert len(set(chosen)) == len(chosen)
     assert all(0 <= n < 23 for n in chosen)
     assert all(len(batch) == 4 for batch in batches[:-1])
+
+
+@pytest.mark.parametrize("limit", [0, 60])
+def test_every_message_of_an_evaluation_has_the_classes_mixed_also_if_the_split_has_one_after_another(
+    limit: int,
+) -> None:
+    labels = np.repeat(np.arange(3), 30)
+    with closing(Loader(ArraySplit(random_images(90), labels), COLOUR, 15)) as loader:
+        batches = [labels[indices] for indices in loader.sample(limit)]
+    assert all(len(set(batch.tolist())) == 3 for batch in batches)
+    assert max(int(np.bincount(batch).max()) for batch in batches) < 12
 
 
 @pytest.mark.parametrize(
