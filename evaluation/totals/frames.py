@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,15 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from adc_edge.arrays import Float64
+from adc_edge.codec.precision import encoded_bytes
 from adc_edge.data.pictures import PICTURE_LINES, line_bytes
 from adc_edge.evaluation.report.groups import METHOD_GROUPS
 from adc_edge.evaluation.report.judging import full_bytes, judged_by_steps
-from adc_edge.evaluation.study.records import Point, Run, Study
+from adc_edge.evaluation.study.records import Run, Study
 from adc_edge.evaluation.study.setting import parse_setting
 from adc_edge.evaluation.totals.beside import Beside
-from adc_edge.evaluation.totals.sending import EvaluationBytes, evaluation_bytes
+from adc_edge.evaluation.totals.sending import EvaluationBytes, StudyTrunk, evaluation_bytes
 
 PASSES = {name: field.replace("bytes_", "passes_") for name, field in PICTURE_LINES.items()}
+_ROUNDING = 1e-12
 _SUMS = "bytes_training bytes_evaluations bytes_weights bytes_total".split()
 TOTALS = ["setting", "group", "seeds", "epoch", "accuracy", "std", "evaluations", *_SUMS, *PASSES.values()]
 
@@ -108,15 +112,44 @@ def evaluations_sent(run: Run, step: int) -> int:
     return len(sent) + (step > alone_from and alone_from not in sent)
 
 
-def break_even(curve: Sequence[Point], size: int) -> float:
-    """Return the epoch at which a run's messages have cost ``size`` bytes, between two evaluations by proportion.
+def break_even(run: Run, size: int, study: Study, trunk: StudyTrunk) -> float:
+    """Return the epoch at which a run's messages have cost ``size`` bytes; NaN if they never do.
 
-    NaN if they never do.
+    Between two evaluations bytes are divided among the steps by the expected sizes of their messages: the precision
+    may change by epoch, a frozen trunk gets no gradients, and nothing is sent once the trainer is alone.
     """
-    spent = [0, *(point.bytes_up + point.bytes_down for point in curve)]
-    if spent[-1] < size:
+    points = [(0, 0, 0), *((point.step, point.bytes_up, point.bytes_down) for point in run.curve)]
+    if sum(points[-1][1:]) < size:
         return math.nan
-    return float(np.interp(size, spent, [0.0, *(point.epoch for point in curve)]))
+    sizes = _expected_sizes(run, study, trunk)
+    spent = [np.zeros(1)]
+    for (first, up, down), (last, more_up, more_down) in itertools.pairwise(points):
+        between = sizes[:, first:last]
+        sums = between.sum(axis=1, keepdims=True)
+        shares = np.divide(between, sums, out=np.full_like(between, 1 / (last - first)), where=sums > 0)
+        spent.append(up + down + np.array([more_up - up, more_down - down]) @ shares.cumsum(axis=1))
+    whole = np.concatenate(spent)
+    after = int(np.searchsorted(whole, size * (1 - _ROUNDING)))  # the first step with which it is reached
+    if not after:
+        return 0.0
+    part = min(1.0, (size - whole[after - 1]) / (whole[after] - whole[after - 1]))
+    return float(after - 1 + part) / run.steps_per_epoch
+
+
+def _expected_sizes(run: Run, study: Study, trunk: StudyTrunk) -> Float64:
+    """Relative sizes of the messages up and down of each step, ``[2, steps]``."""
+    setting, steps = parse_setting(run.setting), np.arange(run.curve[-1].step)
+    whole = study.batch_size, trunk.tokens, trunk.dim
+    sizes = np.ones((2, len(steps)))
+    if run.fleet is not None:  # its devices count their own steps
+        return sizes
+    if setting.by_epoch.changes:
+        pairs = setting.by_epoch.pairs()
+        epochs = np.minimum(steps // run.steps_per_epoch, len(pairs) - 1)
+        sizes = np.array([[encoded_bytes(whole, one) for one in pair] for pair in pairs], float)[epochs].T
+    sizes[0] *= steps < setting.alone_from(run.steps_per_epoch)
+    sizes[1] *= steps < setting.frozen_from(run.steps_per_epoch)
+    return sizes
 
 
 def _row(judged: dict[Any, Any], run: Run, study: Study, beside: Beside) -> dict[str, Any]:
@@ -132,5 +165,11 @@ def _row(judged: dict[Any, Any], run: Run, study: Study, beside: Beside) -> dict
         "bytes_evaluations": evaluations,
         "bytes_weights": weights,
         "bytes_total": training + evaluations + weights,
-        **{field: break_even(run.curve, sizes[name]) if name in sizes else math.nan for name, field in PASSES.items()},
+        **{field: _passes(run, sizes.get(name), study, beside) for name, field in PASSES.items()},
     }
+
+
+def _passes(run: Run, size: int | None, study: Study, beside: Beside) -> float:
+    if size is None or beside.trunk is None:
+        return math.nan
+    return break_even(run, size, study, beside.trunk)

@@ -13,7 +13,7 @@ from adc_edge.data.pictures import SplitPictures
 from adc_edge.data.preprocessing import Preprocessing
 from adc_edge.evaluation.fleet.setting import StudyFleet
 from adc_edge.evaluation.report.views import records
-from adc_edge.evaluation.study.records import Guess, Run
+from adc_edge.evaluation.study.records import Guess, Point, Run
 from adc_edge.evaluation.totals.beside import Beside
 from adc_edge.evaluation.totals.frames import (
     break_even,
@@ -96,10 +96,30 @@ def test_a_run_that_goes_on_after_the_studys_epochs_passes_there_and_one_seed_th
 
 
 def test_between_evaluations_break_even_lies_by_proportion() -> None:
-    curve = a_run("int8", (0.5, 0.6), share=0.5).curve  # 5,000 bytes an epoch
-    assert break_even(curve, 2_500) == pytest.approx(0.5)
-    assert break_even(curve, 10_000) == pytest.approx(2.0)
-    assert math.isnan(break_even(curve, 10_001))
+    run = a_run("int8", (0.5, 0.6), share=0.5)  # 5,000 bytes an epoch
+    assert break_even(run, 2_500, STUDY, TRUNK) == pytest.approx(0.5)
+    assert break_even(run, 10_000, STUDY, TRUNK) == pytest.approx(2.0)
+    assert math.isnan(break_even(run, 10_001, STUDY, TRUNK))
+
+
+def test_a_run_judged_at_its_end_passes_where_its_messages_were_sent() -> None:
+    """Of 20,000 bytes 12,000 went up, in the three epochs before the trainer was alone; gradients came in the first."""
+    end = Point(
+        step=100,
+        epoch=10.0,
+        bytes_up=12_000,
+        bytes_down=8_000,
+        accuracy=0.5,
+        accuracy_through=None,
+        loss=1.0,
+        seconds=1.0,
+    )
+    run = msgspec.structs.replace(a_run("none/pca1:pca2+freeze1x2", (0.5,)), steps_per_epoch=10, curve=(end,))
+    found = [break_even(run, size, STUDY, TRUNK) for size in (6_000, 12_000, 16_000, 20_000)]
+    assert found == pytest.approx([0.5, 1.0, 2.0, 3.0])
+    listed = msgspec.structs.replace(run, setting="none/fp32,fp16:fp32+freeze1x2")  # 2, 1 and 1 parts go up
+    found = [break_even(listed, size, STUDY, TRUNK) for size in (14_000, 17_000, 20_000)]
+    assert found == pytest.approx([1.0, 2.0, 3.0], abs=1e-3)
 
 
 def test_the_pictures_are_a_share_of_an_uncompressed_run() -> None:
