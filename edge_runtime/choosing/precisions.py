@@ -66,30 +66,6 @@ def mean_bytes_up(by_epoch: PrecisionsByEpoch, steps: range, steps_per_epoch: in
     return round(sum(sizes[by_epoch.of_step(step, steps_per_epoch)[0]] for step in steps) / len(steps))
 
 
-def saved_bytes(settings: StepSettings, learning_steps: int) -> int:
-    """Return the bytes that a run takes less than it would if all its steps had the precisions of ``settings``.
-
-    Args:
-        settings: of a step.
-        learning_steps: steps at the start of the run in which gradients come.
-    """
-    if settings.by_epoch is None:
-        return 0
-    up, down = _sizes(settings, settings.precision, settings.gradient_precision)
-    saved, pairs, length = 0, settings.by_epoch.pairs(), settings.steps_per_epoch
-    for epoch, pair in enumerate(pairs):
-        first = epoch * length
-        end = settings.planned_steps if epoch + 1 == len(pairs) else min(first + length, settings.planned_steps)
-        epoch_up, epoch_down = _sizes(settings, *pair)
-        saved += max(0, end - first) * (up - epoch_up)
-        saved += max(0, min(end, learning_steps) - first) * (down - epoch_down)
-    return settings.micro_batches * saved
-
-
-def _sizes(settings: StepSettings, up: Precision, down: Precision) -> tuple[int, int]:
-    return sizes_of_messages(settings.shape, settings.dim, (up, down))
-
-
 def reported(by_epoch: PrecisionsByEpoch) -> dict[str, list[Precision]]:
     """Return the report's entries about precisions that change by epoch, if they do."""
     if not by_epoch.changes:
@@ -123,3 +99,18 @@ def precisions_of(settings: StepSettings, frozen: bool) -> list[StepPrecisions]:
         if not found or found[-1][1:] != (sent.precision, down):
             found.append(StepPrecisions(step, sent.precision, down))
     return found
+
+
+def sent_bytes(settings: StepSettings, frozen: bool) -> int:
+    """Return the bytes of all steps of a run, both ways.
+
+    Args:
+        settings: of a step.
+        frozen: the trunk never learns.
+    """
+    pieces = precisions_of(settings, frozen)
+    ends = [*(piece.first_step for piece in pieces[1:]), settings.planned_steps]
+    return settings.micro_batches * sum(
+        (end - piece.first_step) * sum(sizes_of_messages(settings.shape, settings.dim, (piece.up, piece.down)))
+        for piece, end in zip(pieces, ends, strict=True)
+    )

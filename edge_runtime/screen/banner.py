@@ -14,8 +14,7 @@ from adc_edge.defaults import Precision
 from adc_edge.edge_runtime.choosing.precisions import (
     StepPrecisions,
     precisions_of,
-    saved_bytes,
-    settings_of_step,
+    sent_bytes,
 )
 from adc_edge.edge_runtime.engines.base import Engine
 from adc_edge.edge_runtime.settings import ServeSettings, StepSettings
@@ -27,30 +26,20 @@ from adc_edge.storage.bundle import Manifest
 class PlannedBytes(NamedTuple):
     """Bytes that a run will send, in advance and therefore nearly: framing, repeats and noise are not known yet.
 
-    ``up`` and ``down`` are of a step, ``uncompressed`` is what all steps would take in fp32, without gradients for a
-    trunk that is frozen. ``evaluation`` is of one, which is sent in ``evaluated``. ``saved`` is what all steps take
-    less than they would with the ``up`` and ``down`` of the first one, as precisions change by epoch and a trunk that
-    is frozen gets no gradients.
+    ``training`` is of all steps, both ways, ``uncompressed`` what they would take in fp32, without gradients for a
+    trunk that is frozen. ``evaluation`` is of one, which is sent in ``evaluated``.
     """
 
-    up: int
-    down: int
+    training: int
     uncompressed: int
     evaluation: int
     evaluated: Precision
     evaluations: int
-    steps: int
-    saved: int = 0
 
     @property
     def share(self) -> float:
         """Share of the uncompressed bytes that all steps send; 0 if there are none."""
         return self.training / self.uncompressed if self.uncompressed else 0.0
-
-    @property
-    def training(self) -> int:
-        """Bytes of all steps, both ways."""
-        return self.steps * (self.up + self.down) - self.saved
 
     @property
     def all_evaluations(self) -> int:
@@ -59,26 +48,19 @@ class PlannedBytes(NamedTuple):
 
 
 def planned_bytes(settings: ServeSettings, manifest: Manifest, step: StepSettings, test_images: int) -> PlannedBytes:
-    """Return the bytes of a whole run, whose evaluations take ``test_images`` each; a step is of the first epoch."""
-    step = settings_of_step(step, 0)
+    """Return the bytes of a whole run, whose evaluations take ``test_images`` each; ``step`` is any of its steps."""
     shape, frozen = step.shape, settings.trunk == "frozen"
-    up, down = sizes_of_messages(shape, manifest.dim, (step.precision, None if frozen else step.gradient_precision))
-    down_frozen = sizes_of_messages(shape, manifest.dim, (step.precision, None))[1]
-    cut = step.micro_batches
     learning = 0 if frozen else step.planned_steps
     learning = learning if step.frozen_from is None else min(learning, step.frozen_from)
     one_way = 4 * shape.images * shape.tokens * manifest.dim
     at_once, chosen = min(shape.images, test_images), settings.evaluate_precision  # as `Serve` loads test images
     sent = evaluation_messages(manifest.tokens, manifest.dim, test_images, at_once, chosen, step.lasting_precision)
     return PlannedBytes(
-        up=cut * up,
-        down=cut * down,
-        uncompressed=cut * one_way * (step.planned_steps + learning),
+        training=sent_bytes(step, frozen),
+        uncompressed=step.micro_batches * one_way * (step.planned_steps + learning),
         evaluation=sum(sent.body_bytes),
         evaluated=sent.precision,
         evaluations=_evaluations(settings.evaluate_every, step.planned_steps),
-        steps=step.planned_steps,
-        saved=saved_bytes(step, learning) + (step.planned_steps - learning) * (down - down_frozen) * cut,
     )
 
 

@@ -25,7 +25,7 @@ from adc_edge.edge_runtime.choosing.precisions import (
     largest_precision,
     mean_bytes_up,
     precisions_of,
-    saved_bytes,
+    sent_bytes,
     settings_of_step,
     with_epochs,
 )
@@ -62,7 +62,7 @@ def test_settings_without_a_list_stay_as_they_are() -> None:
     same = PrecisionsByEpoch(("pca4",), ("pca1",))
     assert with_epochs(BASE, same, Epochs(10)) is BASE
     assert settings_of_step(BASE, 50) is BASE
-    assert (saved_bytes(BASE, 70), BASE.lasting_precision) == (0, "pca4")
+    assert BASE.lasting_precision == "pca4"
     assert precisions_of(BASE, False) == [(0, "pca4", "pca1")]
 
 
@@ -117,16 +117,16 @@ def sizes(by_epoch: PrecisionsByEpoch, step: int, length: int, learns: bool) -> 
     return sum(sizes_of_messages(SHAPE, 32, (up, down if learns else None)))
 
 
-@given(LISTS, LISTS, st.integers(1, 12), st.integers(1, 40), st.floats(0, 1))
-def test_the_bytes_saved_are_the_difference_of_all_steps(
-    up: Sequence[Precision], down: Sequence[Precision], length: int, steps: int, share: float
+@given(LISTS, LISTS, st.integers(1, 12), st.integers(1, 40), st.none() | st.integers(1, 40), st.booleans())
+def test_the_bytes_of_a_run_are_those_of_its_steps(
+    up: Sequence[Precision], down: Sequence[Precision], length: int, steps: int, frozen_from: int | None, frozen: bool
 ) -> None:
-    """Also of a run whose trunk learns in its first steps alone."""
-    by_epoch, learning = PrecisionsByEpoch(tuple(up), tuple(down)), round(share * steps)
-    base = msgspec.structs.replace(BASE, precision=up[0], gradient_precision=down[0], planned_steps=steps)
+    by_epoch = PrecisionsByEpoch(tuple(up), tuple(down))
+    base = msgspec.structs.replace(BASE, planned_steps=steps, frozen_from=frozen_from)
+    learning = 0 if frozen else steps if frozen_from is None else frozen_from
     each = [sizes(by_epoch, step, length, step < learning) for step in range(steps)]
-    first = [sizes(by_epoch, 0, length, step < learning) for step in range(steps)]
-    assert saved_bytes(with_epochs(base, by_epoch, Epochs(length)), learning) == 2 * (sum(first) - sum(each))
+    asked = msgspec.structs.replace(base, precision=up[0], gradient_precision=down[0])
+    assert sent_bytes(with_epochs(asked, by_epoch, Epochs(length)), frozen) == 2 * sum(each)  # of two micro-batches
 
 
 def test_a_trainer_is_told_of_the_largest_message_and_of_the_mean_of_those_that_it_keeps() -> None:

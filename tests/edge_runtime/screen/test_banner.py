@@ -93,8 +93,7 @@ def test_the_bytes_said_before_are_those_that_were_sent(
     planned = planned_bytes(settings, bundle.manifest, step_settings(bundle, settings, bundle.manifest.ratio), 64)
     assert planned.evaluations == len(report["evaluations"])
     for said, sent in (
-        (planned.steps * planned.up, report["bytes_up"]),
-        (planned.steps * planned.down, report["bytes_down"]),
+        (planned.training, report["bytes_up"] + report["bytes_down"]),
         (planned.all_evaluations, report["bytes_evaluation_up"]),
     ):
         assert said == pytest.approx(sent, rel=0.15, abs=4000)
