@@ -15,6 +15,7 @@ Float64 = npt.NDArray[np.float64]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
+UInt32 = npt.NDArray[np.uint32]
 Labels = Int64  # [B], class of each image
 Weights = Mapping[str, Float32]  # by timm's parameter name
 Body = bytes | bytearray | memoryview  # raw tensors of a message

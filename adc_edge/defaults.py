@@ -10,6 +10,7 @@ from typing import Literal
 Precision = Literal[
     "fp32", "fp16", "bf16", "int8", "int4", "int3", "int2",
     "pca4", "pca3", "pca2", "pca1.5", "pca1", "pca0.75", "pca0.5", "pca0.375", "pca0.25", "pca0.125", "pca0.0625",
+    "dct2", "dct1", "dct0.75", "dct0.5", "dct0.375", "dct0.25", "dct0.125", "dct0.0625",
 ]  # fmt: skip
 Compute = Literal["fp32", "fp16", "int8"]  # what an engine computes in
 Provider = Literal["cpu", "cuda", "tensorrt", "xnnpack"]  # of ONNX Runtime

@@ -2,8 +2,10 @@
 
     python benchmarks/codec.py --json out/codec.json
     python benchmarks/codec.py --busy 2
+    python benchmarks/codec.py --grids
 
-The tensors have the spectrum and the unlike rows of DeiT-T's activations and gradients at 224 px, without its weights.
+The tensors have the spectrum and the unlike rows of DeiT-T's activations and gradients at 224 px, without its weights;
+those of ``--grids`` have tokens like their neighbours as well, which dct makes use of and pca does not.
 The forward is that of DeiT-T's first six blocks for the same images. Everything here has one thread.
 """
 
@@ -49,6 +51,40 @@ def activations(images: int, width: int = WIDTH) -> Float32:
 
 def gradients(images: int) -> Float32:
     return deit_like(images, slope=1.0, spread=3.9) * np.float32(1e-5)
+
+
+def grids(images: int, side: int = 7, width: int = WIDTH) -> Float32:
+    """Tokens like their neighbours, ``[images, side * side + 1, width]``, as at 112 px."""
+    rng = np.random.default_rng(0)
+    x = deit_like(images, slope=0.55, spread=0.4, width=width)[:, : side * side + 1]
+    patches = x[:, 1:].reshape(images, side, side, width)
+    for axis in (1, 2):
+        patches = 0.8 * patches + 0.6 * np.roll(patches, 1, axis)
+    shared = 0.6 * rng.standard_normal((1, side * side + 1, 8)) @ rng.standard_normal((8, width)) / np.sqrt(8)
+    tensor: Float32 = np.concatenate((x[:, :1], patches.reshape(images, -1, width)), axis=1) + shared
+    return tensor.astype(np.float32)
+
+
+def error(x: Float32, precision: Precision) -> float:
+    """Squared error as a share of the squares around the rows' mean."""
+    around = x - x.mean(axis=(0, 1))
+    return float(np.square(decode(encode(x, precision), x.shape, precision) - x).sum() / np.square(around).sum())
+
+
+def against_components(rounds: int) -> list[Result]:
+    """Times and errors of dct v pca of the same bytes, on 64 images at 112 px."""
+    x, results = grids(64), []
+    for bits in ("2", "1", "0.5", "0.25"):
+        dct, pca = _named(f"dct{bits}"), _named(f"pca{bits}")
+        ms = medians_ms(cases_of(x, dct) | cases_of(x, pca), rounds)
+        for way in ("encode", "decode"):
+            results.append(compare(f"[64, 50, 192]: {way} {dct} v {pca}", ms[f"{way} {dct}"], ms[f"{way} {pca}"], "ms"))
+        results.append(compare(f"[64, 50, 192]: error of {dct} v {pca}", 100 * error(x, dct), 100 * error(x, pca), "%"))
+    return results
+
+
+def _named(name: str) -> Precision:
+    return next(precision for precision in PRECISIONS if precision == name)
 
 
 def cases_of(x: Float32, precision: Precision) -> Cases:
@@ -125,7 +161,12 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=100, help="rounds at 1 MB; fewer at more")
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="cores to load with other processes")
+    parser.add_argument("--grids", action="store_true", help="dct v pca alone, on grids of tokens")
     args = parser.parse_args()
+    if args.grids:
+        with busy(args.busy):
+            show("dct v pca, one thread", against_components(args.rounds), args.json)
+        return
     with busy(args.busy):
         results = [one for megabytes in IMAGES for one in against_copy(megabytes, args.rounds)]
         results += [one for megabytes in IMAGES for one in against_forward(megabytes, args.rounds)]

@@ -196,6 +196,7 @@ class Answers:
             paused=self._sessions.waiting.fair.is_paused(session.id) or UNSET,
             stored=stored,
             keeps_from=(hello.sends and hello.sends.first) or UNSET,
+            transforms=True,
         )
 
     def _name_classes(self, session: ServedSession, message: ClassNames, body: memoryview) -> Reply:

@@ -123,8 +123,8 @@ _POSITIVE = click.IntRange(min=1)
     type=PRECISION,
     metavar="P",
     help="Precision of the activations of an evaluation; default: that of training, its last one if it changes by "
-    "epoch, where it is pca1 to pca4, pca1 below, pca4 for all others, and int8 where a message has few tokens. A run "
-    "that goes on keeps its own.",
+    "epoch, where it is pca1 to pca4 or dct1 to dct2, pca1 or dct1 below, pca4 for all others, and int8 where messages "
+    "have few tokens. A run that goes on keeps its own.",
 )
 @click.option(
     "--keep-best",

@@ -7,6 +7,8 @@ learning over noisy channels do. Nothing here keeps state: all randomness is in 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, Literal
 
 import msgspec
@@ -15,7 +17,7 @@ import numpy.typing as npt
 
 from adc_edge.arrays import Body, Float32
 from adc_edge.codec.lowrank import coordinates_in
-from adc_edge.codec.precision import Precision, decode, encode, integer_bits, pca_bits
+from adc_edge.codec.precision import Precision, dct_bits, decode, encode, integer_bits, pca_bits
 from adc_edge.errors import SettingError
 
 _LARGEST_SNR_DB = 200.0  # and its negative; float32 itself has about 150 dB
@@ -53,6 +55,16 @@ class NoiseSettings(msgspec.Struct, frozen=True):
                 _check_snr(snr_db)
         _check_rate(self.bit_error_rate)
         return self
+
+    def check_precisions(self, pairs: Iterable[tuple[Precision, Precision]]) -> None:
+        """Raise SettingError if bits would flip in a precision whose values depend on one another.
+
+        Args:
+            pairs: precisions of activations and gradients in the run.
+        """
+        if self.bit_error_rate:
+            for precision in chain.from_iterable(pairs):
+                _check_independent(precision)
 
 
 def noise_rng(seed: int, step: int, way: Literal["up", "down"]) -> np.random.Generator:
@@ -145,11 +157,12 @@ def bit_errors(
         As many bytes, in memory of their own unless ``rate`` is 0.
 
     Raises:
-        SettingError: ``rate`` is out of range.
+        SettingError: ``rate`` is out of range, or ``precision`` is dct: one wrong bit ends a range coder's stream.
     """
     _check_rate(rate)
     if rate == 0.0:
         return encoded
+    _check_independent(precision)
     whole = np.frombuffer(encoded, np.uint8)
     message = whole.copy()
     hit = _exposed(whole.data, shape, precision)
@@ -212,6 +225,15 @@ def _check_snr(snr_db: float) -> None:
             f"a signal-to-noise ratio of {snr_db} dB",
             f"{-_LARGEST_SNR_DB:g} to {_LARGEST_SNR_DB:g} dB",
             "for example 10; leave it out for no noise",
+        )
+
+
+def _check_independent(precision: Precision) -> None:
+    if dct_bits(precision):
+        raise SettingError(
+            f"bit errors in {precision}",
+            "a precision whose values do not depend on one another: one wrong bit ends a range coder's message",
+            f"choose pca{dct_bits(precision):g} or int8, or --snr-up and --snr-down instead of --bit-errors",
         )
 
 

@@ -6,8 +6,11 @@ fetched from its log. A message that it holds in part continues from there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
+from adc_edge.codec.precision import Precision, dct_bits
 from adc_edge.errors import RefusedError
 from adc_edge.storage.position import MicroBatches, Position
 from adc_edge.wire.fleet_messages import TrunkDelta
@@ -38,6 +41,25 @@ def check_follows(hello: Hello, welcome: Welcome) -> None:
             "version 0.9 or later",
             "upgrade the trainer",
         )
+
+
+def knows_transforms(welcome: Welcome | None) -> bool:
+    """Return whether the trainer of a Welcome knows the precisions dct2 ... dct0.0625."""
+    return welcome is not None and welcome.transforms is True
+
+
+def check_knows(precisions: Iterable[Precision | None], welcome: Welcome | None) -> None:
+    """Raise RefusedError if the trainer of this Welcome does not know one of the precisions; None is no precision."""
+    if welcome is None or knows_transforms(welcome):
+        return
+    for precision in precisions:
+        if precision is not None and dct_bits(precision):
+            raise RefusedError(
+                "version",
+                f"a trainer of version {welcome.trainer}, which does not know {precision}",
+                "version 0.15 or later",
+                f"upgrade the trainer, or choose pca{dct_bits(precision):g} instead of {precision}",
+            )
 
 
 def device_position(oldest_request: Message | None, next_step: int) -> Position:

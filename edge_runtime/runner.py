@@ -88,6 +88,7 @@ class Serve:
         settings, self.plan = with_plan(settings, self.bundle)
         self.settings = settings
         self.by_epoch = settings.by_epoch(self.manifest)
+        settings.noise.check_precisions(self.by_epoch.pairs())
         self.cut = RunCut(settings, self.manifest)
         check_shim_device(settings.shim_device, self._torchless)  # last: it may import torch
 

@@ -176,6 +176,7 @@ class DeviceSession:
 
     def _send(self, message: Message, body: Body = b"") -> None:
         """Send a message from its ``offset`` on, and count the bytes that were sent before."""
+        recovery.check_knows((getattr(message, "precision", None), getattr(message, "gradient", None)), self.welcome)
         transfer, end = getattr(message, "transfer", 0), getattr(message, "offset", 0)
         before = self._sent.get(transfer, 0)
         for header, piece in to_frames(message, body, chunk_bytes(self.channel.tcp())):

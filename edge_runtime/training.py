@@ -18,7 +18,7 @@ from adc_edge.edge_runtime.frozen.freezing import TrunkFreeze
 from adc_edge.edge_runtime.frozen.length import RunLength
 from adc_edge.edge_runtime.frozen.parting import Parting
 from adc_edge.edge_runtime.loop import DeviceLoop
-from adc_edge.edge_runtime.recovery import Behind
+from adc_edge.edge_runtime.recovery import Behind, check_knows
 from adc_edge.edge_runtime.screen.banner import banner, engine_line
 from adc_edge.edge_runtime.screen.display import Display
 from adc_edge.edge_runtime.settings import ServeSettings
@@ -212,6 +212,8 @@ class Training:
     def _open(self, wait_s: float | None) -> None:
         try:
             self.loop.session.open(wait_s)
+            sent = {*self.course.precisions(self.loop.shim is None), self.settings.evaluate_precision}
+            check_knows(sent, self.loop.session.welcome)  # before anything is learned, also of later epochs
         except Behind as behind:
             self._go_back(behind)
 

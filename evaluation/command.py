@@ -60,7 +60,7 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     "tsflora, or a precision (int4).",
 )
 @_list_option("--ratios", "0.1", "R", "Ratios for each method: 0.1, or T/B x k/N as 0.5x0.2.")
-@_list_option("--precisions", "fp32", "P", "Precisions for each method: pca1, or up:down as pca0.5:pca1.")
+@_list_option("--precisions", "fp32", "P", "Precisions for each method: pca1 or dct1, or up:down as pca0.5:pca1.")
 @click.option(
     "--setting",
     "extra",

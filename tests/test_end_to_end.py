@@ -341,17 +341,18 @@ def test_principal_components_train_alike_at_a_fraction_of_the_bytes(
     bundle_dir: Path, tmp_path: Path, cloud: Any
 ) -> None:
     sent, loss = {}, {}
-    for precision in ("fp32", "pca1"):
+    for precision in ("fp32", "pca1", "dct1"):
         with cloud(OptimizerSettings("sgd", lr=0.05)) as endpoint:
             how = {"precision": precision, "optimizer": OptimizerSettings("sgd", lr=0.05), "run": tmp_path / precision}
             report = serve(settings(bundle_dir, endpoint, steps=40, evaluate_precision=precision, **how))
         assert (report["precision"], report["gradient_precision"]) == (precision, precision)
         sent[precision] = report["bytes_up"] + report["bytes_down"]
         loss[precision] = losses(tmp_path / precision)
-    assert sent["pca1"] < 0.15 * sent["fp32"]
-    assert loss["pca1"] == pytest.approx(loss["fp32"], rel=0.3)
-    assert np.mean(loss["pca1"]) == pytest.approx(np.mean(loss["fp32"]), rel=0.05)
-    assert loss["pca1"] != loss["fp32"]
+    for precision in ("pca1", "dct1"):
+        assert sent[precision] < 0.15 * sent["fp32"]
+        assert loss[precision] == pytest.approx(loss["fp32"], rel=0.3)
+        assert np.mean(loss[precision]) == pytest.approx(np.mean(loss["fp32"]), rel=0.05)
+        assert loss[precision] != loss["fp32"]
 
 
 def test_evaluations_of_few_tokens_are_sent_in_int8_and_others_in_pca4(

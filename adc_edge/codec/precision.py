@@ -13,6 +13,9 @@ Layout of an encoded ``[rows, D]`` tensor (little endian):
           4 ... 0.0625 bits for each value on average: the rows' principal components and their coordinates
           (`lowrank.py`), or their mean alone where nothing else fits. The squared error in all is small, not each
           value's.
+    dct2 ... dct0.0625
+          2 ... 0.0625 bits for each value on average: the components' coordinates after a cosine transform over the
+          grid of the tokens, through a range coder (`transform/encoding.py`).
 
 With fewer than 8 bits a scale has a sign: the row's value of largest magnitude becomes the lowest of 2**bits levels. A
 value as large with the other sign has no level and becomes one step smaller. Zero is a level. On activations and
@@ -39,13 +42,16 @@ from adc_edge.codec.casts import (
     to_half,
     to_integers,
 )
+from adc_edge.codec.transform.decoding import decode_tensor
+from adc_edge.codec.transform.encoding import encode_tensor, payload_bytes
 from adc_edge.defaults import Precision as Precision
 from adc_edge.errors import ProtocolError
 from adc_edge.machine.threads import limit_blas
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _PCA_BITS = {precision: float(precision[3:]) for precision in PRECISIONS if precision.startswith("pca")}
-VALUE_PRECISIONS = tuple(p for p in PRECISIONS if p not in _PCA_BITS)  # each value is coded by itself
+_DCT_BITS = {precision: float(precision[3:]) for precision in PRECISIONS if precision.startswith("dct")}
+VALUE_PRECISIONS = tuple(p for p in PRECISIONS if p not in _PCA_BITS and p not in _DCT_BITS)  # each value by itself
 
 EXPONENT_DTYPE = np.dtype("<i4")
 SCALE_DTYPE = np.dtype("<f2")
@@ -69,11 +75,23 @@ def pca_bits(precision: Precision) -> float:
     return _PCA_BITS.get(precision, 0.0)
 
 
+def dct_bits(precision: Precision) -> float:
+    """Return the average bits of a value of a transform-coded precision, 0.0 for the other precisions."""
+    return _DCT_BITS.get(precision, 0.0)
+
+
+def component_bits(precision: Precision) -> float:
+    """Return the average bits of a value in principal components (pca, dct), 0.0 for the other precisions."""
+    return pca_bits(precision) or dct_bits(precision)
+
+
 def encoded_bytes(shape: tuple[int, ...], precision: Precision) -> int:
     """Return the size of an encoded tensor of ``shape`` (last axis D), in bytes."""
     rows, values = math.prod(shape[:-1]), math.prod(shape)
     if all_bits := pca_bits(precision):
         return lowrank.payload_bytes(rows, shape[-1], all_bits)
+    if all_bits := dct_bits(precision):
+        return payload_bytes(shape, all_bits)
     if bits := integer_bits(precision):
         return EXPONENT_DTYPE.itemsize + SCALE_DTYPE.itemsize * rows + (values if bits == 8 else bits * -(-values // 8))
     if precision == "fp16":
@@ -102,6 +120,9 @@ def encode(x: Float32, precision: Precision, tail: bytes = b"") -> memoryview:
     if pca_bits(precision):
         limit_blas()
         lowrank.encode_rows(_as_rows(x), buffer[:size])
+    elif dct_bits(precision):
+        limit_blas()
+        encode_tensor(x, buffer[:size])
     elif bits := integer_bits(precision):
         _encode_rows(_as_rows(x), bits, buffer[:size])
     else:
@@ -132,6 +153,9 @@ def decode(data: Any, shape: tuple[int, ...], precision: Precision) -> Float32:
     elif pca_bits(precision):
         limit_blas()
         x = lowrank.decode_rows(view, math.prod(shape[:-1]), shape[-1])
+    elif dct_bits(precision):
+        limit_blas()
+        x = decode_tensor(view, shape)
     elif bits := integer_bits(precision):
         x = _decode_rows(view, math.prod(shape[:-1]), shape[-1], bits)
     else:

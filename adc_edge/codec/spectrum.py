@@ -43,7 +43,7 @@ class ArraySpectrum:
 
     def __init__(self, rows: Float32) -> None:
         self._rows = rows
-        self.variances, self.vectors = _components(rows)  # [n] and [D, n]
+        self.variances, self.vectors = components(rows)  # [n] and [D, n]
         self._squares: Float32 = np.einsum("nd,nd->n", rows, rows)
         self.classes = _classes(self._squares)
         self.counts = np.bincount(self.classes, minlength=len(ROW_CLASSES))
@@ -79,8 +79,14 @@ class ArraySpectrum:
         return energy
 
 
-def _components(rows: Float32) -> tuple[Float64, Float32]:
-    """Energies of the principal components, ``[n]``, and the components, ``[D, n]``; n is the smaller of rows and D."""
+def components(rows: Float32) -> tuple[Float64, Float32]:
+    """Return energies ``[n]`` and vectors ``[D, n]`` of the principal components; n is the smaller of rows and D.
+
+    The strongest come last. Without enough variance for a direction, a vector is zero.
+
+    Args:
+        rows: less their mean, ``[rows, D]``.
+    """
     if len(rows) >= rows.shape[1]:
         variances, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64))
         return variances, vectors.astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from adc_edge.codec.precision import PRECISIONS, pca_bits
+from adc_edge.codec.precision import PRECISIONS, component_bits
 from adc_edge.defaults import Precision
 from adc_edge.method.ratio import Ratio, Shape
 from adc_edge.planning.accuracy.frontier import MeasuredStudy, SentSetting, estimate, read_setting
@@ -210,5 +210,5 @@ def _cuts(task: Task, sent: _Sent) -> dict[int, Shape]:
 
 def has_few_rows(shape: Shape, dim: int, precisions: Iterable[Precision | None]) -> bool:
     """Return whether a message of this shape is too small for principal components, and has some."""
-    coded = any(pca_bits(precision) for precision in precisions if precision is not None)
+    coded = any(component_bits(precision) for precision in precisions if precision is not None)
     return coded and shape.clusters * shape.kept < ROWS_A_CHANNEL * dim

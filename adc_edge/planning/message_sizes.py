@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from adc_edge.codec.precision import encoded_bytes, pca_bits
+from adc_edge.codec.precision import component_bits, dct_bits, encoded_bytes
 from adc_edge.defaults import MAX_IMAGES, Precision
 from adc_edge.method.ratio import Shape
 from adc_edge.wire.messages import LABEL_BYTES, TRIPLE_BYTES
@@ -46,7 +46,8 @@ def evaluation_precision(rows: int, dim: int, training: Precision) -> Precision:
     """Return the cheapest precision whose evaluations are close to unrounded ones (docs/results/method.md tells how).
 
     A head that learns from principal components judges test images in the same precision as it judges unrounded ones,
-    down to one bit a value. Few rows of a message do not bear their principal components, and come in int8.
+    down to one bit a value; the same bits in dct are closer still. Few rows of a message do not bear their principal
+    components, and come in int8.
 
     Args:
         rows: tokens of the evaluation's smallest message.
@@ -55,10 +56,12 @@ def evaluation_precision(rows: int, dim: int, training: Precision) -> Precision:
     """
     if rows < _ROWS_PER_CHANNEL * dim:
         return "int8"
-    bits = pca_bits(training)
+    bits = component_bits(training)
     if not bits:
         return "pca4"
-    return training if bits >= _LEAST_BITS else "pca1"
+    if bits >= _LEAST_BITS:
+        return training
+    return "dct1" if dct_bits(training) else "pca1"
 
 
 class EvaluationMessages(NamedTuple):

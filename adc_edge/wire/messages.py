@@ -179,6 +179,7 @@ class Welcome(Message, frozen=True):
     paused: bool | UnsetType = UNSET  # a person has paused the device: its messages wait
     stored: Count | UnsetType = UNSET  # steps for which it needs the device no more, if it keeps what ``sends`` tells
     keeps_from: Count | UnsetType = UNSET  # the first step that it keeps, ``sends.first``, if that is not 0
+    transforms: bool | UnsetType = UNSET  # knows the precisions dct2 ... dct0.0625; 0.14 does not
 
 
 class Moved(Message, frozen=True):

@@ -1,4 +1,7 @@
-"""A tensor <-> bytes on a device, for each precision; the layout is that of `adc_edge/codec/precision.py`."""
+"""A tensor <-> bytes on a device, for each precision; the layout is that of `adc_edge/codec/precision.py`.
+
+Tensors in dct are decoded and encoded by NumPy on the CPU, and copied: a range coder works symbol after symbol.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ from adc_edge.codec.precision import (
     LARGEST_SCALED,
     SCALE_DTYPE,
     Precision,
+    dct_bits,
     encoded_bytes,
     exponent_of,
     integer_bits,
@@ -51,7 +55,8 @@ def encode(x: Tensor, precision: Precision) -> memoryview:
         ProtocolError: a value is NaN or infinite.
     """
     shape, rows = tuple(x.shape), math.prod(x.shape[:-1])
-    if not x.numel() or (pca_bits(precision) and rows < shape[-1]):  # no larger than the covariance
+    # Fewer rows than channels are no larger than the covariance; a range coder's steps depend on one another.
+    if not x.numel() or dct_bits(precision) or (pca_bits(precision) and rows < shape[-1]):
         return in_numpy.encode(x.float().cpu().numpy(), precision)
     x = x.float().reshape(rows, shape[-1])
     peak = finite_peak(x)
@@ -83,6 +88,8 @@ def decode(data: Any, shape: tuple[int, ...], precision: Precision, device: torc
     Raises:
         ProtocolError: ``data`` has another length, values that are not finite, or a head that no encoder writes.
     """
+    if dct_bits(precision):
+        return torch.from_numpy(in_numpy.decode(data, shape, precision)).to(device)
     view, rows = whole_tensor(data, shape, precision), math.prod(shape[:-1])
     there = _there(view, device)
     if pca_bits(precision):

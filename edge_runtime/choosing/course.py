@@ -10,10 +10,11 @@ import msgspec
 import numpy as np
 
 from adc_edge.arrays import Float32
-from adc_edge.codec.precision import Precision, decode, encode
+from adc_edge.codec.precision import Precision, dct_bits, decode, encode
 from adc_edge.defaults import MOST_MICRO_BATCHES
-from adc_edge.edge_runtime.choosing.precisions import settings_of_step
+from adc_edge.edge_runtime.choosing.precisions import all_precisions, settings_of_step
 from adc_edge.edge_runtime.loop import DeviceLoop
+from adc_edge.edge_runtime.recovery import knows_transforms
 from adc_edge.edge_runtime.settings import StepSettings
 from adc_edge.edge_runtime.tally import StepRecord
 from adc_edge.method.ratio import Shape
@@ -59,6 +60,10 @@ class Course:
         """
         return self._base.lasting_precision
 
+    def precisions(self, frozen: bool) -> set[Precision]:
+        """Return those with which the run began, of all epochs; of activations alone if it is ``frozen``."""
+        return all_precisions(self._base, frozen)
+
     @property
     def changes(self) -> int:
         """Number of changes so far."""
@@ -84,6 +89,9 @@ class Course:
             self._forms = [form for form in self._forms if form.micro_batches == now.micro_batches]
         if loop.session.welcome is not None and loop.session.welcome.max_images:
             self._forms = [form for form in self._forms if form.shape.images <= loop.session.welcome.max_images]
+        if not knows_transforms(loop.session.welcome):
+            ways = ((form, dct_bits(form.precision) + dct_bits(form.gradient_precision)) for form in self._forms)
+            self._forms = [form for form, transformed in ways if not transformed]
         recorded = [form_of(_changed(self._base, decision)) for decision in self._decisions.all]
         found = alternatives(list(dict.fromkeys([now, *recorded, *self._forms])), loop, step, self._window)
         self._forms = [one.form for one in found]

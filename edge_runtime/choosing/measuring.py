@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from adc_edge.arrays import Float32
-from adc_edge.codec.precision import decode, encode, pca_bits
+from adc_edge.codec.precision import component_bits, decode, encode
 from adc_edge.data.loader import Loader
 from adc_edge.defaults import Precision
 from adc_edge.edge_runtime.choosing.link import LinkTimes
@@ -123,7 +123,7 @@ class FirstBatch:
         Only principal components are common to a micro-batch; other precisions scale each token by itself, and their
         error does not depend on the cut.
         """
-        chosen = [precision for precision in self._precisions if precision is not None and pca_bits(precision)]
+        chosen = [precision for precision in self._precisions if precision is not None and component_bits(precision)]
         if not chosen:
             return []
         parts = self._activations(shape)

@@ -40,6 +40,18 @@ def settings_of_step(settings: StepSettings, step: int) -> StepSettings:
     return msgspec.structs.replace(settings, precision=up, gradient_precision=down)
 
 
+def all_precisions(settings: StepSettings, frozen: bool) -> set[Precision]:
+    """Return the precisions of all epochs of a run that does not follow its link.
+
+    Args:
+        settings: of its steps.
+        frozen: whether no gradients come.
+    """
+    listed = settings.by_epoch
+    up, down = (listed.up, listed.down) if listed else ((settings.precision,), (settings.gradient_precision,))
+    return {*up, *(() if frozen else down)}
+
+
 def largest_precision(by_epoch: PrecisionsByEpoch, shape: Shape, dim: int) -> Precision:
     """Return the precision of the largest messages that go up.
 

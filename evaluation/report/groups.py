@@ -64,7 +64,7 @@ def group_of(setting: Setting | str) -> str:
     method, _, up, down, freeze = parts_of(setting)
     if freeze:
         return FROZEN
-    components = any(precision.startswith("pca") for precision in (*up.split(","), *down.split(",")))
+    components = any(precision.startswith(("pca", "dct")) for precision in (*up.split(","), *down.split(",")))
     if method in SIZED_RIVALS:
         return SIZED_RIVALS[method] + (COMPONENTS if components else "")
     if components:

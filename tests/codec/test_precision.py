@@ -17,6 +17,8 @@ from adc_edge.codec.precision import (
     PRECISIONS,
     VALUE_PRECISIONS,
     Precision,
+    component_bits,
+    dct_bits,
     decode,
     encode,
     encoded_bytes,
@@ -33,6 +35,7 @@ PACKED = st.sampled_from(list(BITS))
 PRECISION = st.sampled_from(PRECISIONS)
 VALUE_PRECISION = st.sampled_from(VALUE_PRECISIONS)
 PCA: list[Precision] = [precision for precision in PRECISIONS if pca_bits(precision)]
+DCT: list[Precision] = [precision for precision in PRECISIONS if dct_bits(precision)]
 VALUES = st.floats(-LARGEST, LARGEST, width=32) | st.floats(-1.0, 1.0, width=32)
 TENSORS = arrays(np.float32, array_shapes(min_dims=2, max_dims=3, max_side=6), elements=VALUES)
 # Far from where scales, halves and float32 itself lose bits.
@@ -166,6 +169,14 @@ SIZES: dict[Precision, int] = {  # of 105 values in 15 rows
     "pca0.25": 14 + 8,
     "pca0.125": 14 + 8,
     "pca0.0625": 14 + 8,
+    "dct2": 48,  # what the mean row takes, with the bands of five tokens
+    "dct1": 48,
+    "dct0.75": 48,
+    "dct0.5": 48,
+    "dct0.375": 48,
+    "dct0.25": 48,
+    "dct0.125": 48,
+    "dct0.0625": 48,
 }
 
 
@@ -194,9 +205,12 @@ def test_tensors_of_odd_shapes_come_back(precision: Precision, shape: tuple[int,
 
 def test_the_names_are_those_of_the_command_line_and_tell_the_bits() -> None:
     assert tuple(OPTION.choices) == PRECISIONS
-    assert {p: pca_bits(p) for p in PRECISIONS if p not in VALUE_PRECISIONS} == {p: float(p[3:]) for p in PCA}
-    assert not any(pca_bits(p) for p in VALUE_PRECISIONS)
-    assert not any(integer_bits(p) for p in PCA)
+    assert {p: component_bits(p) for p in PRECISIONS if p not in VALUE_PRECISIONS} == {
+        p: float(p[3:]) for p in (*PCA, *DCT)
+    }
+    assert not any(component_bits(p) for p in VALUE_PRECISIONS)
+    assert not any(integer_bits(p) for p in (*PCA, *DCT))
+    assert not any(dct_bits(p) for p in PCA)
 
 
 @pytest.mark.parametrize("precision", PCA)
@@ -367,6 +381,6 @@ def test_any_bytes_of_the_right_length_are_finite_values_or_refused(precision: P
     try:
         x = decode(message, (2, 3), precision)
     except ProtocolError as refusal:
-        assert refusal.code in ("nan", "size") if pca_bits(precision) else refusal.code == "nan"  # noqa: PT017 - or none
+        assert refusal.code in ("nan", "size") if component_bits(precision) else refusal.code == "nan"  # noqa: PT017 - or none
     else:
         assert np.isfinite(x).all()

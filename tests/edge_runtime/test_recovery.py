@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
+from adc_edge.codec.precision import Precision
 from adc_edge.edge_runtime.recovery import (
     Behind,
+    check_knows,
     device_position,
     fetch_answer,
     is_answered,
     missing_part,
     positions_to_replay,
 )
+from adc_edge.errors import RefusedError
 from adc_edge.storage.position import MicroBatches, Position, micro_batches_by_step
-from adc_edge.wire.messages import Bye, Evaluate, Fetch, Step
+from adc_edge.wire.messages import Bye, Evaluate, Fetch, Step, Welcome
 
 STEPS = st.integers(0, 6)
 CUTS = st.lists(st.tuples(STEPS, st.integers(1, 4)), min_size=1).map(lambda cuts: micro_batches_by_step(sorted(cuts)))
@@ -118,3 +124,15 @@ def test_a_message_continues_from_where_the_trainers_copy_ends(partial: tuple[in
     for message in (step(Position(4, 2)), evaluation(4)):
         offset = partial[1] if partial[0] == 2 else 0
         assert missing_part(message, partial) == msgspec.structs.replace(message, offset=offset)
+
+
+KNOWS, KNOWS_NOT = (Welcome(1, 0, 0, 0, None, 5, 0, 0, "0.14.0", transforms=known) for known in (True, UNSET))
+
+
+@pytest.mark.parametrize("sent", [("dct1", "pca0.25"), ("pca1", "dct1"), ("dct1", None)])
+def test_a_trainer_that_does_not_know_dct_gets_none_and_the_user_is_told(sent: Sequence[Precision | None]) -> None:
+    with pytest.raises(RefusedError, match=r"(?s)version 0\.14\.0, which does not know dct1\n.*choose pca1 instead"):
+        check_knows(sent, KNOWS_NOT)
+    check_knows(sent, KNOWS)
+    check_knows(sent, None)  # before the first Welcome nothing but a Hello is sent
+    check_knows(("pca1", "int8", None), KNOWS_NOT)

@@ -34,6 +34,8 @@ def test_few_rows_do_not_bear_their_principal_components(rows: int, precision: s
     [
         *((precision, precision) for precision in ("pca4", "pca2", "pca1.5", "pca1")),
         *((precision, "pca1") for precision in ("pca0.75", "pca0.5", "pca0.0625")),
+        *((precision, precision) for precision in ("dct2", "dct1")),
+        *((precision, "dct1") for precision in ("dct0.75", "dct0.25", "dct0.0625")),
         *((precision, "pca4") for precision in ("fp32", "bf16", "fp16", "int8", "int4", "int2")),
     ],
 )

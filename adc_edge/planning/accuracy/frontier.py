@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from adc_edge.codec.precision import PRECISIONS, integer_bits, pca_bits
+from adc_edge.codec.precision import PRECISIONS, component_bits, dct_bits, integer_bits, pca_bits
 from adc_edge.defaults import Precision
 from adc_edge.errors import SettingError
 from adc_edge.method.ratio import Ratio
@@ -176,16 +176,18 @@ def _place(setting: SentSetting, quantity: str) -> _Place:
 
 
 def _bits(precision: Precision) -> float:
-    return pca_bits(precision) or integer_bits(precision) or _BY_VALUE[precision]
+    return component_bits(precision) or integer_bits(precision) or _BY_VALUE[precision]
 
 
 def _sends_less(less: _Place, more: _Place) -> bool:
     """Return whether ``less`` sends at most as much of everything. Two ways to encode compare with fp32 alone."""
     ratios = all(a <= b + 1e-9 for a, b in zip(less.ratios, more.ratios, strict=True))
     codecs = zip(less.codecs, more.codecs, less.bits, more.bits, strict=True)
-    return ratios and all(
-        b == "fp32" or (bool(pca_bits(a)) == bool(pca_bits(b)) and bits_a <= bits_b) for a, b, bits_a, bits_b in codecs
-    )
+    return ratios and all(b == "fp32" or (_kind(a) == _kind(b) and bits_a <= bits_b) for a, b, bits_a, bits_b in codecs)
+
+
+def _kind(precision: Precision) -> tuple[bool, bool]:
+    return bool(pca_bits(precision)), bool(dct_bits(precision))
 
 
 def _distance(a: _Place, b: _Place) -> float:

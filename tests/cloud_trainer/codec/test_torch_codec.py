@@ -269,6 +269,18 @@ def test_any_bytes_are_refused_or_decoded_as_numpy_does(precision: Precision, da
         np.testing.assert_allclose(decoded(message, (4, 3), precision), expected, rtol=0, atol=ULPS * peak + 3e-45)
 
 
+# dct
+
+
+@pytest.mark.parametrize("precision", ["dct2", "dct0.25"])
+@pytest.mark.parametrize("name", ["three axes", "rows of unlike sizes", "fewer rows than channels"])
+def test_dct_is_numpys_wherever_the_head_is(name: str, precision: Precision) -> None:
+    data = encoded(CASES[name], precision)
+    assert data == in_numpy.encode(CASES[name], precision)
+    read = decoded(data, CASES[name].shape, precision)
+    np.testing.assert_array_equal(read, in_numpy.decode(data, CASES[name].shape, precision))
+
+
 # the trainer
 
 

@@ -30,12 +30,13 @@ def evaluated(bundle: Path, server: Server, run: Path, steps: int, **more: Any) 
     return [one["precision"] for one in report["evaluations"]]
 
 
-def test_a_run_that_trains_in_pca1_is_evaluated_in_pca1_and_says_so(
-    bundle_dir: Path, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("trains_in", "precision"), [("pca1", "pca1"), ("dct1", "dct1"), ("dct0.5", "dct1")])
+def test_a_run_is_evaluated_in_the_components_that_it_trains_in_and_says_so(
+    bundle_dir: Path, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, trains_in: str, precision: str
 ) -> None:
     caplog.set_level(logging.INFO, "adc_edge")
-    assert evaluated(bundle_dir, server, tmp_path / "run", 3) == ["pca1", "pca1"]
-    assert " %) in pca1" in caplog.text
+    assert evaluated(bundle_dir, server, tmp_path / "run", 3, precision=trains_in) == [precision] * 2
+    assert f" %) in {precision}" in caplog.text
 
 
 def test_a_run_whose_precision_changes_by_epoch_is_evaluated_in_the_last_one(

@@ -119,6 +119,8 @@ def row(frame: pd.DataFrame, **wanted: Any) -> dict[str, Any]:
         "none/pca1:pca0.25+freeze0.5x2": "adc-edge, frozen trunk",
         "adc@0.1+freeze2": "adc-edge, frozen trunk",
         "none/pca4,int8:int8": "adc-edge",
+        "none/dct1:pca0.25": "adc-edge",
+        "none/int8:dct0.25": "adc-edge",
         "adc@0.1/fp32:int8,pca1": "adc-edge",
         "none/fp32,int8": "plain quantization",
         "adc@0.1/int8,int4": "ADC x low bits",

@@ -50,6 +50,7 @@ def test_counted_bytes_are_those_that_the_kernel_carries(text: str) -> None:
         ("adc@0.4/int8:int4", 6),
         ("adc@1x1/pca4:pca2", 6),
         ("adc@0.4/fp16,pca1:int8,pca2", 30),  # 22 to an epoch
+        ("adc@1x1/dct2:dct2", 6),
     ],
 )
 def test_counted_bytes_are_those_of_a_device_that_serves(
