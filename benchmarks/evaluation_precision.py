@@ -203,7 +203,7 @@ def _study(args: argparse.Namespace) -> Study:
         train_images=args.train_images,
         test_images=args.test_images,
         augment=args.augment,
-        optimizer=OptimizerSettings(name="adam", lr=args.lr),
+        optimizer=OptimizerSettings(name="adam", lr=args.lr, schedule=args.schedule),
         device=args.device,
         compute=args.compute,
     ).check()
@@ -240,6 +240,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--test-images", type=int, default=0, help="0: all.")
     parser.add_argument("--augment", default="flip")
     parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--schedule", choices=["constant", "cosine"], default="constant")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compute", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--threads", type=int, default=1, help="Of torch: on busy cores several wait for each other.")

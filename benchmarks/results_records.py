@@ -219,6 +219,7 @@ class TotalsRow(_Row, frozen=True):
     difference: float | None
     difference_sem: float | None
     kb_steps: float  # of all steps, both ways, an image
+    passes: list[float | None]  # the epoch at which the steps have cost as much as each line; None: they never do
 
 
 class TotalsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="totals", tag_field="kind"):
@@ -230,6 +231,7 @@ class TotalsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     mb_evaluation: float
     evaluated: int  # images of an evaluation
     mb_weights: float  # first weights of the trunk
+    lines: list[str]  # of the images sent once, as their own files or in a quality, which rows pass
     pictures: list[Pictures] = []
 
 

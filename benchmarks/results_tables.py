@@ -203,7 +203,12 @@ def as_kilobytes(one: Judged) -> str:
 
 
 def totals(table: TotalsTable, marks: Sequence[str]) -> str:
-    header = ("setting", "seeds", "accuracy %", "against uncompressed, points", "kB an image, in all steps")
+    """Every setting, and below them the images sent once."""
+    lines = " / ".join(table.lines)
+    header = (
+        "setting", "seeds", "accuracy %", "against uncompressed, points", "kB an image, in all steps",
+        f"as dear as the JPEGs ({lines}) after epochs",
+    )  # fmt: skip
     rows = [
         (
             row.setting + sign,
@@ -211,15 +216,17 @@ def totals(table: TotalsTable, marks: Sequence[str]) -> str:
             spread(row.accuracy, row.deviation),
             NONE if row.difference is None else _signed(spread(row.difference, row.difference_sem)),
             f"{row.kb_steps:.3g}",
+            " / ".join(NONE if epoch is None else f"{epoch:.2g}" for epoch in row.passes),
         )
         for row, sign in zip(table.rows, marks, strict=True)
     ]
-    pictures = [(one.name, "", "", "", _kilobytes(one)) for one in table.pictures]
+    pictures = [(one.name, "", "", "", _kilobytes(one), "") for one in table.pictures]
     beside = (
-        f"{table.epochs:g} epochs, {table.images:,} images. Beside the steps: an evaluation of {table.evaluated:,} "
-        f"images {table.mb_evaluation:.3g} MB, the first weights of the trunk {table.mb_weights:.3g} MB, both once."
+        f"{table.epochs:g} epochs, {table.images:,} images. {NONE}: never. Beside the steps: an evaluation of "
+        f"{table.evaluated:,} images {table.mb_evaluation:.3g} MB, the first weights of the trunk "
+        f"{table.mb_weights:.3g} MB, both once."
     )
-    return f"{markdown_table(header, [*rows, *pictures], 'lrrrr')}\n\n{beside}"
+    return f"{markdown_table(header, [*rows, *pictures], 'lrrrrr')}\n\n{beside}"
 
 
 def _signed(points: str) -> str:

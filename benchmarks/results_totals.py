@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from results_records import FORMAT, RESULTS, Pictures, Records, Source, TotalsRow, TotalsTable, read_records
+from results_records import FORMAT, RESULTS, Pictures, Records, Source, Table, TotalsRow, TotalsTable, read_records
 from results_taking import as_text
 
 from adc_edge.errors import SettingError
 from adc_edge.files import write_atomic
 
 _UNCOMPRESSED = "none"
+_ONCE = "the images as JPEG, once"
+_OF_STUDY = "pictures.json of the study"
+LINES = {"own files": "files", "q90": "q90", "q75": "q75"}  # fields of results.json
 
 
 class StudyTotals(msgspec.Struct, frozen=True):
@@ -48,7 +51,7 @@ def take_totals(study: Path, into: str, table: str, name: str, source: Source, d
         raise SettingError(f"{study}: {error}", "the -o directory of `adc-edge evaluate`", "name such a one") from None
     path = directory / f"{into}.json"
     before = read_records(into, directory) if path.exists() else Records(FORMAT, {}, {})
-    made = _table(found, _accuracies(study), name)
+    made = _table(found, _accuracies(study), name, _further(before.tables.get(table)))
     records = Records(before.format, {**before.sources, name: source}, {**before.tables, table: made})
     write_atomic(path, as_text(records))
 
@@ -62,15 +65,28 @@ def _accuracies(study: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-def _table(found: StudyTotals, accuracies: Mapping[str, Mapping[int, float]], source: str) -> TotalsTable:
-    images = found.pictures["train"]["images"]
+def _further(before: Table | None) -> list[Pictures]:
+    """Pictures of a table that are not the study's own: they stay."""
+    return [] if not isinstance(before, TotalsTable) else [one for one in before.pictures if one.source != _OF_STUDY]
+
+
+def _table(
+    found: StudyTotals, accuracies: Mapping[str, Mapping[int, float]], source: str, further: Sequence[Pictures]
+) -> TotalsTable:
+    train = found.pictures["train"]
+    images = train["images"]
+    lines = {name: field for name, field in LINES.items() if train.get(f"bytes_{field}") is not None}
     if _UNCOMPRESSED not in accuracies:
         raise SettingError("a study without uncompressed runs", "--setting none", "run it with that setting too")
     rows = [
-        _row(one, accuracies, images, source) for one in sorted(found.totals, key=lambda one: one["bytes_training"])
+        _row(one, accuracies, images, source, list(lines.values()))
+        for one in sorted(found.totals, key=lambda one: one["bytes_training"])
     ]
-    qualities = [found.pictures["train"][f"bytes_q{quality}"] / images for quality in (90, 75)]
+    sizes = {field: float(round(train[f"bytes_{field}"] / images)) for field in lines.values()}
     side = found.pictures["size"][0]
+    pictures = [Pictures(f"{_ONCE} (q90 / q75), at {side} px", [sizes["q90"], sizes["q75"]], _OF_STUDY)]
+    if "files" in sizes:
+        pictures.append(Pictures(f"{_ONCE}: their own files", [sizes["files"]], _OF_STUDY))
     return TotalsTable(
         rows=rows,
         epochs=found.study["epochs"],
@@ -78,17 +94,18 @@ def _table(found: StudyTotals, accuracies: Mapping[str, Mapping[int, float]], so
         mb_evaluation=round((found.evaluation["up"] + found.evaluation["down"]) / 1e6, 3),
         evaluated=found.evaluation["images"],
         mb_weights=round(found.bytes_weights / 1e6, 3),
-        pictures=[
-            Pictures(
-                f"the images as JPEG, once (q90 / q75), at {side} px",
-                [float(round(size)) for size in qualities],
-                "pictures.json of the study",
-            )
-        ],
+        lines=list(lines),
+        pictures=[*pictures, *further],
     )
 
 
-def _row(one: Mapping[str, Any], accuracies: Mapping[str, Mapping[int, float]], images: int, source: str) -> TotalsRow:
+def _row(
+    one: Mapping[str, Any],
+    accuracies: Mapping[str, Mapping[int, float]],
+    images: int,
+    source: str,
+    lines: Sequence[str],
+) -> TotalsRow:
     mine, whole = accuracies[one["setting"]], accuracies[_UNCOMPRESSED]
     if len(mine) != one["seeds"]:
         received = f"{len(mine)} runs of {one['setting']}, of which results.json knows {one['seeds']}"
@@ -104,6 +121,7 @@ def _row(one: Mapping[str, Any], accuracies: Mapping[str, Mapping[int, float]], 
         difference=None if same else round(statistics.mean(paired), 1),
         difference_sem=None if same or len(paired) < 2 else round(_sem(paired), 1),
         kb_steps=float(f"{one['bytes_training'] / images / 1e3:.3g}"),
+        passes=[None if one[f"passes_{line}"] is None else round(one[f"passes_{line}"], 3) for line in lines],
     )
 
 

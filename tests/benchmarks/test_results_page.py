@@ -7,10 +7,21 @@ import re
 from pathlib import Path
 
 import measured_frontier
+import msgspec
 import pytest
 import results_page
 import results_tables
-from results_records import RESULTS, BudgetsTable, Pictures, Records, Source, StepsRow, StepsTable, read_records
+from results_records import (
+    RESULTS,
+    BudgetsTable,
+    Pictures,
+    Records,
+    Source,
+    StepsRow,
+    StepsTable,
+    TotalsTable,
+    read_records,
+)
 from results_taking import as_text, take_study, version_of
 from results_totals import take_totals
 
@@ -185,9 +196,11 @@ def test_whole_trainings_are_compared_by_seed_and_stand_above_the_pictures(tmp_p
     for number, ((setting, seed), accuracy) in enumerate(accuracies.items()):
         run = {"setting": setting, "seed": seed, "curve": [{"accuracy": 0.0}, {"accuracy": accuracy}]}
         (runs / f"{number}.json").write_text(json.dumps(run))
+    passed = [("passes_files", None), ("passes_q90", 0.06), ("passes_q75", 0.04)]
+    never = [("passes_files", None), ("passes_q90", None), ("passes_q75", 4.0)]
     totals = [
-        {"setting": "none", "seeds": 3, "accuracy": 0.533, "std": 0.38, "bytes_training": 50_000_000},
-        {"setting": "small", "seeds": 2, "accuracy": 0.74, "std": 0.057, "bytes_training": 500_000},
+        {"setting": "none", "seeds": 3, "accuracy": 0.533, "std": 0.38, "bytes_training": 50_000_000, **dict(passed)},
+        {"setting": "small", "seeds": 2, "accuracy": 0.74, "std": 0.057, "bytes_training": 500_000, **dict(never)},
     ]
     results = {
         "study": {"epochs": 10.0},
@@ -198,13 +211,22 @@ def test_whole_trainings_are_compared_by_seed_and_stand_above_the_pictures(tmp_p
     }
     (tmp_path / "study" / "results.json").write_text(json.dumps(results))
     take_totals(tmp_path / "study", "some", "first", "study", NEW, tmp_path)
+    photos = Pictures("photos", [4_000.0], "by hand")
+    mine = read_records("some", tmp_path)
+    first = mine.tables["first"]
+    assert isinstance(first, TotalsTable)
+    kept = msgspec.structs.replace(first, pictures=[*first.pictures, photos])
+    write(tmp_path, msgspec.structs.replace(mine, tables={"first": kept}))
+    take_totals(tmp_path / "study", "some", "first", "study", NEW, tmp_path)  # photos stay
     take_totals(tmp_path / "study", "some", "second", "study", NEW, tmp_path)
     assert [*read_records("some", tmp_path).tables] == ["first", "second"]
     lines = results_page.rendered("some/first", tmp_path).splitlines()
-    assert [line.split(" | ")[1:] for line in lines[2:5]] == [
-        ["2", "74.0 ± 5.7", "-1.0 ± 1.0", "5 |"],
-        ["3", "53.3 ± 38.0", "–", "500 |"],
-        ["", "", "", "3 / 2 |"],
+    assert lines[0].endswith(" as dear as the JPEGs (q90 / q75) after epochs |")
+    assert [line.split(" | ")[1:] for line in lines[2:6]] == [
+        ["2", "74.0 ± 5.7", "-1.0 ± 1.0", "5", "– / 4 |"],
+        ["3", "53.3 ± 38.0", "–", "500", "0.06 / 0.04 |"],
+        ["", "", "", "3 / 2", " |"],
+        ["", "", "", "4", " |"],
     ]
     (runs / "9.json").write_text(json.dumps({"setting": "small", "seed": 2, "curve": [{"accuracy": 0.5}]}))
     with pytest.raises(SettingError, match="3 runs of small, of which"):

@@ -103,7 +103,7 @@ def test_between_evaluations_break_even_lies_by_proportion() -> None:
 
 
 def test_a_run_judged_at_its_end_passes_where_its_messages_were_sent() -> None:
-    """Of 20,000 bytes 12,000 went up, in the three epochs before the trainer was alone; gradients came in the first."""
+    """12,000 of 20,000 bytes went up, in the three epochs before the trainer was alone; gradients came in the first."""
     end = Point(
         step=100,
         epoch=10.0,

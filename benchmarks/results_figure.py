@@ -1,0 +1,97 @@
+"""docs/ten-epochs.png: accuracy against the bytes of ten epochs, from the records in docs/results/ten-epochs.json.
+
+    python benchmarks/results_figure.py
+
+A panel for each table of whole trainings in ``PANELS``, with a line for each size of the images sent once as JPEG.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+from results_records import RESULTS, Pictures, TotalsTable, read_records
+
+from adc_edge.evaluation.report.plots import ACCURACY, add_legend, clear_frame, logarithmic, png
+from adc_edge.evaluation.totals.lines import add_picture_lines
+from adc_edge.files import write_atomic
+
+PANELS = {
+    "cifar10-64px": "CIFAR-10 at 64 px",
+    "cifar10-112px": "CIFAR-10 at 112 px",
+    "cifar10-224px": "CIFAR-10 at 224 px",
+    "food101-64px": "Food-101 at 64 px",
+}
+PNG = RESULTS.parent / "ten-epochs.png"
+_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288")  # Okabe-Ito, Tol
+_INK = "#222222"
+_PANEL, _LEGEND_LINE = (4.8, 3.8), 0.22  # inches
+_QUALITIES = re.compile(r" \((q\d+) / (q\d+)\)")
+
+
+def figure(directory: Path = RESULTS) -> Figure:
+    """The panels of the tables that there are.
+
+    Raises:
+        SettingError: no such records.
+    """
+    tables = read_records("ten-epochs", directory).tables
+    shown = {title: table for name, title in PANELS.items() if isinstance(table := tables.get(name), TotalsTable)}
+    settings = dict.fromkeys(row.setting for table in shown.values() for row in table.rows if row.setting != "none")
+    colours = dict(zip(settings, _COLOURS, strict=False))
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    result = Figure(
+        (columns * _PANEL[0], rows * _PANEL[1] + _LEGEND_LINE * len(colours)), dpi=110, layout="constrained"
+    )
+    panels = list(result.subplots(rows, columns, squeeze=False).flat)
+    for axes, (title, table) in zip(panels, shown.items(), strict=False):
+        _draw(axes, table, title, colours)
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    handles = [Line2D([], [], color=colour, marker="o", label=setting) for setting, colour in colours.items()]
+    add_legend(result, [*handles], loc="outside lower left")
+    return result
+
+
+def _draw(axes: Axes, table: TotalsTable, title: str, colours: Mapping[str, str]) -> None:
+    clear_frame(axes)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.set(title=title, ylabel=ACCURACY, xlabel=f"kB an image: all steps of {table.epochs:g} epochs, both ways")
+    logarithmic(axes, FuncFormatter(lambda value, _: f"{value:g}"))
+    for row in table.rows:
+        if row.setting in colours:
+            bar = row.difference_sem or 0.0
+            axes.errorbar(row.kb_steps, row.accuracy, bar, color=colours[row.setting], marker="o", capsize=2, zorder=6)
+        else:
+            axes.axhline(row.accuracy, color=_INK, linewidth=1.2, linestyle="--", zorder=1)
+            text, place = f"uncompressed {row.accuracy:.1f}, {row.kb_steps:,.0f} kB", (1, row.accuracy)
+            axes.annotate(text, place, (-2, 3), axes.get_yaxis_transform(), "offset points", ha="right", fontsize=8)
+    axes.margins(x=0.1, y=0.15)
+    add_picture_lines(axes, picture_lines(table.pictures))
+
+
+def picture_lines(pictures: list[Pictures]) -> dict[str, float]:
+    """Each size in kB of an image sent once, by a short name: ``112 px q90``, ``photos q90``, ``their own files``."""
+    found: dict[str, float] = {}
+    for line in pictures:
+        name = line.name.removeprefix("the images as JPEG, once").strip(" ,:")
+        qualities = _QUALITIES.search(f" {name}")
+        short = "photos" if name.startswith("photos") else _QUALITIES.sub("", f" {name}").strip(" ,:")
+        short = short.removeprefix("at ").rpartition("'s ")[2]
+        names = [short] if qualities is None else [f"{short} {quality}" for quality in qualities.groups()]
+        found |= {one: size / 1000 for one, size in zip(names, line.bytes_an_image, strict=True)}
+    return found
+
+
+def main() -> None:
+    write_atomic(PNG, png(figure()))
+
+
+if __name__ == "__main__":
+    main()
