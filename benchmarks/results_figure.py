@@ -7,6 +7,7 @@ A panel for each table of whole trainings in ``PANELS``, with a line for each si
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ PANELS = {
 PNG = RESULTS.parent / "ten-epochs.png"
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288")  # Okabe-Ito, Tol
 _INK = "#222222"
+_UNCOMPRESSED = "none"
 _PANEL, _LEGEND_LINE = (4.8, 3.8), 0.22  # inches
 _QUALITIES = re.compile(r" \((q\d+) / (q\d+)\)")
 
@@ -42,8 +44,10 @@ def figure(directory: Path = RESULTS) -> Figure:
     """
     tables = read_records("ten-epochs", directory).tables
     shown = {title: table for name, title in PANELS.items() if isinstance(table := tables.get(name), TotalsTable)}
-    settings = dict.fromkeys(row.setting for table in shown.values() for row in table.rows if row.setting != "none")
-    colours = dict(zip(settings, _COLOURS, strict=False))
+    settings = dict.fromkeys(
+        row.setting for table in shown.values() for row in table.rows if row.setting != _UNCOMPRESSED
+    )
+    colours = dict(zip(settings, itertools.cycle(_COLOURS)))
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     result = Figure(
@@ -65,7 +69,7 @@ def _draw(axes: Axes, table: TotalsTable, title: str, colours: Mapping[str, str]
     axes.set(title=title, ylabel=ACCURACY, xlabel=f"kB an image: all steps of {table.epochs:g} epochs, both ways")
     logarithmic(axes, FuncFormatter(lambda value, _: f"{value:g}"))
     for row in table.rows:
-        if row.setting in colours:
+        if row.setting != _UNCOMPRESSED:
             bar = row.difference_sem or 0.0
             axes.errorbar(row.kb_steps, row.accuracy, bar, color=colours[row.setting], marker="o", capsize=2, zorder=6)
         else:

@@ -13,7 +13,7 @@ from adc_edge.codec.precision import Precision
 
 
 def decode_to(device: torch.device, data: Any, shape: tuple[int, ...], precision: Precision) -> Tensor:
-    """Decode a tensor to ``device``. On a GPU only the encoded bytes are copied there.
+    """Decode a tensor to ``device``. To a GPU only the encoded bytes are copied, but for dct the tensor.
 
     Args:
         device: the head's device. The tensor is complete when this returns, so that the time of it is known.
@@ -32,7 +32,7 @@ def decode_to(device: torch.device, data: Any, shape: tuple[int, ...], precision
 
 
 def encode_from(x: Tensor, precision: Precision) -> memoryview:
-    """Encode a finite tensor where it lies. From a GPU only the encoded bytes are copied.
+    """Encode a finite tensor where it lies. From a GPU only the encoded bytes are copied, but for dct the tensor.
 
     Args:
         x: ``[..., D]``.
