@@ -133,12 +133,12 @@ def _codec(training: HeadTraining, gradients: list[Tensor], dim: int) -> Generat
     cases: dict[tuple[str, str, int], Callable[[], object]] = {}
     for gradient in (gradients[0], gradients[-1]):
         rows = gradient.shape[0] * gradient.shape[1]
-        x = _activations(rows, dim).to(training.device)
+        x = _activations(rows, dim).reshape(gradient.shape).to(training.device)  # [T, k, D]: dct works on the grid
         for precision in PRECISIONS:
             data = bytes(encode_from(x, precision))
-            assert len(data) == encoded_bytes((rows, dim), precision)
-            cases["decode", precision, rows] = lambda d=data, p=precision, r=rows: decode_to(  # type: ignore[misc]
-                training.device, d, (r, dim), p
+            assert len(data) == encoded_bytes(tuple(x.shape), precision)
+            cases["decode", precision, rows] = lambda d=data, p=precision, s=tuple(x.shape): decode_to(  # type: ignore[misc]
+                training.device, d, s, p
             )
             cases["encode", precision, rows] = lambda g=gradient, p=precision: encode_from(g, p)  # type: ignore[misc]
             yield
