@@ -1,12 +1,15 @@
-"""Statements that the runs of a study bear out: which of two settings is ahead, and whether anything was learned."""
+"""Statements that the runs of a study bear out: which of two settings is ahead, whether anything was learned,
+and whether all runs are of one version."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from packaging.version import Version
 from scipy import stats
 
 AHEAD, BEHIND, NOISE = "ahead", "behind", "within noise"
@@ -72,4 +75,20 @@ def learned_note(uncompressed: pd.DataFrame) -> str:
         f"Nothing was learned yet: uncompressed training has {100 * accuracy:.1f} % of {images:,} test images right "
         f"after {known['epoch'].iloc[0]:.3g} epochs, and guessing has up to {100 * bound:.1f} %. So no difference "
         "between methods counts. Train longer (--epochs), or start from trained weights (--weights, --pretrained)."
+    )
+
+
+def versions_note(machines: Iterable[Mapping[str, Any]]) -> str:
+    """Return what to say if runs are of several versions of adc-edge; else nothing.
+
+    Args:
+        machines: the description of the machine of each run, as `describe_machine` gives it.
+    """
+    known = sorted({Version(about["adc-edge"]) for about in machines if "adc-edge" in about})
+    if len(known) < 2:
+        return ""
+    return (
+        f"The runs are of versions {', '.join(map(str, known))}. A difference between methods may be one between "
+        "versions: 0.15, for example, mixes the test images before it compresses them. Make all of them with one "
+        "version, in another -o."
     )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from adc_edge.errors import SettingError
-from adc_edge.evaluation.report.claims import NOTHING, Comparison, compare, learned_note
+from adc_edge.evaluation.report.claims import NOTHING, Comparison, compare, learned_note, versions_note
 from adc_edge.evaluation.report.fleets import by_fleet, main_runs
 from adc_edge.evaluation.report.groups import METHOD_GROUPS, OURS, UNCOMPRESSED
 from adc_edge.evaluation.report.judging import FITS, SUMMARY, judged_by_bytes, judged_by_steps, summary_of
@@ -29,9 +29,10 @@ class Views(NamedTuple):
     """The results of a study, as the functions ``by_steps``, ``by_bytes`` and ``standings`` describe.
 
     They are of the runs with one device, or if there are none, of the first fleet, which ``fleet`` names. ``fleets``
-    compares all fleets, as ``by_fleet`` describes. ``note`` says that nothing was learned yet, if that is so.
-    ``totals`` has the bytes of whole trainings, as ``by_total`` describes, with one evaluation of each setting in
-    ``evaluations``; ``pictures`` those of the training images sent once, as shares of an uncompressed run's.
+    compares all fleets, as ``by_fleet`` describes. ``note`` says that nothing was learned yet, or that the runs are of
+    several versions, if that is so. ``totals`` has the bytes of whole trainings, as ``by_total`` describes, with one
+    evaluation of each setting in ``evaluations``; ``pictures`` those of the training images sent once, as shares of an
+    uncompressed run's.
     """
 
     budgets: tuple[float, ...]
@@ -66,10 +67,11 @@ def views(study: Study, runs: Sequence[Run], budgets: Sequence[float], beside: B
     runs, fleet = main_runs(runs)
     steps, spent, best = by_steps(study, runs), by_bytes(study, runs, budgets), standings(study, runs, budgets)
     judged = judged_by_steps(study, runs)
-    note = learned_note(judged[judged["group"] == UNCOMPRESSED])
-    if note:
+    nothing_learned = learned_note(judged[judged["group"] == UNCOMPRESSED])
+    if nothing_learned:
         for claims in (best, fleets):
             claims["claim"] = claims["claim"].where(claims["claim"].isna(), NOTHING)
+    note = " ".join(filter(None, (nothing_learned, versions_note(run.machine for run in runs))))
     totals, pictures = by_total(study, runs, beside), picture_shares(study, runs, beside)
     evaluations = evaluations_of(runs, study, beside)
     return Views(tuple(budgets), steps, spent, best, note, fleet, fleets, totals, pictures, evaluations, beside)

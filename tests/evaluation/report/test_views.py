@@ -316,6 +316,22 @@ def test_nothing_was_learned_if_uncompressed_training_is_as_good_as_guessing(
     assert views(STUDY, known[2:], (0.05,)).note == ""  # without an uncompressed run nobody can tell
 
 
+@pytest.mark.parametrize(
+    ("versions", "told"),
+    [(("0.14.0", "0.15.0"), "0.14.0, 0.15.0"), (("0.15.0", "0.9.1"), "0.9.1, 0.15.0"), (("0.15.0", "0.15.0"), "")],
+)
+def test_runs_of_several_versions_are_told_and_still_compared(versions: tuple[str, str], told: str) -> None:
+    runs = [
+        msgspec.structs.replace(run, machine={"adc-edge": version})
+        for setting in ("none", "none/pca1")
+        for run, version in zip(seeded(setting, {0: 0.7, 1: 0.8}), versions, strict=True)
+    ]
+    seen = views(STUDY, runs, (0.05,))
+    assert seen.note.startswith(f"The runs are of versions {told}." if told else "")
+    assert bool(seen.note) is bool(told)
+    assert "nothing learned: no claim" not in set(seen.standings["claim"])
+
+
 def test_of_two_that_are_equally_accurate_the_one_of_fewer_bytes_is_best() -> None:
     runs = rises(0.8, 0.9, setting="int4", share=0.13) + rises(0.8, 0.9, setting="int3", share=0.1)
     assert row(standings(STUDY, runs, (1.0,)), view="steps")["setting"] == "int3"
