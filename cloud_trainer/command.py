@@ -108,6 +108,14 @@ _SECONDS = FloatRange(min=0, finite=True)
     metavar="SHARE",
     help="Leave out this share of the patch tokens, others in each step, in the steps that go on without the device.",
 )
+@click.option(
+    "--store-mix",
+    default=0.0,
+    type=FloatRange(0, 100),
+    metavar="ALPHA",
+    help="Exchange patch tokens and as large a share of the labels between rows in these steps (CutMix). The share is "
+    "drawn from Beta(ALPHA, ALPHA): 1 for any share alike; 0: no exchange.",
+)
 @heading("Fleet")
 @click.option(
     "--mode",

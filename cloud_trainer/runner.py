@@ -38,6 +38,7 @@ from adc_edge.errors import BundleError, SettingError
 from adc_edge.machine.description import describe_machine
 from adc_edge.machine.threads import divide_cores
 from adc_edge.method.split import head_from_manifest
+from adc_edge.method.token_augmentation import TokenAugmentation
 from adc_edge.signals import StopFlag
 from adc_edge.storage.bundle import HEAD, MANIFEST, Bundle
 from adc_edge.storage.halves import label_weights
@@ -159,7 +160,8 @@ class Trainer:
 
     def _alone(self, sessions: SessionRegistry, checkpoints: TrainerCheckpoints) -> AloneTraining:
         settings, manifest = self.settings, self.bundle.manifest
-        return AloneTraining(manifest, self.training, sessions, checkpoints, settings.seed, settings.store_drop)
+        augmentation = TokenAugmentation(settings.store_drop, settings.store_mix)
+        return AloneTraining(manifest, self.training, sessions, checkpoints, settings.seed, augmentation)
 
     def _central(
         self,

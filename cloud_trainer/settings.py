@@ -54,6 +54,7 @@ class TrainerSettings(msgspec.Struct, frozen=True):
     serve_only: bool = False
     store_max: float = defaults.STORE_BYTES
     store_drop: float = 0.0
+    store_mix: float = 0.0
     sync: int = 1
     round_wait: float = defaults.ROUND_WAIT_S
     place: Placing = "load"
@@ -67,7 +68,8 @@ class TrainerSettings(msgspec.Struct, frozen=True):
     def fixed(self, bundle: Bundle) -> dict[str, Any]:
         """Return the settings that a resumed run must share."""
         own = {"role": "trainer", "bundle": bundle.digest, "optimizer": self.optimizer, "seed": self.seed}
-        return own | {"mode": self.fleet.in_words()} | ({"store_drop": self.store_drop} if self.store_drop else {})
+        augmentation = {"store_drop": self.store_drop, "store_mix": self.store_mix}
+        return own | {"mode": self.fleet.in_words()} | {name: value for name, value in augmentation.items() if value}
 
     @property
     def fleet(self) -> FleetSettings:
@@ -85,7 +87,7 @@ class TrainerSettings(msgspec.Struct, frozen=True):
     @property
     def store(self) -> StoreSettings:
         """The settings of the activation store."""
-        return StoreSettings(self.store_max, self.store_drop)
+        return StoreSettings(self.store_max, self.store_drop, self.store_mix)
 
     @property
     def ranks(self) -> RankSettings:

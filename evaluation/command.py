@@ -15,6 +15,7 @@ from adc_edge.options import (
     IMAGES,
     OUTPUT_DIRECTORY,
     F,
+    FloatRange,
     GroupedCommand,
     broken_option,
     choices,
@@ -159,6 +160,20 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 )
 @broken_option
 @click.option("--augment", default="flip", help="Augmentation: none, or any of flip, jitter, randaugment.")
+@click.option(
+    "--store-drop",
+    default=0.0,
+    type=FloatRange(0, 0.95),
+    metavar="SHARE",
+    help="As trainer has it, for settings with +freezeExK: share of the patch tokens left out.",
+)
+@click.option(
+    "--store-mix",
+    default=0.0,
+    type=FloatRange(0, 100),
+    metavar="ALPHA",
+    help="As trainer has it, for settings with +freezeExK: patch tokens exchanged between rows.",
+)
 @heading("Optimisation")
 @optimizer_options
 @heading("Machine")

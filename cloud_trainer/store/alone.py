@@ -18,6 +18,7 @@ from adc_edge.cloud_trainer.scheduling.length import HeadLength
 from adc_edge.cloud_trainer.served_session import ServedSession
 from adc_edge.cloud_trainer.store.batches import GROUP_BYTES, StoredBatches
 from adc_edge.errors import CheckpointError, ProtocolError
+from adc_edge.method.token_augmentation import NO_AUGMENTATION, TokenAugmentation
 from adc_edge.storage.bundle import Manifest
 from adc_edge.wire.messages import LABEL_BYTES, Evaluate
 
@@ -64,7 +65,7 @@ class AloneTraining:
         sessions: all sessions.
         checkpoints: checkpoints of the run.
         seed: the trainer's random seed.
-        drop: share of the patch tokens that each step leaves out.
+        augmentation: of the steps that are done alone.
         group_bytes: most bytes of decoded groups of stored messages.
     """
 
@@ -75,13 +76,18 @@ class AloneTraining:
         sessions: SessionRegistry,
         checkpoints: TrainerCheckpoints,
         seed: int,
-        drop: float = 0.0,
+        augmentation: TokenAugmentation = NO_AUGMENTATION,
         group_bytes: int = GROUP_BYTES,
     ) -> None:
         self._manifest, self._training, self._sessions, self._checkpoints = manifest, training, sessions, checkpoints
         self._record, self._length = checkpoints.record, HeadLength(sessions)
         self._batches: Callable[..., StoredBatches] = partial(
-            StoredBatches, manifest=manifest, device=training.device, seed=seed, drop=drop, group_bytes=group_bytes
+            StoredBatches,
+            manifest=manifest,
+            device=training.device,
+            seed=seed,
+            augmentation=augmentation,
+            group_bytes=group_bytes,
         )
         self._group_bytes = group_bytes
         self._alone: dict[int, _AloneSession] = {}  # the one that has waited longest first

@@ -11,7 +11,7 @@ Letters: T rows (images or clusters), k tokens (P prefix tokens first), D channe
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +23,13 @@ from adc_edge.cloud_trainer.codec.on_device import decode_to
 from adc_edge.cloud_trainer.store.session_store import SessionStore
 from adc_edge.codec.precision import encoded_bytes
 from adc_edge.method.labels import soft_labels
+from adc_edge.method.token_augmentation import NO_AUGMENTATION, TokenAugmentation
 from adc_edge.storage.bundle import Manifest
 from adc_edge.wire.messages import Step
 
 MIXED_STEPS = 8
 GROUP_BYTES = 1 << 30  # most of a decoded group of several steps, and of all sessions' groups between two steps
-_ORDER, _ROWS, _DROP = range(101, 104)  # independent streams of random numbers
+_ORDER, _ROWS, _AUGMENT = range(101, 104)  # independent streams of random numbers
 
 
 class StoredBatch(NamedTuple):
@@ -55,7 +56,7 @@ class StoredBatches:
         manifest: the bundle's.
         device: the head's.
         seed: the trainer's random seed.
-        drop: share of the patch tokens that is left out of a row, others in each step.
+        augmentation: of the steps after those that are kept.
         group_bytes: most bytes of a decoded group of several steps.
     """
 
@@ -66,11 +67,11 @@ class StoredBatches:
         manifest: Manifest,
         device: torch.device,
         seed: int,
-        drop: float = 0.0,
+        augmentation: TokenAugmentation = NO_AUGMENTATION,
         group_bytes: int = GROUP_BYTES,
     ) -> None:
         self._store, self._kept, self._manifest, self._device = store, kept, manifest, device
-        self._seed, self._drop, self._group_bytes = seed, drop, group_bytes
+        self._seed, self._augmentation, self._group_bytes = seed, augmentation, group_bytes
         self._group: tuple[tuple[int, int], list[list[StoredBatch]]] = _NO_GROUP  # the last one, decoded
 
     @property
@@ -101,11 +102,11 @@ class StoredBatches:
             self.release()
             self._group = ((one_pass, group), self._mixed(one_pass, group))
         batches = self._group[1][place]
-        if not self._drop:
+        if not self._augmentation.changes:
             return batches
-        rng = np.random.default_rng([self._seed, _DROP, step])
-        prefix = self._manifest.prefix
-        return [b._replace(activations=without_tokens(b.activations, prefix, self._drop, rng)) for b in batches]
+        rng = np.random.default_rng([self._seed, _AUGMENT, step])
+        augmented = partial(self._augmentation.of, prefix=self._manifest.prefix, rng=rng)
+        return [b._replace(**augmented(b.activations, b.soft)._asdict()) for b in batches]
 
     def _stored(self, step: int) -> list[StoredBatch]:
         """The micro-batches of a step as the device sent them."""
@@ -147,17 +148,3 @@ def shuffled(batches: list[StoredBatch], rng: np.random.Generator) -> list[Store
         batch._replace(activations=activations[torch.from_numpy(part).to(activations.device)], soft=soft[part])
         for batch, part in zip(batches, parts, strict=True)
     ]
-
-
-def without_tokens(activations: Tensor, prefix: int, share: float, rng: np.random.Generator) -> Tensor:
-    """Return ``[T, k', D]``: each row without a random ``share`` of its patch tokens, but for one at least.
-
-    The prefix tokens stay. Position is in the tokens, so none has to be known (as in PatchDropout, 2208.07220).
-    """
-    rows, kept, dim = activations.shape
-    patches = kept - prefix
-    left = max(1, patches - int(share * patches))
-    chosen = np.sort(np.argsort(rng.random((rows, patches)), axis=1)[:, :left], axis=1) + prefix
-    first = np.broadcast_to(np.arange(prefix), (rows, prefix))
-    tokens = torch.from_numpy(np.concatenate([first, chosen], axis=1)).to(activations.device)
-    return activations.gather(1, tokens.unsqueeze(-1).expand(-1, -1, dim))

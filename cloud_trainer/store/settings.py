@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 
 
 class StoreSettings(msgspec.Struct, frozen=True):
-    """Settings of the store: bytes of all sessions together, and the share of patch tokens that a step leaves out."""
+    """Settings of the store: bytes of all sessions together; drop and mix as `TokenAugmentation` has them."""
 
     most_bytes: float = defaults.STORE_BYTES
     drop: float = 0.0
+    mix: float = 0.0
 
     def check(self, settings: TrainerSettings, ranks: bool) -> None:
-        """Raise SettingError for a trainer without a store, if it has ``--store-drop`` or its run needs the store."""
-        if self.drop and (why := reason_for_none(settings, ranks)):
-            received = f"--store-drop {self.drop} with {why}"
-            raise SettingError(received, "a trainer that keeps what devices send", "leave one of them out")
+        """Raise SettingError for a trainer without a store, if stored rows are augmented or its run needs the store."""
+        given = {"--store-drop": self.drop, "--store-mix": self.mix}
+        augments = " and ".join(f"{option} {value:g}" for option, value in given.items() if value)
+        if augments and (why := reason_for_none(settings, ranks)):
+            raise SettingError(
+                f"{augments} with {why}", "a trainer that keeps what devices send", "leave one of them out"
+            )
         if settings.run is not None and not (settings.fresh or settings.serve_only):
             check_none_waits(settings.run / STORE, reason_for_none(settings, ranks))
 

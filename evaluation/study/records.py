@@ -37,6 +37,8 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train_images: int = 0  # size of a fixed random sample; 0: all
     test_images: int = 0
     augment: str = "flip"
+    store_drop: float | msgspec.UnsetType = msgspec.UNSET  # as `trainer` has them, once the trainer goes on alone
+    store_mix: float | msgspec.UnsetType = msgspec.UNSET
     optimizer: OptimizerSettings = OptimizerSettings(name="adam")
     device: str = "cpu"  # "auto" until torch is asked (`on_device`); never in study.json
     compute: Literal["fp32", "bf16"] = "fp32"
@@ -52,6 +54,11 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"--max-epochs {self.max_epochs:g}", f"at least --epochs {self.epochs:g}", "raise it or leave it out"
             )
         return self
+
+    @property
+    def token_augmentation(self) -> tuple[float, float]:
+        """The share of tokens left out, and the parameter of their exchange, of steps that the trainer does alone."""
+        return self.store_drop or 0.0, self.store_mix or 0.0
 
 
 class Point(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from adc_edge.data.loader import Batch, Loader
+from adc_edge.method.token_augmentation import NO_AUGMENTATION, TokenAugmentation
 
-_ORDER = 9  # a random stream, apart from the loader's and the steps'
+_ORDER, _AUGMENT = 9, 11  # random streams, apart from the loader's and the steps'
 
 
 class StoredActivations:
@@ -67,10 +68,20 @@ class FrozenPhase:
         first_step: of the phase.
         alone_from: the first step after the passes in which images are sent.
         loader: the images; augmented only if there are several passes.
+        augmentation: of the steps from ``alone_from`` on.
+        prefix: P, prefix tokens of a row, which stay.
     """
 
-    def __init__(self, first_step: int, alone_from: int, loader: Loader) -> None:
+    def __init__(
+        self,
+        first_step: int,
+        alone_from: int,
+        loader: Loader,
+        augmentation: TokenAugmentation = NO_AUGMENTATION,
+        prefix: int = 1,
+    ) -> None:
         self.first_step, self.alone_from, self._loader = first_step, alone_from, loader
+        self._augmentation, self._prefix = augmentation, prefix
         self._store = StoredActivations(loader.batch_size, loader.seed)
 
     def images(self, step: int) -> Batch:
@@ -88,4 +99,9 @@ class FrozenPhase:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return rows ``[B, k, D]`` and soft labels ``[B, C]`` of a step of the run, from ``alone_from`` on."""
-        return self._store.batch(step - self.alone_from)
+        rows, soft = self._store.batch(step - self.alone_from)
+        if not self._augmentation.changes:
+            return rows, soft
+        rng = np.random.default_rng([self._loader.seed, _AUGMENT, step])
+        augmented = self._augmentation.of(rows, soft.cpu().numpy(), self._prefix, rng)
+        return augmented.activations, torch.from_numpy(augmented.soft).to(soft.device)

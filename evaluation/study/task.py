@@ -31,6 +31,8 @@ def study_of(options: dict[str, Any]) -> Study:
         pretrained=options.pop("pretrained") and weights is None,
         allow_missing=options.pop("allow_missing") or msgspec.UNSET,
         crop_pct="model" if crop_pct is None else crop_pct,
+        store_drop=options.pop("store_drop", 0.0) or msgspec.UNSET,
+        store_mix=options.pop("store_mix", 0.0) or msgspec.UNSET,
         **options,
     )
     return study.check()

@@ -20,6 +20,7 @@ from tests.chaos.run import Run, compare
 from tests.chaos.zygote import Child, Zygote
 
 ONCE = ("--trunk", "frozen", "--send-epochs", "1", "--batch-size", "128", "--eval-every", "15")
+AUGMENTED = ("--store-drop", "0.2", "--store-mix", "1")
 TWO = (*ONCE, "--micro-batches", "2")
 STEPS = 48  # of which the first epoch, 11, is sent
 STORE = "adc_edge.cloud_trainer.store"
@@ -105,8 +106,9 @@ def expected(
 def expected_of_two(
     zygote: Zygote, bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
 ) -> dict[str, Any]:
-    """The outcome of an undisturbed run whose steps are two messages each."""
-    return undisturbed(Run(zygote, bundle_dir, tmp_path_factory.mktemp("two") / "run", free_port(), STEPS, more=TWO))
+    """The outcome of an undisturbed run whose steps are two messages each, augmented once the trainer is alone."""
+    where = tmp_path_factory.mktemp("two") / "run"
+    return undisturbed(Run(zygote, bundle_dir, where, free_port(), STEPS, more=TWO, trainer_more=AUGMENTED))
 
 
 def finish(run: Run, sides: dict[str, Child], starts: dict[str, Callable[[], Child]]) -> int:
@@ -166,7 +168,7 @@ def test_the_device_is_killed(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("when", TWO_DIE)
-def test_a_side_is_killed_where_a_step_is_two_messages(
+def test_a_side_is_killed_where_a_step_is_two_messages_and_the_trainer_augments_them(
     when: str,
     zygote: Zygote,
     bundle_dir: Path,
@@ -174,7 +176,7 @@ def test_a_side_is_killed_where_a_step_is_two_messages(
     free_port: Callable[[], int],
     expected_of_two: dict[str, Any],
 ) -> None:
-    run = Run(zygote, bundle_dir, tmp_path / "run", free_port(), STEPS, more=TWO)
+    run = Run(zygote, bundle_dir, tmp_path / "run", free_port(), STEPS, more=TWO, trainer_more=AUGMENTED)
     assert kills_of(run, *TWO_DIE[when]) == 1
     compare(expected_of_two, outcome(run))
     check_parted(run, when)

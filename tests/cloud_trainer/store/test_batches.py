@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from adc_edge.cloud_trainer.head import HeadTraining
-from adc_edge.cloud_trainer.store.batches import MIXED_STEPS, StoredBatches, order_of_pass, without_tokens
+from adc_edge.cloud_trainer.store.batches import MIXED_STEPS, StoredBatches, order_of_pass
 from adc_edge.cloud_trainer.store.seal import StoreSeal
 from adc_edge.cloud_trainer.store.session_store import SessionStore
+from adc_edge.method.token_augmentation import NO_AUGMENTATION, TokenAugmentation
 from adc_edge.storage.bundle import Bundle
 from tests.cloud_trainer.store.messages import KEPT, ROWS, step
 
@@ -28,8 +29,10 @@ def store(bundle: Bundle, tmp_path: Path) -> SessionStore:
     return store
 
 
-def batches_of(store: SessionStore, bundle: Bundle, seed: int = 0, drop: float = 0.0) -> StoredBatches:
-    return StoredBatches(store, range(SENT), bundle.manifest, torch.device("cpu"), seed, drop)
+def batches_of(
+    store: SessionStore, bundle: Bundle, seed: int = 0, augmentation: TokenAugmentation = NO_AUGMENTATION
+) -> StoredBatches:
+    return StoredBatches(store, range(SENT), bundle.manifest, torch.device("cpu"), seed, augmentation)
 
 
 def rows_of(batches: StoredBatches, number: int) -> list[int]:
@@ -38,7 +41,7 @@ def rows_of(batches: StoredBatches, number: int) -> list[int]:
 
 
 def test_the_first_steps_are_as_they_came(store: SessionStore, bundle: Bundle) -> None:
-    batches = batches_of(store, bundle, drop=0.5)
+    batches = batches_of(store, bundle, augmentation=TokenAugmentation(0.5, 1.0))
     assert rows_of(batches, 5) == [*range(500, 500 + ROWS), *range(510, 510 + ROWS)]
     assert batches.step(5)[0].activations.shape == (ROWS, KEPT, bundle.manifest.dim)
 
@@ -74,17 +77,34 @@ def test_passes_begin_with_the_first_step_that_is_kept(store: SessionStore, bund
     assert passes[0] != passes[1]
 
 
+def test_tokens_and_labels_are_exchanged_anew_in_each_step_that_the_device_does_not_send(
+    store: SessionStore, bundle: Bundle
+) -> None:
+    plain, mixed = batches_of(store, bundle), batches_of(store, bundle, augmentation=TokenAugmentation(mix=1.0))
+    for number in range(SENT):
+        for a, b in zip(plain.step(number), mixed.step(number), strict=True):
+            assert torch.equal(a.activations, b.activations)
+    shares = []
+    for number in range(SENT, 2 * SENT):
+        for a, b in zip(plain.step(number), mixed.step(number), strict=True):
+            assert (b.images, b.message) == (a.images, a.message)
+            np.testing.assert_allclose(b.soft.sum(axis=0), a.soft.sum(axis=0), atol=1e-5)
+            shares.append(float(np.abs(b.soft - a.soft).max()))
+    assert len(set(shares)) > KEPT // 2
+
+
 def test_rows_of_several_messages_meet_in_a_step(store: SessionStore, bundle: Bundle) -> None:
     assert len({row // 100 for row in rows_of(batches_of(store, bundle), SENT)}) > 2
 
 
+@pytest.mark.parametrize("augmentation", [TokenAugmentation(drop=0.4), TokenAugmentation(mix=1.0)])
 def test_a_step_is_the_same_after_a_restart_and_with_another_seed_it_is_not(
-    store: SessionStore, bundle: Bundle
+    augmentation: TokenAugmentation, store: SessionStore, bundle: Bundle
 ) -> None:
     steps = range(SENT, 2 * SENT)
-    batches = batches_of(store, bundle, drop=0.4)
+    batches = batches_of(store, bundle, augmentation=augmentation)
     for number in steps:
-        once, again = batches.step(number), batches_of(store, bundle, drop=0.4).step(number)
+        once, again = batches.step(number), batches_of(store, bundle, augmentation=augmentation).step(number)
         for a, b in zip(once, again, strict=True):
             assert torch.equal(a.activations, b.activations)
             assert np.array_equal(a.soft, b.soft)
@@ -110,17 +130,6 @@ def test_groups_are_smaller_where_messages_are_large(store: SessionStore, bundle
 def test_an_order_is_a_permutation() -> None:
     assert sorted(order_of_pass(3, 1, 50)) == list(range(50))
     assert order_of_pass(3, 1, 50).tolist() != order_of_pass(3, 2, 50).tolist()
-
-
-def test_tokens_left_out_are_patches_and_others_in_each_row() -> None:
-    tokens = torch.arange(20.0).reshape(1, 20, 1).expand(6, 20, 1)
-    left = without_tokens(tokens, 2, 0.5, np.random.default_rng(0))[:, :, 0]
-    assert left.shape == (6, 11)
-    assert (left[:, :2] == torch.tensor([0.0, 1.0])).all()
-    assert (left[:, 2:] > 1).all()
-    assert (left.diff(dim=1) > 0).all()  # as they were, none twice
-    assert len({tuple(row) for row in left.tolist()}) == 6
-    assert without_tokens(tokens[:, :3], 2, 0.9, np.random.default_rng(0)).shape == (6, 3, 1)
 
 
 def test_the_order_of_the_patch_tokens_means_nothing_to_the_head(training: HeadTraining, bundle: Bundle) -> None:

@@ -50,6 +50,23 @@ def test_others_are_not_refused(run: Path) -> None:
     check(run, ranks=True)
 
 
+def test_stored_activations_are_augmented_by_a_trainer_that_stores_them_alone(tmp_path: Path) -> None:
+    check(tmp_path, store_mix=1.0, store_drop=0.3)
+    with pytest.raises(SettingError, match=r"--store-drop 0\.3 and --store-mix 1 with --merge-passes each"):
+        check(tmp_path, store_mix=1.0, store_drop=0.3, merge_passes="each")
+    with pytest.raises(SettingError, match=r"--store-mix 0\.5 with several ranks"):
+        check(tmp_path, ranks=True, store_mix=0.5)
+
+
+def test_a_run_goes_on_with_the_augmentation_that_it_began_with(bundle: Bundle, tmp_path: Path) -> None:
+    def fixed(**more: Any) -> dict[str, Any]:
+        return TrainerSettings(bundle.path, "tcp://127.0.0.1:*", run=tmp_path, **more).fixed(bundle)
+
+    assert "store_mix" not in fixed()  # as runs of 0.15 have it
+    assert fixed(store_mix=1.0) != fixed()
+    assert fixed(store_mix=1.0)["store_mix"] == 1.0
+
+
 def test_a_trainer_without_the_package_that_decrypts_is_refused(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,11 +77,12 @@ class Stopped(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize(("share", "mix"), [(0.3, 0.0), (0.6, 0.0), (0.9, 0.0), (0.9, 1.0)])
 def test_a_frozen_run_that_was_cut_short_goes_on_bit_for_bit_and_counts_no_byte_twice(
-    share: float, tmp_path: Path
+    share: float, mix: float, tmp_path: Path
 ) -> None:
-    study, setting = study_with(epochs=2.0, evaluate_every=0.25), parse_setting("adc@0.5/int8+freeze1")
+    study = study_with(epochs=3.0, evaluate_every=0.25, store_mix=mix)
+    setting = parse_setting("adc@0.5/int8+freeze1")
 
     def stopping(done: float) -> None:
         if done >= share:
@@ -102,6 +103,14 @@ def test_a_pass_has_every_image_once_wherever_it_begins(epochs: str, monkeypatch
     with pytest.raises(IndexError):  # the head has nothing to go on from
         train(study_with(epochs=3.0), parse_setting(f"none+freeze{epochs}"), seed=0)
     assert len(torch.unique(torch.cat(kept).flatten(1), dim=0)) == IMAGES
+
+
+def test_what_is_stored_is_augmented_once_the_trainer_is_alone() -> None:
+    setting, studies = parse_setting("int8+freeze1"), [study_with(epochs=3.0), study_with(epochs=3.0, store_mix=1.0)]
+    plain, mixed = (train(study, setting, 0).curve for study in studies)
+    assert [point.loss for point in mixed[:2]] == [point.loss for point in plain[:2]]
+    assert mixed[2].loss > plain[2].loss  # of labels that are not of one class
+    assert mixed[2].bytes_up == plain[2].bytes_up
 
 
 def test_a_trunk_that_would_never_freeze_is_refused() -> None:
