@@ -20,7 +20,7 @@ from privacy_front import front_table, preset_table
 from results_records import RESULTS, BestRow, BestTable, Records, Source, StepsTable, read_records
 from results_tables import NONE, ONE_SEED, RENDERERS, picture_shares
 from results_taking import take_study, version_of
-from results_totals import take_totals
+from results_totals import add_totals, take_totals
 
 from adc_edge.errors import SettingError
 from adc_edge.files import write_atomic
@@ -132,6 +132,8 @@ def main() -> None:
     parser.add_argument(
         "--totals", metavar="TABLE", help="Write this table of whole trainings of FILE instead of rows."
     )
+    parser.add_argument("--against", type=Path, metavar="STUDY", help="Add to TABLE; compare with this one's `none`.")
+    parser.add_argument("--label", help="What differs in the rows that are added, for example: 40 epochs.")
     parser.add_argument("--name", help="The name of the measurement in the file.")
     parser.add_argument("--machine", help="The machine that made it, in words.")
     parser.add_argument("--command", help="The command that made it.")
@@ -141,7 +143,11 @@ def main() -> None:
         version = asked.version or version_of(asked.take)
         source = Source(version, asked.machine, asked.command)
         if asked.totals is not None:
-            take_totals(asked.take, asked.into, asked.totals, asked.name, source)
+            where = asked.take, asked.into, asked.totals, asked.name, source
+            if asked.against is None:
+                take_totals(*where)
+            else:
+                add_totals(*where, asked.against, asked.label)
         else:
             take_study(asked.take, asked.into, asked.name, source)
     for path, text in pages().items():

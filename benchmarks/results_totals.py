@@ -45,15 +45,45 @@ def take_totals(study: Path, into: str, table: str, name: str, source: Source, d
     Raises:
         SettingError: the study has no results, or no uncompressed run.
     """
-    try:
-        found = msgspec.json.decode((study / "results.json").read_bytes(), type=StudyTotals)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise SettingError(f"{study}: {error}", "the -o directory of `adc-edge evaluate`", "name such a one") from None
     path = directory / f"{into}.json"
     before = read_records(into, directory) if path.exists() else Records(FORMAT, {}, {})
-    made = _table(found, _accuracies(study), name, _further(before.tables.get(table)))
+    made = _table(study, study, name, _further(before.tables.get(table)))
     records = Records(before.format, {**before.sources, name: source}, {**before.tables, table: made})
     write_atomic(path, as_text(records))
+
+
+def add_totals(
+    study: Path, into: str, table: str, name: str, source: Source, against: Path, label: str, directory: Path = RESULTS
+) -> None:
+    """Add the rows of another length or with other options to a table of whole trainings, in place of those like them.
+
+    Args:
+        study: the -o directory of an evaluation.
+        into: the file, without .json.
+        table: of the file, which has it.
+        name: of the measurement, among the file's sources.
+        source: the measurement.
+        against: the -o directory of the evaluation whose uncompressed runs the accuracies are compared with.
+        label: what differs, after a comma behind each setting.
+        directory: holds the file.
+
+    Raises:
+        SettingError: there is no such table or study, the one in ``against`` has no uncompressed run, or both
+            studies have other images.
+    """
+    before = read_records(into, directory)
+    old = before.tables.get(table)
+    if not isinstance(old, TotalsTable):
+        raise SettingError(f"no table {table} of whole trainings", "one that a study has made", "leave --against out")
+    made = _table(study, against, name, [])
+    if (made.images, made.evaluated) != (old.images, old.evaluated):
+        received = f"{made.images} training and {made.evaluated} test images"
+        raise SettingError(received, f"{old.images} and {old.evaluated}, as in the table", "take another study")
+    added = [msgspec.structs.replace(row, setting=f"{row.setting}, {label}") for row in made.rows]
+    others = [row for row in old.rows if row.setting not in {one.setting for one in added}]
+    merged = msgspec.structs.replace(old, rows=sorted([*others, *added], key=lambda row: row.kb_steps))
+    records = Records(before.format, {**before.sources, name: source}, {**before.tables, table: merged})
+    write_atomic(directory / f"{into}.json", as_text(records))
 
 
 def _accuracies(study: Path) -> dict[str, dict[int, float]]:
@@ -70,16 +100,20 @@ def _further(before: Table | None) -> list[Pictures]:
     return [] if not isinstance(before, TotalsTable) else [one for one in before.pictures if one.source != _OF_STUDY]
 
 
-def _table(
-    found: StudyTotals, accuracies: Mapping[str, Mapping[int, float]], source: str, further: Sequence[Pictures]
-) -> TotalsTable:
+def _table(study: Path, against: Path, source: str, further: Sequence[Pictures]) -> TotalsTable:
+    """The table of a study, whose accuracies are compared with uncompressed runs in ``against``, by seed."""
+    try:
+        found = msgspec.json.decode((study / "results.json").read_bytes(), type=StudyTotals)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise SettingError(f"{study}: {error}", "the -o directory of `adc-edge evaluate`", "name such a one") from None
+    accuracies, whole = _accuracies(study), _accuracies(against).get(_UNCOMPRESSED)
     train = found.pictures["train"]
     images = train["images"]
     lines = {name: field for name, field in LINES.items() if train.get(f"bytes_{field}") is not None}
-    if _UNCOMPRESSED not in accuracies:
+    if whole is None:
         raise SettingError("a study without uncompressed runs", "--setting none", "run it with that setting too")
     rows = [
-        _row(one, accuracies, images, source, list(lines.values()))
+        _row(one, accuracies[one["setting"]], whole, images, source, list(lines.values()))
         for one in sorted(found.totals, key=lambda one: one["bytes_training"])
     ]
     sizes = {field: float(round(train[f"bytes_{field}"] / images)) for field in lines.values()}
@@ -101,17 +135,17 @@ def _table(
 
 def _row(
     one: Mapping[str, Any],
-    accuracies: Mapping[str, Mapping[int, float]],
+    mine: Mapping[int, float],
+    whole: Mapping[int, float],
     images: int,
     source: str,
     lines: Sequence[str],
 ) -> TotalsRow:
-    mine, whole = accuracies[one["setting"]], accuracies[_UNCOMPRESSED]
     if len(mine) != one["seeds"]:
         received = f"{len(mine)} runs of {one['setting']}, of which results.json knows {one['seeds']}"
         raise SettingError(received, "a study that has ended", "run the same `adc-edge evaluate` again to its end")
     paired = [100 * (mine[seed] - whole[seed]) for seed in mine.keys() & whole.keys()]
-    same = one["setting"] == _UNCOMPRESSED or not paired
+    same = mine == whole or not paired
     return TotalsRow(
         source=source,
         seeds=one["seeds"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 import measured_frontier
@@ -23,7 +25,7 @@ from results_records import (
     read_records,
 )
 from results_taking import as_text, take_study, version_of
-from results_totals import take_totals
+from results_totals import add_totals, take_totals
 
 from adc_edge.errors import SettingError
 
@@ -188,28 +190,68 @@ def test_levels_at_equal_bytes_are_taken_by_budget(tmp_path: Path) -> None:
     assert "| none/pca1:pca0.25 | 50.0 | – | \\*55.5 ± 2.0 |" in results_page.rendered("some/b", tmp_path)
 
 
-def test_whole_trainings_are_compared_by_seed_and_stand_above_the_pictures(tmp_path: Path) -> None:
-    """A setting's seeds are compared with the uncompressed runs of the same seeds alone."""
-    runs = tmp_path / "study" / "runs"
+def whole_training(
+    study: Path, accuracies: Mapping[tuple[str, int], float], passes: Mapping[str, float | None], images: int = 100
+) -> None:
+    """The files of a study of settings ``none`` and ``small`` that a table of totals is made of."""
+    runs = study / "runs"
     runs.mkdir(parents=True)
-    accuracies = {("none", 0): 0.8, ("none", 1): 0.7, ("none", 2): 0.1, ("small", 0): 0.78, ("small", 1): 0.7}
     for number, ((setting, seed), accuracy) in enumerate(accuracies.items()):
         run = {"setting": setting, "seed": seed, "curve": [{"accuracy": 0.0}, {"accuracy": accuracy}]}
         (runs / f"{number}.json").write_text(json.dumps(run))
-    passed = [("passes_files", None), ("passes_q90", 0.06), ("passes_q75", 0.04)]
-    never = [("passes_files", None), ("passes_q90", None), ("passes_q75", 4.0)]
-    totals = [
-        {"setting": "none", "seeds": 3, "accuracy": 0.533, "std": 0.38, "bytes_training": 50_000_000, **dict(passed)},
-        {"setting": "small", "seeds": 2, "accuracy": 0.74, "std": 0.057, "bytes_training": 500_000, **dict(never)},
-    ]
+    passed = {"passes_files": None, "passes_q90": 0.06, "passes_q75": 0.04}
+    totals = []
+    for setting, size, more in (("none", 50_000_000, passed), ("small", 500_000, passes)):
+        mine = [accuracy for (one, _), accuracy in accuracies.items() if one == setting]
+        if mine:
+            judged = {
+                "seeds": len(mine),
+                "accuracy": statistics.mean(mine),
+                "std": statistics.stdev(mine) if len(mine) > 1 else None,
+            }
+            totals.append({"setting": setting, "bytes_training": size, **judged, **more})
     results = {
         "study": {"epochs": 10.0},
         "totals": totals,
-        "pictures": {"size": [112, 112], "train": {"images": 100, "bytes_q90": 300_000, "bytes_q75": 200_000}},
+        "pictures": {"size": [112, 112], "train": {"images": images, "bytes_q90": 300_000, "bytes_q75": 200_000}},
         "evaluation": {"images": 50, "up": 20_000, "down": 100},
         "bytes_weights": 6_000_000,
     }
-    (tmp_path / "study" / "results.json").write_text(json.dumps(results))
+    (study / "results.json").write_text(json.dumps(results))
+
+
+def test_runs_of_another_length_join_a_table_and_are_compared_with_its_uncompressed_ones(tmp_path: Path) -> None:
+    own, longer = tmp_path / "own", tmp_path / "longer"
+    passes = {"passes_files": None, "passes_q90": None, "passes_q75": 4.0}
+    whole_training(own, {("none", 0): 0.8, ("none", 1): 0.7, ("small", 0): 0.6}, passes)
+    whole_training(longer, {("none", 0): 0.85, ("small", 0): 0.79, ("small", 1): 0.72}, passes)
+    take_totals(own, "some", "first", "study", NEW, tmp_path)
+    for _ in range(2):  # the second time it takes the place of the first
+        add_totals(longer, "some", "first", "longer", NEW, own, "40 epochs", tmp_path)
+    table = read_records("some", tmp_path).tables["first"]
+    assert isinstance(table, TotalsTable)
+    assert [(row.setting, row.difference, row.source) for row in table.rows] == [
+        ("small", -20.0, "study"),
+        ("small, 40 epochs", 0.5, "longer"),
+        ("none", None, "study"),
+        ("none, 40 epochs", 5.0, "longer"),
+    ]
+    whole_training(tmp_path / "other", {("small", 0): 0.7}, passes, images=50)
+    for study, name, received in (
+        ("other", "first", "50 training and 50 test images"),
+        ("longer", "second", "no table"),
+    ):
+        with pytest.raises(SettingError, match=received):
+            add_totals(tmp_path / study, "some", name, "longer", NEW, own, "40 epochs", tmp_path)
+    with pytest.raises(SettingError, match="without uncompressed runs"):
+        add_totals(longer, "some", "first", "longer", NEW, tmp_path / "other", "40 epochs", tmp_path)
+
+
+def test_whole_trainings_are_compared_by_seed_and_stand_above_the_pictures(tmp_path: Path) -> None:
+    """A setting's seeds are compared with the uncompressed runs of the same seeds alone."""
+    accuracies = {("none", 0): 0.8, ("none", 1): 0.7, ("none", 2): 0.1, ("small", 0): 0.78, ("small", 1): 0.7}
+    never = [("passes_files", None), ("passes_q90", None), ("passes_q75", 4.0)]
+    whole_training(tmp_path / "study", accuracies, dict(never))
     take_totals(tmp_path / "study", "some", "first", "study", NEW, tmp_path)
     photos = Pictures("photos", [4_000.0], "by hand")
     mine = read_records("some", tmp_path)
@@ -224,11 +266,13 @@ def test_whole_trainings_are_compared_by_seed_and_stand_above_the_pictures(tmp_p
     assert lines[0].endswith(" as dear as the JPEGs (q90 / q75) after epochs |")
     assert [line.split(" | ")[1:] for line in lines[2:6]] == [
         ["2", "74.0 ± 5.7", "-1.0 ± 1.0", "5", "– / 4 |"],
-        ["3", "53.3 ± 38.0", "–", "500", "0.06 / 0.04 |"],
+        ["3", "53.3 ± 37.9", "–", "500", "0.06 / 0.04 |"],
         ["", "", "", "3 / 2", " |"],
         ["", "", "", "4", " |"],
     ]
-    (runs / "9.json").write_text(json.dumps({"setting": "small", "seed": 2, "curve": [{"accuracy": 0.5}]}))
+    (tmp_path / "study" / "runs" / "9.json").write_text(
+        json.dumps({"setting": "small", "seed": 2, "curve": [{"accuracy": 0.5}]})
+    )
     with pytest.raises(SettingError, match="3 runs of small, of which"):
         take_totals(tmp_path / "study", "some", "third", "study", NEW, tmp_path)
 
