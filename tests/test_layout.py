@@ -29,6 +29,7 @@ TORCH = {  # what a device with a frozen trunk does not import
     "adc_edge/method/adc.py",
     "adc_edge/method/trunk.py",
     "adc_edge/method/split.py",
+    "adc_edge/method/token_augmentation.py",
     "adc_edge/optimizer/torch_optimizer.py",
     "adc_edge/weights/adapting.py",
     "adc_edge/weights/fitting.py",

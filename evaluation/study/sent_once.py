@@ -69,7 +69,6 @@ class FrozenPhase:
         alone_from: the first step after the passes in which images are sent.
         loader: the images; augmented only if there are several passes.
         augmentation: of the steps from ``alone_from`` on.
-        prefix: P, prefix tokens of a row, which stay.
     """
 
     def __init__(
@@ -78,10 +77,9 @@ class FrozenPhase:
         alone_from: int,
         loader: Loader,
         augmentation: TokenAugmentation = NO_AUGMENTATION,
-        prefix: int = 1,
     ) -> None:
         self.first_step, self.alone_from, self._loader = first_step, alone_from, loader
-        self._augmentation, self._prefix = augmentation, prefix
+        self._augmentation = augmentation
         self._store = StoredActivations(loader.batch_size, loader.seed)
 
     def images(self, step: int) -> Batch:
@@ -97,11 +95,16 @@ class FrozenPhase:
         for step in range(self.first_step, min(until, self.alone_from)):
             self.keep(*send(step))
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return rows ``[B, k, D]`` and soft labels ``[B, C]`` of a step of the run, from ``alone_from`` on."""
+    def batch(self, step: int, prefix: int) -> tuple[Tensor, Tensor]:
+        """Return rows ``[B, k, D]`` and soft labels ``[B, C]`` of a step of the run, from ``alone_from`` on.
+
+        Args:
+            step: of the run.
+            prefix: P, the prefix tokens of a row; no augmentation changes them.
+        """
         rows, soft = self._store.batch(step - self.alone_from)
         if not self._augmentation.changes:
             return rows, soft
         rng = np.random.default_rng([self._loader.seed, _AUGMENT, step])
-        augmented = self._augmentation.of(rows, soft.cpu().numpy(), self._prefix, rng)
+        augmented = self._augmentation.of(rows, soft.cpu().numpy(), prefix, rng)
         return augmented.activations, torch.from_numpy(augmented.soft).to(soft.device)

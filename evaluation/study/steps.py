@@ -91,7 +91,7 @@ class StudySteps:
     def _alone(self, frozen: FrozenPhase, step: int, planned: int) -> float:
         """Make a step of the head on what the trainer has kept."""
         parts = self._devices.parts[0]
-        features, soft = frozen.batch(step)
+        features, soft = frozen.batch(step, parts.trunk.spec.prefix)
         parts.head.train()
         value = self._backward(parts, features.to(parts.place), soft, step)
         parts.optimizers[1].step(step, planned)

@@ -84,9 +84,7 @@ def train(
         tests = _tests(data.test, preparation, allow_broken)
         uncompressed = uncompressed_step_bytes(first.trunk.spec, study.batch_size)
         end = _End(study, len(data.train.labels) // study.batch_size, uncompressed)
-        frozen = _frozen(
-            study, setting, seed, end, data.train, preparation, allow_broken, stack, first.trunk.spec.prefix
-        )
+        frozen = _frozen(study, setting, seed, end, data.train, preparation, allow_broken, stack)
         step, earlier = (curve[-1].step, curve[-1].seconds) if curve else (0, 0.0)
         steps = StudySteps(devices, study, frozen, setting.by_epoch)
         start, losses = time.monotonic() - earlier, list[float]()
@@ -154,14 +152,13 @@ def _frozen(
     preparation: Preprocessing,
     allow_broken: bool,
     stack: ExitStack,
-    prefix: int,
 ) -> FrozenPhase | None:
     """The phase of a run after its trunk is frozen, if there is one."""
     if setting.freeze is None:
         return None
     loader = _loader(train, study, preparation, seed, allow_broken, stack, augmented=setting.passes > 1)
     first_step, alone_from = setting.frozen_from(end.steps_per_epoch), setting.alone_from(end.steps_per_epoch)
-    return FrozenPhase(int(first_step), int(alone_from), loader, TokenAugmentation(*study.token_augmentation), prefix)
+    return FrozenPhase(int(first_step), int(alone_from), loader, TokenAugmentation(*study.token_augmentation))
 
 
 class _End(NamedTuple):
