@@ -139,6 +139,8 @@ def main() -> None:
     parser.add_argument("--command", help="The command that made it.")
     parser.add_argument("--version", help="The version that made it; default: that of the study's runs.")
     asked = parser.parse_args()
+    if (asked.against is None) != (asked.label is None) or (asked.against is not None and asked.totals is None):
+        parser.error("--against STUDY and --label TEXT belong together, and to --totals TABLE")
     if asked.take is not None:
         version = asked.version or version_of(asked.take)
         source = Source(version, asked.machine, asked.command)

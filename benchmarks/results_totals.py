@@ -32,7 +32,7 @@ class StudyTotals(msgspec.Struct, frozen=True):
 
 
 def take_totals(study: Path, into: str, table: str, name: str, source: Source, directory: Path = RESULTS) -> None:
-    """Write a table of whole trainings anew from a study, the one of fewest bytes first.
+    """Write a table of whole trainings anew from a study, the one of fewest bytes first; rows of others go.
 
     Args:
         study: the -o directory of an evaluation.
@@ -47,7 +47,7 @@ def take_totals(study: Path, into: str, table: str, name: str, source: Source, d
     """
     path = directory / f"{into}.json"
     before = read_records(into, directory) if path.exists() else Records(FORMAT, {}, {})
-    made = _table(study, study, name, _further(before.tables.get(table)))
+    made = _table(study, _accuracies(study).get(_UNCOMPRESSED), name, _further(before.tables.get(table)))
     records = Records(before.format, {**before.sources, name: source}, {**before.tables, table: made})
     write_atomic(path, as_text(records))
 
@@ -68,22 +68,36 @@ def add_totals(
         directory: holds the file.
 
     Raises:
-        SettingError: there is no such table or study, the one in ``against`` has no uncompressed run, or both
-            studies have other images.
+        SettingError: there is no such table or study; the name is that of rows that stay; ``against`` has no
+            uncompressed run of the same seed; or the table is of other images or another model.
     """
     before = read_records(into, directory)
     old = before.tables.get(table)
     if not isinstance(old, TotalsTable):
         raise SettingError(f"no table {table} of whole trainings", "one that a study has made", "leave --against out")
-    made = _table(study, against, name, [])
-    if (made.images, made.evaluated) != (old.images, old.evaluated):
-        received = f"{made.images} training and {made.evaluated} test images"
-        raise SettingError(received, f"{old.images} and {old.evaluated}, as in the table", "take another study")
+    whole = _accuracies(against).get(_UNCOMPRESSED)
+    if not whole:
+        raise SettingError(f"{against}: no uncompressed run", "the study that the table was made of", "name that one")
+    made = _table(study, whole, name, [], of_study=False)
+    mine, theirs = _task(made), _task(old)
+    if mine != theirs:
+        raise SettingError(f"a study of {mine}", f"{theirs}, as in the table", "take another study")
+    if lonely := [row.setting for row in made.rows if row.difference is None]:
+        raise SettingError(f"{lonely[0]}: no seed of {against}", "seeds in common", "run it with one of its seeds")
     added = [msgspec.structs.replace(row, setting=f"{row.setting}, {label}") for row in made.rows]
     others = [row for row in old.rows if row.setting not in {one.setting for one in added}]
+    if before.sources.get(name, source) != source and any(row.source == name for row in others):
+        raise SettingError(f"--name {name}, which other rows have", "a name of its own", "choose another one")
     merged = msgspec.structs.replace(old, rows=sorted([*others, *added], key=lambda row: row.kb_steps))
     records = Records(before.format, {**before.sources, name: source}, {**before.tables, table: merged})
     write_atomic(directory / f"{into}.json", as_text(records))
+
+
+def _task(table: TotalsTable) -> str:
+    """What two studies must share to stand in one table, in words."""
+    own = "; ".join(one.name for one in table.pictures if one.source == _OF_STUDY)
+    images = f"{table.images} training and {table.evaluated} test images"
+    return f"{images}, {table.mb_weights} MB of weights, {own}"
 
 
 def _accuracies(study: Path) -> dict[str, dict[int, float]]:
@@ -100,20 +114,29 @@ def _further(before: Table | None) -> list[Pictures]:
     return [] if not isinstance(before, TotalsTable) else [one for one in before.pictures if one.source != _OF_STUDY]
 
 
-def _table(study: Path, against: Path, source: str, further: Sequence[Pictures]) -> TotalsTable:
-    """The table of a study, whose accuracies are compared with uncompressed runs in ``against``, by seed."""
+def _table(
+    study: Path, whole: Mapping[int, float] | None, source: str, further: Sequence[Pictures], of_study: bool = True
+) -> TotalsTable:
+    """The table of a study, whose accuracies are compared by seed with ``whole``, those of uncompressed runs."""
     try:
         found = msgspec.json.decode((study / "results.json").read_bytes(), type=StudyTotals)
     except (OSError, msgspec.MsgspecError) as error:
         raise SettingError(f"{study}: {error}", "the -o directory of `adc-edge evaluate`", "name such a one") from None
-    accuracies, whole = _accuracies(study), _accuracies(against).get(_UNCOMPRESSED)
+    accuracies = _accuracies(study)
     train = found.pictures["train"]
     images = train["images"]
     lines = {name: field for name, field in LINES.items() if train.get(f"bytes_{field}") is not None}
     if whole is None:
         raise SettingError("a study without uncompressed runs", "--setting none", "run it with that setting too")
     rows = [
-        _row(one, accuracies[one["setting"]], whole, images, source, list(lines.values()))
+        _row(
+            one,
+            accuracies.get(one["setting"], {}),
+            {} if of_study and one["setting"] == _UNCOMPRESSED else whole,
+            images,
+            source,
+            list(lines.values()),
+        )
         for one in sorted(found.totals, key=lambda one: one["bytes_training"])
     ]
     sizes = {field: float(round(train[f"bytes_{field}"] / images)) for field in lines.values()}
@@ -145,15 +168,14 @@ def _row(
         received = f"{len(mine)} runs of {one['setting']}, of which results.json knows {one['seeds']}"
         raise SettingError(received, "a study that has ended", "run the same `adc-edge evaluate` again to its end")
     paired = [100 * (mine[seed] - whole[seed]) for seed in mine.keys() & whole.keys()]
-    same = mine == whole or not paired
     return TotalsRow(
         source=source,
         seeds=one["seeds"],
         setting=one["setting"],
         accuracy=round(100 * one["accuracy"], 1),
         deviation=None if one["std"] is None else round(100 * one["std"], 1),
-        difference=None if same else round(statistics.mean(paired), 1),
-        difference_sem=None if same or len(paired) < 2 else round(_sem(paired), 1),
+        difference=round(statistics.mean(paired), 1) if paired else None,
+        difference_sem=round(_sem(paired), 1) if len(paired) > 1 else None,
         kb_steps=float(f"{one['bytes_training'] / images / 1e3:.3g}"),
         passes=[None if one[f"passes_{line}"] is None else round(one[f"passes_{line}"], 3) for line in lines],
     )

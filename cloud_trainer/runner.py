@@ -160,7 +160,7 @@ class Trainer:
 
     def _alone(self, sessions: SessionRegistry, checkpoints: TrainerCheckpoints) -> AloneTraining:
         settings, manifest = self.settings, self.bundle.manifest
-        augmentation = TokenAugmentation(settings.store_drop, settings.store_mix)
+        augmentation = TokenAugmentation(drop=settings.store_drop, mix=settings.store_mix)
         return AloneTraining(manifest, self.training, sessions, checkpoints, settings.seed, augmentation)
 
     def _central(

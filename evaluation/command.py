@@ -172,7 +172,8 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     default=0.0,
     type=FloatRange(0, 100),
     metavar="ALPHA",
-    help="As trainer has it, for settings with +freezeExK: patch tokens exchanged between rows.",
+    help="As trainer has it, for settings with +freezeExK: exchange patch tokens and labels between rows; the share is "
+    "drawn from Beta(ALPHA, ALPHA).",
 )
 @heading("Optimisation")
 @optimizer_options
@@ -202,7 +203,7 @@ def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     from adc_edge.evaluation.report.views import views
     from adc_edge.evaluation.study.runner import read_runs
     from adc_edge.evaluation.study.runner import run_study as run_all
-    from adc_edge.evaluation.study.task import study_of
+    from adc_edge.evaluation.study.task import check_augmentation, study_of
     from adc_edge.evaluation.totals.beside import beside_of
     from adc_edge.optimizer.settings import take_settings
 
@@ -210,6 +211,7 @@ def evaluate(console: AnyConsole, output: Path, **options: Any) -> None:
     fleets, evaluation = _take_fleets(options), options.pop("evaluation")
     optimizer, allow_broken = take_settings(options), options.pop("allow_broken")
     study = study_of(options | {"optimizer": optimizer})
+    check_augmentation(study, settings)
     try:
         failures = run_all(study, settings, seeds, output, jobs, console, allow_broken, fleets)
     except KeyboardInterrupt:

@@ -36,11 +36,18 @@ class TokenAugmentation(msgspec.Struct, frozen=True):
     mix: float = 0.0
 
     @property
-    def changes(self) -> bool:
-        """Whether it does anything."""
+    def is_active(self) -> bool:
+        """Whether any row is changed."""
         return bool(self.drop or self.mix)
 
-    def of(self, activations: Tensor, soft: Float32, prefix: int, rng: np.random.Generator) -> AugmentedRows:
+    @property
+    def in_words(self) -> str:
+        """What is done, for people."""
+        drop = f"{self.drop:.0%} of the patch tokens left out" if self.drop else ""
+        mix = f"tokens exchanged by Beta({self.mix:g}, {self.mix:g})" if self.mix else ""
+        return ", ".join(filter(None, (drop, mix)))
+
+    def augmented(self, activations: Tensor, soft: Float32, prefix: int, rng: np.random.Generator) -> AugmentedRows:
         """Return the rows of a micro-batch augmented: first tokens are left out, then exchanged.
 
         Args:
@@ -74,10 +81,18 @@ def without_tokens(activations: Tensor, prefix: int, share: float, rng: np.rando
 
 
 def exchanged(activations: Tensor, soft: Float32, prefix: int, alpha: float, rng: np.random.Generator) -> AugmentedRows:
-    """Return rows with a share of the patch tokens, and as large a share of the label, of another row of the batch.
+    """Return rows with a share of the patch tokens, and as large a share of the label, of another row.
 
-    CutMix (1905.04899) on tokens, here at random places, the same in all rows. The share is drawn from
-    Beta(``alpha``, ``alpha``) and rounded to whole tokens. Prefix tokens stay the row's own.
+    CutMix (1905.04899) on tokens: random columns, the same in all rows, are those of the partner. They are the same
+    places of the images only where all tokens are there. The share is drawn from Beta(``alpha``, ``alpha``) and rounded
+    to whole tokens. Prefix tokens stay the row's own. A single row stays as it is.
+
+    Args:
+        activations: ``[T, k, D]``.
+        soft: soft labels ``[T, C]``.
+        prefix: P.
+        alpha: above 0.
+        rng: makes every choice.
     """
     rows, kept, _ = activations.shape
     patches = kept - prefix
@@ -87,6 +102,6 @@ def exchanged(activations: Tensor, soft: Float32, prefix: int, alpha: float, rng
         return AugmentedRows(activations, soft)
     places = torch.from_numpy(rng.permutation(patches)[:taken] + prefix).to(activations.device)
     others = torch.from_numpy(partners).to(activations.device)
-    taken_over = activations.index_copy(1, places, activations[others].index_select(1, places))
+    taken_over = activations.index_copy(1, places, activations.index_select(1, places)[others])
     share = np.float32(taken / patches)
     return AugmentedRows(taken_over, (1 - share) * soft + share * soft[partners])

@@ -89,7 +89,7 @@ class AloneTraining:
             augmentation=augmentation,
             group_bytes=group_bytes,
         )
-        self._group_bytes = group_bytes
+        self._group_bytes, self._augmentation = group_bytes, augmentation
         self._alone: dict[int, _AloneSession] = {}  # the one that has waited longest first
         self._not_before_s = 0.0  # after a disk that was full
 
@@ -208,9 +208,10 @@ class AloneTraining:
     def _tell(self, session: ServedSession) -> None:
         sent, end = session.whole_store.sent, session.planned_steps
         logger.info(
-            "device %r has sent its %d steps and may be switched off; going on alone from step %d to %d",
+            "device %r has sent its %d steps and may be switched off; going on alone from step %d to %d%s",
             session.record.device,
             sent,
             session.applied,
             end,
+            f", {self._augmentation.in_words}" if self._augmentation.is_active else "",
         )

@@ -102,10 +102,10 @@ class StoredBatches:
             self.release()
             self._group = ((one_pass, group), self._mixed(one_pass, group))
         batches = self._group[1][place]
-        if not self._augmentation.changes:
+        if not self._augmentation.is_active:
             return batches
         rng = np.random.default_rng([self._seed, _AUGMENT, step])
-        augmented = partial(self._augmentation.of, prefix=self._manifest.prefix, rng=rng)
+        augmented = partial(self._augmentation.augmented, prefix=self._manifest.prefix, rng=rng)
         return [b._replace(**augmented(b.activations, b.soft)._asdict()) for b in batches]
 
     def _stored(self, step: int) -> list[StoredBatch]:

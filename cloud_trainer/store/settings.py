@@ -28,7 +28,9 @@ class StoreSettings(msgspec.Struct, frozen=True):
         augments = " and ".join(f"{option} {value:g}" for option, value in given.items() if value)
         if augments and (why := reason_for_none(settings, ranks)):
             raise SettingError(
-                f"{augments} with {why}", "a trainer that keeps what devices send", "leave one of them out"
+                f"{augments} with {why}",
+                "a trainer that keeps what devices send",
+                "leave the augmentation out, or change the other",
             )
         if settings.run is not None and not (settings.fresh or settings.serve_only):
             check_none_waits(settings.run / STORE, reason_for_none(settings, ranks))

@@ -15,6 +15,7 @@ from scipy import stats
 AHEAD, BEHIND, NOISE = "ahead", "behind", "within noise"
 ONE_SEED, NO_SEED, NOTHING = "one seed: no claim", "no common seed: no claim", "nothing learned: no claim"
 LEVEL = 0.05  # of the two-sided paired t-test over seeds
+_TEST_IMAGES_MIXED = Version("0.15")
 _GUESSING = 0.01  # share of guessing models that are more accurate than the bound
 
 
@@ -82,13 +83,14 @@ def versions_note(machines: Iterable[Mapping[str, Any]]) -> str:
     """Return what to say if runs are of several versions of adc-edge; else nothing.
 
     Args:
-        machines: the description of the machine of each run, as `describe_machine` gives it.
+        machines: the description of the machine of each run, as `describe_machine` gives it. Those that tell no version
+            are passed over. A run that went on after an upgrade tells the later one.
     """
-    known = sorted({Version(about["adc-edge"]) for about in machines if "adc-edge" in about})
+    known = sorted({Version(about["adc-edge"]) for about in machines if about.get("adc-edge")})
     if len(known) < 2:
         return ""
+    mixed = "0.15 mixes the test images before it compresses them" if known[0] < _TEST_IMAGES_MIXED <= known[-1] else ""
     return (
         f"The runs are of versions {', '.join(map(str, known))}. A difference between methods may be one between "
-        "versions: 0.15, for example, mixes the test images before it compresses them. Make all of them with one "
-        "version, in another -o."
+        f"versions{mixed and f': {mixed}'}. To be sure, make all of them with one version, in another -o."
     )

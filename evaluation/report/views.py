@@ -63,7 +63,7 @@ def views(study: Study, runs: Sequence[Run], budgets: Sequence[float], beside: B
     for budget in budgets:
         if not budget > 0:
             raise SettingError(f"a budget of {budget:g}", "a share of the uncompressed bytes", "for example 0.05")
-    fleets = by_fleet(study, runs)
+    fleets, versions = by_fleet(study, runs), versions_note(run.machine for run in runs)
     runs, fleet = main_runs(runs)
     steps, spent, best = by_steps(study, runs), by_bytes(study, runs, budgets), standings(study, runs, budgets)
     judged = judged_by_steps(study, runs)
@@ -71,7 +71,7 @@ def views(study: Study, runs: Sequence[Run], budgets: Sequence[float], beside: B
     if nothing_learned:
         for claims in (best, fleets):
             claims["claim"] = claims["claim"].where(claims["claim"].isna(), NOTHING)
-    note = " ".join(filter(None, (nothing_learned, versions_note(run.machine for run in runs))))
+    note = " ".join(filter(None, (nothing_learned, versions)))
     totals, pictures = by_total(study, runs, beside), picture_shares(study, runs, beside)
     evaluations = evaluations_of(runs, study, beside)
     return Views(tuple(budgets), steps, spent, best, note, fleet, fleets, totals, pictures, evaluations, beside)

@@ -55,11 +55,6 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         return self
 
-    @property
-    def token_augmentation(self) -> tuple[float, float]:
-        """The share of tokens left out, and the parameter of their exchange, of steps that the trainer does alone."""
-        return self.store_drop or 0.0, self.store_mix or 0.0
-
 
 class Point(msgspec.Struct, frozen=True, omit_defaults=True):
     """One evaluation of a run. Accuracies are in 0..1; bytes are those on the wire since the run's start.

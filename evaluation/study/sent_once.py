@@ -103,8 +103,8 @@ class FrozenPhase:
             prefix: P, the prefix tokens of a row; no augmentation changes them.
         """
         rows, soft = self._store.batch(step - self.alone_from)
-        if not self._augmentation.changes:
+        if not self._augmentation.is_active:
             return rows, soft
         rng = np.random.default_rng([self._loader.seed, _AUGMENT, step])
-        augmented = self._augmentation.of(rows, soft.cpu().numpy(), prefix, rng)
+        augmented = self._augmentation.augmented(rows, soft.cpu().numpy(), prefix, rng)
         return augmented.activations, torch.from_numpy(augmented.soft).to(soft.device)

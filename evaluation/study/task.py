@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from adc_edge.data.augment import parse_augmentation
 from adc_edge.errors import SettingError
 from adc_edge.evaluation.study.records import Study
+from adc_edge.evaluation.study.setting import FREEZE, Setting
 from adc_edge.options import parse_model_args
 from adc_edge.weights.opening import check_origin
 
@@ -36,6 +38,20 @@ def study_of(options: dict[str, Any]) -> Study:
         **options,
     )
     return study.check()
+
+
+def check_augmentation(study: Study, settings: Sequence[Setting]) -> None:
+    """Raise SettingError if stored activations are to be augmented, and no setting has a trainer that goes on alone."""
+    given = {"--store-drop": study.store_drop or 0.0, "--store-mix": study.store_mix or 0.0}
+    augments = " and ".join(f"{option} {value:g}" for option, value in given.items() if value)
+    epochs = study.max_epochs or study.epochs
+    alone = (one.freeze is not None and one.freeze + one.passes < epochs for one in settings)
+    if augments and not any(alone):
+        raise SettingError(
+            f"{augments}, and no setting in which the trainer goes on alone",
+            f"one with {FREEZE}ExK, E + K below {epochs:g} epochs",
+            "add such a setting, also one that the study has already, or leave the augmentation out",
+        )
 
 
 def on_device(study: Study) -> Study:

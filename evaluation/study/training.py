@@ -158,7 +158,8 @@ def _frozen(
         return None
     loader = _loader(train, study, preparation, seed, allow_broken, stack, augmented=setting.passes > 1)
     first_step, alone_from = setting.frozen_from(end.steps_per_epoch), setting.alone_from(end.steps_per_epoch)
-    return FrozenPhase(int(first_step), int(alone_from), loader, TokenAugmentation(*study.token_augmentation))
+    augmentation = TokenAugmentation(drop=study.store_drop or 0.0, mix=study.store_mix or 0.0)
+    return FrozenPhase(int(first_step), int(alone_from), loader, augmentation)
 
 
 class _End(NamedTuple):

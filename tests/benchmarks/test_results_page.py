@@ -243,8 +243,25 @@ def test_runs_of_another_length_join_a_table_and_are_compared_with_its_uncompres
     ):
         with pytest.raises(SettingError, match=received):
             add_totals(tmp_path / study, "some", name, "longer", NEW, own, "40 epochs", tmp_path)
-    with pytest.raises(SettingError, match="without uncompressed runs"):
-        add_totals(longer, "some", "first", "longer", NEW, tmp_path / "other", "40 epochs", tmp_path)
+    for name, against, received in (
+        ("longer", tmp_path / "other", "no uncompressed run"),
+        ("study", own, "--name study, which other rows have"),
+    ):
+        source = msgspec.structs.replace(NEW, command="another")
+        with pytest.raises(SettingError, match=received):
+            add_totals(longer, "some", "first", name, source, against, "40 epochs", tmp_path)
+    whole_training(tmp_path / "lonely", {("small", 7): 0.7}, passes)
+    with pytest.raises(SettingError, match="no seed of"):
+        add_totals(tmp_path / "lonely", "some", "first", "lonely", NEW, own, "40 epochs", tmp_path)
+
+
+def test_a_setting_that_is_as_accurate_as_uncompressed_training_differs_by_nothing(tmp_path: Path) -> None:
+    passes = {"passes_files": None, "passes_q90": None, "passes_q75": 4.0}
+    whole_training(tmp_path / "study", {("none", 0): 0.8, ("small", 0): 0.8}, passes)
+    take_totals(tmp_path / "study", "some", "first", "study", NEW, tmp_path)
+    table = read_records("some", tmp_path).tables["first"]
+    assert isinstance(table, TotalsTable)
+    assert [row.difference for row in table.rows] == [0.0, None]
 
 
 def test_whole_trainings_are_compared_by_seed_and_stand_above_the_pictures(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from adc_edge.cli import main
 from adc_edge.evaluation.study.presets import PRESETS, preset
+from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import parse_setting, product
 
 TASK = (
@@ -173,3 +175,31 @@ def test_an_option_that_is_typed_wins_over_the_preset(tmp_path: Path, monkeypatc
     assert study.epochs == 1.0
     assert study.compute == "bf16"
     assert parse_setting("none/pca1:pca0.25") in settings
+
+
+def test_augmentation_of_what_is_stored_reaches_the_study_and_is_refused_where_nothing_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adc_edge.evaluation.study import runner
+
+    seen: list[Study] = []
+
+    def note(study: Study, *rest: Any) -> list[Any]:
+        seen.append(study)
+        return []
+
+    monkeypatch.setattr(runner, "run_study", note)
+    monkeypatch.setattr(runner, "read_runs", lambda directory: (seen[-1], []))
+
+    def typed(*options: str) -> Any:
+        return CliRunner().invoke(main, ["evaluate", "--epochs", "4", "-o", str(tmp_path), *options])
+
+    augmented = ("--store-mix", "1", "--store-drop", "0.2")
+    assert typed(*augmented, "--setting", "none/pca1+freeze2").exit_code == 0
+    assert (seen[-1].store_mix, seen[-1].store_drop) == (1.0, 0.2)
+    assert typed("--setting", "none/pca1+freeze2").exit_code == 0
+    assert not {"store_mix", "store_drop"} & set(msgspec.to_builtins(seen[-1])), "as study.json of 0.15 has it"
+    for setting in ("none/pca1", "none/pca1+freeze2x2"):  # the second is never alone
+        refused = typed(*augmented, "--setting", setting)
+        assert refused.exit_code == 2
+        assert "--store-drop 0.2 and --store-mix 1, and no setting" in refused.output

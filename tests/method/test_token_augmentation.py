@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adc_edge.method.token_augmentation import NO_AUGMENTATION, TokenAugmentation, exchanged, without_tokens
@@ -30,6 +30,7 @@ def test_tokens_left_out_are_patches_and_others_in_each_row() -> None:
     assert without_tokens(tokens[:, :3], 2, 0.9, np.random.default_rng(0)).shape == (6, 3, 1)
 
 
+@settings(deadline=None)
 @given(st.integers(1, CLASSES), st.integers(1, 9), st.integers(0, 2), st.floats(0.01, 100), st.integers(0, 2**32))
 def test_a_row_takes_as_large_a_share_of_another_rows_label_as_of_its_patch_tokens(
     rows: int, patches: int, prefix: int, alpha: float, seed: int
@@ -60,10 +61,10 @@ def test_shares_are_drawn_from_the_whole_range_and_every_row_gives_tokens_once()
 
 def test_both_together_exchange_what_is_left() -> None:
     activations, soft = rows_with_names(CLASSES, 11)
-    found = TokenAugmentation(drop=0.4, mix=1.0).of(activations, soft, 1, np.random.default_rng(1))
+    found = TokenAugmentation(drop=0.4, mix=1.0).augmented(activations, soft, 1, np.random.default_rng(1))
     assert found.activations.shape == (CLASSES, 7, 2)
     assert not np.array_equal(found.soft, soft)
-    same = NO_AUGMENTATION.of(activations, soft, 1, np.random.default_rng(1))
+    same = NO_AUGMENTATION.augmented(activations, soft, 1, np.random.default_rng(1))
     assert same.activations is activations
     assert same.soft is soft
 
@@ -72,6 +73,6 @@ def test_the_given_rows_stay_as_they_are() -> None:
     """They are used again in the same group of steps."""
     activations, soft = rows_with_names(CLASSES, 11)
     before = activations.clone(), soft.copy()
-    TokenAugmentation(drop=0.2, mix=1.0).of(activations, soft, 1, np.random.default_rng(1))
+    TokenAugmentation(drop=0.2, mix=1.0).augmented(activations, soft, 1, np.random.default_rng(1))
     assert torch.equal(activations, before[0])
     assert np.array_equal(soft, before[1])

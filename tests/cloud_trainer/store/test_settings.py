@@ -11,7 +11,9 @@ from rich.console import Console
 
 from adc_edge.cloud_trainer.runner import Trainer
 from adc_edge.cloud_trainer.settings import TrainerSettings
+from adc_edge.cloud_trainer.store.alone import AloneTraining
 from adc_edge.errors import SettingError
+from adc_edge.method.token_augmentation import TokenAugmentation
 from adc_edge.security.keystore import make_keys
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.run_dir import STORE, WHOLE_FILE
@@ -78,3 +80,19 @@ def test_a_trainer_without_the_package_that_decrypts_is_refused(
     plant(tmp_path / "run")
     with pytest.raises(SettingError, match=r"no package `cryptography`.*may be switched off"):
         Trainer(settings, Console(quiet=True), stop=lambda: True).run()
+
+
+def test_the_options_of_the_trainer_reach_the_steps_that_it_does_alone(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[TokenAugmentation] = []
+
+    def alone(*arguments: Any) -> AloneTraining:
+        given.append(arguments[-1])
+        return AloneTraining(*arguments)
+
+    monkeypatch.setattr("adc_edge.cloud_trainer.runner.AloneTraining", alone)
+    own: dict[str, Any] = {"run": tmp_path / "run", "device": "cpu", "threads": 1}
+    settings = TrainerSettings(bundle.path, "tcp://127.0.0.1:*", store_drop=0.3, store_mix=0.5, **own)
+    Trainer(settings, Console(quiet=True), stop=lambda: True).run()
+    assert given == [TokenAugmentation(drop=0.3, mix=0.5)]
