@@ -2,7 +2,8 @@
 
     python benchmarks/results_figure.py
 
-A panel for each table of whole trainings in ``PANELS``, with a line for each size of the images sent once as JPEG.
+A panel for each table of whole trainings in ``PANELS``, with a line for each size of the images sent once as JPEG. A
+row of another length (``SETTING, LENGTH``) has the colour of its setting and another marker.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ PANELS = {
     "food101-64px": "Food-101 at 64 px",
 }
 PNG = RESULTS.parent / "ten-epochs.png"
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288")  # Okabe-Ito, Tol
+_COLOURS = (  # Okabe-Ito, Tol
+    "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933",
+)  # fmt: skip
+_MARKERS = ("o", "*", "s", "^")
 _INK = "#222222"
 _UNCOMPRESSED = "none"
 _PANEL, _LEGEND_LINE = (4.8, 3.8), 0.22  # inches
@@ -44,37 +48,60 @@ def figure(directory: Path = RESULTS) -> Figure:
     """
     tables = read_records("ten-epochs", directory).tables
     shown = {title: table for name, title in PANELS.items() if isinstance(table := tables.get(name), TotalsTable)}
-    settings = dict.fromkeys(
-        row.setting for table in shown.values() for row in table.rows if row.setting != _UNCOMPRESSED
-    )
-    colours = dict(zip(settings, itertools.cycle(_COLOURS)))
+    parts = dict.fromkeys(_parts(row.setting) for table in shown.values() for row in table.rows)
+    settings = dict.fromkeys(setting for setting, _ in parts if setting != _UNCOMPRESSED)
+    lengths = dict.fromkeys(length for setting, length in sorted(parts, key=lambda one: one[1]))
+    colours, markers = dict(zip(settings, itertools.cycle(_COLOURS))), dict(zip(lengths, itertools.cycle(_MARKERS)))
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     result = Figure(
-        (columns * _PANEL[0], rows * _PANEL[1] + _LEGEND_LINE * len(colours)), dpi=110, layout="constrained"
+        (columns * _PANEL[0], rows * _PANEL[1] + _LEGEND_LINE * (len(colours) + len(markers) - 1)),
+        dpi=110,
+        layout="constrained",
     )
     panels = list(result.subplots(rows, columns, squeeze=False).flat)
     for axes, (title, table) in zip(panels, shown.items(), strict=False):
-        _draw(axes, table, title, colours)
+        _draw(axes, table, title, colours, markers)
     for axes in panels[len(shown) :]:
         axes.remove()
     handles = [Line2D([], [], color=colour, marker="o", label=setting) for setting, colour in colours.items()]
+    handles += [
+        Line2D([], [], color=_INK, marker=marker, linestyle="", label=length)
+        for length, marker in markers.items()
+        if length
+    ]
     add_legend(result, [*handles], loc="outside lower left")
     return result
 
 
-def _draw(axes: Axes, table: TotalsTable, title: str, colours: Mapping[str, str]) -> None:
+def _parts(text: str) -> tuple[str, str]:
+    """The setting of a row, and its length if it is not the table's."""
+    setting, _, length = text.partition(", ")
+    return setting, length
+
+
+def _draw(axes: Axes, table: TotalsTable, title: str, colours: Mapping[str, str], markers: Mapping[str, str]) -> None:
     clear_frame(axes)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.set(title=title, ylabel=ACCURACY, xlabel=f"kB an image: all steps of {table.epochs:g} epochs, both ways")
+    axes.set(title=title, ylabel=ACCURACY, xlabel="kB an image: all steps, both ways")
     logarithmic(axes, FuncFormatter(lambda value, _: f"{value:g}"))
     for row in table.rows:
-        if row.setting != _UNCOMPRESSED:
-            bar = row.difference_sem or 0.0
-            axes.errorbar(row.kb_steps, row.accuracy, bar, color=colours[row.setting], marker="o", capsize=2, zorder=6)
+        setting, length = _parts(row.setting)
+        if setting != _UNCOMPRESSED:
+            axes.errorbar(
+                row.kb_steps,
+                row.accuracy,
+                row.difference_sem or 0.0,
+                color=colours[setting],
+                marker=markers[length],
+                markersize=9 if length else 6,
+                capsize=2,
+                zorder=6,
+            )
         else:
-            axes.axhline(row.accuracy, color=_INK, linewidth=1.2, linestyle="--", zorder=1)
-            text, place = f"uncompressed {row.accuracy:.1f}, {row.kb_steps:,.0f} kB", (1, row.accuracy)
+            axes.axhline(row.accuracy, color=_INK, linewidth=1.2, linestyle=":" if length else "--", zorder=1)
+            epochs = length.partition(",")[0] or f"{table.epochs:g} epochs"
+            text, place = f"uncompressed, {epochs}: {row.accuracy:.1f}, {row.kb_steps:,.0f} kB", (1, row.accuracy)
             axes.annotate(text, place, (-2, 3), axes.get_yaxis_transform(), "offset points", ha="right", fontsize=8)
     axes.margins(x=0.1, y=0.15)
     add_picture_lines(axes, picture_lines(table.pictures))

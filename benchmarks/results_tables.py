@@ -215,7 +215,7 @@ def totals(table: TotalsTable, marks: Sequence[str]) -> str:
             str(row.seeds),
             spread(row.accuracy, row.deviation),
             NONE if row.difference is None else _signed(spread(row.difference, row.difference_sem)),
-            f"{row.kb_steps:.3g}",
+            f"{row.kb_steps:.3g}" if row.kb_steps < 1000 else f"{row.kb_steps:,.0f}",
             " / ".join(NONE if epoch is None else f"{epoch:.2g}" for epoch in row.passes),
         )
         for row, sign in zip(table.rows, marks, strict=True)
