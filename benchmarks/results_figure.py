@@ -3,7 +3,8 @@
     python benchmarks/results_figure.py
 
 A panel for each table of whole trainings in ``PANELS``, with a line for each size of the images sent once as JPEG. A
-row of another length (``SETTING, LENGTH``) has the colour of its setting and another marker.
+row of another length (``SETTING, LENGTH``) has the colour of its setting and another marker. Accuracies
+are that of the uncompressed runs plus the difference of common seeds.
 """
 
 from __future__ import annotations
@@ -85,12 +86,14 @@ def _draw(axes: Axes, table: TotalsTable, title: str, colours: Mapping[str, str]
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.set(title=title, ylabel=ACCURACY, xlabel="kB an image: all steps, both ways")
     logarithmic(axes, FuncFormatter(lambda value, _: f"{value:g}"))
+    whole = next(row.accuracy for row in table.rows if row.setting == _UNCOMPRESSED)
     for row in table.rows:
         setting, length = _parts(row.setting)
+        accuracy = row.accuracy if row.difference is None else whole + row.difference  # of common seeds
         if setting != _UNCOMPRESSED:
             axes.errorbar(
                 row.kb_steps,
-                row.accuracy,
+                accuracy,
                 row.difference_sem or 0.0,
                 color=colours[setting],
                 marker=markers[length],
@@ -99,9 +102,9 @@ def _draw(axes: Axes, table: TotalsTable, title: str, colours: Mapping[str, str]
                 zorder=6,
             )
         else:
-            axes.axhline(row.accuracy, color=_INK, linewidth=1.2, linestyle=":" if length else "--", zorder=1)
+            axes.axhline(accuracy, color=_INK, linewidth=1.2, linestyle=":" if length else "--", zorder=1)
             epochs = length.partition(",")[0] or f"{table.epochs:g} epochs"
-            text, place = f"uncompressed, {epochs}: {row.accuracy:.1f}, {row.kb_steps:,.0f} kB", (1, row.accuracy)
+            text, place = f"uncompressed, {epochs}: {accuracy:.1f}, {row.kb_steps:,.0f} kB", (1, accuracy)
             axes.annotate(text, place, (-2, 3), axes.get_yaxis_transform(), "offset points", ha="right", fontsize=8)
     axes.margins(x=0.1, y=0.15)
     add_picture_lines(axes, picture_lines(table.pictures))

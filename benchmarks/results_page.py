@@ -133,7 +133,7 @@ def main() -> None:
         "--totals", metavar="TABLE", help="Write this table of whole trainings of FILE instead of rows."
     )
     parser.add_argument("--against", type=Path, metavar="STUDY", help="Add to TABLE; compare with this one's `none`.")
-    parser.add_argument("--label", help="What differs in the rows that are added, for example: 40 epochs.")
+    parser.add_argument("--label", help="What differs in the rows that are added, its epochs first: 40 epochs.")
     parser.add_argument("--name", help="The name of the measurement in the file.")
     parser.add_argument("--machine", help="The machine that made it, in words.")
     parser.add_argument("--command", help="The command that made it.")

@@ -222,8 +222,8 @@ def totals(table: TotalsTable, marks: Sequence[str]) -> str:
     ]
     pictures = [(one.name, "", "", "", _kilobytes(one), "") for one in table.pictures]
     beside = (
-        f"{table.epochs:g} epochs, {table.images:,} images. {NONE}: never. Beside the steps: an evaluation of "
-        f"{table.evaluated:,} images {table.mb_evaluation:.3g} MB, the first weights of the trunk "
+        f"{table.epochs:g} epochs unless a row names others, {table.images:,} images. {NONE}: never. Beside the steps: "
+        f"an evaluation of {table.evaluated:,} images {table.mb_evaluation:.3g} MB, the first weights of the trunk "
         f"{table.mb_weights:.3g} MB, both once."
     )
     return f"{markdown_table(header, [*rows, *pictures], 'lrrrrr')}\n\n{beside}"

@@ -17,6 +17,7 @@ from adc_edge.files import write_atomic
 
 _UNCOMPRESSED = "none"
 _ONCE = "the images as JPEG, once"
+_MAY_DIFFER = {"epochs", "max_epochs", "budget", "evaluate_every", "store_drop", "store_mix"}
 _OF_STUDY = "pictures.json of the study"
 LINES = {"own files": "files", "q90": "q90", "q75": "q75"}  # fields of results.json
 
@@ -32,7 +33,9 @@ class StudyTotals(msgspec.Struct, frozen=True):
 
 
 def take_totals(study: Path, into: str, table: str, name: str, source: Source, directory: Path = RESULTS) -> None:
-    """Write a table of whole trainings anew from a study, the one of fewest bytes first; rows of others go.
+    """Write a table of whole trainings anew from a study, the one of fewest bytes first.
+
+    Rows that ``add_totals`` has added to it go.
 
     Args:
         study: the -o directory of an evaluation.
@@ -69,7 +72,7 @@ def add_totals(
 
     Raises:
         SettingError: there is no such table or study; the name is that of rows that stay; ``against`` has no
-            uncompressed run of the same seed; or the table is of other images or another model.
+            uncompressed run of a seed, or is of another task; or the table is of other images or another model.
     """
     before = read_records(into, directory)
     old = before.tables.get(table)
@@ -82,11 +85,18 @@ def add_totals(
     mine, theirs = _task(made), _task(old)
     if mine != theirs:
         raise SettingError(f"a study of {mine}", f"{theirs}, as in the table", "take another study")
-    if lonely := [row.setting for row in made.rows if row.difference is None]:
-        raise SettingError(f"{lonely[0]}: no seed of {against}", "seeds in common", "run it with one of its seeds")
+    _check_alike(study, against)
+    for setting, runs in _accuracies(study).items():
+        if missing := sorted(runs.keys() - whole.keys()):
+            raise SettingError(
+                f"seed {missing[0]} of {setting}, which {against} has not",
+                "its seeds",
+                "run uncompressed training there",
+            )
     added = [msgspec.structs.replace(row, setting=f"{row.setting}, {label}") for row in made.rows]
     others = [row for row in old.rows if row.setting not in {one.setting for one in added}]
-    if before.sources.get(name, source) != source and any(row.source == name for row in others):
+    rows = [*others, *(row for other, one in before.tables.items() if other != table for row in one.rows)]
+    if before.sources.get(name, source) != source and any(row.source == name for row in rows):
         raise SettingError(f"--name {name}, which other rows have", "a name of its own", "choose another one")
     merged = msgspec.structs.replace(old, rows=sorted([*others, *added], key=lambda row: row.kb_steps))
     records = Records(before.format, {**before.sources, name: source}, {**before.tables, table: merged})
@@ -98,6 +108,16 @@ def _task(table: TotalsTable) -> str:
     own = "; ".join(one.name for one in table.pictures if one.source == _OF_STUDY)
     images = f"{table.images} training and {table.evaluated} test images"
     return f"{images}, {table.mb_weights} MB of weights, {own}"
+
+
+def _check_alike(study: Path, against: Path) -> None:
+    """Raise SettingError if two studies differ in more than their length and what is stored."""
+    one, other = (msgspec.json.decode((where / "study.json").read_bytes())["study"] for where in (study, against))
+    names = sorted(key for key in {**one, **other} if key not in _MAY_DIFFER and one.get(key) != other.get(key))
+    if names:
+        key = names[0]
+        received = f"{study}: {key} {one.get(key)!r}"
+        raise SettingError(received, f"{other.get(key)!r}, as in {against}", "name the study that it belongs to")
 
 
 def _accuracies(study: Path) -> dict[str, dict[int, float]]:

@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import measured_frontier
 import msgspec
@@ -191,7 +192,11 @@ def test_levels_at_equal_bytes_are_taken_by_budget(tmp_path: Path) -> None:
 
 
 def whole_training(
-    study: Path, accuracies: Mapping[tuple[str, int], float], passes: Mapping[str, float | None], images: int = 100
+    study: Path,
+    accuracies: Mapping[tuple[str, int], float],
+    passes: Mapping[str, float | None],
+    images: int = 100,
+    **task: Any,
 ) -> None:
     """The files of a study of settings ``none`` and ``small`` that a table of totals is made of."""
     runs = study / "runs"
@@ -218,13 +223,16 @@ def whole_training(
         "bytes_weights": 6_000_000,
     }
     (study / "results.json").write_text(json.dumps(results))
+    (study / "study.json").write_text(json.dumps({"study": {"epochs": 10.0, "split": 3} | task}))
 
 
 def test_runs_of_another_length_join_a_table_and_are_compared_with_its_uncompressed_ones(tmp_path: Path) -> None:
     own, longer = tmp_path / "own", tmp_path / "longer"
     passes = {"passes_files": None, "passes_q90": None, "passes_q75": 4.0}
     whole_training(own, {("none", 0): 0.8, ("none", 1): 0.7, ("small", 0): 0.6}, passes)
-    whole_training(longer, {("none", 0): 0.85, ("small", 0): 0.79, ("small", 1): 0.72}, passes)
+    whole_training(
+        longer, {("none", 0): 0.85, ("small", 0): 0.79, ("small", 1): 0.72}, passes, epochs=40.0, store_mix=1.0
+    )
     take_totals(own, "some", "first", "study", NEW, tmp_path)
     for _ in range(2):  # the second time it takes the place of the first
         add_totals(longer, "some", "first", "longer", NEW, own, "40 epochs", tmp_path)
@@ -237,6 +245,7 @@ def test_runs_of_another_length_join_a_table_and_are_compared_with_its_uncompres
         ("none, 40 epochs", 5.0, "longer"),
     ]
     whole_training(tmp_path / "other", {("small", 0): 0.7}, passes, images=50)
+    whole_training(tmp_path / "deeper", {("none", 0): 0.7, ("none", 1): 0.6}, passes, split=6)
     for study, name, received in (
         ("other", "first", "50 training and 50 test images"),
         ("longer", "second", "no table"),
@@ -246,12 +255,13 @@ def test_runs_of_another_length_join_a_table_and_are_compared_with_its_uncompres
     for name, against, received in (
         ("longer", tmp_path / "other", "no uncompressed run"),
         ("study", own, "--name study, which other rows have"),
+        ("longer", tmp_path / "deeper", "split 3"),
     ):
         source = msgspec.structs.replace(NEW, command="another")
         with pytest.raises(SettingError, match=received):
             add_totals(longer, "some", "first", name, source, against, "40 epochs", tmp_path)
     whole_training(tmp_path / "lonely", {("small", 7): 0.7}, passes)
-    with pytest.raises(SettingError, match="no seed of"):
+    with pytest.raises(SettingError, match="seed 7 of small, which"):
         add_totals(tmp_path / "lonely", "some", "first", "lonely", NEW, own, "40 epochs", tmp_path)
 
 
