@@ -51,7 +51,7 @@ def figure(directory: Path = RESULTS) -> Figure:
     shown = {title: table for name, title in PANELS.items() if isinstance(table := tables.get(name), TotalsTable)}
     parts = dict.fromkeys(_parts(row.setting) for table in shown.values() for row in table.rows)
     settings = dict.fromkeys(setting for setting, _ in parts if setting != _UNCOMPRESSED)
-    lengths = dict.fromkeys(length for setting, length in sorted(parts, key=lambda one: one[1]))
+    lengths = dict.fromkeys(sorted(length for setting, length in parts if setting != _UNCOMPRESSED))
     colours, markers = dict(zip(settings, itertools.cycle(_COLOURS))), dict(zip(lengths, itertools.cycle(_MARKERS)))
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
