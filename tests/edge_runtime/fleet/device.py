@@ -31,6 +31,15 @@ def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
+def done(run: Path, steps: int) -> Callable[[], bool]:
+    """Tells when the device itself has done its first ``steps`` steps.
+
+    A trainer counts a step before its answer arrives. A device that is asked to stop meanwhile drops that step.
+    """
+    metrics = run / "metrics.jsonl"
+    return lambda: metrics.exists() and len({line["step"] for line in lines_of(run, "step")}) >= steps
+
+
 def averages(run: Path) -> list[dict[str, Any]]:
     return lines_of(run, "average")
 

@@ -18,7 +18,7 @@ from adc_edge.optimizer.settings import OptimizerSettings
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.checkpoint import load_checkpoint
 from tests.edge_runtime.fleet.conftest import StartsRealTrainer
-from tests.edge_runtime.fleet.device import averages, lines_of, same, serve, trunk
+from tests.edge_runtime.fleet.device import averages, done, lines_of, same, serve, trunk
 from tests.edge_runtime.fleet.recording_trainer import RecordingTrainer
 from tests.serving import logged
 
@@ -68,10 +68,7 @@ def test_steps_done_again_begin_with_the_same_trunk_though_the_fleet_has_gone_on
     bundle: Bundle, real_trainer: StartsRealTrainer, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     with real_trainer() as server:
-
-        def nine_are_done() -> bool:
-            return len(lines_of(tmp_path, "step")) >= 9
-
+        nine_are_done = done(tmp_path, 9)
         serve(bundle, server.endpoint, tmp_path, stop=nine_are_done)
         stood, deltas = trunk(tmp_path), len(server.deltas)
         newest = max(tmp_path.glob("checkpoint-*"))
@@ -94,7 +91,7 @@ def test_steps_are_not_done_again_with_another_trunk_than_before(
 ) -> None:
     with real_trainer() as server:
         begun: dict[str, Any] = {"checkpoint_every": 0}
-        serve(bundle, server.endpoint, tmp_path, stop=lambda: server.training.steps >= 10, **begun)
+        serve(bundle, server.endpoint, tmp_path, stop=done(tmp_path, 10), **begun)
         max(tmp_path.glob("checkpoint-*")).unlink()  # back to the beginning
         kept = tmp_path / "averages" / f"{damaged:08d}-0"
         whole = kept.read_bytes()
@@ -118,7 +115,7 @@ def test_a_run_that_is_extended_begins_with_the_fleets_newest_trunk(
         server.go_on()
         serve(bundle, server.endpoint, tmp_path, steps=6, **begun)  # nothing is left to do
         assert len(server.deltas) == 3
-        serve(bundle, server.endpoint, tmp_path, stop=lambda: server.training.steps >= 9, **begun)
+        serve(bundle, server.endpoint, tmp_path, stop=done(tmp_path, 9), **begun)
         expected = [(0, 0, False), (4, 64, False), (6, 32, True), (6, 0, False), (8, 32, False)]
         assert [(d.step, d.images, d.last) for d, _ in server.deltas] == expected
         assert server.deltas[3][0].base == 2
@@ -208,12 +205,12 @@ def test_a_first_average_between_two_others_times_is_taken_from_the_record_or_mi
     bundle: Bundle, real_trainer: StartsRealTrainer, tmp_path: Path, every: int
 ) -> None:
     with real_trainer(mode="parallel") as before:
-        serve(bundle, before.endpoint, tmp_path, stop=lambda: before.training.steps >= 7)
+        serve(bundle, before.endpoint, tmp_path, stop=done(tmp_path, 7))
     before.sessions.restore(before.sessions.records())  # as a new process
     older = tmp_path / "checkpoint-00000006.safetensors"
     stood = older.read_bytes()
     with real_trainer(before, every=every) as server:
-        serve(bundle, server.endpoint, tmp_path, stop=lambda: server.training.steps >= 8)
+        serve(bundle, server.endpoint, tmp_path, stop=done(tmp_path, 8))
         for checkpoint in tmp_path.glob("checkpoint-*"):
             checkpoint.unlink()
         older.write_bytes(stood)
@@ -241,7 +238,7 @@ def test_what_rounding_has_left_outlives_an_average_without_a_change(
         left = residual()
         assert any(value.any() for value in left.values())
         server.go_on()
-        serve(bundle, server.endpoint, tmp_path, stop=lambda: server.training.steps >= 7)
+        serve(bundle, server.endpoint, tmp_path, stop=done(tmp_path, 7))
         assert [(d.step, d.images) for d, _ in server.deltas[3:]] == [(6, 0)]
         assert same(residual(), left)
 
