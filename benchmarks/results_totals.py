@@ -104,7 +104,7 @@ def add_totals(
 
 
 def _task(table: TotalsTable) -> str:
-    """What two studies must share to stand in one table, in words."""
+    """The task that two studies must share to stand in one table, in words."""
     own = "; ".join(one.name for one in table.pictures if one.source == _OF_STUDY)
     images = f"{table.images} training and {table.evaluated} test images"
     return f"{images}, {table.mb_weights} MB of weights, {own}"

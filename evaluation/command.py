@@ -165,15 +165,15 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
     default=0.0,
     type=FloatRange(0, 0.95),
     metavar="SHARE",
-    help="As trainer has it, for settings with +freezeExK: share of the patch tokens left out.",
+    help="Leave out this share of the patch tokens, as trainer does, in the steps that it does alone (+freezeExK).",
 )
 @click.option(
     "--store-mix",
     default=0.0,
     type=FloatRange(0, 100),
     metavar="ALPHA",
-    help="As trainer has it, for settings with +freezeExK: exchange patch tokens and labels between rows; the share is "
-    "drawn from Beta(ALPHA, ALPHA).",
+    help="Exchange patch tokens and labels between rows in these steps, as trainer does; the share is drawn from "
+    "Beta(ALPHA, ALPHA).",
 )
 @heading("Optimisation")
 @optimizer_options

@@ -42,7 +42,7 @@ class TokenAugmentation(msgspec.Struct, frozen=True):
 
     @property
     def in_words(self) -> str:
-        """What is done, for people."""
+        """The changes, for people."""
         drop = f"{self.drop:.0%} of the patch tokens left out" if self.drop else ""
         mix = f"tokens exchanged by Beta({self.mix:g}, {self.mix:g})" if self.mix else ""
         return ", ".join(filter(None, (drop, mix)))
