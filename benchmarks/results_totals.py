@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from results_records import FORMAT, RESULTS, Pictures, Records, Source, Table, TotalsRow, TotalsTable, read_records
@@ -19,6 +19,7 @@ _UNCOMPRESSED = "none"
 _ONCE = "the images as JPEG, once"
 _MAY_DIFFER = {"epochs", "max_epochs", "budget", "evaluate_every", "store_drop", "store_mix"}
 _OF_STUDY = "pictures.json of the study"
+_Kind = TypeVar("_Kind")
 LINES = {"own files": "files", "q90": "q90", "q75": "q75"}  # fields of results.json
 
 
@@ -50,7 +51,9 @@ def take_totals(study: Path, into: str, table: str, name: str, source: Source, d
     """
     path = directory / f"{into}.json"
     before = read_records(into, directory) if path.exists() else Records(FORMAT, {}, {})
-    made = _table(study, _accuracies(study).get(_UNCOMPRESSED), name, _further(before.tables.get(table)))
+    accuracies = _accuracies(study)
+    made = _table(study, accuracies, accuracies.get(_UNCOMPRESSED), name, _further(before.tables.get(table)))
+    made = msgspec.structs.replace(made, rows=[_standard(row) for row in made.rows])
     records = Records(before.format, {**before.sources, name: source}, {**before.tables, table: made})
     write_atomic(path, as_text(records))
 
@@ -81,12 +84,13 @@ def add_totals(
     whole = _accuracies(against).get(_UNCOMPRESSED)
     if not whole:
         raise SettingError(f"{against}: no uncompressed run", "the study that the table was made of", "name that one")
-    made = _table(study, whole, name, [], of_study=False)
+    _check_alike(study, against)
+    accuracies = _accuracies(study)
+    made = _table(study, accuracies, whole, name)
     mine, theirs = _task(made), _task(old)
     if mine != theirs:
         raise SettingError(f"a study of {mine}", f"{theirs}, as in the table", "take another study")
-    _check_alike(study, against)
-    for setting, runs in _accuracies(study).items():
+    for setting, runs in accuracies.items():
         if missing := sorted(runs.keys() - whole.keys()):
             raise SettingError(
                 f"seed {missing[0]} of {setting}, which {against} has not",
@@ -112,12 +116,20 @@ def _task(table: TotalsTable) -> str:
 
 def _check_alike(study: Path, against: Path) -> None:
     """Raise SettingError if two studies differ in more than their length and what is stored."""
-    one, other = (msgspec.json.decode((where / "study.json").read_bytes())["study"] for where in (study, against))
+    one, other = (_read(where, "study.json", dict[str, Any])["study"] for where in (study, against))
     names = sorted(key for key in {**one, **other} if key not in _MAY_DIFFER and one.get(key) != other.get(key))
     if names:
         key = names[0]
         received = f"{study}: {key} {one.get(key)!r}"
         raise SettingError(received, f"{other.get(key)!r}, as in {against}", "name the study that it belongs to")
+
+
+def _read(study: Path, name: str, kind: type[_Kind]) -> _Kind:
+    """Return a file of a study; raises SettingError if there is none, or it is another one."""
+    try:
+        return msgspec.json.decode((study / name).read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise SettingError(f"{study}: {error}", "the -o directory of `adc-edge evaluate`", "name such a one") from None
 
 
 def _accuracies(study: Path) -> dict[str, dict[int, float]]:
@@ -135,28 +147,21 @@ def _further(before: Table | None) -> list[Pictures]:
 
 
 def _table(
-    study: Path, whole: Mapping[int, float] | None, source: str, further: Sequence[Pictures], of_study: bool = True
+    study: Path,
+    accuracies: Mapping[str, Mapping[int, float]],
+    whole: Mapping[int, float] | None,
+    source: str,
+    further: Sequence[Pictures] = (),
 ) -> TotalsTable:
     """The table of a study, whose accuracies are compared by seed with ``whole``, those of uncompressed runs."""
-    try:
-        found = msgspec.json.decode((study / "results.json").read_bytes(), type=StudyTotals)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise SettingError(f"{study}: {error}", "the -o directory of `adc-edge evaluate`", "name such a one") from None
-    accuracies = _accuracies(study)
+    found = _read(study, "results.json", StudyTotals)
     train = found.pictures["train"]
     images = train["images"]
     lines = {name: field for name, field in LINES.items() if train.get(f"bytes_{field}") is not None}
     if whole is None:
         raise SettingError("a study without uncompressed runs", "--setting none", "run it with that setting too")
     rows = [
-        _row(
-            one,
-            accuracies.get(one["setting"], {}),
-            {} if of_study and one["setting"] == _UNCOMPRESSED else whole,
-            images,
-            source,
-            list(lines.values()),
-        )
+        _row(one, accuracies.get(one["setting"], {}), whole, images, source, list(lines.values()))
         for one in sorted(found.totals, key=lambda one: one["bytes_training"])
     ]
     sizes = {field: float(round(train[f"bytes_{field}"] / images)) for field in lines.values()}
@@ -174,6 +179,12 @@ def _table(
         lines=list(lines),
         pictures=[*pictures, *further],
     )
+
+
+def _standard(row: TotalsRow) -> TotalsRow:
+    """The row, without a difference if it is the one that all are compared with."""
+    is_it = row.setting == _UNCOMPRESSED
+    return msgspec.structs.replace(row, difference=None, difference_sem=None) if is_it else row
 
 
 def _row(

@@ -260,6 +260,10 @@ def test_runs_of_another_length_join_a_table_and_are_compared_with_its_uncompres
         source = msgspec.structs.replace(NEW, command="another")
         with pytest.raises(SettingError, match=received):
             add_totals(longer, "some", "first", name, source, against, "40 epochs", tmp_path)
+    whole_training(tmp_path / "cut", {("none", 0): 0.7}, passes)
+    (tmp_path / "cut" / "study.json").unlink()
+    with pytest.raises(SettingError, match=r"cut: .*study\.json"):
+        add_totals(longer, "some", "first", "longer", NEW, tmp_path / "cut", "40 epochs", tmp_path)
     whole_training(tmp_path / "lonely", {("small", 7): 0.7}, passes)
     with pytest.raises(SettingError, match="seed 7 of small, which"):
         add_totals(tmp_path / "lonely", "some", "first", "lonely", NEW, own, "40 epochs", tmp_path)
