@@ -1,7 +1,8 @@
-"""Values of options that click has no type for: numbers with a unit, and what may also be ``auto``."""
+"""Values of options that click has no type for: numbers with a unit, what may also be ``auto``; options in words."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -64,3 +65,8 @@ class _Quantity(click.ParamType):  # type: ignore[type-arg]
 
 BYTE_COUNT = _Quantity("bytes", {"": 1.0, "k": 1e3, "kB": 1e3, "M": 1e6, "MB": 1e6, "G": 1e9, "GB": 1e9})
 DURATION = _Quantity("time", {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0})
+
+
+def as_typed(values: Mapping[str, float]) -> str:
+    """Return options with their values as a user types them, without those of 0; empty: all are."""
+    return " and ".join(f"{option} {value:g}" for option, value in values.items() if value)

@@ -172,10 +172,7 @@ class Answers:
             self._record.presence.leave(superseded)
         self._fleet.joined(hello)
         self._record.joined(session, context, hello)
-        by = "" if context.congestion is None else f", sending by {context.congestion}"
-        logger.info("device %r at step %d%s%s", hello.device, hello.next_step, by, session.difference(hello))
-        if begins_on:
-            logger.info("device %r begins on a head with %d steps of other sessions", hello.device, begins_on)
+        self._tell_joined(session, hello, context, begins_on)
         return Welcome(
             session=session.id,
             applied=session.applied,
@@ -198,6 +195,14 @@ class Answers:
             keeps_from=(hello.sends and hello.sends.first) or UNSET,
             transforms=True,
         )
+
+    def _tell_joined(self, session: ServedSession, hello: Hello, context: RequestContext, begins_on: int) -> None:
+        """Log that a device has come, and where it differs from what the trainer is set up for."""
+        by = "" if context.congestion is None else f", sending by {context.congestion}"
+        logger.info("device %r at step %d%s%s", hello.device, hello.next_step, by, session.difference(hello))
+        if begins_on:
+            logger.info("device %r begins on a head with %d steps of other sessions", hello.device, begins_on)
+        self._sessions.stores.tell_unused(hello)
 
     def _name_classes(self, session: ServedSession, message: ClassNames, body: memoryview) -> Reply:
         """Learn a device's class names and their images, and answer with those of the head if they were asked for."""

@@ -153,10 +153,14 @@ class Trainer:
         try:
             seal = StoreSeal(None if self.access is None else self.access.secret)
         except SettingError as error:  # other devices need no store
+            if self.settings.store.augments:
+                raise
             why = error.received.removeprefix("a trainer with ")
             check_none_waits(run_dir.path / STORE, why)
             return ActivationStores(why_none=why)
-        return ActivationStores(run_dir.path / STORE, self.settings.store.most_bytes, seal)
+        return ActivationStores(
+            run_dir.path / STORE, self.settings.store.most_bytes, seal, augments=self.settings.store.augments
+        )
 
     def _alone(self, sessions: SessionRegistry, checkpoints: TrainerCheckpoints) -> AloneTraining:
         settings, manifest = self.settings, self.bundle.manifest

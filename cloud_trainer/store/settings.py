@@ -9,6 +9,7 @@ import msgspec
 
 from adc_edge import defaults
 from adc_edge.errors import SettingError
+from adc_edge.quantities import as_typed
 from adc_edge.storage.run_dir import STORE, WHOLE_FILE
 
 if TYPE_CHECKING:
@@ -22,13 +23,16 @@ class StoreSettings(msgspec.Struct, frozen=True):
     drop: float = 0.0
     mix: float = 0.0
 
+    @property
+    def augments(self) -> str:
+        """The options that augment stored rows, as a user types them; empty: none does."""
+        return as_typed({"--store-drop": self.drop, "--store-mix": self.mix})
+
     def check(self, settings: TrainerSettings, ranks: bool) -> None:
         """Raise SettingError for a trainer without a store, if stored rows are augmented or its run needs the store."""
-        given = {"--store-drop": self.drop, "--store-mix": self.mix}
-        augments = " and ".join(f"{option} {value:g}" for option, value in given.items() if value)
-        if augments and (why := reason_for_none(settings, ranks)):
+        if self.augments and (why := reason_for_none(settings, ranks)):
             raise SettingError(
-                f"{augments} with {why}",
+                f"{self.augments} with {why}",
                 "a trainer that keeps what devices send",
                 "leave the augmentation out, or change the other",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from adc_edge.errors import ProtocolError
 from adc_edge.storage.run_dir import WHOLE_FILE
 from adc_edge.wire.messages import Hello
 
+logger = logging.getLogger(__name__)
+
 
 class ActivationStores:
     """The stores of a trainer.
@@ -23,6 +26,7 @@ class ActivationStores:
         most_bytes: of all of them together.
         seal: encrypts them.
         why_none: why it keeps none.
+        augments: options that augment what is kept, in the steps done alone.
     """
 
     def __init__(
@@ -31,8 +35,10 @@ class ActivationStores:
         most_bytes: float = 0.0,
         seal: StoreSeal | None = None,
         why_none: str = "several ranks under torchrun, or no run directory (--run)",
+        augments: str = "",
     ) -> None:
         self._directory, self._most_bytes, self._why_none = directory, most_bytes, why_none
+        self._augments = augments
         self._seal = seal or StoreSeal()
         self._open: dict[int, SessionStore] = {}
         self._told: dict[int, int] = {}  # bytes that their devices have told
@@ -73,6 +79,12 @@ class ActivationStores:
                 "raise the trainer's --store-max, free disk space, or choose a lower --precision on the device",
                 "size",
             )
+
+    def tell_unused(self, hello: Hello) -> None:
+        """Warn of options that change what is kept, if nothing of this device is."""
+        if self._augments and not hello.sends:
+            text = "device %r leaves no step to this trainer (serve --send-epochs): %s changes nothing of its training"
+            logger.warning(text, hello.device, self._augments)
 
     def begin(self, hello: Hello) -> SessionStore:
         """Return the store of a session, new or not, whose wish ``check`` has admitted."""

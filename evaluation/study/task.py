@@ -12,6 +12,7 @@ from adc_edge.errors import SettingError
 from adc_edge.evaluation.study.records import Study
 from adc_edge.evaluation.study.setting import FREEZE, Setting
 from adc_edge.options import parse_model_args
+from adc_edge.quantities import as_typed
 from adc_edge.weights.opening import check_origin
 
 
@@ -42,8 +43,7 @@ def study_of(options: dict[str, Any]) -> Study:
 
 def check_augmentation(study: Study, settings: Sequence[Setting]) -> None:
     """Raise SettingError if stored activations are to be augmented, and no setting has a trainer that goes on alone."""
-    given = {"--store-drop": study.store_drop or 0.0, "--store-mix": study.store_mix or 0.0}
-    augments = " and ".join(f"{option} {value:g}" for option, value in given.items() if value)
+    augments = as_typed({"--store-drop": study.store_drop or 0.0, "--store-mix": study.store_mix or 0.0})
     epochs = study.max_epochs or study.epochs
     alone = (one.freeze is not None and one.freeze + one.passes < epochs for one in settings)
     if augments and not any(alone):

@@ -28,6 +28,7 @@ from adc_edge.cloud_trainer.link.share import TrainerLoad
 from adc_edge.cloud_trainer.registry import RequestContext, SessionRegistry
 from adc_edge.cloud_trainer.scheduling.admission import Admission
 from adc_edge.cloud_trainer.scheduling.merged import Merging
+from adc_edge.cloud_trainer.store.stores import ActivationStores
 from adc_edge.codec.precision import encode
 from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import label_triples
@@ -35,7 +36,8 @@ from adc_edge.method.split import head_from_manifest
 from adc_edge.optimizer.settings import OptimizerSettings, learning_rate
 from adc_edge.storage.bundle import Bundle
 from adc_edge.storage.halves import best_heads
-from adc_edge.storage.run_dir import RunDir
+from adc_edge.storage.run_dir import STORE, RunDir
+from adc_edge.wire.fleet_messages import SentSteps
 from adc_edge.wire.framing import Assembler
 from adc_edge.wire.headers import unpack_from_device
 from adc_edge.wire.messages import VERSION, Bye, ByeAck, Fetch, Gradient, HeadKept, Hello, KeepHead, Step, Welcome
@@ -290,6 +292,19 @@ def test_opening_a_session_logs_the_device_and_the_congestion_control(trainer: T
     with logged() as lines:
         trainer.hello()
     assert lines == ["device 'orin' at step 0, sending by bbr"]
+
+
+def test_a_device_that_sends_all_its_steps_leaves_nothing_to_augment(trainer: Trainer, tmp_path: Path) -> None:
+    trainer.sessions.stores = ActivationStores(tmp_path / STORE, 1e9, augments="--store-mix 1")
+    with logged() as lines:
+        trainer.hello()
+        trainer.hello(session=2, device="nano", sends=SentSteps(3, 1))
+    assert lines == [
+        "device 'orin' at step 0, sending by bbr",
+        "device 'orin' leaves no step to this trainer (serve --send-epochs): "
+        "--store-mix 1 changes nothing of its training",
+        "device 'nano' at step 0, sending by bbr",
+    ]
 
 
 @pytest.mark.parametrize(

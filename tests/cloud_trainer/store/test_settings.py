@@ -82,6 +82,17 @@ def test_a_trainer_without_the_package_that_decrypts_is_refused(
         Trainer(settings, Console(quiet=True), stop=lambda: True).run()
 
 
+def test_an_augmentation_of_what_cannot_be_stored_is_refused(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_keys(tmp_path / "keys")
+    own: dict[str, Any] = {"run": tmp_path / "run", "device": "cpu", "threads": 1, "keys": tmp_path / "keys"}
+    settings = TrainerSettings(bundle.path, "tcp://127.0.0.1:*", store_mix=1.0, **own)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    with pytest.raises(SettingError, match="no package `cryptography`"):
+        Trainer(settings, Console(quiet=True), stop=lambda: True).run()
+
+
 def test_the_options_of_the_trainer_reach_the_steps_that_it_does_alone(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
