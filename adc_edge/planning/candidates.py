@@ -142,7 +142,7 @@ def other_splits(task: Task, one: Candidate) -> list[Candidate]:
 def _settings(task: Task) -> Iterator[_Sent]:
     """Yield what may be sent, each shape and precision once: the bundle's own, what was measured, then a grid."""
     manifest, seen = task.manifest, set[tuple[int, int, Precision, Precision]]()
-    known = _known_precisions(task.profile)
+    known = known_precisions(task.profile)
     for sent in (_default(manifest), *_measured(task), *_grid()):
         shape = sent.ratio.shape(task.batch_size, manifest.tokens, manifest.prefix)
         key = (shape.clusters, shape.kept, sent.precision, sent.gradient_precision)
@@ -151,7 +151,7 @@ def _settings(task: Task) -> Iterator[_Sent]:
             yield sent
 
 
-def _known_precisions(profile: Profile) -> set[Precision]:
+def known_precisions(profile: Profile) -> set[Precision]:
     """Precisions that every side has been measured with."""
     sides = [profile.device.codec] + ([] if profile.trainer is None else [profile.trainer.codec])
     return {precision for precision in PRECISIONS if all(precision in side for side in sides)}

@@ -24,7 +24,7 @@ def training_table(training: PlannedTraining, made: Made) -> Table:
     alone = any(way.seconds_alone is not None for way in training.ways)
     columns = ["options of serve", "kB an image", *(["MB", "time"] if known else []), *(["alone"] if alone else [])]
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=bool(number))
+        table.add_column(name, justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
     for cells in _rows(training, made):
         table.add_row(*cells[: len(columns)])
     return table

@@ -22,6 +22,7 @@ from tests.calibration.plan.test_command import profile as profile
 from tests.planning.inputs import written_study
 
 LATE = ["--freeze-after", "3", "--send-epochs", "2"]
+COARSE = "--freeze-after 2 --send-epochs 2 --precision pca0.5,pca0.5,pca1 --gradient-precision pca0.125".split()
 FROZEN = ["--trunk", "frozen", "--send-epochs", "1"]
 IMAGES = 1437  # of digits, in 89 batches of 16
 
@@ -43,22 +44,26 @@ def test_a_trunk_that_freezes_sends_less_and_each_way_has_its_bytes_and_its_time
     found = planned(tmp_path, bundle_dir, link, "--profile", profile, "--study", study, "--data", "digits")
     told, step = training_of(found), found.chosen
     assert (told.epochs, told.steps_per_epoch) == (10, IMAGES // 16)
-    assert [way.options for way in told.ways] == [[], LATE, FROZEN]
-    assert [way.epochs_alone for way in told.ways] == [0, 5, 9]
-    chosen, late, frozen = told.ways
+    assert [way.options for way in told.ways] == [[], LATE, COARSE, FROZEN]
+    assert [way.epochs_alone for way in told.ways] == [0, 5, 6, 9]
+    chosen, late, coarse, frozen = told.ways
     assert chosen.bytes_up_an_image == pytest.approx(10 * step.bytes_up / 16)
     assert chosen.bytes_down_an_image == pytest.approx(10 * step.bytes_down / 16)
     assert chosen.seconds == pytest.approx(10 * 89 * step.seconds)
     assert chosen.seconds_alone is None
     assert late.bytes_up_an_image == pytest.approx(5 * step.bytes_up / 16, rel=0.02)  # without a wish for gradients
     assert 0.3 * chosen.bytes_down_an_image < late.bytes_down_an_image < 0.5 * chosen.bytes_down_an_image
+    assert step.precision == "pca1"
+    assert coarse.bytes_up_an_image == pytest.approx((2 / 2 + 2) * step.bytes_up / 16, rel=0.1)  # two epochs in a half
+    assert coarse.bytes_down_an_image < 0.7 * late.bytes_down_an_image
     assert frozen.bytes_up_an_image == pytest.approx(chosen.bytes_up_an_image / 10, rel=0.02)
     assert frozen.bytes_down_an_image < late.bytes_down_an_image / 3
-    seconds = [way.seconds for way in (frozen, late, chosen) if way.seconds is not None]
-    assert len(seconds) == 3
+    seconds = [way.seconds for way in (frozen, coarse, late, chosen) if way.seconds is not None]
+    assert len(seconds) == 4
     assert seconds == sorted(seconds)
     assert late.seconds_alone is not None
     assert frozen.seconds_alone == pytest.approx(late.seconds_alone * 9 / 5)
+    assert coarse.seconds_alone == pytest.approx(late.seconds_alone * 6 / 5), "its last epochs are in pca1 too"
     assert {"JPEG q90", "JPEG q75"} <= set(told.pictures)
     assert 200 < told.pictures["JPEG q75"] < told.pictures["JPEG q90"] < 2000
 
@@ -72,16 +77,20 @@ def test_the_screen_says_it_in_words_and_names_what_measures_the_accuracy(
     assert "the images, once: JPEG q75" in words
     assert "is not predicted; it may lose much to the chosen setting" in words
     named = [word for before, word in zip(words.split(), words.split()[1:], strict=False) if before == "--setting"]
-    assert len(named) == 3
+    assert len(named) == 4
     settings = [parse_setting(word.strip("`")) for word in named]
-    assert [(one.freeze, one.passes) for one in settings] == [(None, 1), (3.0, 2), (0.0, 1)]
+    assert [(one.freeze, one.passes) for one in settings] == [(None, 1), (3.0, 2), (2.0, 2), (0.0, 1)]
+    assert settings[2].by_epoch.texts == ("pca0.5,pca0.5,pca1", "pca0.125")
     assert "by the link alone" in words
-    (late,) = [line.split() for line in output.splitlines() if line.strip().startswith("--freeze-after")]
+    late, _ = [line.split() for line in output.splitlines() if line.strip().startswith("--freeze-after")]
     (chosen,) = [line.split() for line in output.splitlines() if line.strip().startswith("as chosen")]
     assert float(late[4]) < 0.5 * float(chosen[2])
 
 
-@pytest.mark.parametrize(("epochs", "offered"), [(6, [[], LATE, FROZEN]), (5, [[], FROZEN]), (1, [[]])])
+@pytest.mark.parametrize(
+    ("epochs", "offered"),
+    [(6, [[], LATE, COARSE, FROZEN]), (5, [[], COARSE, FROZEN]), (4, [[], FROZEN]), (1, [[]])],
+)
 def test_only_what_leaves_epochs_for_the_trainer_is_offered(
     tmp_path: Path, bundle_dir: Path, link: Path, epochs: int, offered: list[list[str]]
 ) -> None:
@@ -151,7 +160,7 @@ def test_a_chosen_setting_whose_trunk_is_frozen_can_send_its_images_once(bundle:
 def test_what_evaluate_cannot_measure_is_not_named(bundle: Bundle) -> None:
     """It has no trunk whose first blocks alone are frozen."""
     assert list(settings_to_measure(made(bundle, freeze_first=1), 10)) == []
-    assert len(list(settings_to_measure(made(bundle), 10))) == 3
+    assert len(list(settings_to_measure(made(bundle), 10))) == 4
 
 
 @pytest.mark.parametrize("columns", [60, 80])
