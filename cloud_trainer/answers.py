@@ -31,6 +31,7 @@ from adc_edge.cloud_trainer.store.sending import (
     part_from_device,
     steps_stored,
     store_evaluation,
+    tell_of_older,
 )
 from adc_edge.errors import ProtocolError
 from adc_edge.method.labels import check_classes
@@ -203,6 +204,7 @@ class Answers:
         if begins_on:
             logger.info("device %r begins on a head with %d steps of other sessions", hello.device, begins_on)
         self._sessions.stores.tell_unused(hello)
+        tell_of_older(self._sessions, session)
 
     def _name_classes(self, session: ServedSession, message: ClassNames, body: memoryview) -> Reply:
         """Learn a device's class names and their images, and answer with those of the head if they were asked for."""

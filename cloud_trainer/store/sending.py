@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from adc_edge.wire.messages import Evaluate, Hello, Step
 if TYPE_CHECKING:
     from adc_edge.cloud_trainer.registry import SessionRegistry
     from adc_edge.cloud_trainer.served_session import ServedSession
+
+logger = logging.getLogger(__name__)
 
 
 def store_step(session: ServedSession, message: Step, body: Body, save: Callable[[], None]) -> None:
@@ -82,6 +85,18 @@ def check_wish(sessions: SessionRegistry, hello: Hello) -> None:
         known.store.begun.check(hello.sends)
     if known is None or not steps_stored(known, hello):
         sessions.stores.check(hello)
+
+
+def tell_of_older(sessions: SessionRegistry, session: ServedSession) -> None:
+    """Warn that a device begins anew while this trainer still does steps of what it has sent before."""
+    mine = session.record.device, session.record.owner
+    older = (one for one in sessions if (one.record.device, one.record.owner) == mine and one.goes_on_alone)
+    left = sum(one.planned_steps - one.applied for one in older if one is not session)
+    if left and not session.applied:
+        text = (
+            "device %r begins anew, and %d steps of what it sent before are still done alone: the head learns from both"
+        )
+        logger.warning(text, session.record.device, left)
 
 
 def lengthen(session: ServedSession, planned: int) -> None:

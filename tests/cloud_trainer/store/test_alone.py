@@ -28,7 +28,7 @@ from adc_edge.storage.run_dir import STORE, RunDir
 from adc_edge.wire.fleet_messages import SentSteps
 from adc_edge.wire.messages import Evaluated
 from tests.cloud_trainer.store.messages import OnceDevice
-from tests.serving import serving
+from tests.serving import logged, serving
 from tests.stub_device import Device
 
 SENT, PLANNED = 3, 10
@@ -90,6 +90,20 @@ def send_all(device: OnceDevice, evaluate: bool = True) -> None:
         assert isinstance(device.session.result(60)[0], Evaluated)
     assert device.session.close_session()
     device.session.close()
+
+
+def test_a_device_that_begins_anew_while_its_old_run_goes_on_is_told_of(
+    bundle: Bundle, training: HeadTraining, tmp_path: Path
+) -> None:
+    """`serve --fresh` on the device alone: the head would learn from both runs without a word."""
+    with trainer(bundle, training, tmp_path / "run", waits=True) as world, logged() as lines:
+        send_all(OnceDevice(bundle, world.server.endpoint, SENT, PLANNED))
+        again = OnceDevice(bundle, world.server.endpoint, SENT, PLANNED)
+        again.number = again.incarnation = 2
+        send_all(again)
+    told = [line for line in lines if "begins anew" in line]
+    (line,) = told
+    assert f"{PLANNED - SENT} steps of what it sent before are still done alone" in line
 
 
 def test_the_trainer_goes_on_alone_to_the_planned_step_and_deletes_what_it_kept(
