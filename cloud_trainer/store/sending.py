@@ -88,14 +88,12 @@ def check_wish(sessions: SessionRegistry, hello: Hello) -> None:
 
 
 def tell_of_older(sessions: SessionRegistry, session: ServedSession) -> None:
-    """Warn that a device begins anew while this trainer still does steps of what it has sent before."""
+    """Warn that a device begins while this trainer still does steps of what one of its name and key has sent."""
     mine = session.record.device, session.record.owner
     older = (one for one in sessions if (one.record.device, one.record.owner) == mine and one.goes_on_alone)
     left = sum(one.planned_steps - one.applied for one in older if one is not session)
     if left and not session.applied:
-        text = (
-            "device %r begins anew, and %d steps of what it sent before are still done alone: the head learns from both"
-        )
+        text = "device %r begins, and %d steps of an older run of that name are done alone: the head learns from both"
         logger.warning(text, session.record.device, left)
 
 

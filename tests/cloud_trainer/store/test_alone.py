@@ -101,9 +101,9 @@ def test_a_device_that_begins_anew_while_its_old_run_goes_on_is_told_of(
         again = OnceDevice(bundle, world.server.endpoint, SENT, PLANNED)
         again.number = again.incarnation = 2
         send_all(again)
-    told = [line for line in lines if "begins anew" in line]
+    told = [line for line in lines if "older run" in line]
     (line,) = told
-    assert f"{PLANNED - SENT} steps of what it sent before are still done alone" in line
+    assert f"{PLANNED - SENT} steps of an older run of that name are done alone" in line
 
 
 def test_the_trainer_goes_on_alone_to_the_planned_step_and_deletes_what_it_kept(
