@@ -33,6 +33,7 @@ PANELS = {
 PNG = RESULTS.parent / "ten-epochs.png"
 _COLOURS = (  # Okabe-Ito, Tol
     "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933",
+    "#8C564B", "#117733",
 )  # fmt: skip
 _MARKERS = ("o", "*", "s", "^")
 _INK = "#222222"
