@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ class TrainingWay(NamedTuple):
     def plans(self, chosen: StepPlan) -> Iterator[StepPlan]:
         """Yield the plan of a step in each epoch that the device sends."""
         for epoch in range(self.trained + self.frozen):
-            up, down = (chosen.precision, chosen.gradient_precision)
+            up, down = chosen.precision, chosen.gradient_precision
             if self.precisions is not None:
                 up, down = self.precisions.of_epoch(epoch)
             yield chosen._replace(precision=up, gradient_precision=down if epoch < self.trained else None)
@@ -90,16 +89,15 @@ def planned_training(
 
 
 def _planned(way: TrainingWay, made: Made, steps: int | None) -> PlannedWay:
-    counts = Counter(way.plans(made.choice.candidate.plan))
-    predicted = {plan: predict(plan, made.task.link, made.task.profile) for plan in counts}
-    parts = [(epochs, predicted[plan]) for plan, epochs in counts.items()]
-    up, down = (sum(epochs * getattr(one, f"bytes_{side}") for epochs, one in parts) for side in ("up", "down"))
+    plans = list(way.plans(made.choice.candidate.plan))
+    predicted = {plan: predict(plan, made.task.link, made.task.profile) for plan in set(plans)}
+    sent = [predicted[plan] for plan in plans]
+    up, down = sum(one.bytes_up for one in sent), sum(one.bytes_down for one in sent)
     images, trainer = made.task.batch_size, made.task.profile.trainer
-    seconds = None if steps is None else steps * sum(epochs * one.seconds for epochs, one in parts)
+    seconds = None if steps is None else steps * sum(one.seconds for one in sent)
     alone = None
     if steps is not None and trainer is not None and way.alone:
-        *_, last = way.plans(made.choice.candidate.plan)
-        alone = steps * way.alone * served_seconds(last, predicted[last].costs, trainer)
+        alone = steps * way.alone * served_seconds(plans[-1], sent[-1].costs, trainer)
     return PlannedWay(list(way.options), way.alone, up / images, down / images, seconds, alone)
 
 
