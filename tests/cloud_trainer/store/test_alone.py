@@ -80,6 +80,15 @@ def left_alone(
         yield sessions, AloneTraining(bundle.manifest, training, sessions, checkpoints, 0, group_bytes=group_bytes)
 
 
+@pytest.fixture
+def no_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that was started again waits for no device that might ask once more."""
+    monkeypatch.setattr("adc_edge.cloud_trainer.store.alone._FAREWELL_S", 0.0)
+
+
+no_wait = pytest.mark.usefixtures("no_farewell")
+
+
 def send_all(device: OnceDevice, evaluate: bool = True) -> None:
     """Do the device's steps, and say farewell."""
     device.session.open(30)
@@ -144,6 +153,7 @@ def test_a_device_that_comes_again_is_told_that_it_is_needed_no_more(
         longer.session.close()
 
 
+@no_wait
 def test_the_same_device_with_more_steps_makes_the_run_longer_also_after_a_restart(
     bundle: Bundle, training: HeadTraining, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
@@ -176,6 +186,7 @@ def test_a_run_is_not_made_shorter_than_the_trainer_has_come(
     assert training.steps == PLANNED
 
 
+@no_wait
 def test_a_checkpoint_without_the_session_gets_it_from_the_store(
     bundle: Bundle, training: HeadTraining, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
@@ -200,15 +211,6 @@ def late(bundle: Bundle, world: World, first: int = 2) -> OnceDevice:
 
 
 LATE_SENT, LATE_PLANNED = 7, 12
-
-
-@pytest.fixture
-def no_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trainer that was started again waits for no device that might ask once more."""
-    monkeypatch.setattr("adc_edge.cloud_trainer.store.alone._FAREWELL_S", 0.0)
-
-
-no_wait = pytest.mark.usefixtures("no_farewell")
 
 
 @no_wait
@@ -498,6 +500,7 @@ def test_what_all_sessions_keep_in_memory_is_bounded(
         assert sessions.finished() == 2
 
 
+@no_wait
 def test_half_a_step_is_never_learned(
     bundle: Bundle, training: HeadTraining, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
