@@ -24,6 +24,7 @@ KINDS = {
     "one message": LATE,
     "two messages, old weights in the engine": (*LATE, "--micro-batches", "2", "--refresh-every", "4"),
     "torch": (*LATE, "--engine", "torch"),
+    "precisions by epoch": (*LATE, "--precision", "dct1,pca0.5", "--gradient-precision", "dct0.25,pca0.25"),
 }
 STEPS, FROM, SENT = 40, 11, 22  # planned; from which the trunk is frozen; of the device
 CHECKPOINTS = "adc_edge.cloud_trainer.checkpoints:TrainerCheckpoints"
