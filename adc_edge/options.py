@@ -61,7 +61,7 @@ def choices(literal: Any, *more: str) -> click.Choice[str]:
 PRECISION = choices(defaults.Precision)
 COUNT = click.IntRange(min=0)
 NUMBER = FloatRange(min=0)
-_FINITE = FloatRange(min=0, finite=True)
+FINITE = FloatRange(min=0, finite=True)
 IMAGES = click.IntRange(min=2)  # of a batch
 PATH = click.Path(path_type=Path)
 OUTPUT_FILE, OUTPUT_DIRECTORY = _OutputPath(), _OutputPath(directory=True)
@@ -255,8 +255,8 @@ def optimizer_options(command: F) -> F:
     return _with(
         command,
         click.option("--optimizer", type=names, default="adamw", help="Optimizer of this half."),
-        click.option("--lr", type=_FINITE, default=rate, help="Learning rate."),
-        click.option("--weight-decay", type=_FINITE, default=0.0, help="Weight decay."),
+        click.option("--lr", type=FINITE, default=rate, help="Learning rate."),
+        click.option("--weight-decay", type=FINITE, default=0.0, help="Weight decay."),
         click.option("--momentum", type=FloatRange(0, 1), default=momentum, help="Momentum of sgd."),
         click.option("--clip-norm", type=NUMBER, default=0.0, help="Clip the norm of this half's gradient; 0: no."),
         click.option("--schedule", type=schedules, default="constant", help="Learning rate after the warm-up."),

@@ -17,7 +17,7 @@ from adc_edge.files import write_atomic
 
 _UNCOMPRESSED = "none"
 _ONCE = "the images as JPEG, once"
-_MAY_DIFFER = {"epochs", "max_epochs", "budget", "evaluate_every", "store_drop", "store_mix"}
+_MAY_DIFFER = {"epochs", "max_epochs", "budget", "evaluate_every", "store_drop", "store_mix", "trunk_lr"}
 _OF_STUDY = "pictures.json of the study"
 _Kind = TypeVar("_Kind")
 LINES = {"own files": "files", "q90": "q90", "q75": "q75"}  # fields of results.json

@@ -12,6 +12,7 @@ import click
 from adc_edge.defaults import FleetMode, FleetPrecision, Precision, RobustRule
 from adc_edge.options import (
     COUNT,
+    FINITE,
     IMAGES,
     OUTPUT_DIRECTORY,
     F,
@@ -177,6 +178,12 @@ def _take_preset(context: click.Context, parameter: click.Parameter, name: str |
 )
 @heading("Optimisation")
 @optimizer_options
+@click.option(
+    "--trunk-lr",
+    type=FINITE,
+    metavar="RATE",
+    help="Learning rate of the trunk, as serve --lr has one of its own; without it the trunk has --lr as well.",
+)
 @heading("Machine")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Torch device.")
 @click.option(

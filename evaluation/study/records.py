@@ -40,8 +40,17 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store_drop: float | msgspec.UnsetType = msgspec.UNSET  # as `trainer` has them, once the trainer goes on alone
     store_mix: float | msgspec.UnsetType = msgspec.UNSET
     optimizer: OptimizerSettings = OptimizerSettings(name="adam")
+    trunk_lr: float | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # left out of study.json when the trunk has that of ``optimizer``
     device: str = "cpu"  # "auto" until torch is asked (`on_device`); never in study.json
     compute: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def trunk_optimizer(self) -> OptimizerSettings:
+        """The trunk's optimizer: that of the head, with a learning rate of its own if it has one."""
+        own = self.optimizer.lr if self.trunk_lr is msgspec.UNSET else self.trunk_lr
+        return msgspec.structs.replace(self.optimizer, lr=own)
 
     def check(self) -> Study:
         """Return self, or raise SettingError for a number out of range."""

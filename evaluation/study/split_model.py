@@ -48,7 +48,7 @@ def make_split_model(
     codec.adapt(trunk)
     sides = ((trunk, codec.device), (head, codec.trainer))
     halves = [nn.ModuleList(m for m in side if m is not None).to(place) for side in sides]
-    optimizers = Optimizer(halves[0], study.optimizer), Optimizer(halves[1], study.optimizer)
+    optimizers = Optimizer(halves[0], study.trunk_optimizer), Optimizer(halves[1], study.optimizer)
     return SplitModel(trunk, head, codec, optimizers, place), study_preprocessing(study, preprocessing(vit))
 
 

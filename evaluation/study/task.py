@@ -26,6 +26,7 @@ def study_of(options: dict[str, Any]) -> Study:
         ModelError: there is no such weights file.
     """
     weights, crop_pct = options.pop("weights"), options.pop("crop_pct")
+    trunk_lr = options.pop("trunk_lr", None)
     check_origin(weights, options["pretrained"], options["allow_missing"])
     parse_augmentation(options["augment"])
     study = Study(
@@ -36,6 +37,7 @@ def study_of(options: dict[str, Any]) -> Study:
         crop_pct="model" if crop_pct is None else crop_pct,
         store_drop=options.pop("store_drop", 0.0) or msgspec.UNSET,
         store_mix=options.pop("store_mix", 0.0) or msgspec.UNSET,
+        trunk_lr=msgspec.UNSET if trunk_lr is None else trunk_lr,
         **options,
     )
     return study.check()

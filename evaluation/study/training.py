@@ -78,7 +78,7 @@ def train(
             _loader(split, study, preparation, seed + device * _ANOTHER_SEED, allow_broken, stack)
             for device, split in enumerate(splits)
         ]
-        devices = StudyDevices(fleet or StudyFleet(1), first, loaders, study.optimizer)
+        devices = StudyDevices(fleet or StudyFleet(1), first, loaders, study.trunk_optimizer)
         curve = [] if unfinished is None else unfinished.restore(devices)
         wire = wire or (Counted(curve[-1].bytes_up, curve[-1].bytes_down) if curve else Counted())
         tests = _tests(data.test, preparation, allow_broken)

@@ -177,6 +177,26 @@ def test_an_option_that_is_typed_wins_over_the_preset(tmp_path: Path, monkeypatc
     assert parse_setting("none/pca1:pca0.25") in settings
 
 
+def test_a_learning_rate_of_the_trunks_own_reaches_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adc_edge.evaluation.study import runner
+
+    seen: list[Study] = []
+
+    def note(study: Study, *rest: Any) -> list[Any]:
+        seen.append(study)
+        return []
+
+    monkeypatch.setattr(runner, "run_study", note)
+    monkeypatch.setattr(runner, "read_runs", lambda directory: (seen[-1], []))
+    for typed, expected in (([], 4e-4), (["--trunk-lr", "2e-4"], 2e-4), (["--trunk-lr", "0"], 0.0)):
+        result = CliRunner().invoke(main, ["evaluate", "--lr", "4e-4", "-o", str(tmp_path), *typed])
+        assert result.exit_code == 0, result.output
+        assert (seen[-1].trunk_optimizer.lr, seen[-1].optimizer.lr) == (expected, 4e-4)
+    refused = CliRunner().invoke(main, ["evaluate", "--trunk-lr", "-1", "-o", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "--trunk-lr" in refused.output
+
+
 def test_augmentation_of_what_is_stored_reaches_the_study_and_is_refused_where_nothing_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +218,8 @@ def test_augmentation_of_what_is_stored_reaches_the_study_and_is_refused_where_n
     assert typed(*augmented, "--setting", "none/pca1+freeze2").exit_code == 0
     assert (seen[-1].store_mix, seen[-1].store_drop) == (1.0, 0.2)
     assert typed("--setting", "none/pca1+freeze2").exit_code == 0
-    assert not {"store_mix", "store_drop"} & set(msgspec.to_builtins(seen[-1])), "as study.json of 0.15 has it"
+    new = {"store_mix", "store_drop", "trunk_lr"}
+    assert not new & set(msgspec.to_builtins(seen[-1])), "as study.json of 0.15 has it"
     for setting in ("none/pca1", "none/pca1+freeze2x2"):  # the second is never alone
         refused = typed(*augmented, "--setting", setting)
         assert refused.exit_code == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -35,12 +37,19 @@ STUDY = Study(
 )
 
 
-def test_uncompressed_split_learning_is_ordinary_training_of_the_whole_model() -> None:
-    """The reference: timm's own model, one optimizer, no cut."""
-    run = train(STUDY, parse_setting("none"), seed=3)
+@pytest.mark.parametrize("trunk_lr", [None, 4e-4])
+def test_uncompressed_split_learning_is_ordinary_training_of_the_whole_model(trunk_lr: float | None) -> None:
+    """The reference: timm's own model, one optimizer, no cut; a rate of the trunk's own is that of its parameters."""
+    study = STUDY if trunk_lr is None else msgspec.structs.replace(STUDY, trunk_lr=trunk_lr)
+    run = train(study, parse_setting("none"), seed=3)
     torch.manual_seed(3)
     vit = create_vit(STUDY.model, TINY, 10)
-    optimizer = torch.optim.Adam(vit.parameters(), lr=1e-3)
+    of_trunk = ("cls_token", "pos_embed", "patch_embed.", "blocks.0.", "blocks.1.")
+    sides: tuple[list[torch.nn.Parameter], ...] = ([], [])
+    for name, parameter in vit.named_parameters():
+        sides[name.startswith(of_trunk)].append(parameter)
+    groups: list[dict[str, Any]] = [{"params": sides[0]}, {"params": sides[1], "lr": trunk_lr or 1e-3}]
+    optimizer = torch.optim.Adam(groups, lr=1e-3)
     data, how = sampled(load_dataset("digits"), STUDY), preprocessing(vit)
     loader = Loader(data.train, how, 32, 3, augment.parse_augmentation("flip"))
     losses = []
