@@ -1,3 +1,3 @@
 """adc-edge: train a Vision Transformer across a slow link (Attention-based Double Compression)."""
 
-__version__ = "0.17.0"
+__version__ = "0.18.0"
