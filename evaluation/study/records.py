@@ -40,9 +40,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store_drop: float | msgspec.UnsetType = msgspec.UNSET  # as `trainer` has them, once the trainer goes on alone
     store_mix: float | msgspec.UnsetType = msgspec.UNSET
     optimizer: OptimizerSettings = OptimizerSettings(name="adam")
-    trunk_lr: float | msgspec.UnsetType = (
-        msgspec.UNSET
-    )  # left out of study.json when the trunk has that of ``optimizer``
+    trunk_lr: float | msgspec.UnsetType = msgspec.UNSET  # that of ``optimizer``
     device: str = "cpu"  # "auto" until torch is asked (`on_device`); never in study.json
     compute: Literal["fp32", "bf16"] = "fp32"
 

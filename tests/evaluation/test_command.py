@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 from adc_edge.cli import main
 from adc_edge.evaluation.study.presets import PRESETS, preset
 from adc_edge.evaluation.study.records import Study
-from adc_edge.evaluation.study.setting import parse_setting, product
+from adc_edge.evaluation.study.setting import Setting, parse_setting, product
 
 TASK = (
     "--data digits --model vit_tiny_patch16_224 --img-size 16 --model-arg patch_size=4 --model-arg embed_dim=32 "
@@ -158,68 +159,57 @@ def test_every_preset_names_options_and_settings_that_exist(name: str) -> None:
         parse_setting(text)
 
 
-def test_an_option_that_is_typed_wins_over_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+Asked = list[tuple[Study, Sequence[Setting]]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """The studies, with their settings, that commands ask for; none is run."""
     from adc_edge.evaluation.study import runner
 
-    seen: list[Any] = []
+    seen: Asked = []
 
-    def note(study: Any, settings: Any, *rest: Any) -> list[Any]:
+    def note(study: Study, settings: Sequence[Setting], *rest: Any) -> list[Any]:
         seen.append((study, settings))
         return []
 
     monkeypatch.setattr(runner, "run_study", note)
-    monkeypatch.setattr(runner, "read_runs", lambda directory: (seen[0][0], []))
+    monkeypatch.setattr(runner, "read_runs", lambda directory: (seen[-1][0], []))
+    return seen
+
+
+def test_an_option_that_is_typed_wins_over_the_preset(tmp_path: Path, asked: Asked) -> None:
     typed = ["evaluate", "--preset", "small", "--epochs", "1", "-o", str(tmp_path)]
     assert CliRunner().invoke(main, typed).exit_code == 0
-    study, settings = seen[0]
+    study, settings = asked[0]
     assert study.epochs == 1.0
     assert study.compute == "bf16"
     assert parse_setting("none/pca1:pca0.25") in settings
 
 
-def test_a_learning_rate_of_the_trunks_own_reaches_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adc_edge.evaluation.study import runner
-
-    seen: list[Study] = []
-
-    def note(study: Study, *rest: Any) -> list[Any]:
-        seen.append(study)
-        return []
-
-    monkeypatch.setattr(runner, "run_study", note)
-    monkeypatch.setattr(runner, "read_runs", lambda directory: (seen[-1], []))
+def test_a_learning_rate_of_the_trunks_own_reaches_the_study(tmp_path: Path, asked: Asked) -> None:
     for typed, expected in (([], 4e-4), (["--trunk-lr", "2e-4"], 2e-4), (["--trunk-lr", "0"], 0.0)):
         result = CliRunner().invoke(main, ["evaluate", "--lr", "4e-4", "-o", str(tmp_path), *typed])
         assert result.exit_code == 0, result.output
-        assert (seen[-1].trunk_optimizer.lr, seen[-1].optimizer.lr) == (expected, 4e-4)
+        study, _ = asked[-1]
+        assert (study.trunk_optimizer.lr, study.optimizer.lr) == (expected, 4e-4)
     refused = CliRunner().invoke(main, ["evaluate", "--trunk-lr", "-1", "-o", str(tmp_path)])
     assert refused.exit_code == 2
     assert "--trunk-lr" in refused.output
 
 
 def test_augmentation_of_what_is_stored_reaches_the_study_and_is_refused_where_nothing_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, asked: Asked
 ) -> None:
-    from adc_edge.evaluation.study import runner
-
-    seen: list[Study] = []
-
-    def note(study: Study, *rest: Any) -> list[Any]:
-        seen.append(study)
-        return []
-
-    monkeypatch.setattr(runner, "run_study", note)
-    monkeypatch.setattr(runner, "read_runs", lambda directory: (seen[-1], []))
-
     def typed(*options: str) -> Any:
         return CliRunner().invoke(main, ["evaluate", "--epochs", "4", "-o", str(tmp_path), *options])
 
     augmented = ("--store-mix", "1", "--store-drop", "0.2")
     assert typed(*augmented, "--setting", "none/pca1+freeze2").exit_code == 0
-    assert (seen[-1].store_mix, seen[-1].store_drop) == (1.0, 0.2)
+    assert (asked[-1][0].store_mix, asked[-1][0].store_drop) == (1.0, 0.2)
     assert typed("--setting", "none/pca1+freeze2").exit_code == 0
     new = {"store_mix", "store_drop", "trunk_lr"}
-    assert not new & set(msgspec.to_builtins(seen[-1])), "as study.json of 0.15 has it"
+    assert not new & set(msgspec.to_builtins(asked[-1][0])), "as study.json of 0.15 has it"
     for setting in ("none/pca1", "none/pca1+freeze2x2"):  # the second is never alone
         refused = typed(*augmented, "--setting", setting)
         assert refused.exit_code == 2
